@@ -1,0 +1,1 @@
+"""The networks, one readable file each, their stages and the loading of official checkpoints. Needs torch."""

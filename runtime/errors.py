@@ -1,0 +1,82 @@
+"""One base error and one child per exit code; every message says what was, what was wanted, and how to mend it."""
+
+
+class FathomError(Exception):
+    """Base of all errors a user can meet.
+
+    Args:
+        was: what was found, as a full clause without a final stop.
+        wanted: what would have been right.
+        mend: what the user can do about it, usually a command.
+    """
+
+    exit_code = 1
+
+    def __init__(self, was: str, *, wanted: str = "", mend: str = ""):
+        self.was, self.wanted, self.mend = was, wanted, mend
+        parts = [was, f"wanted: {wanted}" if wanted else "", f"to mend: {mend}" if mend else ""]
+        super().__init__("; ".join(part for part in parts if part))
+
+
+class UsageError(FathomError):
+    """The command line asks for something that does not exist or contradicts itself."""
+
+    exit_code = 2
+
+
+class InputError(FathomError):
+    """A file from outside is missing, broken, unsafe, or not what it claims to be."""
+
+    exit_code = 3
+
+
+class AccuracyError(FathomError):
+    """A result left its tolerance, or is NaN, Inf or constant."""
+
+    exit_code = 4
+
+
+class PrecisionError(FathomError):
+    """What was built does not hold the precision that was asked for."""
+
+    exit_code = 5
+
+
+class EnvironmentMismatchError(FathomError):
+    """This machine, driver, package set or version cannot do what was asked."""
+
+    exit_code = 6
+
+
+class OutOfMemoryError(FathomError):
+    """Host or device memory ran out, or the limit that was set was reached."""
+
+    exit_code = 7
+
+
+class BuildFailedError(FathomError):
+    """An engine could not be compiled."""
+
+    exit_code = 8
+
+
+class PerformanceError(FathomError):
+    """A performance gate failed."""
+
+    exit_code = 9
+
+
+class ChecksumError(FathomError):
+    """Bytes differ from the SHA-256 that was recorded for them."""
+
+    exit_code = 10
+
+
+INTERRUPTED = 130
+
+
+def missing_package(module: str, extra: str, why: str) -> EnvironmentMismatchError:
+    """The error for a package that is not installed: names the ``pip install`` that mends it."""
+    return EnvironmentMismatchError(
+        f"the package '{module}' is not installed", wanted=why, mend=f"pip install 'fathom-depth[{extra}]'" if extra else f"pip install {module}"
+    )

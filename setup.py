@@ -1,0 +1,75 @@
+"""Install the folders of this checkout as one import package, fathom."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+FOLDERS = find_packages(str(HERE), exclude=["tests", "tests.*", "build", "build.*", "demo", "demo.*"])
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "__init__.py").read_text()).group(1)
+
+
+class BuildWithoutSetup(build_py):
+    """Keep setup.py out of the package whose folder it stands in."""
+
+    def find_package_modules(self, package, package_dir):
+        """All modules but setup.py."""
+        return [module for module in super().find_package_modules(package, package_dir) if module[:2] != ("fathom", "setup")]
+
+
+EXPORT = [
+    "torch>=2.13,<3",
+    "transformers>=5.20,<6",
+    "diffusers>=0.42,<1",
+    "onnx>=1.23,<2",
+    "onnxscript>=0.7.2,<1",
+    "onnx-ir>=1.1,<2",
+    "onnxruntime>=1.31,<2",
+    "safetensors>=0.8,<1",
+    "tokenizers>=0.22",
+]
+CLIP = ["open_clip_torch>=3.3,<4", "torchvision>=0.28"]
+RTX = ["tensorrt-rtx==1.7.1.116"]
+CUDA = ["cuda-bindings>=13,<14", "pycuda>=2026.1"]
+BENCH = ["h5py>=3.10", "scipy>=1.11"]
+DEV = ["pytest>=9", "hypothesis>=6.100", "ruff==0.17.5", "jsonschema>=4.20", "scikit-image>=0.26,<1", "build>=1.2", "setuptools>=77", "wheel"]
+
+setup(
+    name="fathom-depth",
+    version=VERSION,
+    description="Vision-language depth networks from a PyTorch checkpoint to ONNX and TensorRT engines, and a lean runtime for them",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["fathom", *(f"fathom.{folder}" for folder in FOLDERS)],
+    package_dir={"fathom": "."},
+    package_data={
+        "fathom": ["py.typed"],
+        "fathom.runtime": ["schemas/*.json", "*.npz"],
+        "fathom.models": ["keys/*", "weights/*"],
+        "fathom.datasets": ["*.json"],
+    },
+    install_requires=["numpy>=1.26", "Pillow>=10", "onnxruntime>=1.20"],
+    extras_require={
+        "export": EXPORT,
+        "clip": CLIP,
+        "rtx": RTX,
+        "cuda": CUDA,
+        "bench": BENCH,
+        "progress": ["tqdm>=4.60"],
+        "dev": [*EXPORT, *RTX, *BENCH, *DEV, "tqdm>=4.60"],
+    },
+    entry_points={
+        "console_scripts": [
+            "depth-run = fathom.runtime.run:main",
+            "depth-inspect = fathom.runtime.inspection:main",
+            "depth-export = fathom.export.export_command:main",
+            "depth-build = fathom.export.build_command:main",
+        ]
+    },
+    cmdclass={"build_py": BuildWithoutSetup},
+)
