@@ -1,0 +1,142 @@
+"""Outputs that appear under their final name only when they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import ChecksumError, InputError
+
+CHUNK = 1 << 22
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Check before the work starts that ``path`` may be written.
+
+    Raises:
+        InputError: if it exists and ``force`` is False, or its folder does not exist or cannot be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already", wanted="a name that is free", mend="choose another one, or pass --force to replace it")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist", mend=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"the folder {folder} cannot be written", mend="choose another one, or change its permissions")
+
+
+@contextmanager
+def whole_file(path: str | Path, force: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, synced and renamed to it at the end, removed if anything goes wrong (also Ctrl-C).
+
+    Raises:
+        InputError: if ``path`` exists and ``force`` is False, is a directory, or its folder cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, force)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory", wanted="the name of a file")
+    with _os_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
+        os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with _os_errors(path):
+            _sync(part)
+            os.chmod(part, 0o666 & ~_umask())
+            os.replace(part, path)
+            _sync(path.absolute().parent)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+@contextmanager
+def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> Iterator[Path]:
+    """Like ``whole_file`` for a directory.
+
+    With ``force`` an existing directory is replaced only if it is empty or holds the file ``marker``: a slip of the hand must not
+    delete somebody's folder.
+
+    Raises:
+        InputError: if ``path`` exists and may not be replaced, or its folder cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, force)
+    if path.exists() and not (path.is_dir() and not path.is_symlink() and (not any(path.iterdir()) or (marker and (path / marker).is_file()))):
+        raise InputError(f"{path} is no earlier output ({marker} is not in it), so it is not replaced", mend="remove it yourself or choose another name")
+    with _os_errors(path):
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent))
+    old = part.with_suffix(".old")
+    try:
+        yield part
+        with _os_errors(path):
+            for file in sorted(part.rglob("*")):
+                _sync(file)
+            os.chmod(part, 0o777 & ~_umask())
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(part, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            _sync(path.absolute().parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file in lower-case hex; reads it piece by piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_sha256(view: memoryview | mmap.mmap | bytes, wanted: str, what: str) -> None:
+    """Compare bytes with a recorded SHA-256, piece by piece.
+
+    Raises:
+        ChecksumError: if they differ; ``what`` is named.
+    """
+    digest = hashlib.sha256()
+    with memoryview(view) as whole:
+        for start in range(0, len(whole), CHUNK):
+            with whole[start : start + CHUNK] as piece:
+                digest.update(piece)
+    if digest.hexdigest() != wanted:
+        was = f"{what} has SHA-256 {digest.hexdigest()[:12]}…"
+        raise ChecksumError(was, wanted=f"{wanted[:12]}…, as it was written", mend="copy or download it again; if it was changed on purpose, make it again")
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})", mend="check the disk and the permissions of its folder") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
