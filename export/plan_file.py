@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 from ..runtime.files import sha256_of, whole_file
-from ..runtime.manifest import FileFacts, PlanManifest, manifest_bytes
+from ..runtime.manifest import FileFacts, PlanManifest
+from ..runtime.manifest_json import manifest_bytes
 from ..runtime.plan import MANIFEST
 
 ALIGNMENT = 4096

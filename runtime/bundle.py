@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .errors import ChecksumError, InputError
 from .files import sha256_of
-from .manifest import MAX_MANIFEST_BYTES, BundleManifest, manifest_from_bytes
+from .manifest import BundleManifest
+from .manifest_json import MAX_MANIFEST_BYTES, manifest_from_bytes
 
 MANIFEST = "bundle.json"
 

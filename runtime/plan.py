@@ -6,11 +6,13 @@ import mmap
 import os
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import ChecksumError, InputError
 from .files import check_sha256
-from .manifest import FILE_NAME, MAX_FILES, MAX_MANIFEST_BYTES, PlanManifest, manifest_from_bytes
+from .manifest import FILE_NAME, MAX_FILES, PlanManifest
+from .manifest_json import MAX_MANIFEST_BYTES, manifest_from_bytes
 
 MANIFEST = "plan.json"
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -77,10 +79,8 @@ class PlanFile:
 
     def close(self) -> None:
         """Unmap; views that are still in use keep the mapping alive until they are gone."""
-        try:
+        with suppress(BufferError):  # somebody still reads from it; the mapping goes with the last reader
             self._mapping.close()
-        except BufferError:  # somebody still reads from it; the mapping goes with the last reader
-            pass
 
     def __enter__(self) -> PlanFile:
         return self

@@ -1,0 +1,121 @@
+"""The house: who may import whom, what the lean runtime loads, how long a file may be."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fathom
+
+ROOT = Path(fathom.__file__).parent
+OURS = {
+    "runtime": set(),
+    "datasets": set(),
+    "models": {"runtime", "datasets"},
+    "trt_plugins": set(),
+    "calibration": {"runtime", "datasets"},
+    "export": {"runtime", "datasets", "models", "trt_plugins", "calibration"},
+    "benchmarks": {"runtime", "datasets"},
+}
+OTHERS = {
+    "runtime": {"numpy", "PIL", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "tqdm", "tokenizers", "av", "cv2"},
+    "datasets": {"numpy", "PIL", "h5py", "scipy"},
+    "models": {"torch", "transformers", "diffusers", "open_clip", "safetensors", "tokenizers", "numpy", "huggingface_hub"},
+    "trt_plugins": {"onnx", "cuda"},
+    "calibration": {"numpy", "onnx", "onnxruntime", "tqdm"},
+    "export": {"torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "safetensors", "ml_dtypes"},
+    "benchmarks": {"numpy", "h5py", "onnxruntime", "matplotlib", "PIL"},
+}
+AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used
+PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/evp_fullsize.py", "benchmarks/network_fullsize.py"}
+RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text"}
+
+
+def _imports(path: Path):
+    """Yield (first name of an absolute import or path of a relative one, line, relative?, at module level?)."""
+    package = path.relative_to(ROOT).parent.parts
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (alias.name.split(".")[0],), node.lineno, False, id(node) in top
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module.split(".")[0],), node.lineno, False, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            for alias in node.names:
+                yield (*base, *(node.module or alias.name).split(".")), node.lineno, True, id(node) in top
+
+
+def _sources(folder: str):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", OURS)
+def test_a_folder_imports_only_what_lies_below_it(folder):
+    for path in _sources(folder):
+        inside = str(path.relative_to(ROOT))
+        for name, line, relative, at_once in _imports(path):
+            where = f"{inside}:{line}"
+            if relative:
+                allowed = OURS[folder] | ({"models"} if inside in PYTORCH_REFERENCE else set())
+                in_root = len(name) == 1 and name[0] == "__version__"
+                assert name[0] == folder or name[0] in allowed or in_root, f"{where}: {folder}/ may not import {'/'.join(name)}"
+                if folder == "models" and name[0] == "runtime":
+                    assert name[1] in RUNTIME_PARTS_OF_MODELS, f"{where}: models/ may use only {RUNTIME_PARTS_OF_MODELS} of runtime/"
+            else:
+                assert name[0] not in {"fathom", *OURS}, f"{where}: write the import of {name[0]} with dots"
+                outside = name[0] not in sys.stdlib_module_names
+                reference = {"torch", "onnx"} if inside in PYTORCH_REFERENCE else set()
+                assert not outside or name[0] in OTHERS[folder] | reference, f"{where}: {folder}/ may not import {name[0]}"
+                if outside and at_once and folder in AT_ONCE:
+                    assert name[0] in AT_ONCE[folder], f"{where}: import {name[0]} where it is used, not at module level"
+
+
+def test_every_folder_is_covered():
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == set(OURS)
+
+
+def test_the_runtime_loads_without_the_exporting_world():
+    heavy = {"torch", "transformers", "diffusers", "onnx", "onnxruntime", "safetensors", "open_clip", "fathom.models", "fathom.export"}
+    modules = [f"fathom.runtime.{path.stem}" for path in (ROOT / "runtime").glob("[!_]*.py")]
+    code = f"""
+import importlib, json, sys
+for name in {modules}: importlib.import_module(name)
+print(json.dumps(sorted(set(sys.modules) & {heavy})))
+"""
+    assert json.loads(subprocess.check_output([sys.executable, "-c", code], text=True)) == []
+
+
+def test_files_hold_one_concept():
+    limits = {"models": 450, "tests": 600}
+    long = {str(p.relative_to(ROOT)): n for folder in OURS for p in _sources(folder) if (n := len(p.read_text().splitlines())) > limits.get(folder, 330)}
+    assert not long
+
+
+def test_no_room_for_odds_and_ends():
+    names = {path.name for folder in [*OURS, "tests"] for path in _sources(folder)}
+    assert not names & {"utils.py", "common.py", "helpers.py", "misc.py"}
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+def test_nothing_unpickles():
+    for folder in OURS:
+        for path in _sources(folder):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                    if called.endswith("torch.load"):
+                        assert keywords.get("weights_only") == "True", f"{where}: torch.load without weights_only=True"
+                    if called in ("np.load", "numpy.load"):
+                        assert keywords.get("allow_pickle") == "False", f"{where}: np.load without allow_pickle=False"
+                    assert called not in ("pickle.load", "pickle.loads", "torch.jit.load"), f"{where}: {called}"
+                    assert keywords.get("strict") != "False" or "load_state_dict" not in called, f"{where}: strict=False"
