@@ -19,6 +19,7 @@ class BuildWithoutSetup(build_py):
         return [module for module in super().find_package_modules(package, package_dir) if module[:2] != ("fathom", "setup")]
 
 
+TEXT = ["tokenizers>=0.22"]
 EXPORT = [
     "torch>=2.13,<3",
     "transformers>=5.20,<6",
@@ -28,7 +29,7 @@ EXPORT = [
     "onnx-ir>=1.1,<2",
     "onnxruntime>=1.31,<2",
     "safetensors>=0.8,<1",
-    "tokenizers>=0.22",
+    *TEXT,
 ]
 CLIP = ["open_clip_torch>=3.3,<4", "torchvision>=0.28"]
 RTX = ["tensorrt-rtx==1.7.1.116"]
@@ -60,6 +61,7 @@ setup(
         "rtx": RTX,
         "cuda": CUDA,
         "bench": BENCH,
+        "text": TEXT,
         "progress": ["tqdm>=4.60"],
         "dev": [*EXPORT, *RTX, *BENCH, *DEV, "tqdm>=4.60"],
     },

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .spec import NAME, TENSOR_NAME, fields
+from .text_input import TextInput
 
 INTERPOLATIONS = ("bilinear", "bilinear-corners", "bilinear-antialias", "bicubic-antialias", "nearest")
 ANCHORS = ("center", "bottom-center", "top-left")
@@ -273,7 +274,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Contract:
-    """Input, output and protocols of a network; the first protocol is the default.
+    """Input, output and protocols of a network; the first protocol is the default. ``text`` is there if it takes words too.
 
     Raises:
         ValueError: if there is no protocol, or a name is used twice.
@@ -282,15 +283,19 @@ class Contract:
     input: ImageInput
     output: OutputContract
     protocols: tuple[Protocol, ...]
+    text: TextInput | None = None
 
     def __post_init__(self):
         names = [protocol.name for protocol in self.protocols]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"protocols with different names were wanted, got {names}")
+        if self.text and self.input.tensor in (self.text.ids, self.text.mask):
+            raise ValueError(f"the tensor {self.input.tensor} cannot be picture and text at once")
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; also the form of the file that ``depth-export --contract`` reads."""
-        return {"input": self.input.to_json(), "output": self.output.to_json(), "protocols": [p.to_json() for p in self.protocols]}
+        data = {"input": self.input.to_json(), "output": self.output.to_json(), "protocols": [p.to_json() for p in self.protocols]}
+        return data | ({"text": self.text.to_json()} if self.text else {})
 
     @classmethod
     def from_json(cls, data: Any) -> Contract:
@@ -299,5 +304,8 @@ class Contract:
         Raises:
             ValueError: if a key is missing, unknown or of the wrong kind.
         """
-        image, output, protocols = fields(data, "contract", input=dict, output=dict, protocols=list)
-        return cls(ImageInput.from_json(image), OutputContract.from_json(output), tuple(map(Protocol.from_json, protocols)))
+        kinds = {"input": dict, "output": dict, "protocols": list}
+        if isinstance(data, dict) and "text" in data:
+            kinds["text"] = dict
+        image, output, protocols, *text = fields(data, "contract", **kinds)
+        return cls(ImageInput.from_json(image), OutputContract.from_json(output), tuple(map(Protocol.from_json, protocols)), *map(TextInput.from_json, text))
