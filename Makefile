@@ -1,0 +1,33 @@
+# make demo: depth of real photos, from nothing.   make test: the whole suite, from nothing.   Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint clean
+
+$(VENV)/.export: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet -c constraints.txt --editable ".[export,progress]" "scikit-image>=0.26,<1"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	$(PIP) install --quiet -c constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.export
+	$(BIN)/python -m fathom.benchmarks.demo
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info
