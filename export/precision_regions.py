@@ -16,21 +16,6 @@ SUMMING = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare",
 CURVED = ("Pow", "Exp", "Log", "Softplus", "Reciprocal", "Sqrt", "LogSoftmax")
 MOVING = ("Reshape", "Transpose", "Concat", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Tile")
 MOVING += ("DepthToSpace", "SpaceToDepth")
-    "Reshape",
-    "Transpose",
-    "Concat",
-    "Slice",
-    "Split",
-    "Gather",
-    "Squeeze",
-    "Unsqueeze",
-    "Expand",
-    "Flatten",
-    "Identity",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "Tile",
-)
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Pow", "Max", "Min", "Clip", "Neg", "Abs")
 
 
