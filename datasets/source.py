@@ -1,0 +1,92 @@
+"""The ``--data`` words: one line of text that names a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from .kitti import KittiEigen
+from .nyu import VARIANTS, NyuFolder, NyuLabeled
+from .pairs import Images, Pairs
+from .rooms import Rooms
+from .sample import Provenance, Sample
+
+GRAMMAR = """\
+nyu:FILE.mat[:train|:test|:all][:official|:raw|:inpainted]   the labelled file of NYU Depth v2, splits.mat beside it
+nyu-folder:DIR[:LIST.txt]                                    rgb_*.jpg and sync_depth_*.png, all or those of a list
+kitti:DIR:LIST.txt[:crop]                                    an Eigen list over raw_data and data_depth_annotated
+pairs:DIR[:train|:test]                                      folders with rgb.png, depth.png, meta.json; manifest.json says the use
+images:DIR                                                   photos without depth
+rooms:N[:SEED][:HEIGHTxWIDTH][:holes]                        synthetic rooms (seed 0, 240x320; holes as a depth sensor has them)"""
+
+
+class Source(Protocol):
+    """What every data set is: a length, samples by number and in order (each read when asked for), and where it comes from."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Which samples these are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Sample: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+def _take(words: list[str], allowed: tuple[str, ...]) -> str | None:
+    """The last word if it is one of ``allowed``; a path keeps its own colons."""
+    return words.pop() if len(words) > 1 and words[-1] in allowed else None
+
+
+def open_source(text: str, default_split: str = "test") -> Source:
+    """The data set that a ``--data`` argument names; see ``GRAMMAR``.
+
+    Args:
+        default_split: of ``nyu:FILE.mat`` when the text names none: ``test`` where things are measured, ``train`` where they learn.
+
+    Raises:
+        ValueError: if the text is not of that form, or a file is not what it should be.
+        OSError: if a file or folder is missing.
+        ImportError: if h5py or scipy is not installed and the data needs it.
+    """
+    kind, _, rest = text.partition(":")
+    words = rest.split(":")
+    if not rest or kind not in ("nyu", "nyu-folder", "kitti", "pairs", "images", "rooms"):
+        raise ValueError(f"{text!r} names no data; wanted one of\n{GRAMMAR}")
+    if kind == "nyu":
+        variant = _take(words, VARIANTS)
+        split = _take(words, ("train", "test", "all"))
+        return NyuLabeled(":".join(words), split or default_split, variant or "official")
+    if kind == "nyu-folder":
+        listing = words.pop() if len(words) > 1 and words[-1].endswith(".txt") else None
+        return NyuFolder(":".join(words), listing)
+    if kind == "kitti":
+        crop = _take(words, ("crop",)) is not None
+        if len(words) < 2:
+            raise ValueError(f"{text!r} names no list; wanted kitti:DIR:LIST.txt[:crop]")
+        listing = words.pop()
+        return KittiEigen(":".join(words), listing, crop)
+    if kind == "pairs":
+        use = _take(words, ("train", "test"))
+        return Pairs(":".join(words), use)
+    if kind == "images":
+        return Images(rest)
+    return _rooms(text, words)
+
+
+def _rooms(text: str, words: list[str]) -> Rooms:
+    holes = _take(words, ("holes",)) is not None
+    size = (240, 320)
+    if len(words) > 1 and "x" in words[-1]:
+        height, _, width = words.pop().partition("x")
+        if not (_count(height) and _count(width)):
+            raise ValueError(f"{text!r}: {height}x{width} is no size; wanted HEIGHTxWIDTH in pixels")
+        size = (int(height), int(width))
+    if not 1 <= len(words) <= 2 or not all(map(_count, words)):
+        raise ValueError(f"{text!r} is not of the form rooms:N[:SEED][:HEIGHTxWIDTH][:holes]")
+    return Rooms(int(words[0]), int(words[1]) if len(words) == 2 else 0, size, holes)
+
+
+def _count(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) <= 9
