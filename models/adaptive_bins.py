@@ -1,0 +1,86 @@
+"""DepthBLIP-2's adaptive depth bins: a small network whose only input is a constant, and so after training seven numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+PREFIX_BINS_M = (1.00, 1.75, 2.25, 2.50, 2.75, 3.00, 3.50)
+NEAR_M, FAR_M = 1.00, 3.50
+
+
+class AdaptiveBins(nn.Module):
+    """Prefix bins -> learned bins, both seven depths in metres; 83,463 parameters, with the layer numbers of the published code."""
+
+    def __init__(self):
+        super().__init__()
+        wide = [nn.Linear(7, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Dropout(0.5)]
+        narrow = [nn.Linear(256, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 7), nn.Sigmoid()]
+        self.layers = nn.Sequential(*wide, *narrow)
+
+    def forward(self, prefix_m: Tensor) -> Tensor:
+        """[7] -> [7]: near + sigmoid(MLP(prefix))^2 (far - near)."""
+        return NEAR_M + self.layers(prefix_m) ** 2 * (FAR_M - NEAR_M)
+
+
+def folded_bins(mlp: AdaptiveBins) -> Tensor:
+    """What a trained network says, once and for all: [7] in metres."""
+    with torch.no_grad():
+        return mlp.eval()(torch.tensor(PREFIX_BINS_M))
+
+
+def check_bins(bins_m: Tensor) -> Tensor:
+    """``bins_m`` itself, if it is seven finite depths in [1, 3.5] m.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    inside = bins_m.shape == (7,) and bool(torch.isfinite(bins_m).all()) and bool(((bins_m >= NEAR_M) & (bins_m <= FAR_M)).all())
+    if not inside:
+        raise ValueError(f"seven depths from {NEAR_M} to {FAR_M} m were wanted, got {bins_m.tolist()}")
+    return bins_m
+
+
+def fit_bins(cases: Iterable[tuple[Tensor, Tensor, Tensor]], epochs: int = 50, batch: int = 16, seed: int = 0) -> AdaptiveBins:
+    """Train the bins with the paper's recipe: AdamW, lr 1e-3 falling tenfold every 20 epochs, loss half L1 and half RMSE.
+
+    The rest of the network is frozen, so it need only be asked once: what it says comes in as ``cases``.
+
+    Args:
+        cases: per picture the class chances [7, h, w], the true depth in metres [H, W] and where it is known, bool [H, W].
+            Pictures have one size.
+        epochs: passes over the cases.
+        batch: pictures per step.
+        seed: of the initial weights, the dropout and the order.
+
+    Raises:
+        ValueError: if there is no case, or no valid pixel in one.
+    """
+    # bins . resize(chances) = resize(bins . chances): resizing is linear and its weights sum to one.
+    found = []
+    for chances, depth_m, valid in cases:
+        if not bool(valid.any()):
+            raise ValueError("a picture without a valid pixel teaches nothing")
+        found.append((interpolate(chances[None], depth_m.shape, mode="bilinear", align_corners=True)[0].half(), depth_m, valid))
+    if not found:
+        raise ValueError("no picture to learn from")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mlp, prefix_m = AdaptiveBins().train(), torch.tensor(PREFIX_BINS_M)
+        optimiser = torch.optim.AdamW(mlp.parameters(), lr=1e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, 20, 0.1)
+        for _ in range(epochs):
+            for some in torch.randperm(len(found)).split(batch):
+                bins_m = mlp(prefix_m)
+                errors = torch.cat(
+                    [(torch.einsum("khw,k->hw", chances.float(), bins_m) - depth_m)[valid] for chances, depth_m, valid in map(found.__getitem__, some)]
+                )
+                loss = 0.5 * errors.abs().mean() + 0.5 * errors.square().mean().sqrt()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            schedule.step()
+    return mlp.eval().requires_grad_(False)

@@ -1,0 +1,123 @@
+"""The networks by their command-line names. Listing them imports nothing heavy; loading one imports its file."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from .network import DepthNetwork
+
+DEMO_WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """One name of the catalog.
+
+    Args:
+        summary: one line for ``--help``.
+        weights: which published file to give, where it is, its size and SHA-256; "" where none was ever published.
+        licence: of those weights.
+        variants: published sets of constants, the default first.
+        module: file of this folder that has the network.
+        config: name of the config in it.
+        load: function ``(path, variant=, config=, **options)`` in it.
+        random: function ``(variant=, config=, seed=, **options)`` in it.
+        options: further arguments that both take (``text_pack``, ``scene``).
+        demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
+    """
+
+    summary: str
+    weights: str
+    licence: str
+    variants: tuple[str, ...]
+    module: str
+    config: str
+    load: str
+    random: str
+    options: tuple[str, ...] = ()
+    demo: bool = False
+
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "evp": NetworkEntry(
+        summary="EVP: metric depth from Stable Diffusion features and caption text (934 M parameters)",
+        weights="model.safetensors of MykolaL/evp_depth on the Hugging Face hub: 3,735,516,436 bytes, SHA-256 913c380f… (earlier uploads 08c86d74…, 709bfd12…)",
+        licence="MIT (EVP repository); made from Stable Diffusion 1.5, CreativeML OpenRAIL-M",
+        variants=("nyu", "kitti"),
+        module="evp",
+        config="OFFICIAL",
+        load="load_evp",
+        random="random_evp",
+        options=("text_pack",),
+    ),
+    "evp-tiny": NetworkEntry(
+        summary="EVP's architecture with small widths, for demos and tests",
+        weights="",
+        licence="Apache-2.0",
+        variants=("nyu", "kitti"),
+        module="evp",
+        config="TINY",
+        load="load_evp",
+        random="random_evp",
+        options=("text_pack",),
+        demo=True,
+    ),
+}
+
+
+def load(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    variant: str | None = None,
+    random_init: bool = False,
+    seed: int = 0,
+    text_pack: str | Path | None = None,
+    scene: str | None = None,
+) -> DepthNetwork:
+    """A network of the catalog, in eval mode, with the weights of a file, demo weights, or (``random_init``) seeded random ones.
+
+    Args:
+        name: a key of ``NETWORKS``.
+        weights: a checkpoint file.
+        variant: one of the entry's variants; its first if not given.
+        random_init: random weights, for benchmarks; not together with ``weights``.
+        seed: of the random weights.
+        text_pack: safetensors with other text embeddings, for networks that have them fixed.
+        scene: the kind of room, for networks that must be told.
+
+    Raises:
+        UsageError: for an unknown name, variant or scene, or an option that the network does not have.
+        InputError: if there are no weights, or they do not fit.
+    """
+    entry = NETWORKS.get(name)
+    if entry is None:
+        raise UsageError(f"there is no network {name!r}", wanted=f"one of {', '.join(NETWORKS)}")
+    variant = variant or entry.variants[0]
+    if variant not in entry.variants:
+        raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
+    if weights is not None and random_init:
+        raise UsageError("--weights and --random-init contradict each other", mend="give one of them")
+    options = {"text_pack": text_pack, "scene": scene}
+    for option, value in options.items():
+        if value is not None and option not in entry.options:
+            raise UsageError(f"{name} takes no --{option.replace('_', '-')}", mend="leave it out")
+    options = {option: options[option] for option in entry.options}
+    demo = DEMO_WEIGHTS / f"{name}.safetensors"
+    if weights is None and entry.demo and not random_init and variant == entry.variants[0] and demo.is_file():
+        weights = demo
+    if weights is None and not random_init and not entry.demo:
+        raise InputError(
+            f"{name} needs weights", wanted=entry.weights, mend="download that file and give it with --weights FILE, or --random-init for a benchmark"
+        )
+    module = importlib.import_module(f".{entry.module}", __package__)
+    config = getattr(module, entry.config)
+    if weights is None:
+        return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
+    return getattr(module, entry.load)(weights, variant=variant, config=config, **options)

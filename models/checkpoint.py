@@ -1,0 +1,216 @@
+"""Reading published checkpoints: never unpickling code, never holding a big file twice, refusing by name what does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..runtime.errors import InputError
+
+MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, as in the reference reader
+NAMES_SHOWN = 8
+WRAPPERS = ("model", "state_dict")  # keys that training scripts put around the tensors
+AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights: its tensors by published name (memory-mapped where the format allows), any common prefix removed."""
+
+    file: str
+    nbytes: int
+    sha256: str
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where a published tensor goes: this package's name, and the shape it has in the file."""
+
+    own: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """What a checkpoint of one network must hold.
+
+    Args:
+        wanted: published name -> ``Key``.
+        defaults: published names that may be missing, with the value they then get.
+        ignored: published names that may be there and are not used, with their shape (None: any).
+    """
+
+    wanted: dict[str, Key]
+    defaults: dict[str, Tensor] = field(default_factory=dict)
+    ignored: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+
+
+def read_checkpoint(path: str | Path, anchor: str) -> Checkpoint:
+    """Read ``.safetensors``, ``.ckpt``, ``.pth`` or ``.pt``.
+
+    Args:
+        anchor: a name that every checkpoint of the kind has; what stands before it in this file, if it stands before every
+            name (``module.``, a wrapper class's attribute), is removed.
+
+    Raises:
+        InputError: if the file is missing, cut short, no checkpoint, or would run code when unpickled.
+    """
+    path = Path(path)
+    tensors = read_tensors(path)
+    return Checkpoint(path.name, path.stat().st_size, sha256_of(path), strip_prefix(tensors, anchor))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file by the names they have in it; see ``read_checkpoint``."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}", wanted="a .safetensors, .ckpt, .pth or .pt file")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise InputError(f"{path.name} is empty", mend=AGAIN)
+    if start.startswith(b"version https://"):
+        raise InputError(f"{path.name} is a Git LFS pointer, not the weights", mend="git lfs pull, or download the file itself")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{path.name} is a web page, not the weights", mend=AGAIN)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
+        return _read_torch(path)
+    raise InputError(f"{path.name} has an unknown ending", wanted=".safetensors, .ckpt, .pth or .pt")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER_BYTES + 1
+        if length > MAX_HEADER_BYTES:
+            raise InputError(f"{path.name} is no safetensors file", mend=AGAIN)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw) if len(raw) == length else None
+        ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path.name} is no safetensors file", mend=AGAIN) from error
+    if header is None or size < wanted:
+        said = f"{wanted:,} bytes" if header is not None else "more"
+        raise InputError(f"{path.name} is cut short: it has {size:,} bytes", wanted=f"{said}, as its header says", mend=AGAIN)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"{path.name} is a broken safetensors file ({error})", mend=AGAIN) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if not zipped and file.read(4) == b"PK\x03\x04":
+            raise InputError(f"{path.name} is cut short: it has {path.stat().st_size:,} bytes and no end", mend=AGAIN)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise _refuse_pickle(path, str(error)) from error
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path.name} is a broken checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})", mend=AGAIN) from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise InputError(f"{path.name} holds no state dict", wanted="tensors by name, as they are or under the key 'model'")
+    return dict(content)
+
+
+def _refuse_pickle(path: Path, message: str) -> InputError:
+    culprit = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class)\D*?([\w.]+\.\w+)", message)
+    if culprit:
+        name = culprit[1] or culprit[2]
+        return InputError(
+            f"{path.name} holds pickled Python code ({name}), which could do anything when loaded",
+            wanted="tensors only",
+            mend="on a machine you can lose, load it once with weights_only=False and save its ['model'] alone as .safetensors",
+        )
+    return InputError(f"{path.name} is no PyTorch checkpoint, or is damaged", mend=AGAIN)
+
+
+def strip_prefix(tensors: dict[str, Tensor], anchor: str) -> dict[str, Tensor]:
+    """Remove what stands before ``anchor``, if it stands before every name; a wrapper such as DataParallel put it there."""
+    for name in tensors:
+        if name.endswith("." + anchor):
+            prefix = name[: -len(anchor)]
+            if all(other.startswith(prefix) for other in tensors):
+                return {other[len(prefix) :]: tensor for other, tensor in tensors.items()}
+    return tensors
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fill(module: nn.Module, checkpoint: Checkpoint, table: KeyTable, network: str) -> None:
+    """Give ``module`` (usually on the meta device) exactly the tensors of the checkpoint, in FP32, without copying those that are.
+
+    Raises:
+        InputError: if a tensor is missing, unexpected, misshapen, of a foreign kind or not finite; up to ``NAMES_SHOWN`` are named.
+    """
+    have, kind = checkpoint.tensors, f"{checkpoint.file} does not fit {network}"
+    known = table.wanted.keys() | table.ignored.keys()
+    complain(kind, "missing", [n for n in table.wanted if n not in have and n not in table.defaults])
+    complain(kind, "unexpected", [n for n in have if n not in known])
+    shapes = {n: key.shape for n, key in table.wanted.items()} | {n: s for n, s in table.ignored.items() if s is not None}
+    wrong = [f"{n} {list(have[n].shape)} instead of {list(shape)}" for n, shape in shapes.items() if n in have and tuple(have[n].shape) != shape]
+    complain(kind, "misshapen", wrong)
+    state = {name: tensor for name, tensor in module.state_dict().items()}
+    broken, foreign, filled = [], [], {}
+    for name, key in table.wanted.items():
+        tensor = have.get(name, table.defaults.get(name))
+        target = state[key.own]
+        if tensor.is_floating_point() and not finite(tensor):
+            broken.append(name)
+        elif name in table.defaults and not torch.equal(tensor.to(target.dtype), table.defaults[name].to(target.dtype)) and "num_batches" not in name:
+            foreign.append(f"{name} (it is a constant of the network)")
+        elif tensor.is_complex() or tensor.dtype == torch.bool or (target.is_floating_point() and not tensor.is_floating_point()):
+            foreign.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+        else:
+            filled[key.own] = tensor.to(target.dtype).view(target.shape)
+    complain(kind, "not finite", broken)
+    complain(kind, "of another kind", foreign)
+    module.load_state_dict(filled, strict=True, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def complain(kind: str, what: str, names: Iterable[str]) -> None:
+    """Refuse if there is any name.
+
+    Raises:
+        InputError: naming the first few and their number.
+    """
+    names = sorted(names)
+    if names:
+        rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        raise InputError(f"{kind}: {len(names)} tensor(s) {what}: {', '.join(names[:NAMES_SHOWN])}{rest}", mend="give the checkpoint of this network")
+
+
+def finite(tensor: Tensor) -> bool:
+    """True if no element is NaN or Inf. One sum, and a close look only where that overflows."""
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
