@@ -81,7 +81,6 @@ class DepthBlip2Config:
 V1 = DepthBlip2Config(VisionConfig("clip", 1024, 23, 16, 4096), QFormerConfig(1024), "hws", 0.05)
 V2 = DepthBlip2Config(VisionConfig("eva", 1408, 39, 16, 6144), QFormerConfig(1408), "shw", 0.5)
 OFFICIAL = V1
-VARIANTS = {"v1": V1, "v2": V2}
 TINY = DepthBlip2Config(
     VisionConfig("clip", 64, 3, 4, 128, image=56),
     QFormerConfig(64, width=192, layers=3, heads=4, mlp=384, queries=8, vocabulary=len(compact_words()) + 1, positions=16),
@@ -90,10 +89,19 @@ TINY = DepthBlip2Config(
     grid=8,
     compact_vocabulary=True,
 )
-TINY_VARIANTS = {
-    "v1": TINY,
-    "v2": replace(TINY, vision=replace(TINY.vision, kind="eva"), layout="shw", temperature=0.5),
-}
+TINY_V2 = replace(TINY, vision=replace(TINY.vision, kind="eva"), layout="shw", temperature=0.5)
+VARIANTS = {"v1": {V1: V1, TINY: TINY}, "v2": {V1: V2, TINY: TINY_V2}}
+
+
+def of_variant(config: DepthBlip2Config, variant: str) -> DepthBlip2Config:
+    """What ``config`` (``OFFICIAL`` or ``TINY``) is in the variant ``v1`` or ``v2``.
+
+    Raises:
+        ValueError: if the variant is unknown.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}, wanted {' or '.join(VARIANTS)}")
+    return VARIANTS[variant][config]
 
 
 def contract(config: DepthBlip2Config) -> Contract:
@@ -134,9 +142,9 @@ class PromptDepth(nn.Module):
 class DepthBlip2(DepthNetwork):
     """DepthBLIP-2; ``head.bins_m`` [7] are the folded adaptive bins, the prefix bins if none were learned."""
 
-    def __init__(self, config: DepthBlip2Config, name: str = "depthblip2", variant: str = "v1"):
+    def __init__(self, config: DepthBlip2Config, variant: str):
         super().__init__()
-        self.name, self.variant, self.config = name, variant, config
+        self.name, self.variant, self.config = "depthblip2-tiny" if config.compact_vocabulary else "depthblip2", variant, config
         self.contract = contract(config)
         self.origin = WeightsOrigin("random-init")
         self.image_encoder = ImageEncoder(config.vision)
@@ -187,20 +195,21 @@ class ExpectedDepth(nn.Module):
     def __init__(self, head: PromptDepth):
         super().__init__()
         self.expected = head
+        self.eval()
 
     def forward(self, q: Tensor) -> Tensor:
         return self.expected(q)
 
 
-def build_depthblip2(config: DepthBlip2Config = OFFICIAL, name: str = "depthblip2", variant: str = "v1", seed: int = 0) -> DepthBlip2:
-    """A network with random weights, the same for the same seed."""
-    network = DepthBlip2(config, name, variant)
+def random_depthblip2(variant: str = "v1", config: DepthBlip2Config = OFFICIAL, seed: int = 0) -> DepthBlip2:
+    """A network with random weights, the same for the same seed; ``config`` is ``OFFICIAL`` or ``TINY``."""
+    network = DepthBlip2(of_variant(config, variant), variant)
     draw_weights(network, seed)
     return network
 
 
 def load_depthblip2(
-    weights: Path | str, visual: Path | str | None = None, bins: Path | str | None = None, variant: str = "v1", config: DepthBlip2Config | None = None
+    weights: Path | str, visual: Path | str | None = None, bins: Path | str | None = None, variant: str = "v1", config: DepthBlip2Config = OFFICIAL
 ) -> DepthBlip2:
     """The network with LAVIS' published weights, or with its own file.
 
@@ -210,15 +219,14 @@ def load_depthblip2(
         visual: LAVIS' image encoder, ``clip_vit_L.pth`` (v1) or ``eva_vit_g.pth`` (v2); not with an own file.
         bins: a trained adaptive-bins network as the published code saves it; without it the prefix bins are used.
         variant: ``v1`` or ``v2``.
-        config: sizes other than the variant's.
+        config: ``OFFICIAL`` or ``TINY``.
 
     Raises:
         InputError: if a file is unsafe, or tensors are missing, unexpected, misshapen or not finite; or the image encoder's file is
             missing, or one too many.
         ValueError: if the variant is unknown.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}, wanted {' or '.join(VARIANTS)}")
+    config = of_variant(config, variant)
     checkpoint, name = read_checkpoint(weights, "query_tokens"), f"depthblip2 {variant}"
     own = "image_encoder.ln_vision.weight" in checkpoint.tensors
     if own and visual is not None:
@@ -227,7 +235,7 @@ def load_depthblip2(
         was = f"{checkpoint.file} holds no image encoder, and no second file was given"
         raise InputError(was, wanted=" and ".join(FILES[variant]), mend="give both files, the Q-Former's first")
     with torch.device("meta"):
-        network = DepthBlip2(config or VARIANTS[variant], variant=variant)
+        network = DepthBlip2(config, variant)
     if own:
         shapes = {key: Key(key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
         fill(network, checkpoint, KeyTable(shapes), name)
