@@ -189,15 +189,18 @@ class MoaDepthClip(DepthNetwork):
         image = TensorSpec("image", "float32", ("batch", 3, *self.config.window))
         features = TensorSpec("feat", "float32", ("batch", self.config.clip.vision_width, *self.config.grid))
         depth = TensorSpec("depth", "float32", ("batch", 1, *self.config.grid))
-        resized = int(self.positions() is not self.visual.positional_embedding)
-        folded = {"scene_context": 1, "expert_products": 2 * len(self.adapters)} | ({"positions": 1} if resized else {})
+        folded = {"expert_products": 2 * len(self.adapters)}
+        if self.positions() is not self.visual.positional_embedding:
+            folded["resized_positions"] = 1
         return (
-            Stage(StageSpec("visual", (image,), (features,)), VisionStage(self), (), {key: folded[key] for key in folded if key != "scene_context"}),
+            Stage(StageSpec("visual", (image,), (features,)), VisionStage(self), (), folded),
             Stage(StageSpec("head", (features,), (depth,)), HeadStage(self), ("fusion",), {"scene_context": 1}),
         )
 
 
-def vision_features(visual: nn.Module, blocks: Iterable[nn.Module], adapters: dict[int, nn.Module], positions: Tensor, grid: tuple[int, int], image: Tensor):
+def vision_features(
+    visual: nn.Module, blocks: Iterable[nn.Module], adapters: dict[int, nn.Module], positions: Tensor, grid: tuple[int, int], image: Tensor
+) -> Tensor:
     """CLIP's vision transformer with a module after some blocks; the mean of what those modules make of the patch tokens, as a map.
 
     Tokens are [B,N,C], as open_clip's blocks take them; [N,B,C], right before open_clip 2.26, would attend across the batch.
@@ -253,8 +256,8 @@ class FoldedHead(nn.Module):
     def __init__(self, head: DepthHead, context: Tensor, grid: tuple[int, int]):
         super().__init__()
         width = head.conv1.in_channels - context.numel()
-        self.conv1 = nn.Conv2d(width, head.conv1.out_channels, 3, padding=1, bias=False, device=context.device)
-        self.conv1.weight.data = head.conv1.weight.data[:, :width].contiguous()
+        self.conv1 = nn.Conv2d(width, head.conv1.out_channels, 3, padding=1, bias=False, device="meta")
+        self.conv1.weight = nn.Parameter(head.conv1.weight.detach()[:, :width].contiguous(), requires_grad=False)
         with torch.no_grad():
             constant = context.view(1, -1, 1, 1).expand(1, -1, *grid)
             self.register_buffer("context_bias", conv2d(constant, head.conv1.weight[:, width:], head.conv1.bias, padding=1))  # [1,head,h,w]
