@@ -68,6 +68,29 @@ NETWORKS: dict[str, NetworkEntry] = {
         options=("text_pack",),
         demo=True,
     ),
+    "vpd": NetworkEntry(
+        summary="VPD: metric depth from Stable Diffusion features and the kind of room (905 M parameters, needs --scene)",
+        weights="the depth checkpoint that the README in depth/ of wl-zhao/VPD links to (Tsinghua cloud; size and SHA-256 were not published)",
+        licence="MIT (VPD repository); made from Stable Diffusion 1.5, CreativeML OpenRAIL-M",
+        variants=("nyu",),
+        module="vpd",
+        config="OFFICIAL",
+        load="load_vpd",
+        random="random_vpd",
+        options=("text_pack", "scene"),
+    ),
+    "vpd-tiny": NetworkEntry(
+        summary="VPD's architecture with small widths, for demos and tests (needs --scene)",
+        weights="",
+        licence="Apache-2.0",
+        variants=("nyu",),
+        module="vpd",
+        config="TINY",
+        load="load_vpd",
+        random="random_vpd",
+        options=("text_pack", "scene"),
+        demo=True,
+    ),
 }
 
 

@@ -21,6 +21,8 @@ from ..runtime.errors import InputError
 
 MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, as in the reference reader
 NAMES_SHOWN = 8
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PLAIN_DTYPES = (*FLOAT_DTYPES, torch.int64, torch.int32)
 WRAPPERS = ("model", "state_dict")  # keys that training scripts put around the tensors
 AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
 
@@ -49,12 +51,14 @@ class KeyTable:
 
     Args:
         wanted: published name -> ``Key``.
-        defaults: published names that may be missing, with the value they then get.
+        constants: published names of constants of the network: they may be missing, and must have this value.
+        counters: published names of counters that may be missing, with the value they then get.
         ignored: published names that may be there and are not used, with their shape (None: any).
     """
 
     wanted: dict[str, Key]
-    defaults: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    counters: dict[str, Tensor] = field(default_factory=dict)
     ignored: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
 
 
@@ -174,25 +178,24 @@ def fill(module: nn.Module, checkpoint: Checkpoint, table: KeyTable, network: st
         InputError: if a tensor is missing, unexpected, misshapen, of a foreign kind or not finite; up to ``NAMES_SHOWN`` are named.
     """
     have, kind = checkpoint.tensors, f"{checkpoint.file} does not fit {network}"
-    known = table.wanted.keys() | table.ignored.keys()
-    complain(kind, "missing", [n for n in table.wanted if n not in have and n not in table.defaults])
-    complain(kind, "unexpected", [n for n in have if n not in known])
+    may_lack = table.constants | table.counters
+    complain(kind, "missing", [n for n in table.wanted if n not in have and n not in may_lack])
+    complain(kind, "unexpected", [n for n in have if n not in table.wanted and n not in table.ignored])
     shapes = {n: key.shape for n, key in table.wanted.items()} | {n: s for n, s in table.ignored.items() if s is not None}
     wrong = [f"{n} {list(have[n].shape)} instead of {list(shape)}" for n, shape in shapes.items() if n in have and tuple(have[n].shape) != shape]
     complain(kind, "misshapen", wrong)
-    state = {name: tensor for name, tensor in module.state_dict().items()}
+    targets = module.state_dict()
     broken, foreign, filled = [], [], {}
     for name, key in table.wanted.items():
-        tensor = have.get(name, table.defaults.get(name))
-        target = state[key.own]
-        if tensor.is_floating_point() and not finite(tensor):
+        tensor, target = have.get(name, may_lack.get(name)), targets[key.own]
+        if tensor.layout != torch.strided or tensor.dtype not in (PLAIN_DTYPES if name in may_lack else FLOAT_DTYPES):
+            foreign.append(f"{name} ({tensor.dtype})")
+        elif not finite(tensor):
             broken.append(name)
-        elif name in table.defaults and not torch.equal(tensor.to(target.dtype), table.defaults[name].to(target.dtype)) and "num_batches" not in name:
-            foreign.append(f"{name} (it is a constant of the network)")
-        elif tensor.is_complex() or tensor.dtype == torch.bool or (target.is_floating_point() and not tensor.is_floating_point()):
-            foreign.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+        elif name in table.constants and not torch.equal(tensor.double(), table.constants[name].double()):
+            foreign.append(f"{name} (a constant of the network, with another value)")
         else:
-            filled[key.own] = tensor.to(target.dtype).view(target.shape)
+            filled[key.own] = tensor.to(target.dtype).reshape(target.shape)
     complain(kind, "not finite", broken)
     complain(kind, "of another kind", foreign)
     module.load_state_dict(filled, strict=True, assign=True)
@@ -213,4 +216,4 @@ def complain(kind: str, what: str, names: Iterable[str]) -> None:
 
 def finite(tensor: Tensor) -> bool:
     """True if no element is NaN or Inf. One sum, and a close look only where that overflows."""
-    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .folding import with_batch_norm
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,22 @@ class Decoder(nn.Module):
         x2 = self.deconv_layers[3:6](x1)
         x3 = self.deconv_layers[6:](x2)
         return x1, x2, x3, double(self.conv_layers(x3))
+
+
+class FoldedDecoder(nn.Module):
+    """``Decoder`` and depth head with every batch norm within its convolution; the doubled x4 never leaves the stage."""
+
+    def __init__(self, decoder: Decoder, head: nn.Module):
+        super().__init__()
+        layers = decoder.deconv_layers
+        self.deconv_layers = nn.ModuleList([with_batch_norm(layers[i], layers[i + 1]) for i in range(0, len(layers), 3)])
+        self.conv_layer = with_batch_norm(decoder.conv_layers[0], decoder.conv_layers[1])
+        self.depth_head = head
+        self.folded = {"batch_norm": len(self.deconv_layers) + 1}
+
+    def forward(self, conv_feats: Tensor) -> tuple[Tensor, ...]:
+        levels = [conv_feats]
+        for layer in self.deconv_layers:
+            levels.append(torch.relu(layer(levels[-1])))
+        levels.append(double(torch.relu(self.conv_layer(levels[-1]))))
+        return (*levels[1:], self.depth_head(double(levels[-1])))

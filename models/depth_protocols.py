@@ -7,6 +7,7 @@ from ..runtime.contract import Contract, Crop, ImageInput, OutputContract, Pad, 
 NYU_SIZE = (480, 640)
 KITTI_CROP = (352, 1216)
 CANVAS_MARGIN = 32  # pixels right of and below the window, so that the canvas is a multiple of 64
+FEATURE_SCALE = 32  # window pixels per pixel of the aggregated features
 MIN_DEPTH_M = 1e-3
 
 

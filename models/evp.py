@@ -18,20 +18,19 @@ from torch import Tensor, nn
 
 from ..runtime.contract import Contract
 from ..runtime.errors import InputError
-from ..runtime.spec import StageSpec, TensorSpec
-from .checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
-from .depth_decoder import Decoder, DecoderConfig, depth_head, double
-from .depth_protocols import CANVAS_MARGIN, depth_contract, kitti_benchmark, nyu_benchmark, nyu_single_image, squeezed_single_image
-from .folding import FoldedUNet, FoldedVAE, with_batch_norm
+from ..runtime.spec import StageSpec
+from .checkpoint import KeyTable, fill, read_checkpoint
+from .depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
+from .depth_protocols import CANVAS_MARGIN, FEATURE_SCALE, depth_contract, kitti_benchmark, nyu_benchmark, nyu_single_image, squeezed_single_image
+from .diffusion_checkpoint import ANCHOR, CLIP_PREFIX, clip_names, key_table, origin_of, published_name, refuse_other_networks
+from .folding import FoldedUNet, FoldedVAE
 from .metric_bins import BIN_COUNT, BinsConfig, MetricBins, MetricBinsExport
 from .network import DepthNetwork, Stage, WeightsOrigin
-from .random_weights import randomise
+from .random_weights import RANDOM_WARNING, randomise
 from .refinement import Aggregation, Refinement
-from .stable_diffusion import LATENT_CHANNELS, LATENT_SCALE, TAP_NAMES, BackboneConfig, TapUNet, VAEEncoder
-from .stable_diffusion_keys import unet_ldm_key, vae_ldm_key, vae_ldm_shape
+from .stable_diffusion import TAP_NAMES, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
 from .text_context import TextContext, read_text_pack
 
-FEATURE_SCALE = 32  # window pixels per pixel of the aggregated features
 PUBLISHED = {  # SHA-256 (or its known start) -> where the file was published
     "08c86d74": "MykolaL/evp_depth",
     "709bfd12": "MykolaL/evp_depth",
@@ -39,7 +38,7 @@ PUBLISHED = {  # SHA-256 (or its known start) -> where the file was published
     "90e5f3ac901b466b6a75d4715ccf5a86dd0cfdf04497b07e849392f907df934c": "MykolaL/evp (space)",
 }
 PUBLISHED_LICENCE = "MIT (EVP repository); made from Stable Diffusion 1.5, CreativeML OpenRAIL-M"
-FP32_ISLANDS = tuple(rf"(.*\.)?{part}(\..*)?" for part in ("soft_centers", "attract", "relative", "log_binomial", "expectation"))
+FP32_ISLANDS = ("soft_centers", "attract", "relative", "log_binomial", "expectation")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class EVPConfig:
 
     def __post_init__(self):
         for window in (self.nyu_window, self.kitti_window):
-            if window % FEATURE_SCALE or (window + CANVAS_MARGIN) % (8 * LATENT_SCALE):
+            if window % FEATURE_SCALE or (window + CANVAS_MARGIN) % (2 * FEATURE_SCALE):
                 raise ValueError(f"a window of {window} pixels gives no whole number of latent pixels on every level")
         if self.bins.in_channels != self.decoder.in_channels or self.bins.level_channels != (*self.decoder.deconv_channels, self.decoder.channels):
             raise ValueError("decoder and bins disagree about their widths")
@@ -166,11 +165,10 @@ class EVP(DepthNetwork):
     def stages(self) -> tuple[Stage, ...]:
         config, window = self.config, self.constants.window
         canvas, side = window + CANVAS_MARGIN, window // FEATURE_SCALE
-        image, latent = _map("image", 3, canvas), _map("latent", LATENT_CHANNELS, canvas // LATENT_SCALE)
-        taps = tuple(_map(n, c, canvas // (LATENT_SCALE << i)) for i, (n, c) in enumerate(zip(TAP_NAMES, config.tap_channels, strict=True)))
-        features = _map("conv_feats", config.decoder.in_channels, side)
-        levels = tuple(_map(f"x{i}", c, side << i) for i, c in enumerate(config.bins.level_channels, 1))
-        raw, depth = _map("raw", 1, window), _map("depth", 1, window)
+        image, latent, taps = backbone_maps(canvas, config.tap_channels)
+        features = square_map("conv_feats", config.decoder.in_channels, side)
+        levels = tuple(square_map(f"x{i}", c, side << i) for i, c in enumerate(config.bins.level_channels, 1))
+        raw, depth = square_map("raw", 1, window), square_map("depth", 1, window)
         vae = FoldedVAE(self.vae, self.constants.latent_divisor)
         unet = FoldedUNet(self.unet, self.text())
         decoder = FoldedDecoder(self.decoder, self.depth_head)
@@ -178,13 +176,9 @@ class EVP(DepthNetwork):
             Stage(StageSpec("vae", (image,), (latent,)), vae.eval(), folded=vae.folded),
             Stage(StageSpec("unet", (latent,), taps), unet.eval(), folded=unet.folded),
             Stage(StageSpec("refine", taps, (features,)), RefineStage(self.refinement, self.aggregation, side).eval()),
-            Stage(StageSpec("decoder", (features,), (*levels, raw)), decoder.eval(), folded={"batch_norm": decoder.folded_norms}),
+            Stage(StageSpec("decoder", (features,), (*levels, raw)), decoder.eval(), folded=decoder.folded),
             Stage(StageSpec("bins", (features, *levels, raw), (depth,)), MetricBinsExport(self.bins).eval(), FP32_ISLANDS),
         )
-
-
-def _map(name: str, channels: int, side: int) -> TensorSpec:
-    return TensorSpec(name, "float32", ("batch", channels, side, side))
 
 
 class RefineStage(nn.Module):
@@ -198,67 +192,17 @@ class RefineStage(nn.Module):
         return self.aggregation(*self.refinement(f64, f32, f16, f8))[..., : self.side, : self.side]
 
 
-class FoldedDecoder(nn.Module):
-    """``Decoder`` and depth head with every batch norm within its convolution; the doubled x4 never leaves the stage."""
-
-    def __init__(self, decoder: Decoder, head: nn.Module):
-        super().__init__()
-        layers = decoder.deconv_layers
-        self.deconv_layers = nn.ModuleList([with_batch_norm(layers[i], layers[i + 1]) for i in range(0, len(layers), 3)])
-        self.conv_layer = with_batch_norm(decoder.conv_layers[0], decoder.conv_layers[1])
-        self.depth_head = head
-        self.folded_norms = len(self.deconv_layers) + 1
-
-    def forward(self, conv_feats: Tensor) -> tuple[Tensor, ...]:
-        levels = [conv_feats]
-        for layer in self.deconv_layers:
-            levels.append(torch.relu(layer(levels[-1])))
-        levels.append(double(torch.relu(self.conv_layer(levels[-1]))))
-        return (*levels[1:], self.depth_head(double(levels[-1])))
+DEPTH_HEAD = "decoder.last_layer_depth."  # its published prefix
 
 
-PUBLISHED_PREFIXES = {  # own prefix -> published prefix; backbone names below it follow ``stable_diffusion_keys``
-    "vae.": "encoder.encoder_vq.",
-    "unet.": "encoder.unet.unet.diffusion_model.",
-    "text.": "encoder.",
-    "refinement.": "encoder.aggregation.",
-    "aggregation.": "encoder.",
-    "decoder.": "decoder.",
-    "depth_head.": "decoder.last_layer_depth.",
-    "bins.": "",
-}
-CLIP_PREFIX = "encoder.clip_model.transformer.text_model."
-
-
-def published_name(own: str) -> str:
-    """The name that one of this network's tensors has in the published checkpoints."""
-    prefix = own.split(".", 1)[0] + "."
-    rest = own[len(prefix) :]
-    rule = {"vae.": vae_ldm_key, "unet.": unet_ldm_key}.get(prefix, str)
-    return PUBLISHED_PREFIXES[prefix] + rule(rest)
-
-
-def clip_names(layers: int = 12) -> list[str]:
-    """The 196 names of the CLIP text tower that per-image checkpoints carry; a fixed context does not need it."""
-    parts = [f"self_attn.{p}_proj" for p in "qkv"] + ["self_attn.out_proj", "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2"]
-    names = [f"encoder.layers.{i}.{part}.{leaf}" for i in range(layers) for part in parts for leaf in ("weight", "bias")]
-    names += ["embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "final_layer_norm.weight", "final_layer_norm.bias"]
-    return [CLIP_PREFIX + name for name in names]
-
-
-def key_table(network: EVP) -> KeyTable:
-    """What an EVP checkpoint holds, derived from the network's own tensors by the rules above."""
-    wanted, defaults = {}, {}
-    for own, tensor in network.state_dict().items():
-        shape = tuple(tensor.shape)
-        wanted[published_name(own)] = Key(own, vae_ldm_shape(own.removeprefix("vae."), shape) if own.startswith("vae.") else shape)
-        if own.endswith("num_batches_tracked"):
-            defaults[published_name(own)] = torch.zeros((), dtype=torch.int64)
+def evp_keys(network: EVP) -> KeyTable:
+    """What an EVP checkpoint holds: 941 tensors, and CLIP's 196 where captions were per image."""
     transform = "conditional_log_binomial.log_binomial_transform."
-    defaults[transform + "k_idx"] = torch.arange(BIN_COUNT).view(1, -1, 1, 1)
-    defaults[transform + "K_minus_1"] = torch.full((1, 1, 1, 1), float(BIN_COUNT - 1))
-    ignored = dict.fromkeys([*clip_names(), CLIP_PREFIX + "embeddings.position_ids"])
-    return KeyTable(wanted, defaults, ignored)
+    constants = {
+        transform + "k_idx": torch.arange(BIN_COUNT).view(1, -1, 1, 1),
+        transform + "K_minus_1": torch.full((1, 1, 1, 1), float(BIN_COUNT - 1)),
+    }
+    return key_table(network, DEPTH_HEAD, constants, dict.fromkeys([*clip_names(), CLIP_PREFIX + "embeddings.position_ids"]))
 
 
 def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIAL, text_pack: str | Path | None = None) -> EVP:
@@ -277,54 +221,21 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
     """
     with torch.device("meta"):
         network = EVP(config, variant)
-    checkpoint = read_checkpoint(path, "encoder.gamma")
-    refuse_other_networks(checkpoint, config.name)
-    table, text_key = key_table(network), published_name("text.class_embeddings")
-    if text_pack is not None:
-        checkpoint.tensors[text_key] = read_text_pack(text_pack, "context", table.wanted[text_key].shape)
-    elif text_key not in checkpoint.tensors and "encoder.gamma" in checkpoint.tensors:
-        clip = "it carries CLIP for per-image captions instead" if any(n.startswith(CLIP_PREFIX) for n in checkpoint.tensors) else "and no CLIP either"
+    table, text = evp_keys(network), published_name("text.class_embeddings", DEPTH_HEAD)
+    pack = None if text_pack is None else read_text_pack(text_pack, "context", table.wanted[text].shape)
+    checkpoint = read_checkpoint(path, ANCHOR)
+    refuse_other_networks(checkpoint, "evp", config.name)
+    if pack is not None:
+        checkpoint.tensors[text] = pack
+    elif text not in checkpoint.tensors and any(name.startswith(CLIP_PREFIX) for name in checkpoint.tensors):
         raise InputError(
-            f"{checkpoint.file} has no text embeddings ({text_key}); {clip}",
-            wanted="a fixed text context",
-            mend=f"--text-pack FILE, a .safetensors with 'context' {list(table.wanted[text_key].shape)}",
+            f"{checkpoint.file} carries CLIP for one caption per image, and no {text}",
+            wanted="the text that every image shall get",
+            mend=f"give --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
         )
     fill(network, checkpoint, table, config.name)
-    network.origin = origin_of(checkpoint, network)
+    network.origin = origin_of(checkpoint, PUBLISHED, PUBLISHED_LICENCE, network.text.gamma, network.decoder)
     return network
-
-
-def refuse_other_networks(checkpoint: Checkpoint, wanted: str) -> None:
-    """Name the network a checkpoint belongs to, if it is another one.
-
-    Raises:
-        InputError: if it is.
-    """
-    names = checkpoint.tensors.keys()
-    signs = {
-        "evp": any(n.startswith("encoder.aggregation.") for n in names),
-        "vpd": any(n.startswith("last_layer_depth.") for n in names),
-        "evp-refer": any(n.startswith("classifier.") for n in names) and any(n.startswith("unet.unet.") for n in names),
-    }
-    for network, sign in signs.items():
-        if sign and network != wanted.removesuffix("-tiny"):
-            raise InputError(f"{checkpoint.file} is a checkpoint of {network}, not of {wanted}", mend=f"--model {network}")
-    if any(n.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")) for n in names):
-        raise InputError(f"{checkpoint.file} is a plain Stable Diffusion checkpoint", wanted=f"weights of {wanted}, whose U-Net was trained for depth")
-
-
-def origin_of(checkpoint: Checkpoint, network: EVP) -> WeightsOrigin:
-    """Published or trained, by the file's hash, with a warning for every sign that the weights never learned anything."""
-    published = any(checkpoint.sha256.startswith(known) for known in PUBLISHED)
-    warnings = []
-    if bool((network.text.gamma == 1e-4).all()):
-        warnings.append("encoder.gamma is 1e-4 everywhere, as before the first training step.")
-    if not any(norm.running_mean.any() for norm in network.decoder.modules() if isinstance(norm, nn.BatchNorm2d)):
-        warnings.append("The decoder's batch norms have seen no data: every running mean is 0.")
-    if network.decoder.deconv_layers[0].weight.std() < 2e-3:
-        warnings.append("The decoder's first weights are as small as at their initialisation.")
-    licence = PUBLISHED_LICENCE if published else "unknown"
-    return WeightsOrigin("published" if published else "trained", checkpoint.file, checkpoint.sha256, licence, tuple(warnings))
 
 
 def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0, text_pack: str | Path | None = None) -> EVP:
@@ -332,12 +243,9 @@ def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0
     with torch.device("meta"):
         network = EVP(config, variant)
     randomise(network, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    text = network.text
-    text.gamma.uniform_(-0.5, 0.5, generator=generator)
-    text.class_embeddings.normal_(generator=generator)
+    network.text.randomise(seed)
     if text_pack is not None:
-        text.class_embeddings.copy_(read_text_pack(text_pack, "context", tuple(text.class_embeddings.shape)))
+        network.text.class_embeddings.copy_(read_text_pack(text_pack, "context", tuple(network.text.class_embeddings.shape)))
     bins, far = network.bins, network.constants.max_depth_m
     bins.seed_bin_regressor._net[2].bias.copy_(torch.linspace(0.02, 1, BIN_COUNT) * far)  # bins over the whole range, or all depth is ln 2
     last = bins.conditional_log_binomial.mlp[2]
@@ -346,5 +254,5 @@ def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0
     transform = bins.conditional_log_binomial.log_binomial_transform
     transform.k_idx.copy_(torch.arange(BIN_COUNT).view(1, -1, 1, 1))
     transform.K_minus_1.fill_(BIN_COUNT - 1)
-    network.origin = WeightsOrigin("random-init", warnings=("The weights are random: the depth means nothing.",))
+    network.origin = WeightsOrigin("random-init", warnings=(RANDOM_WARNING,))
     return network

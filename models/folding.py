@@ -103,9 +103,7 @@ class FixedCrossAttention(nn.Module):
         return self.to_out[0](x.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        batch = x.shape[0]
-        key, value = self.key.expand(batch, -1, -1, -1), self.value.expand(batch, -1, -1, -1)
-        return self.out(F.scaled_dot_product_attention(self.query(x), key, value)), None
+        return self.out(F.scaled_dot_product_attention(self.query(x), self.key, self.value)), None
 
 
 class CollectedCrossAttention(FixedCrossAttention):

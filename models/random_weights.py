@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+RANDOM_WARNING = "The weights are random: the depth means nothing."
 BIAS = 0.1
 NORM_SPREAD = 0.5
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.autoencoders.vae import Encoder
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+
+from ..runtime.spec import TensorSpec
 
 TIMESTEP = 1  # what the published code passes; the VPD paper says 0
 LATENT_CHANNELS = 4
@@ -47,6 +50,18 @@ class BackboneConfig:
                 raise ValueError(f"four widths divisible by {groups} groups were wanted, got {channels}")
         if any(c % self.heads for c in self.unet_channels):
             raise ValueError(f"the widths {self.unet_channels} do not divide into {self.heads} heads")
+
+
+def square_map(name: str, channels: int, side: int) -> TensorSpec:
+    """The spec of a square feature map [batch, channels, side, side]."""
+    return TensorSpec(name, "float32", ("batch", channels, side, side))
+
+
+def backbone_maps(canvas: int, tap_channels: tuple[int, int, int, int]) -> tuple[TensorSpec, TensorSpec, tuple[TensorSpec, ...]]:
+    """The specs of image, latent and taps on a square canvas of that many pixels."""
+    side = canvas // LATENT_SCALE
+    taps = tuple(square_map(name, channels, side >> level) for level, (name, channels) in enumerate(zip(TAP_NAMES, tap_channels, strict=True)))
+    return square_map("image", 3, canvas), square_map("latent", LATENT_CHANNELS, side), taps
 
 
 class VAEEncoder(nn.Module):
@@ -194,6 +209,6 @@ def append_maps(taps: list[Tensor], maps: dict[int, list[Tensor]]) -> list[Tenso
     """The mean of each level's maps, [B, h*w, T] each, as T further channels behind those of its tap."""
     taps = list(taps)
     for level, found in maps.items():
-        mean = torch.stack(found).mean(dim=0).transpose(1, 2)  # [B, T, h*w]
+        mean = (reduce(torch.add, found) / len(found)).transpose(1, 2)  # [B, T, h*w]
         taps[level] = torch.cat([taps[level], mean.unflatten(2, taps[level].shape[-2:])], dim=1)
     return taps

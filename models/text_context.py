@@ -41,6 +41,12 @@ class TextContext(nn.Module):
         text = self.class_embeddings if row is None else self.class_embeddings[row].view(1, 1, -1)
         return text + self.gamma * self.text_adapter(text)
 
+    def randomise(self, seed: int) -> None:
+        """Embeddings as varied as CLIP's, and an adapter that matters."""
+        generator = torch.Generator().manual_seed(seed)
+        self.gamma.uniform_(-0.5, 0.5, generator=generator)
+        self.class_embeddings.normal_(generator=generator)
+
 
 def read_text_pack(path: str | Path, tensor: str, shape: tuple[int, ...]) -> Tensor:
     """The text embeddings of a text pack, a safetensors file with exactly one tensor.
