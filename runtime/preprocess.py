@@ -164,6 +164,6 @@ def check_photo(photo: np.ndarray) -> np.ndarray:
     if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
         got = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
         raise ValueError(f"a photo is a uint8 array [height, width, 3] in RGB order, got {got}")
-    if not 1 <= min(photo.shape[:2]) or max(photo.shape[:2]) > MAX_PIXELS_PER_SIDE:
+    if min(photo.shape[:2]) < 1 or max(photo.shape[:2]) > MAX_PIXELS_PER_SIDE:
         raise ValueError(f"a photo has 1 to {MAX_PIXELS_PER_SIDE} pixels per side, got {photo.shape[1]}x{photo.shape[0]}")
     return photo

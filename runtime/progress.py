@@ -1,0 +1,78 @@
+"""How far the work is, on stderr: a bar on a terminal, else at most one plain line every ten seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+EVERY_S = 10.0
+
+
+class Progress:
+    """Counts steps of a known total; use as a context manager.
+
+    Args:
+        total: number of steps.
+        what: what is counted, in the plural (``photos``).
+        quiet: show nothing.
+        stream: stderr if None.
+        every_s: seconds between two plain lines.
+    """
+
+    def __init__(self, total: int, what: str, quiet: bool = False, stream: TextIO | None = None, every_s: float = EVERY_S):
+        self.total, self.what, self.done = total, what, 0
+        self._quiet, self._every_s = quiet, every_s
+        self._stream = sys.stderr if stream is None else stream
+        self._start = self._last = time.monotonic()
+        self._bar = None if quiet else self._make_bar()
+
+    def _make_bar(self) -> Any:
+        if not self._stream.isatty():
+            return None
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return None
+        return tqdm(total=self.total, unit=f" {self.what}", file=self._stream, leave=False, dynamic_ncols=True)
+
+    def advance(self, steps: int = 1) -> None:
+        """Some more steps are done."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(steps)
+            return
+        now = time.monotonic()
+        if not self._quiet and now - self._last >= self._every_s:
+            self._last = now
+            left_s = (now - self._start) / self.done * (self.total - self.done) if self.done else 0.0
+            self.say(f"{self.done} of {self.total} {self.what}, about {_duration(left_s)} to go")
+
+    def say(self, text: str) -> None:
+        """One line on the stream, above the bar where there is one; nothing if quiet."""
+        if not self._quiet:
+            self.alarm(text)
+
+    def alarm(self, text: str) -> None:
+        """Like ``say``, but not silenced by quiet: for warnings."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away; may be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds + 0.5)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
