@@ -50,7 +50,8 @@ setup(
     package_dir={"fathom": "."},
     package_data={
         "fathom": ["py.typed"],
-        "fathom.runtime": ["schemas/*.json", "*.npz"],
+        "fathom.runtime": ["schemas/*.json", "*.npz", "kernels/*"],
+        "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
     },

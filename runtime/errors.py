@@ -48,6 +48,10 @@ class EnvironmentMismatchError(FathomError):
     exit_code = 6
 
 
+class DeviceLostError(EnvironmentMismatchError):
+    """The GPU stopped answering or its context is broken; nothing in this process can use it any more."""
+
+
 class OutOfMemoryError(FathomError):
     """Host or device memory ran out, or the limit that was set was reached."""
 
