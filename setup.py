@@ -64,7 +64,7 @@ setup(
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],
-        "dev": [*EXPORT, *RTX, *BENCH, *DEV, "tqdm>=4.60"],
+        "dev": [*EXPORT, *CLIP, *RTX, *BENCH, *DEV, "tqdm>=4.60"],
     },
     entry_points={
         "console_scripts": [

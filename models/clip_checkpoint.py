@@ -36,8 +36,9 @@ def read_clip(path: str | Path) -> Checkpoint:
 
 def own_table(module: nn.Module, ignored: tuple[str, ...] = ()) -> KeyTable:
     """The table of a file that uses the module's own names, as CLIP's and the networks' own files do."""
-    wanted = {name: Key(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
-    return KeyTable(wanted, ignored=dict.fromkeys(ignored))
+    state = module.state_dict()
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in state if name.endswith(".num_batches_tracked")}
+    return KeyTable({name: Key(name, tuple(tensor.shape)) for name, tensor in state.items()}, counters=counters, ignored=dict.fromkeys(ignored))
 
 
 def assemble_clip(checkpoint: Checkpoint, config: ClipConfig) -> nn.Module:

@@ -144,29 +144,6 @@ def image_tower_tensors(clip: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in clip.visual.state_dict().items() if name.split(".")[0] not in SHARED_SPACE_PARTS}
 
 
-@torch.no_grad()
-def liven(module: nn.Module) -> nn.Module:
-    """Random weights under which every layer matters, drawn from torch's global generator.
-
-    open_clip's own start zeroes the last norm of every ResNet block and all attention biases: half the network would go untested.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-        elif isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.4, 0.8)
-            nn.init.normal_(part.bias, std=0.1)
-            nn.init.normal_(part.running_mean, std=0.1)
-            nn.init.uniform_(part.running_var, 0.5, 1.5)
-        elif isinstance(part, nn.LayerNorm):
-            nn.init.uniform_(part.weight, 0.8, 1.2)
-            nn.init.normal_(part.bias, std=0.1)
-        elif isinstance(part, nn.MultiheadAttention):
-            nn.init.normal_(part.in_proj_bias, std=0.1)
-            nn.init.normal_(part.out_proj.bias, std=0.1)
-    return module
-
-
 def resnet_features(visual: nn.Module, image: Tensor) -> Tensor:
     """Stem and four stages of the anti-aliased ResNet: [B,3,H,W] to [B,32*width,H//32,W//32]."""
     features = visual.stem(image)

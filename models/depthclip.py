@@ -19,7 +19,8 @@ from ..runtime.spec import StageSpec, TensorSpec
 from .checkpoint import fill
 from .clip_checkpoint import assemble_clip, clip_origin, own_table, read_clip
 from .clip_text import prompt_features
-from .clip_towers import RN50, ClipConfig, build_image_tower, image_tower_tensors, liven, resnet_features
+from .clip_towers import RN50, ClipConfig, build_image_tower, image_tower_tensors, resnet_features
+from .lively_weights import draw_weights
 from .network import DepthNetwork, Stage, WeightsOrigin
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, not CLIP's own: so the published code
@@ -32,6 +33,7 @@ class DepthClipConfig:
     """Sizes and constants of DepthCLIP.
 
     Args:
+        name: the command-line name.
         clip: the towers; a ResNet.
         window: height and width in pixels that the trunk looks at, multiples of 32.
         template: prompt with two gaps, for the object and the distance word.
@@ -42,6 +44,7 @@ class DepthClipConfig:
         ValueError: if the window, the words or the bins do not fit each other or the trunk.
     """
 
+    name: str
     clip: ClipConfig
     window: tuple[int, int]
     template: str = "This {} is {}"
@@ -72,8 +75,9 @@ class DepthClipConfig:
         return self.clip.vision_width * 32
 
 
-OFFICIAL = DepthClipConfig(RN50, (416, 544))
+OFFICIAL = DepthClipConfig("depthclip", RN50, (416, 544))
 TINY = DepthClipConfig(
+    "depthclip-tiny",
     replace(RN50, name="RN50-tiny", embed_dim=128, image_size=64, vision_layers=(1, 1, 1, 1), vision_width=8, text_width=32, text_heads=2, text_layers=2),
     (96, 128),
 )
@@ -97,9 +101,11 @@ def contract(config: DepthClipConfig) -> Contract:
 class DepthClip(DepthNetwork):
     """DepthCLIP with its text already encoded: ``text_features`` [classes, embed_dim] of unit length."""
 
-    def __init__(self, config: DepthClipConfig, name: str = "depthclip", device: str = "cpu"):
+    def __init__(self, config: DepthClipConfig, variant: str = "nyu", device: str = "cpu"):
         super().__init__()
-        self.name, self.variant, self.config = name, "nyu", config
+        if variant != "nyu":
+            raise ValueError(f"DepthCLIP has no variant {variant!r}, wanted nyu")
+        self.name, self.variant, self.config = config.name, variant, config
         self.contract = contract(config)
         self.origin = WeightsOrigin("random-init")
         self.visual = build_image_tower(config.clip, device)
@@ -189,7 +195,7 @@ class FoldedWords(nn.Module):
         return (chances * self.bins_m).sum(dim=1, keepdim=True)
 
 
-def load_depthclip(weights: Path | str, config: DepthClipConfig = OFFICIAL, name: str = "depthclip") -> DepthClip:
+def load_depthclip(weights: Path | str, variant: str = "nyu", config: DepthClipConfig = OFFICIAL) -> DepthClip:
     """DepthCLIP from CLIP's weights, whose text tower is run once, or from its own file.
 
     Args:
@@ -199,11 +205,12 @@ def load_depthclip(weights: Path | str, config: DepthClipConfig = OFFICIAL, name
     Raises:
         InputError: if the file is unsafe, of another form, or holds another network.
         EnvironmentMismatchError: if open_clip is not installed.
+        ValueError: for an unknown variant.
     """
     checkpoint = read_clip(weights)
-    network = DepthClip(config, name, "meta")
+    network = DepthClip(config, variant, "meta")
     if "text_features" in checkpoint.tensors:
-        fill(network, checkpoint, own_table(network), name)
+        fill(network, checkpoint, own_table(network), config.name)
         network.origin = WeightsOrigin("trained", checkpoint.file, checkpoint.sha256)
         return network
     clip = assemble_clip(checkpoint, config.clip)
@@ -213,19 +220,21 @@ def load_depthclip(weights: Path | str, config: DepthClipConfig = OFFICIAL, name
     return network.requires_grad_(False)
 
 
-def random_depthclip(config: DepthClipConfig = OFFICIAL, name: str = "depthclip", seed: int = 0) -> DepthClip:
+def random_depthclip(variant: str = "nyu", config: DepthClipConfig = OFFICIAL, seed: int = 0) -> DepthClip:
     """DepthCLIP with random weights, and random text directions as close to each other as those of similar sentences.
 
     A random text tower would give all words the same direction, and independent directions one and the same word everywhere.
 
     Raises:
         EnvironmentMismatchError: if open_clip is not installed.
+        ValueError: for an unknown variant.
     """
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        network = DepthClip(config, name)
-        liven(network.visual)
-        common, own = normalize(torch.randn(1, config.clip.embed_dim), dim=-1), torch.randn_like(network.text_features)
-        own -= own.mean(dim=-1, keepdim=True)  # features are all positive: their mean shall favour no word
-        network.text_features = normalize(common + 0.05 * normalize(own, dim=-1), dim=-1)
+        network = DepthClip(config, variant)
+    draw_weights(network, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    common = normalize(torch.randn(1, config.clip.embed_dim, generator=generator), dim=-1)
+    own = torch.randn(len(config.words), config.clip.embed_dim, generator=generator)
+    own -= own.mean(dim=-1, keepdim=True)  # features are all positive: their mean shall favour no word
+    network.text_features = normalize(common + 0.05 * normalize(own, dim=-1), dim=-1)
     return network

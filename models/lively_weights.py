@@ -25,8 +25,8 @@ def draw_weights(module: nn.Module, seed: int = 0) -> nn.Module:
             for name, weight in part.named_parameters(recurse=False):
                 if isinstance(part, (nn.LayerNorm, nn.BatchNorm2d)):
                     near_one(weight) if name == "weight" else normal(weight, 0.1)
-                elif isinstance(part, (nn.Linear, nn.Conv2d)):
-                    normal(weight, weight[0].numel() ** -0.5 if name == "weight" else 0.1)
+                elif isinstance(part, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                    normal(weight, weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1)
                 else:
                     normal(weight, 0.5)
             if isinstance(part, nn.BatchNorm2d):

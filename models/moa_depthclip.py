@@ -21,7 +21,8 @@ from ..runtime.spec import StageSpec, TensorSpec
 from .checkpoint import fill
 from .clip_checkpoint import assemble_clip, clip_origin, own_table, read_clip
 from .clip_text import prompt_features
-from .clip_towers import OPENAI_MEAN, OPENAI_STD, VIT_B_32, ClipConfig, PlainBlock, build_image_tower, image_tower_tensors, liven
+from .clip_towers import OPENAI_MEAN, OPENAI_STD, VIT_B_32, ClipConfig, PlainBlock, build_image_tower, image_tower_tensors
+from .lively_weights import draw_weights
 from .mixture_of_adapters import FoldedAdapters, MixtureOfAdapters
 from .network import DepthNetwork, Stage, WeightsOrigin
 
@@ -38,8 +39,10 @@ class MoaDepthClipConfig:
     """Sizes and constants of MoA-DepthCLIP.
 
     Args:
+        name: the command-line name.
         clip: the towers; a vision transformer.
         window: height and width in pixels, multiples of the patch size.
+        quality_window: the window of the variant ``quality``.
         adapted_blocks: blocks followed by a mixture of adapters, counted from 0 (section 3.1).
         experts, bottleneck, gate_width: K, d_b and the hidden width of the gate (section 3.1).
         gate_temperature: tau of equation 2.
@@ -51,8 +54,10 @@ class MoaDepthClipConfig:
         ValueError: if the window, blocks, bins or prompts do not make sense for the tower.
     """
 
+    name: str
     clip: ClipConfig
     window: tuple[int, int]
+    quality_window: tuple[int, int]
     adapted_blocks: tuple[int, ...] = (2, 5, 8, 11)
     experts: int = 4
     bottleneck: int = 64
@@ -68,8 +73,8 @@ class MoaDepthClipConfig:
 
     def __post_init__(self):
         blocks, patch = self.adapted_blocks, self.clip.patch_size
-        if not patch or any(side <= 0 or side % patch for side in self.window):
-            raise ValueError(f"window {self.window}: multiples of the patch size of a vision transformer were wanted")
+        if not patch or any(side <= 0 or side % patch for side in self.window + self.quality_window):
+            raise ValueError(f"windows {self.window} and {self.quality_window}: multiples of a vision transformer's patches were wanted")
         if not blocks or list(blocks) != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1] < self.clip.vision_layers:
             raise ValueError(f"adapted blocks {blocks}: growing numbers below {self.clip.vision_layers} were wanted")
         if min(self.experts, self.bottleneck, self.gate_width, self.head_width) < 1 or self.gate_temperature <= 0 or self.bins < 2:
@@ -102,10 +107,29 @@ class MoaDepthClipConfig:
         return ((edges[:-1] + edges[1:]) / 2).float()
 
 
-OFFICIAL = MoaDepthClipConfig(VIT_B_32, (224, 224))
-QUALITY = replace(OFFICIAL, window=(480, 640))
-_TINY_CLIP = replace(VIT_B_32, name="ViT-tiny", embed_dim=64, image_size=96, vision_layers=4, vision_width=128, patch_size=16, text_width=64, text_layers=2)
-TINY = MoaDepthClipConfig(replace(_TINY_CLIP, text_heads=2, head_width=32), (96, 128), (0, 1, 2, 3), 4, 16, 32, bins=32, head_width=64)
+OFFICIAL = MoaDepthClipConfig("moa-depthclip", VIT_B_32, (224, 224), (480, 640))
+TINY = MoaDepthClipConfig(
+    "moa-depthclip-tiny",
+    ClipConfig("ViT-tiny", 64, 96, vision_layers=4, vision_width=128, patch_size=8, text_width=64, text_heads=2, text_layers=2, head_width=32),
+    (96, 96),
+    (96, 128),
+    adapted_blocks=(0, 1, 2, 3),
+    bottleneck=16,
+    gate_width=32,
+    bins=32,
+    head_width=64,
+)
+
+
+def of_variant(config: MoaDepthClipConfig, variant: str) -> MoaDepthClipConfig:
+    """What ``config`` is in the variant ``parity`` (the size CLIP was trained at) or ``quality`` (twice the tokens each way).
+
+    Raises:
+        ValueError: for another variant.
+    """
+    if variant not in ("parity", "quality"):
+        raise ValueError(f"MoA-DepthCLIP has no variant {variant!r}, wanted parity or quality")
+    return replace(config, window=config.quality_window) if variant == "quality" else config
 
 
 def contract(config: MoaDepthClipConfig) -> Contract:
@@ -138,9 +162,10 @@ class DepthHead(nn.Module):
 class MoaDepthClip(DepthNetwork):
     """MoA-DepthCLIP with its scene context already encoded: ``context`` [embed_dim]."""
 
-    def __init__(self, config: MoaDepthClipConfig, name: str = "moa-depthclip", variant: str = "parity", device: str = "cpu"):
+    def __init__(self, config: MoaDepthClipConfig, variant: str = "parity", device: str = "cpu"):
         super().__init__()
-        self.name, self.variant, self.config = name, variant, config
+        self.config = config = of_variant(config, variant)
+        self.name, self.variant = config.name, variant
         self.contract = contract(config)
         self.origin = WeightsOrigin("random-init")
         self.visual = build_image_tower(config.clip, device)
@@ -282,26 +307,28 @@ class Fusion(nn.Module):
         return 0.5 * binned + (0.5 * self.far_m) * raw.sigmoid()
 
 
-def load_moa_depthclip(weights: Path | str, config: MoaDepthClipConfig = OFFICIAL, name: str = "moa-depthclip", variant: str = "parity") -> MoaDepthClip:
+def load_moa_depthclip(weights: Path | str, variant: str = "parity", config: MoaDepthClipConfig = OFFICIAL) -> MoaDepthClip:
     """MoA-DepthCLIP from its own trained file, or ready for training from CLIP's weights.
 
     Args:
         weights: the network's own ``.safetensors`` (``visual.*``, ``adapters.*``, ``classification.*``, ``regression.*``, ``context``;
             the same for every window), or OpenAI's ``ViT-B-32.pt`` or the same tensors in another form (see ``read_clip``): then the
             adapters begin as identities and the heads at random, and the origin says so.
+        variant: ``parity`` or ``quality``.
 
     Raises:
         InputError: if the file is unsafe, of another form, or holds another network.
         EnvironmentMismatchError: if open_clip is not installed.
+        ValueError: for an unknown variant.
     """
     checkpoint = read_clip(weights)
     if "context" in checkpoint.tensors:
-        network = MoaDepthClip(config, name, variant, "meta")
-        fill(network, checkpoint, own_table(network), name)
+        network = MoaDepthClip(config, variant, "meta")
+        fill(network, checkpoint, own_table(network), config.name)
         network.origin = WeightsOrigin("trained", checkpoint.file, checkpoint.sha256)
         return network
     clip = assemble_clip(checkpoint, config.clip)
-    network = random_moa_depthclip(config, name, variant)
+    network = random_moa_depthclip(variant, config)
     for adapters in network.adapters:
         adapters.start_as_identity()
     network.visual.load_state_dict(image_tower_tensors(clip))
@@ -311,15 +338,16 @@ def load_moa_depthclip(weights: Path | str, config: MoaDepthClipConfig = OFFICIA
     return network
 
 
-def random_moa_depthclip(config: MoaDepthClipConfig = OFFICIAL, name: str = "moa-depthclip", variant: str = "parity", seed: int = 0) -> MoaDepthClip:
+def random_moa_depthclip(variant: str = "parity", config: MoaDepthClipConfig = OFFICIAL, seed: int = 0) -> MoaDepthClip:
     """MoA-DepthCLIP with random weights and random prompt directions (a random text tower would give all prompts the same).
 
     Raises:
         EnvironmentMismatchError: if open_clip is not installed.
+        ValueError: for an unknown variant.
     """
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        network = MoaDepthClip(config, name, variant)
-        liven(network.visual)
-        network.context = normalize(torch.randn(len(config.scenes), config.clip.embed_dim), dim=-1).mean(dim=0)
+        network = MoaDepthClip(config, variant)
+    draw_weights(network, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    network.context = normalize(torch.randn(len(config.scenes), config.clip.embed_dim, generator=generator), dim=-1).mean(dim=0)
     return network

@@ -2,10 +2,17 @@
 
 import dataclasses
 import hashlib
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+_torchvision = importlib.util.spec_from_file_location("torchvision_on_cpu", Path(__file__).with_name("torchvision_on_cpu.py"))
+_torchvision_on_cpu = importlib.util.module_from_spec(_torchvision)
+_torchvision.loader.exec_module(_torchvision_on_cpu)
+_torchvision_on_cpu.prepare()
 
 
 def _graphs():

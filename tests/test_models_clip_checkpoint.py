@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fathom.models.clip_checkpoint import OPENAI_SHA256, assemble_clip, clip_origin, read_clip
 from fathom.models.clip_text import prompt_features, token_ids
-from fathom.models.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower, image_tower_tensors, liven, open_clip
+from fathom.models.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower, image_tower_tensors, open_clip
+from fathom.models.lively_weights import draw_weights
 from fathom.runtime.errors import EnvironmentMismatchError, InputError
 
 SMALL_RESNET = replace(RN50, embed_dim=128, image_size=64, vision_layers=(1, 2, 1, 1), vision_width=8, text_width=32, text_heads=2, text_layers=2)
@@ -53,8 +54,7 @@ def save_archive(state: dict[str, Tensor], path) -> None:
 
 @pytest.fixture(scope="module", params=[SMALL_RESNET, SMALL_VIT], ids=["resnet", "vit"])
 def small(request):
-    torch.manual_seed(3)
-    return request.param, liven(build_clip(request.param))
+    return request.param, draw_weights(build_clip(request.param), seed=3)
 
 
 def test_the_published_sizes():

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from fathom.models.catalog import load
 from fathom.models.clip_text import prompt_features
-from fathom.models.clip_towers import build_clip, liven
+from fathom.models.clip_towers import build_clip
 from fathom.models.depthclip import OFFICIAL, TINY, DepthClip, load_depthclip, random_depthclip
+from fathom.models.lively_weights import draw_weights
 from fathom.runtime.contract import Contract, Crop, Require, Resize
 from fathom.runtime.errors import InputError
 from fathom.runtime.spec import check_chain
@@ -19,7 +21,7 @@ from fathom.runtime.spec import check_chain
 
 @pytest.fixture(scope="module")
 def tiny():
-    return random_depthclip(TINY, "depthclip-tiny")
+    return random_depthclip(config=TINY)
 
 
 def test_the_published_constants():
@@ -55,7 +57,7 @@ def test_configs_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_contract():
-    contract = random_depthclip(TINY).contract
+    contract = random_depthclip(config=TINY).contract
     assert contract.output.kind == "metric" and (contract.output.near, contract.output.far) == (1.0, 3.0)
     official = DepthClip(OFFICIAL, device="meta").contract
     assert official.input.mean == (0.485, 0.456, 0.406) and official.input.std == (0.229, 0.224, 0.225)
@@ -132,8 +134,7 @@ def test_features_without_direction_leave_the_words_equally_likely(tiny):
 
 
 def test_full_size_clip_weights_give_open_clips_features(tmp_path):
-    torch.manual_seed(0)
-    clip = liven(build_clip(OFFICIAL.clip))
+    clip = draw_weights(build_clip(OFFICIAL.clip))
     save_file(clip.state_dict(), tmp_path / "RN50.safetensors")
     network = load_depthclip(tmp_path / "RN50.safetensors")
     image = network.example_inputs()["image"]
@@ -153,21 +154,21 @@ def test_full_size_clip_weights_give_open_clips_features(tmp_path):
 
 def test_the_own_file_comes_back_as_it_was(tiny, tmp_path):
     save_file(tiny.state_dict(), tmp_path / "own.safetensors")
-    again = load_depthclip(tmp_path / "own.safetensors", TINY, "depthclip-tiny")
+    again = load_depthclip(tmp_path / "own.safetensors", config=TINY)
     image = tiny.example_inputs()
     assert torch.equal(again(image["image"]), tiny(image["image"]))
     assert again.origin.kind == "trained" and again.name == "depthclip-tiny"
     broken = tiny.state_dict() | {"text_features": torch.zeros(6, 128)}
     save_file(broken, tmp_path / "broken.safetensors")
     with pytest.raises(InputError, match=r"misshapen: text_features \[6, 128\]"):
-        load_depthclip(tmp_path / "broken.safetensors", TINY, "depthclip-tiny")
+        load_depthclip(tmp_path / "broken.safetensors", config=TINY)
 
 
 def test_random_networks_are_reproducible_and_answer_differently_in_different_places(tiny):
     image = tiny.example_inputs()
     depth = tiny(image["image"])
-    assert torch.equal(random_depthclip(TINY)(image["image"]), depth)
-    assert not torch.equal(random_depthclip(TINY, seed=1)(image["image"]), depth)
+    assert torch.equal(random_depthclip(config=TINY)(image["image"]), depth)
+    assert not torch.equal(random_depthclip(config=TINY, seed=1)(image["image"]), depth)
     assert depth.std() > 0.01 and tiny.origin.kind == "random-init"
 
 
@@ -196,3 +197,9 @@ def test_stages_export_with_any_batch(tiny, place, tmp_path):
         truth = case(batch)
         (found,) = session.run([wanted], {given: truth[given].numpy()})
         np.testing.assert_allclose(found, truth[wanted].numpy(), atol=1e-4)
+
+
+def test_the_catalog_has_it():
+    assert load("depthclip-tiny", random_init=True).name == "depthclip-tiny"
+    with pytest.raises(InputError, match=r"RN50\.pt"):
+        load("depthclip")

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from scipy.signal import correlate
 from torch import nn
 
+from fathom.models.catalog import load
 from fathom.models.clip_text import prompt_features
-from fathom.models.clip_towers import VIT_B_32, build_clip, liven, open_clip
+from fathom.models.clip_towers import VIT_B_32, build_clip, open_clip
+from fathom.models.lively_weights import draw_weights
 from fathom.models.mixture_of_adapters import FoldedAdapters, MixtureOfAdapters
-from fathom.models.moa_depthclip import OFFICIAL, QUALITY, SCENES, TINY, MoaDepthClip, load_moa_depthclip, random_moa_depthclip
+from fathom.models.moa_depthclip import OFFICIAL, SCENES, TINY, MoaDepthClip, load_moa_depthclip, random_moa_depthclip
 from fathom.runtime.contract import Contract, Require, Resize
 from fathom.runtime.errors import InputError
 from fathom.runtime.spec import check_chain
@@ -23,14 +25,13 @@ from fathom.runtime.spec import check_chain
 
 @pytest.fixture(scope="module")
 def tiny():
-    return random_moa_depthclip(TINY, "moa-depthclip-tiny")
+    return random_moa_depthclip("quality", TINY)
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     """Full-size CLIP with random weights, and the file of its 302 tensors."""
-    torch.manual_seed(0)
-    clip = liven(build_clip(VIT_B_32))
+    clip = draw_weights(build_clip(VIT_B_32))
     path = tmp_path_factory.mktemp("clip") / "ViT-B-32.safetensors"
     save_file(clip.state_dict(), path)
     return clip, path
@@ -45,7 +46,7 @@ def test_the_published_sizes():
     assert sum(p.numel() for p in MoaDepthClip(TINY, device="meta").parameters()) < 2_000_000
     visual, head = (stage.spec for stage in network.stages())
     assert visual.outputs[0].shape == ("batch", 768, 7, 7) and head.outputs[0].shape == ("batch", 1, 7, 7)
-    visual, head = (stage.spec for stage in MoaDepthClip(QUALITY, device="meta").stages())
+    visual, head = (stage.spec for stage in MoaDepthClip(OFFICIAL, "quality", device="meta").stages())
     assert visual.inputs[0].shape == ("batch", 3, 480, 640) and head.outputs[0].shape == ("batch", 1, 15, 20)
 
 
@@ -86,12 +87,12 @@ def test_bins():
 
 
 def test_the_contract():
-    for config in (OFFICIAL, QUALITY):
-        contract = MoaDepthClip(config, device="meta").contract
+    for variant, window in (("parity", (224, 224)), ("quality", (480, 640))):
+        contract = MoaDepthClip(OFFICIAL, variant, device="meta").contract
         assert contract.output.kind == "metric" and contract.output.upsample == "bilinear" and contract.output.far == 10.0
-        assert contract.input.mean == (0.48145466, 0.4578275, 0.40821073) and contract.input.window == config.window
+        assert contract.input.mean == (0.48145466, 0.4578275, 0.40821073) and contract.input.window == window
         single, nyu = contract.protocols
-        assert single.steps == (Resize(*config.window, "bilinear-antialias"),) and not single.flip
+        assert single.steps == (Resize(*window, "bilinear-antialias"),) and not single.flip
         assert nyu.steps[0] == Require(480, 640)
         assert Contract.from_json(contract.to_json()) == contract
 
@@ -194,9 +195,9 @@ class Adapted(nn.Module):
 
 
 def test_adapters_stand_behind_their_blocks_in_open_clips_own_forward(tiny):
-    """The tiny network's square window, run by open_clip's VisionTransformer with the adapters put into its transformer."""
-    config = replace(TINY, window=(96, 96))
-    network = random_moa_depthclip(config)
+    """The tiny network, run by open_clip's VisionTransformer with the adapters put into its transformer."""
+    config = TINY
+    network = random_moa_depthclip(config=TINY)
     clip = build_clip(config.clip)
     for name, tensor in network.visual.state_dict().items():
         clip.visual.state_dict()[name].copy_(tensor)
@@ -222,7 +223,7 @@ def test_pictures_of_a_batch_do_not_see_each_other(tiny):
 
 def test_positions_are_resized_as_open_clip_resizes_them(full):
     clip, path = full
-    quality = load_moa_depthclip(path, QUALITY, variant="quality")
+    quality = load_moa_depthclip(path, "quality")
     state = {"visual.positional_embedding": clip.visual.positional_embedding.clone()}
     wide = nn.Module()
     wide.visual = nn.Module()
@@ -257,25 +258,25 @@ def head_in_float64(network: MoaDepthClip, features: np.ndarray) -> np.ndarray:
 
 
 def test_the_dual_head_is_the_papers_up_to_the_border_and_so_is_its_folded_form(tiny):
-    network = random_moa_depthclip(TINY)
+    network = random_moa_depthclip("quality", TINY)
     network.context *= 20  # so that the border, where part of the context is missing, differs visibly from the inside
-    features = torch.randn(2, 128, 6, 8, generator=torch.Generator().manual_seed(5))
+    features = torch.randn(2, 128, 12, 16, generator=torch.Generator().manual_seed(5))
     truth = head_in_float64(network, features.numpy())
     logits, regressed = network.heads(features)
     centers = network.config.bin_centers_m().view(1, -1, 1, 1)
     np.testing.assert_allclose(((logits.softmax(1) * centers).sum(1, keepdim=True) + regressed).numpy() / 2, truth, atol=2e-5)
     np.testing.assert_allclose(network.stages()[1].module(features).numpy(), truth, atol=2e-5)
-    flat = network.stages()[1].module(torch.zeros(1, 128, 6, 8))[0, 0]
+    flat = network.stages()[1].module(torch.zeros(1, 128, 12, 16))[0, 0]
     assert (flat[1:-1, 1:-1] - flat[2, 2]).abs().max() < 1e-5 < 1e-3 < (flat[0, 0] - flat[2, 2]).abs()
 
 
 def test_the_own_file_serves_every_window(tiny, tmp_path):
     save_file(tiny.state_dict(), tmp_path / "own.safetensors")
-    again = load_moa_depthclip(tmp_path / "own.safetensors", TINY, "moa-depthclip-tiny")
+    again = load_moa_depthclip(tmp_path / "own.safetensors", "quality", TINY)
     image = tiny.example_inputs()["image"]
     assert torch.equal(again(image), tiny(image)) and again.origin.kind == "trained" and not again.training
-    square = load_moa_depthclip(tmp_path / "own.safetensors", replace(TINY, window=(96, 96)))
-    assert square(square.example_inputs()["image"]).shape == (1, 1, 6, 6)
+    square = load_moa_depthclip(tmp_path / "own.safetensors", config=TINY)
+    assert square(square.example_inputs()["image"]).shape == (1, 1, 12, 12) and square.name == "moa-depthclip-tiny"
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tiny, tmp_path, change, compl
     state = {name: tensor for name, tensor in (tiny.state_dict() | change).items() if tensor is not None}
     save_file(state, tmp_path / "wrong.safetensors")
     with pytest.raises(InputError, match=complaint):
-        load_moa_depthclip(tmp_path / "wrong.safetensors", TINY)
+        load_moa_depthclip(tmp_path / "wrong.safetensors", config=TINY)
 
 
 def test_stages_share_the_big_tensors(tiny):
@@ -305,8 +306,8 @@ def test_stages_share_the_big_tensors(tiny):
 
 def test_random_networks_are_reproducible_and_answer_differently_in_different_places(tiny):
     image = tiny.example_inputs()["image"]
-    assert torch.equal(random_moa_depthclip(TINY)(image), tiny(image))
-    assert not torch.equal(random_moa_depthclip(TINY, seed=1)(image), tiny(image))
+    assert torch.equal(random_moa_depthclip("quality", TINY)(image), tiny(image))
+    assert not torch.equal(random_moa_depthclip("quality", TINY, seed=1)(image), tiny(image))
     assert tiny(image).std() > 1e-2 and tiny(image).min() > 0 and tiny(image).max() < 10
     assert tiny.origin.kind == "random-init"
 
@@ -333,3 +334,10 @@ def test_stages_export_with_any_batch(tiny, place, tmp_path):
         truth = case(batch)
         (found,) = session.run([wanted], {given: truth[given].numpy()})
         np.testing.assert_allclose(found, truth[wanted].numpy(), atol=3e-5)
+
+
+def test_the_catalog_has_it():
+    quality = load("moa-depthclip-tiny", variant="quality", random_init=True)
+    assert (quality.name, quality.variant, quality.config.window) == ("moa-depthclip-tiny", "quality", (96, 128))
+    with pytest.raises(InputError, match=r"ViT-B-32\.pt"):
+        load("moa-depthclip")
