@@ -85,9 +85,14 @@ class DepthNetwork(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         """The network cut at named tensors, constants folded, in running order. Weights are shared with the network, not copied."""
 
+    def artefact_files(self) -> dict[str, bytes]:
+        """Files that the bundle must hold beside the stages, by path (``contract.text.tokenizer``); none for most networks."""
+        return {}
+
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The output tensor of the unfolded network."""
-        names = [self.contract.input.tensor]
+        """The output tensor of the unfolded network, from the picture and, where it takes text, the text's tensors in the contract's order."""
+        text = self.contract.text
+        names = [self.contract.input.tensor, *(name for name in ((text.ids, text.mask) if text else ()) if name)]
         return self.boundaries(dict(zip(names, inputs, strict=True)))[self.contract.output.tensor]
 
     def example_inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:

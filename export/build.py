@@ -1,0 +1,333 @@
+"""A bundle to a plan: type every stage, check the typed graphs, compile each in a child process, write one file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from .. import __version__
+from ..runtime.bundle import BundleDirectory
+from ..runtime.errors import PrecisionError, UsageError
+from ..runtime.files import refuse_existing
+from ..runtime.manifest import BACKENDS, BundleStage, Initializer, PlanManifest, PlanStage
+from ..runtime.spec import StageSpec, TensorSpec
+from .child import GIB, Progress, default_limit_nbytes, run_child
+from .parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
+from .plan_file import file_facts, write_plan
+from .tensorrt_build import REFUSED_TARGETS, TARGETS
+from .typed import boundary_types, type_stage
+
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
+FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained_abs_rel=2e-2)
+MAX_ENGINE_RATIO, ENGINE_SLACK_NBYTES = 1.25, 32 << 20  # kernels of small networks outweigh their weights
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Args:
+        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
+        precision: ``fp32`` or ``fp16``.
+        targets: compute capabilities (``sm86``), TensorRT-RTX only; empty for all it compiles for.
+        batch: least, usual and greatest.
+        limit_nbytes: memory that one compiler may take; 0 for most of what is available.
+
+    Raises:
+        UsageError: if the parts do not go together.
+    """
+
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    targets: tuple[str, ...] = ()
+    batch: tuple[int, int, int] = (1, 1, 1)
+    limit_nbytes: int = 0
+
+    def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise UsageError(f"there is no backend {self.backend!r}", wanted=" or ".join(BACKENDS))
+        if self.precision not in ("fp32", "fp16"):
+            raise UsageError(f"there is no precision {self.precision!r} to build", wanted="fp32 or fp16")
+        if self.backend == "onnxruntime" and self.precision != "fp32":
+            raise UsageError(
+                "ONNX Runtime on the CPU has no FP16 kernels: it would cast every weight back and be slower than FP32",
+                wanted="fp32",
+                mend="--precision fp32, or --backend tensorrt-rtx for FP16 engines",
+            )
+        if self.targets and self.backend != "tensorrt-rtx":
+            raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", mend="leave --target out")
+        for target in self.targets:
+            if target not in TARGETS:
+                reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
+                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
+        if len(set(self.targets)) != len(self.targets):
+            raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
+        least, usual, greatest = self.batch
+        if not 1 <= least <= usual <= greatest <= 1024:
+            raise UsageError(f"the batch {least}:{usual}:{greatest}", wanted="1 <= least <= usual <= greatest <= 1024")
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """What became of one stage.
+
+    Args:
+        name: of the stage.
+        engine_nbytes, weights_nbytes: of the engine, and of the weights it was made from.
+        layers: convolutions and matrix products by the type they really hold; empty for ONNX Runtime.
+        fp32_nodes: how many nodes stay FP32 in an FP16 stage.
+        activations_nbytes: device memory for intermediate results, as the compiler says; 0 if it does not.
+        seconds, peak_nbytes: of the compiler's process.
+    """
+
+    name: str
+    engine_nbytes: int
+    weights_nbytes: int
+    layers: dict[str, int]
+    fp32_nodes: int
+    activations_nbytes: int
+    seconds: float
+    peak_nbytes: int
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The plan's manifest, what became of each stage, and how the graphs or engines compare with the golden tensors."""
+
+    manifest: PlanManifest
+    stages: tuple[BuiltStage, ...]
+    parity: ParityReport | None
+
+
+def build_plan(
+    bundle_path: str | Path,
+    path: str | Path,
+    options: BuildOptions,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build a plan.
+
+    FP16 stages are typed first and run once with ONNX Runtime against the golden tensors (``graph-only``: it computes partly in FP32),
+    FP32 engines for ONNX Runtime are run as they are. The plan appears only if that, the compiler and the precision check agree.
+
+    Args:
+        bundle_path: directory made by ``depth-export``.
+        path: of the plan.
+        options: see ``BuildOptions``.
+        force: replace an existing file.
+        say: told remarks for people.
+        progress: told (what is done now, part done from 0 to 1).
+
+    Raises:
+        InputError, ChecksumError: if the bundle is not sound or the plan may not be written.
+        UsageError: if the bundle does not allow what was asked for.
+        AccuracyError, PrecisionError, BuildFailedError, OutOfMemoryError, EnvironmentMismatchError: see there.
+    """
+    path, tell, say = Path(path), progress or (lambda what, done: None), say or (lambda text: None)
+    refuse_existing(path, force)
+    tell("checking the bundle", 0.0)
+    bundle = BundleDirectory.open(bundle_path)
+    for stage in bundle.manifest.stages:
+        _check_stage(stage, options)
+    if options.backend == "tensorrt-rtx" and not options.targets:
+        options = replace(options, targets=TARGETS)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent) as scratch:
+        builder = _Builder(bundle, options, Path(scratch), tell)
+        parity = builder.type_stages()
+        if parity is not None:
+            say(parity.table())
+        built = [builder.build(stage, number) for number, stage in enumerate(bundle.manifest.stages)]
+        if options.backend == "onnxruntime":
+            parity = builder.check_engines([stage for stage, _, _ in built])
+            if parity is not None:
+                say(parity.table())
+        tell("writing the plan", 0.95)
+        manifest, sources = builder.plan([stage for stage, _, _ in built], {k: v for _, files, _ in built for k, v in files.items()})
+        write_plan(path, manifest, sources, force)
+    tell("written", 1.0)
+    return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)
+
+
+def _check_stage(stage: BundleStage, options: BuildOptions) -> None:
+    if stage.precision != "fp32":
+        raise UsageError(f"stage {stage.spec.name} of the bundle is {stage.precision} already", wanted="an fp32 bundle", mend="build from the exported bundle")
+    fixed = {tensor.shape[0] for tensor in stage.spec.inputs if tensor.shape and isinstance(tensor.shape[0], int)}
+    if fixed and set(options.batch) - fixed:
+        raise UsageError(f"stage {stage.spec.name} has the fixed batch {min(fixed)}", wanted=f"--batch {min(fixed)}")
+
+
+class _Builder:
+    """The stages of one bundle on their way through a scratch folder beside the plan."""
+
+    def __init__(self, bundle: BundleDirectory, options: BuildOptions, scratch: Path, tell: Progress):
+        self.bundle, self.options, self.scratch, self.tell = bundle, options, scratch, tell
+        self.manifest = bundle.manifest
+        self.limit = options.limit_nbytes or default_limit_nbytes()
+        self.version = ""
+        self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
+
+    def type_stages(self) -> ParityReport | None:
+        """Make the graphs that the compiler reads; FP16 ones are checked against the golden tensors."""
+        stages, output = self.manifest.stages, self.manifest.contract.output.tensor
+        if self.options.precision == "fp32":
+            for stage in stages:
+                graph = self.bundle.path(stage.file)
+                data = Path(f"{graph}.data")
+                self._graphs[stage.spec.name] = (graph, stage.spec, 0, data.stat().st_size if data.exists() else graph.stat().st_size)
+            return None
+        types = boundary_types(self.manifest.specs(), output)
+        for number, stage in enumerate(stages):
+            self.tell(f"{stage.spec.name}: typing {self.options.precision}", 0.02 + 0.08 * number / len(stages))
+            target = self.scratch / f"{stage.spec.name}.onnx"
+            typed = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
+            self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
+        return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
+
+    def build(self, stage: BundleStage, number: int) -> tuple[PlanStage, dict[str, Path], BuiltStage]:
+        """Compile one stage in a child process."""
+        name = stage.spec.name
+        graph, spec, fp32, weights = self._graphs[name]
+        start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
+        request, files = self._request(name, graph)
+        found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, progress=lambda what, done: self.tell(what, start + width * done))
+        values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
+        self.version = values["version"]
+        self._check_size(name, engine.stat().st_size, weights)
+        if graph.parent == self.scratch:
+            Path(f"{graph}.data").unlink(missing_ok=True)
+        table = tuple(Initializer(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])), i["offset"]) for i in values.get("initializers", ()))
+        names = sorted(files)
+        precision = "fp32" if self.options.precision == "fp16" and values.get("counts") and not values["counts"].get("half") else self.options.precision
+        entry = PlanStage(
+            self._bind(spec), next(n for n in names if files[n] == engine), precision, next((n for n in names if n.endswith(".weights")), ""), table
+        )
+        facts = BuiltStage(
+            name,
+            sum(file.stat().st_size for file in files.values()),
+            weights,
+            values.get("counts", {}),
+            fp32,
+            values.get("activations_nbytes", 0),
+            found.seconds,
+            found.peak_nbytes,
+        )
+        return entry, files, facts
+
+    def _request(self, name: str, graph: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+        """What the child is asked to do, and which files it will make, by their names in the plan."""
+        if self.options.backend == "onnxruntime":
+            folder = self.scratch / f"{name}.scratch"
+            folder.mkdir()
+            made = {f"engines/{name}.onnx": self.scratch / f"{name}.onnx", f"engines/{name}.weights": self.scratch / f"{name}.weights"}
+            target, weights = (str(made[f"engines/{name}{suffix}"]) for suffix in (".onnx", ".weights"))
+            return {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}, made
+        target = self.scratch / f"{name}.engine"
+        half, full = product_types(graph)
+        request = {
+            "task": "tensorrt",
+            "stage": name,
+            "backend": self.options.backend,
+            "source": str(graph),
+            "target": str(target),
+            "targets": list(self.options.targets),
+            "batch": list(self.options.batch),
+            "precision": self.options.precision,
+            "half": half,
+            "full": full,
+        }
+        return request, {f"engines/{name}.engine": target}
+
+    def _check_size(self, name: str, engine: int, weights: int) -> None:
+        if self.options.precision == "fp16" and engine > MAX_ENGINE_RATIO * weights + ENGINE_SLACK_NBYTES:
+            raise PrecisionError(
+                f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of FP16 weights: some are stored in FP32",
+                wanted=f"at most {MAX_ENGINE_RATIO} times the weights",
+                mend="report it with the version of the backend",
+            )
+
+    def _bind(self, spec: StageSpec) -> StageSpec:
+        """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""
+        least, usual, greatest = self.options.batch
+        if self.options.backend == "onnxruntime" or least != greatest:
+            return spec
+        sides = []
+        for side in (spec.inputs, spec.outputs):
+            sides.append(tuple(TensorSpec(t.name, t.dtype, tuple(usual if size == "batch" else size for size in t.shape)) for t in side))
+        return StageSpec(spec.name, *sides)
+
+    def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
+        """Run finished ONNX Runtime engines against the golden tensors."""
+        found = {stage.spec.name: (stage.spec, self.scratch / Path(stage.engine).name) for stage in stages}
+        return self._compare(Tolerances(isolated_relative=1e-3), "", found, True, 0.9)
+
+    def _compare(self, tolerances: Tolerances, label: str, graphs: dict[str, tuple[StageSpec, Path]], engines: bool, at: float) -> ParityReport | None:
+        if not self.manifest.goldens:
+            return None
+        golden = self.bundle.path(self.manifest.goldens[0])
+        report = measure_parity(
+            tuple(graphs[stage.spec.name] for stage in self.manifest.stages),
+            golden,
+            self.manifest.contract.output.tensor,
+            reference=self.manifest.parity.get("reference", "the golden tensors"),
+            tolerances=tolerances,
+            label=label,
+            engines=engines,
+            progress=lambda what, done: self.tell(what, at + (0.05 if engines else 0.2) * done),
+        )
+        report.require()
+        return report
+
+    def plan(self, stages: list[PlanStage], files: dict[str, Path]) -> tuple[PlanManifest, dict[str, Path]]:
+        """Manifest and sources of the plan."""
+        manifest, options = self.manifest, self.options
+        sources = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
+        stages = [stage if stage.weights in sources else replace(stage, weights="", initializers=()) for stage in stages]
+        if text := manifest.contract.text:
+            sources[text.tokenizer] = self.bundle.path(text.tokenizer)
+        made = PlanManifest(
+            manifest.network,
+            manifest.contract,
+            tuple(stages),
+            {name: file_facts(file) for name, file in sources.items()},
+            {**manifest.made_with, "fathom": __version__, options.backend: self.version},
+            backend=options.backend,
+            backend_version=self.version,
+            targets=("cpu",) if options.backend == "onnxruntime" else options.targets,
+            precision=options.precision,
+            batch=options.batch,
+            bundle_sha256=self.bundle.manifest_sha256,
+        )
+        return made, sources
+
+
+def product_types(graph: Path) -> tuple[list[str], list[str]]:
+    """Names of the convolutions and matrix products of a graph that compute in FP16, and in FP32."""
+    model = onnx.load(str(graph), load_external_data=False)
+    types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    half, full = [], []
+    for node in model.graph.node:
+        if node.op_type in PRODUCTS:
+            kinds = {types.get(name) for name in node.input if name in types}
+            (half if onnx.TensorProto.FLOAT16 in kinds else full).append(node.name)
+    return half, full
+
+
+def summary(report: BuildReport, nbytes: int) -> str:
+    """For people: one line per stage and the size of the plan."""
+    lines = [f"{'stage':<12} {'engine MB':>9} {'weights MB':>10} {'layers':<22} {'activations MB':>14} {'seconds':>8} {'peak GiB':>8}"]
+    for stage in report.stages:
+        layers = ", ".join(f"{count} {kind}" for kind, count in sorted(stage.layers.items())) or "-"
+        activations = f"{stage.activations_nbytes / 1e6:.1f}" if stage.activations_nbytes else "-"
+        numbers = f"{activations:>14} {stage.seconds:>8.1f} {stage.peak_nbytes / GIB:>8.2f}"
+        lines.append(f"{stage.name:<12} {stage.engine_nbytes / 1e6:>9.1f} {stage.weights_nbytes / 1e6:>10.1f} {layers:<22} {numbers}")
+    lines.append(f"plan: {nbytes / 1e6:.1f} MB")
+    return "\n".join(lines)

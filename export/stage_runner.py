@@ -1,0 +1,141 @@
+"""Runs the stages of a bundle with ONNX Runtime, one session at a time, and compares every tensor with the golden one.
+
+In the child process: opening a session on a converted graph is one of the places where native code has crashed, and a process that
+ends gives all its memory back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..runtime.errors import AccuracyError, BuildFailedError
+from .onnxruntime_build import load_onnxruntime
+from .ort_rewrites import GATE_PASSES, rewrite
+
+MIN_COUNT_FOR_CONSTANT = 16  # fewer numbers may well be equal
+
+
+def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+    """Run all stages, isolated (golden inputs) and chained (their own inputs).
+
+    Args:
+        request: ``stages`` ({``name``, ``file`` (path of the graph, its weights beside it), ``inputs``, ``outputs``} in running order;
+            inputs and outputs are {``name``, ``dtype``}), ``golden`` (safetensors file), ``output`` (name of the depth tensor),
+            ``engines`` (True: the graphs are ONNX Runtime engines, run as they will be run), ``save`` (``""``, or a file for the
+            chained tensors).
+        say: sends one event to the parent.
+
+    Returns:
+        ``rows`` (see ``parity.ParityRow``), ``depth`` (see ``compare_depth``) and the ONNX Runtime ``version``.
+
+    Raises:
+        BuildFailedError: if ONNX Runtime refuses or fails to run a stage.
+        AccuracyError: if a golden tensor is missing, not finite or constant.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    ort = load_onnxruntime()
+    golden = load_file(request["golden"])
+    made = {tensor["name"] for stage in request["stages"] for tensor in stage["outputs"]}
+    own: dict[str, np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
+    for number, stage in enumerate(request["stages"]):
+        name = stage["name"]
+        say("progress", what=f"{name}: comparing", done=number / len(request["stages"]))
+        _check_golden(golden, stage)
+        session = _session(ort, Path(stage["file"]), name, request["engines"])
+        inputs = {tensor["name"]: golden[tensor["name"]] for tensor in stage["inputs"]}
+        isolated = _run(session, stage, inputs)
+        rows += [_row(name, "isolated", key, value, golden[key]) for key, value in isolated.items()]
+        chained_inputs = {key: own.get(key, value) for key, value in inputs.items()}
+        fresh = any(key in made for key in inputs)
+        chained = _run(session, stage, chained_inputs) if fresh else isolated
+        rows += [_row(name, "chained", key, value, golden[key]) for key, value in chained.items()]
+        del session
+        own.update(chained)
+        wanted = {t["name"] for later in request["stages"][number + 1 :] for t in later["inputs"]} | {request["output"]}
+        own = own if request["save"] else {key: value for key, value in own.items() if key in wanted}
+    if request["save"]:
+        save_file(own, request["save"])
+    return {"rows": rows, "depth": compare_depth(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
+
+
+def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
+    """``max_abs``, ``rmse``, ``relative`` (max_abs over the largest absolute golden value) and ``problem`` (``""`` if there is none)."""
+    if got.shape != wanted.shape:
+        return {"max_abs": 0.0, "rmse": 0.0, "relative": 0.0, "problem": f"shape {list(got.shape)}, wanted {list(wanted.shape)}"}
+    problem = sickness(got)
+    if problem.startswith("not finite"):
+        return {"max_abs": 0.0, "rmse": 0.0, "relative": 0.0, "problem": problem}
+    difference = got.astype(np.float64) - wanted.astype(np.float64)
+    greatest = float(np.abs(difference).max()) if difference.size else 0.0
+    scale = float(np.abs(wanted.astype(np.float64)).max()) if wanted.size else 0.0
+    relative = greatest / scale if scale else (0.0 if greatest == 0 else 1e30)
+    return {"max_abs": greatest, "rmse": float(np.sqrt(np.mean(difference**2))) if difference.size else 0.0, "relative": relative, "problem": problem}
+
+
+def compare_depth(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """``abs_rel`` = mean |got - wanted| / |wanted| where wanted is not 0, and ``max_abs`` in the output's own unit."""
+    if got.shape != wanted.shape or not np.isfinite(got).all():
+        return {"abs_rel": 1e30, "max_abs": 1e30}
+    difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    size = np.abs(wanted.astype(np.float64))
+    there = size > 0
+    return {"abs_rel": float(np.mean(difference[there] / size[there])) if there.any() else 1e30, "max_abs": float(difference.max())}
+
+
+def sickness(values: np.ndarray) -> str:
+    """What is wrong with a tensor in itself: not finite, or one number everywhere."""
+    if values.dtype.kind == "f":
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        if bad:
+            return f"not finite in {bad} of {values.size} places"
+        if values.size >= MIN_COUNT_FOR_CONSTANT and float(values.max()) == float(values.min()):
+            return f"the same number {float(values.max()):g} everywhere"
+    return ""
+
+
+def _check_golden(golden: dict[str, np.ndarray], stage: dict[str, Any]) -> None:
+    for tensor in stage["inputs"] + stage["outputs"]:
+        if tensor["name"] not in golden:
+            raise AccuracyError(f"stage {stage['name']}: the network's boundaries lack the tensor {tensor['name']}", wanted="every boundary tensor")
+    for tensor in stage["outputs"]:
+        if problem := sickness(golden[tensor["name"]]):
+            raise AccuracyError(f"stage {stage['name']}: already in PyTorch {tensor['name']} is {problem}", mend="check the weights")
+
+
+def _session(ort, file: Path, stage: str, engine: bool):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
+    graph = file.read_bytes()
+    if not engine:
+        options.enable_cpu_mem_arena = False  # an arena keeps the largest attention map for good
+        options.enable_mem_pattern = False
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.disable_prepacking", "1")  # the weights stay mapped instead of being copied
+        model = onnx.ModelProto.FromString(graph)
+        rewrite(model, GATE_PASSES)
+        graph = model.SerializeToString()
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own kinds, which share no base class
+        raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
+
+
+def _run(session, stage: dict[str, Any], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    feed = {tensor["name"]: np.ascontiguousarray(inputs[tensor["name"]], dtype=tensor["dtype"]) for tensor in stage["inputs"]}
+    names = [tensor["name"] for tensor in stage["outputs"]]
+    try:
+        return dict(zip(names, session.run(names, feed), strict=True))
+    except Exception as error:
+        raise BuildFailedError(f"stage {stage['name']}: ONNX Runtime cannot run the graph ({' '.join(str(error).split())[:600]})") from error
+
+
+def _row(stage: str, mode: str, tensor: str, got: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
+    return {"stage": stage, "mode": mode, "tensor": tensor, **compare(got, wanted)}
