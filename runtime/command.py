@@ -46,6 +46,8 @@ def run_command(body: Callable[[], int | None]) -> int:
     Args:
         body: does the work; returns the exit code, None for 0.
     """
+    with suppress(AttributeError):  # a test's stand-in for stdout need not be a text file
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
     try:
         with _TerminationAsInterrupt():
             code = body() or 0

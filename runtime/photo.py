@@ -124,7 +124,7 @@ def find_photos(arguments: list[str]) -> list[PhotoFile]:
     A file is taken as it is. Of a folder, the files directly in it that have the suffix of a photo are taken, in natural order
     (``2.jpg`` before ``10.jpg``), hidden ones left out; use a glob with ``**`` to go deeper. A glob is expanded here too, for shells that do not.
     Stems are relative to the folder, or to the part of a glob before its first wildcard; where two photos would get the same one, the
-    suffix is kept, then as many parent folders as it takes.
+    suffix is kept; if that is not enough, as many parent folders as it takes.
 
     Raises:
         InputError: if an argument names nothing, or a folder or glob holds no photo.
@@ -167,8 +167,8 @@ def _stems(found: list[tuple[str, tuple[Path, str]]]) -> list[str]:
     for real, (_, relative) in found:
         parents = PurePosixPath(Path(real).as_posix()).parts[1:-1]
         inside = PurePosixPath(relative)
-        more = [str(PurePosixPath(*parents[-k:], inside.name)) for k in range(1, len(parents) + 1)]
-        ladders.append([str(inside.with_suffix("")), str(inside), *more])
+        longer = [PurePosixPath(*parents[-k:], inside.name) for k in range(1, len(parents) + 1)]
+        ladders.append([str(name) for path in (inside, *longer) for name in (path.with_suffix(""), path)])
     rung = [0] * len(ladders)
     while True:
         names: dict[str, list[int]] = {}

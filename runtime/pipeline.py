@@ -92,6 +92,8 @@ class Pipeline:
         """
         return self.predict_batch([image], protocol, intrinsics, prompt)[0]
 
+    __call__ = predict
+
     def predict_batch(
         self, images: Sequence[np.ndarray], protocol: str | None = None, intrinsics: Camera | None = None, prompt: str | None = None
     ) -> list[DepthMap]:

@@ -28,7 +28,7 @@ def add_scale_bar(colors: np.ndarray, depth: DepthMap, low: float, high: float, 
     size = min(max(canvas_width // 40, 11), 40)  # of the font, in pixels
     font = _font(size)
     margin, bar = size, size
-    strip = int(margin * 0.6) + bar + int(size * 0.4) + 2 * int(size * 1.3)
+    strip = int(margin * 0.6) + bar + int(size * 0.4) + int(size * 3.1)
     lines = _wrap("UNTRAINED WEIGHTS: this depth is meaningless", font, canvas_width - size) if depth.origin.untrained else []
     band = int(size * 1.5) * len(lines)
     image = Image.new("RGB", (canvas_width, band + height + strip), PAPER)
@@ -69,7 +69,10 @@ def label(value: float, step: float) -> str:
 
 def _ticks(draw: ImageDraw.ImageDraw, font, low: float, high: float, span: tuple[int, int], bar_bottom: int, label_top: int, width: int) -> None:
     left, right = span
-    marks = ticks(low, high, most=max(2, min(8, (right - left) // int(font.getlength("00.00") * 1.6))))
+    most = max(2, min(8, (right - left) // int(font.getlength("00.00") * 1.6)))
+    marks = ticks(low, high, most)
+    if len(marks) < 2:  # a scale that tells one value tells nothing
+        marks = ticks(low, high, 2 * most)
     step = marks[1] - marks[0] if len(marks) > 1 else high - low
     for value in marks:
         x = left + (value - low) / (high - low) * (right - left - 1)
@@ -80,15 +83,18 @@ def _ticks(draw: ImageDraw.ImageDraw, font, low: float, high: float, span: tuple
 
 def _meaning(depth: DepthMap) -> str:
     if depth.kind == "metric":
-        return "depth in metres"
-    if depth.kind == "mask":
-        return "mask"
-    return "relative depth, no unit; larger is " + ("farther" if depth.larger_is == "far" else "nearer")
+        words = "depth in metres"
+    elif depth.kind == "mask":
+        words = "mask"
+    else:
+        words = "relative depth, no unit; larger is " + ("farther" if depth.larger_is == "far" else "nearer")
+    return words if depth.valid.all() else f"{words}; grey: none"
 
 
 def _fit(text: str, font, room: float) -> str:
-    while font.getlength(text) > room and " " in text:
-        text = text.rsplit(" ", 1)[0].rstrip(",;")
+    """As many of the clauses as there is room for, at least the first."""
+    while font.getlength(text) > room and ";" in text:
+        text = text.rsplit(";", 1)[0]
     return text
 
 

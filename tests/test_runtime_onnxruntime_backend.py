@@ -35,7 +35,7 @@ def test_chained_stages_equal_the_sums_by_hand(opened, n):
 
 
 def test_tensors_on_the_way_can_be_kept(opened):
-    tiny, backend = opened
+    _, backend = opened
     result = backend.run({"image": image()}, frozenset({"features", "depth"}))
     np.testing.assert_allclose(result["features"].mean(axis=1, keepdims=True) + 1, result["depth"], rtol=1e-5)
     assert set(backend.run({"image": image()}, frozenset({"features"}))) == {"features"}

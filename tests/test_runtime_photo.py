@@ -162,7 +162,7 @@ def test_globs_keep_their_folders(tree):
 
 
 def test_same_names_from_different_places_do_not_meet(tree):
-    assert stems("in/2.jpg", "other/2.jpg") == [("in/2.jpg", "in/2.jpg"), ("other/2.jpg", "other/2.jpg")]
+    assert stems("in/2.jpg", "other/2.jpg") == [("in/2.jpg", "in/2"), ("other/2.jpg", "other/2")]
 
 
 def test_a_photo_named_twice_is_worked_on_once(tree):

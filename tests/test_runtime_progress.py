@@ -1,0 +1,68 @@
+"""Progress on a terminal and off it."""
+
+import io
+
+import pytest
+
+from fathom.runtime import progress as module
+from fathom.runtime.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_come_at_most_every_ten_seconds(clock):
+    out = io.StringIO()
+    with Progress(100, "photos", stream=out) as bar:
+        for _ in range(50):
+            clock[0] += 1
+            bar.advance()
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 5 and lines[0] == "10 of 100 photos, about 90 s to go"
+
+
+def test_short_work_says_nothing(clock):
+    out = io.StringIO()
+    with Progress(3, "photos", stream=out) as bar:
+        bar.advance(3)
+    assert out.getvalue() == ""
+
+
+def test_quiet_is_quiet_but_alarms_are_heard(clock):
+    out = Terminal()
+    with Progress(3, "photos", quiet=True, stream=out) as bar:
+        clock[0] += 60
+        bar.advance()
+        bar.say("a remark")
+        bar.alarm("warning: a")
+    assert out.getvalue() == "warning: a\n"
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it():
+    pytest.importorskip("tqdm")
+    out = Terminal()
+    with Progress(4, "photos", stream=out) as bar:
+        bar.advance(2)
+        bar.alarm("warning: look")
+    assert "0%" in out.getvalue() and "warning: look\n" in out.getvalue()
+    bar.close()
+
+
+def test_without_tqdm_a_terminal_gets_plain_lines(monkeypatch, clock):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    out = Terminal()
+    with Progress(4, "photos", stream=out) as bar:
+        clock[0] += 11
+        bar.advance()
+    assert out.getvalue() == "1 of 4 photos, about 33 s to go\n"
