@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, as in the reference reade
 NAMES_SHOWN = 8
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PLAIN_DTYPES = (*FLOAT_DTYPES, torch.int64, torch.int32)
-WRAPPERS = ("model", "state_dict")  # keys that training scripts put around the tensors
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys that training scripts put around the tensors
 AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
 
 

@@ -22,6 +22,7 @@ from .checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
 from .lavis_checkpoint import load_image_encoder, load_qformer
 from .lively_weights import draw_weights
 from .network import DepthNetwork, Stage, WeightsOrigin
+from .position_buffers import restore_position_buffers
 from .prompt_tokens import DEPTH_CLASSES, bert_words, compact_words, sentence_ids
 from .qformer import PromptedQFormer, QFormer, QFormerConfig
 
@@ -246,17 +247,10 @@ def load_depthblip2(
         load_qformer(network.qformer, network.image_encoder.ln_vision, checkpoint, name)
         load_image_encoder(network.image_encoder, network.config.vision.kind, encoder, name)
         network.origin = WeightsOrigin("published", f"{checkpoint.file} {encoder.file}", checkpoint.sha256, LICENCES[variant])
-    number_positions(network)
+    restore_position_buffers(network)
     if bins is not None:
         network.set_bins(read_bins(read_checkpoint(bins, "0.weight")))
     return network.eval().requires_grad_(False)
-
-
-def number_positions(network: nn.Module) -> None:
-    """Give the tables of position numbers, which no file holds, to a network that was made without memory."""
-    for module in network.modules():
-        if getattr(module, "position_ids", None) is not None and module.position_ids.is_meta:
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
 
 
 def read_bins(checkpoint: Checkpoint) -> Tensor:

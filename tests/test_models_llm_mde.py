@@ -1,0 +1,392 @@
+"""LLM-MDE against transformers' ViT and BERT, NumPy float64, the published run of the network, and through ONNX Runtime."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from fathom.models.language_depth_decoder import LanguageDepthDecoder, LanguageToDepth, UpSampleBN
+from fathom.models.lively_weights import draw_weights
+from fathom.models.llm_mde import OFFICIAL, PAPER, TINY, TOKENIZER, VARIANTS, LlmMde, load_llm_mde, of_variant, random_llm_mde
+from fathom.models.lora import LoraLinear, LoraQkv, merge_adapters
+from fathom.models.prompt_tokens import DEPTH_CLASSES
+from fathom.models.vit import VisionTransformer, VitConfig
+from fathom.runtime.contract import Contract
+from fathom.runtime.errors import InputError
+from fathom.runtime.spec import check_chain
+from fathom.runtime.text import TextEncoder
+
+
+@pytest.fixture(scope="module", params=["official", "paper-metric"])
+def network(request):
+    return random_llm_mde(request.param, TINY)
+
+
+# ----------------------------------------------------------------------------- parts
+
+
+def _to_transformers(vit, config):
+    """timm's names into transformers' ViT, name by name."""
+    sizes = {"hidden_size": config.width, "num_hidden_layers": config.blocks, "num_attention_heads": config.heads, "intermediate_size": config.mlp}
+    theirs = ViTModel(ViTConfig(**sizes, image_size=config.image, patch_size=config.patch, layer_norm_eps=1e-6), add_pooling_layer=False).eval()
+    state, ours = {}, vit.state_dict()
+    layers = "layers" if any(name.startswith("layers.") for name in theirs.state_dict()) else "encoder.layer"
+    for name in theirs.state_dict():
+        block = name.split(f"{layers}.")[1].split(".")[0] if layers in name else ""
+        rest = name.split(f"{layers}.{block}.")[1] if block else name
+        end = rest.rsplit(".", 1)[-1]
+        if not block:
+            table = {"embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed", f"layernorm.{end}": f"norm.{end}"}
+            state[name] = ours[table.get(name, f"patch_embed.proj.{end}")]
+            continue
+        found = next((part for part, key in enumerate("qkv") if f"{key}_proj." in rest or ["query.", "key.", "value."][part] in rest), None)
+        if found is not None:
+            state[name] = ours[f"blocks.{block}.attn.qkv.{end}"].chunk(3)[found]
+        elif "layernorm_" in rest:
+            state[name] = ours[f"blocks.{block}.norm{1 if 'before' in rest else 2}.{end}"]
+        elif "attention" in rest:
+            state[name] = ours[f"blocks.{block}.attn.proj.{end}"]
+        else:
+            state[name] = ours[f"blocks.{block}.mlp.{'fc1' if 'intermediate' in rest or 'fc1' in rest else 'fc2'}.{end}"]
+    theirs.load_state_dict(state)
+    return theirs
+
+
+def test_vit_equals_transformers():
+    config = VitConfig(image=64, patch=16, width=48, blocks=3, heads=4, mlp=96)
+    vit = draw_weights(VisionTransformer(config), 1).eval()
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(vit(image), _to_transformers(vit, config)(image).last_hidden_state, atol=3e-6, rtol=3e-6)
+
+
+def test_adapters_by_hand_and_merged():
+    """W + scale B A in float64; the key is not adapted."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 8))
+    qkv = draw_weights(LoraQkv(8, 2, 2.0), 1).double()
+    part = {name: tensor.numpy() for name, tensor in qkv.state_dict().items()}
+    wanted = x @ part["qkv.weight"].T + part["qkv.bias"]
+    wanted[:, :8] += 2 * x @ part["linear_a_q.weight"].T @ part["linear_b_q.weight"].T
+    wanted[:, 16:] += 2 * x @ part["linear_a_v.weight"].T @ part["linear_b_v.weight"].T
+    np.testing.assert_allclose(qkv(torch.tensor(x)).detach(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(qkv.merged()(torch.tensor(x)).detach(), wanted, rtol=1e-12)
+    linear = draw_weights(LoraLinear(8, 5, 2, 0.5), 2).double()
+    part = {name: tensor.numpy() for name, tensor in linear.state_dict().items()}
+    wanted = x @ (part["weight"] + 0.5 * part["lora_B"] @ part["lora_A"]).T + part["bias"]
+    np.testing.assert_allclose(linear(torch.tensor(x)).detach(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(linear.merged()(torch.tensor(x)).detach(), wanted, rtol=1e-12)
+
+
+def test_merging_shares_what_it_does_not_change():
+    vit = draw_weights(VisionTransformer(VitConfig(image=32, width=16, blocks=2, heads=2, mlp=32, lora_rank=2)), 1)
+    merged, count = merge_adapters(vit)
+    assert count == 4
+    assert merged.blocks[0].mlp.fc1.weight.data_ptr() == vit.blocks[0].mlp.fc1.weight.data_ptr()
+    assert isinstance(vit.blocks[0].attn.qkv, LoraQkv) and not any(isinstance(part, LoraQkv) for part in merged.modules())
+
+
+def test_up_sampling_by_hand():
+    """Corners on corners, concatenation, 3x3 convolution, norm with running statistics, leaky ReLU, twice; in NumPy float64."""
+    module = draw_weights(UpSampleBN(5, 4), 3).double().eval()
+    rng = np.random.default_rng(1)
+    code, skip = rng.normal(size=(3, 2, 3)), rng.normal(size=(2, 4, 5))
+    up = np.zeros((3, 4, 5))
+    for row in range(4):
+        for column in range(5):
+            y, x = row * (2 - 1) / (4 - 1), column * (3 - 1) / (5 - 1)
+            top, left = min(int(y), 0), min(int(x), 1)
+            dy, dx = y - top, x - left
+            up[:, row, column] = (1 - dy) * ((1 - dx) * code[:, top, left] + dx * code[:, top, left + 1])
+            up[:, row, column] += dy * ((1 - dx) * code[:, top + 1, left] + dx * code[:, top + 1, left + 1])
+    x = np.concatenate([up, skip])
+    part = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    for conv, norm in ((0, 1), (3, 4)):
+        weight, padded = part[f"_net.{conv}.weight"], np.pad(x, ((0, 0), (1, 1), (1, 1)))
+        shifted = np.stack([padded[:, i : i + 4, j : j + 5] for i in range(3) for j in range(3)], axis=1)  # [C,9,H,W]
+        x = np.einsum("ocn,cnhw->ohw", weight.reshape(*weight.shape[:2], 9), shifted) + part[f"_net.{conv}.bias"][:, None, None]
+        mean, var, scale, bias = (part[f"_net.{norm}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias"))
+        x = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+        x = np.where(x > 0, x, 0.01 * x)
+    with torch.no_grad():
+        arguments = torch.tensor(code)[None], torch.tensor(skip)[None]
+        np.testing.assert_allclose(module(*arguments)[0], x, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(module.folded()(*arguments)[0], x, rtol=1e-10, atol=1e-12)
+
+
+def test_l2d_by_hand():
+    module = draw_weights(LanguageToDepth(8), 2).double()
+    x = np.random.default_rng(0).normal(size=(3, 8))
+    y = x
+    for part in (module.l2p_l1, module.l2p_l2):
+        for layer in (part[0], part[2]):
+            y = np.maximum(y @ layer.weight.detach().numpy().T, 0)
+    np.testing.assert_allclose(module(torch.tensor(x)).detach(), x + y, rtol=1e-12)
+
+
+def test_decoder_parameters():
+    """31,537, as counted from the published code."""
+    assert sum(weight.numel() for weight in LanguageDepthDecoder().parameters()) == 31_537
+
+
+# ----------------------------------------------------------------------------- the whole network
+
+
+def _bert_like(network, layers):
+    """A plain transformers BERT with the network's weights, adapters merged by hand."""
+    config = network.config
+    sizes = {"hidden_size": config.width, "num_attention_heads": config.llm_heads, "intermediate_size": config.llm_mlp}
+    bert = BertModel(
+        BertConfig(vocab_size=config.vocabulary, num_hidden_layers=layers, max_position_embeddings=config.positions, **sizes), add_pooling_layer=False
+    )
+    state = network.llm.state_dict()
+    for name in [name for name in state if name.endswith("lora_A")]:
+        base = name.removesuffix("lora_A")
+        low, high = state.pop(base + "lora_A"), state.pop(base + "lora_B")
+        state[base + "weight"] = state[base + "weight"] + high @ low / len(low)
+    bert.load_state_dict(state)
+    return bert.eval()
+
+
+def test_without_padding_the_numbers_are_the_published_ones():
+    """A 114-token prompt run as the published code does: no mask, no positions, the first 114 + N outputs, one linear layer over them."""
+    network = random_llm_mde("official", TINY)
+    config = network.config
+    inputs = network.example_inputs(1)
+    one_word = next(word for word in DEPTH_CLASSES if " " not in word)
+    encoder = TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[TOKENIZER])
+    sentence = encoder.sentences(inputs["image"].numpy())[0]
+    for word in sorted(DEPTH_CLASSES, key=len, reverse=True):
+        sentence = sentence.replace(f"of input is {word}<", f"of input is {one_word}<")
+    inputs |= {name: torch.from_numpy(values) for name, values in encoder.tokenize([sentence]).items()}
+    assert inputs["prompt_mask"].sum() == 114
+    with torch.no_grad():
+        got = network.boundaries(inputs)
+        x = interpolate(inputs["image"], (64, 64), mode="bilinear", align_corners=False)
+        tokens = network.vit(x)[:, :-1]
+        words = network.llm.embeddings.word_embeddings.weight
+        prototypes = network.prototypes(words.permute(1, 0)).permute(1, 0)
+        reprog = network.l2d(network.reprogramming(tokens, prototypes))
+        sequence = torch.cat([words[inputs["prompt_ids"][0, :114]][None], reprog], dim=1)
+        out = _bert_like(network, config.llm_layers)(inputs_embeds=sequence).last_hidden_state[:, : 114 + 16]
+        torch.testing.assert_close(got["llm_out"], out, atol=5e-6, rtol=5e-6)
+        mixed = network.head.token_mix(out.permute(0, 2, 1)).permute(0, 2, 1)
+        code = network.head.channel_mix(mixed).reshape(-1, 3, 16, 16)
+        torch.testing.assert_close(got["depth"], network.head.decoder(code, inputs["image"]).sigmoid(), atol=1e-6, rtol=1e-6)
+        assert got["depth"].std() > 1e-3
+
+
+@pytest.mark.parametrize("word", DEPTH_CLASSES)
+def test_no_image_token_is_lost_whatever_the_prompt(word):
+    """Every image token's output reaches the head, and it is what BERT gives without any padding."""
+    network = random_llm_mde("official", TINY)
+    inputs = network.example_inputs(1)
+    encoder = TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[TOKENIZER])
+    text = encoder.tokenize([network.contract.text.fill({**dict.fromkeys(("min_x", "min_y", "max_x", "max_y", "median_x", "median_y"), 63), "class": word})])
+    inputs |= {name: torch.from_numpy(values) for name, values in text.items()}
+    used = int(inputs["prompt_mask"].sum())
+    assert used == 113 + len(word.split())
+    with torch.no_grad():
+        got = network.boundaries(inputs)
+        real = torch.cat([got["llm_in"][:, :used], got["llm_in"][:, 116:]], dim=1)
+        out = _bert_like(network, 2)(inputs_embeds=real).last_hidden_state
+        torch.testing.assert_close(got["llm_out"][:, 114:], out[:, used:], atol=5e-6, rtol=5e-6)
+        torch.testing.assert_close(got["llm_out"][:, :114], out[:, :114], atol=5e-6, rtol=5e-6)
+
+
+def test_stages_equal_the_unfolded_network(network):
+    inputs = network.example_inputs(3, seed=1)
+    with torch.no_grad():
+        wanted = network.boundaries(inputs)
+        values = dict(inputs)
+        for stage in network.stages():
+            values[stage.spec.outputs[0].name] = stage.module(*(values[tensor.name] for tensor in stage.spec.inputs))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(values[name], tensor, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(wanted["depth"][0], wanted["depth"][1])
+    torch.testing.assert_close(network(*inputs.values()), wanted["depth"])
+
+
+def test_contract(network):
+    text, output = network.contract.text, network.contract.output
+    assert Contract.from_json(network.contract.to_json()) == network.contract
+    check_chain(tuple(stage.spec for stage in network.stages()))
+    assert sum(weight.numel() for weight in network.parameters()) < 2_000_000
+    if network.variant == "official":
+        assert (output.kind, output.unit, output.far, text.kind, text.size) == ("relative", "", 1.0, "position-statistics", 64)
+    else:
+        assert (output.kind, output.unit, output.far, text.kind, text.size) == ("metric", "m", 10.0, "level-statistics", 0)
+
+
+def test_only_the_metric_variants_speak_of_metres():
+    for variant in VARIANTS:
+        config = of_variant(OFFICIAL, variant)
+        assert (config.far_m == 10.0) == variant.endswith("-metric")
+    inputs, metric, plain = None, random_llm_mde("official-metric", TINY), random_llm_mde("official", TINY)
+    inputs = metric.example_inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(metric(*inputs.values()), 10 * plain(*inputs.values()))
+    with pytest.raises(ValueError, match="variant"):
+        of_variant(OFFICIAL, "metres")
+
+
+def test_stages_through_onnx_runtime(network, tmp_path):
+    """Exported with batch 2, run with batches 1 and 3."""
+    example = network.example_inputs(2)
+    with torch.no_grad():
+        example |= network.boundaries(example)
+    for stage in network.stages() if network.variant == "official" else (network.stages()[1], network.stages()[3]):  # where they differ
+        names, (output,) = [tensor.name for tensor in stage.spec.inputs], stage.spec.outputs
+        batch = torch.export.Dim("batch", min=1)
+        shapes = tuple({0: batch} for _ in names)
+        arguments = tuple(example[name] for name in names)
+        program = torch.onnx.export(
+            stage.module, arguments, dynamo=True, opset_version=18, dynamic_shapes=shapes, input_names=names, output_names=[output.name], verbose=False
+        )
+        program.save(tmp_path / "stage.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "stage.onnx", providers=["CPUExecutionProvider"])
+        for count in (1, 3):
+            inputs = network.example_inputs(count, seed=count)
+            with torch.no_grad():
+                inputs |= network.boundaries(inputs)
+            (got,) = session.run([output.name], {name: inputs[name].numpy() for name in names})
+            np.testing.assert_allclose(got, inputs[output.name], atol=1e-4, rtol=1e-4)
+
+
+# ----------------------------------------------------------------------------- files
+
+
+def _published(network):
+    """The network's tensors as the published training saves them, duplicates and unused parts included."""
+    state = {}
+    for name, tensor in network.state_dict().items():
+        first, rest = name.split(".", 1)
+        if first == "vit":
+            state[f"vit_lora.lora_vit.{rest}"] = state[f"vit_backbone.{rest}"] = tensor
+        elif name == "llm.embeddings.word_embeddings.weight":
+            state |= dict.fromkeys(("llm_model.embeddings.word_embeddings.weight", "word_embeddings", "llm_decoder.embeddings.word_embeddings.weight"), tensor)
+        elif first == "head":
+            for ours, theirs in (("token_mix", "mapping_layer4"), ("channel_mix", "mapping_layer5"), ("decoder", "l2d_deocder")):
+                if rest.startswith(ours):
+                    state[theirs + rest.removeprefix(ours)] = tensor
+        else:
+            state[{"prototypes": "mapping_layer", "reprogramming": "cross_att", "l2d": "l2d_module", "llm": "llm_decoder"}[first] + "." + rest] = tensor
+    for index in range(network.config.llm_layers):
+        for part in ("query", "key", "value"):
+            layer = f"llm_decoder.encoder.layer.{index}.attention.self.{part}."
+            state |= {layer + "lora_A": torch.ones(2, 64), layer + "lora_B": torch.ones(64, 2)}
+    unused = ("vit_lora.proj_3d.weight", "vit_lora.lora_vit.head.bias", "vit_backbone.head.bias", "llm_model.encoder.layer.0.output.dense.bias")
+    unused += (
+        "llm_model.pooler.dense.weight",
+        "llm_decoder.pooler.dense.bias",
+        "cross_att.value_projection.weight",
+        "mapping_layer2.weight",
+        "mapping_layer3.bias",
+    )
+    return state | dict.fromkeys(unused, torch.zeros(2))
+
+
+@pytest.fixture
+def published(tmp_path):
+    network = random_llm_mde("official", TINY, seed=4)
+    state = _published(network)
+    torch.save({"model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": []}, "loss": 0.5}, tmp_path / "test_model_121.pth")
+    return network, state, tmp_path
+
+
+def test_files_of_the_published_training_load(published):
+    network, _, folder = published
+    again = load_llm_mde(folder / "test_model_121.pth", config=TINY)
+    inputs = network.example_inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(again(*inputs.values()), network(*inputs.values()), atol=0, rtol=0)
+    assert again.origin.kind == "trained" and "merged" in again.origin.warnings[0]
+    assert not [name for name, buffer in again.named_buffers() if buffer.is_meta]
+
+
+@pytest.mark.parametrize("rank", [0, 7])
+def test_the_adapters_rank_is_read_from_the_file(tmp_path, rank):
+    config = replace(TINY, vit=replace(TINY.vit, lora_rank=rank))
+    network = draw_weights(LlmMde(config, "official"), 1)
+    state = {name.replace("lora_vit.", "") if not rank else name: tensor for name, tensor in _published(network).items()}
+    torch.save({"model_state_dict": state}, tmp_path / "x.pth")
+    again = load_llm_mde(tmp_path / "x.pth", config=TINY)
+    assert again.config.vit.lora_rank == rank
+    inputs = network.example_inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(again(*inputs.values()), network(*inputs.values()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen", "not finite"])
+def test_wrong_files_are_refused_by_name(published, damage):
+    _, state, folder = published
+    name = "llm_decoder.encoder.layer.1.intermediate.dense.bias"
+    if damage == "missing":
+        del state[name]
+    elif damage == "unexpected":
+        state[name := "l2d_decoder.conv3.bias"] = torch.zeros(1)
+    else:
+        state[name] = torch.zeros(3) if damage == "misshapen" else torch.full_like(state[name], math.inf)
+    torch.save({"model_state_dict": state}, folder / "x.pth")
+    with pytest.raises(InputError, match=rf"(?s){damage}.*{name}"):
+        load_llm_mde(folder / "x.pth", config=TINY)
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_own_files_come_back(tmp_path, variant):
+    network = random_llm_mde(variant, TINY, seed=6)
+    save_file(network.state_dict(), tmp_path / "own.safetensors")
+    again = load_llm_mde(tmp_path / "own.safetensors", variant, TINY)
+    inputs = network.example_inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(again(*inputs.values()), network(*inputs.values()), atol=0, rtol=0)
+
+
+# ----------------------------------------------------------------------------- official size
+
+
+def test_official_sizes():
+    """Parameters as counted from the published network, in millions, and the 310 tokens of its head."""
+    assert OFFICIAL.head_tokens == 310 and PAPER.head_tokens == 84 + 196
+    with torch.device("meta"):
+        network = LlmMde(replace(OFFICIAL, vit=VitConfig(lora_rank=96)), "official")
+    count = {name: sum(weight.numel() for weight in part.parameters()) / 1e6 for name, part in network.named_children()}
+    assert count["vit"] == pytest.approx(85.8 + 3.54, abs=0.05)  # timm counts 86.6 with its classifier of 1,000
+    assert count["prototypes"] == pytest.approx(30.5, abs=0.05)
+    assert count["reprogramming"] == pytest.approx(56.7 - 14.2, abs=0.1)  # without the values that nothing reads
+    assert count["llm"] == pytest.approx(109.5 - 0.6, abs=0.1)  # without the pooler
+    assert count["l2d"] == pytest.approx(0.59, abs=0.005)
+    assert count["head"] == pytest.approx(0.82, abs=0.005)
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_official_budgets_hold_the_longest_prompt(variant):
+    """At official size, every class with the longest numbers: 113 plus the class' words as published (three words at most)."""
+    with torch.device("meta"):
+        network = LlmMde(of_variant(OFFICIAL, variant), variant)
+    encoder = TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[TOKENIZER])
+    fields = dict.fromkeys(("min_x", "min_y", "max_x", "max_y", "median_x", "median_y", "min", "max", "median"), 223)
+    lengths = [int(encoder.tokenize([network.contract.text.fill({**fields, "class": word})])["prompt_mask"].sum()) for word in DEPTH_CLASSES]
+    if variant == "official":
+        assert lengths == [113 + len(word.split()) for word in DEPTH_CLASSES]
+    assert max(lengths) <= network.config.prompt_tokens
+    ids = encoder.tokenize([network.contract.text.fill({**fields, "class": "far"})])["prompt_ids"]
+    assert 100 not in ids  # no unknown word
+
+
+@pytest.mark.slow
+def test_official_size_stage_by_stage():
+    network = random_llm_mde("official", OFFICIAL)
+    inputs = network.example_inputs()
+    with torch.no_grad():
+        wanted = network.boundaries(inputs)
+        for stage in network.stages():
+            got = stage.module(*({**inputs, **wanted}[tensor.name] for tensor in stage.spec.inputs))
+            name = stage.spec.outputs[0].name
+            torch.testing.assert_close(got, wanted[name], atol=2e-4, rtol=2e-4)
