@@ -204,7 +204,11 @@ def _check_session(session: Any, spec: StageSpec) -> None:
         found = {node.name: ORT_TYPES.get(node.type, node.type) for node in nodes}
         wanted = {tensor.name: tensor.dtype for tensor in tensors}
         if found != wanted:
-            raise InputError(f"the graph of stage {spec.name} {what} {found}", wanted=f"{wanted}, as the manifest says", mend="build or export it again")
+            differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            name = differing[0]
+            more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+            was = f"the graph of stage {spec.name} {what} {name} as {found.get(name, 'nothing')}{more}"
+            raise InputError(was, wanted=f"{wanted.get(name, 'nothing')}, as the manifest says", mend="build or export it again")
 
 
 def _check_made(stage: str, tensor: TensorSpec, value: Any, symbols: dict[str, int]) -> None:

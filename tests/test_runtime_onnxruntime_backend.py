@@ -131,7 +131,10 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_refused(make_artefacts):
     with PlanFile.open(made.plan) as plan:
         sources = {name: bytes(plan.view(name)) for name in plan.manifest.files}
         manifest = plan.manifest
-    for wrong, words in ((sources["engines/encoder.onnx"], "the graph of stage head takes"), (b"\x08\x01garbage", "stage head")):
+    for wrong, words in (
+        (sources["engines/encoder.onnx"], "the graph of stage head takes features as nothing, and 1 more differ"),
+        (b"\x08\x01garbage", "stage head"),
+    ):
         changed = sources | {"engines/head.onnx": wrong}
         stages = (manifest.stages[0], dataclasses.replace(manifest.stages[1], weights="engines/encoder.data"))
         facts = {name: file_facts(source) for name, source in changed.items()}
