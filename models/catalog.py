@@ -28,7 +28,7 @@ class NetworkEntry:
         config: name of the config in it.
         load: function ``(path, variant=, config=, **options)`` in it.
         random: function ``(variant=, config=, seed=, **options)`` in it.
-        options: further arguments that both take (``text_pack``, ``scene``).
+        options: further arguments that both take (``text_pack``, ``scene``, ``visual_weights``, ``bins``).
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
     """
 
@@ -134,6 +134,52 @@ NETWORKS: dict[str, NetworkEntry] = {
         random="random_moa_depthclip",
         demo=True,
     ),
+    "depthblip2": NetworkEntry(
+        summary="DepthBLIP-2: zero-shot depth from seven distance words in BLIP-2's Q-Former, coarse (473 M parameters; v2: 1,172 M)",
+        weights="two files of LAVIS at storage.googleapis.com/sfr-vision-language-research/LAVIS/models: for v1 BLIP2/blip2_pretrained_vitL.pth with "
+        "--visual-weights BLIP2/clip_vit_L.pth, for v2 InstructBLIP/instruct_blip_vicuna7b_trimmed.pth with --visual-weights BLIP2/eva_vit_g.pth "
+        "(sizes and SHA-256 were not published)",
+        licence="BSD-3-Clause (LAVIS), MIT (CLIP) for v1; unknown for v2",
+        variants=("v1", "v2"),
+        module="depthblip2",
+        config="OFFICIAL",
+        load="load_depthblip2",
+        random="random_depthblip2",
+        options=("visual_weights", "bins"),
+    ),
+    "depthblip2-tiny": NetworkEntry(
+        summary="DepthBLIP-2's architecture with small widths, for demos and tests",
+        weights="",
+        licence="Apache-2.0",
+        variants=("v1", "v2"),
+        module="depthblip2",
+        config="TINY",
+        load="load_depthblip2",
+        random="random_depthblip2",
+        options=("visual_weights", "bins"),
+        demo=True,
+    ),
+    "llm-mde": NetworkEntry(
+        summary="LLM-MDE: relative depth from BERT behind a prompt that the picture writes (275 M parameters; -metric variants: metres)",
+        weights="none published: train your own, starting from timm's vit_base_patch16_224 and bert-base-uncased",
+        licence="Apache-2.0 (timm, BERT) for the weights it starts from",
+        variants=("official", "official-metric", "paper", "paper-metric"),
+        module="llm_mde",
+        config="OFFICIAL",
+        load="load_llm_mde",
+        random="random_llm_mde",
+    ),
+    "llm-mde-tiny": NetworkEntry(
+        summary="LLM-MDE's architecture with small widths, for demos and tests",
+        weights="",
+        licence="Apache-2.0",
+        variants=("official", "official-metric", "paper", "paper-metric"),
+        module="llm_mde",
+        config="TINY",
+        load="load_llm_mde",
+        random="random_llm_mde",
+        demo=True,
+    ),
 }
 
 
@@ -146,6 +192,8 @@ def load(
     seed: int = 0,
     text_pack: str | Path | None = None,
     scene: str | None = None,
+    visual_weights: str | Path | None = None,
+    bins: str | Path | None = None,
 ) -> DepthNetwork:
     """A network of the catalog, in eval mode, with the weights of a file, demo weights, or (``random_init``) seeded random ones.
 
@@ -157,6 +205,8 @@ def load(
         seed: of the random weights.
         text_pack: safetensors with other text embeddings, for networks that have them fixed.
         scene: the kind of room, for networks that must be told.
+        visual_weights: the image encoder's checkpoint file, for networks that are published in two.
+        bins: the checkpoint file of learned depth bins, for networks that may have some.
 
     Raises:
         UsageError: for an unknown name, variant or scene, or an option that the network does not have.
@@ -170,7 +220,7 @@ def load(
         raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
     if weights is not None and random_init:
         raise UsageError("--weights and --random-init contradict each other", mend="give one of them")
-    options = {"text_pack": text_pack, "scene": scene}
+    options = {"text_pack": text_pack, "scene": scene, "visual_weights": visual_weights, "bins": bins}
     for option, value in options.items():
         if value is not None and option not in entry.options:
             raise UsageError(f"{name} takes no --{option.replace('_', '-')}", mend="leave it out")

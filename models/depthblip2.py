@@ -202,22 +202,32 @@ class ExpectedDepth(nn.Module):
         return self.expected(q)
 
 
-def random_depthblip2(variant: str = "v1", config: DepthBlip2Config = OFFICIAL, seed: int = 0) -> DepthBlip2:
-    """A network with random weights, the same for the same seed; ``config`` is ``OFFICIAL`` or ``TINY``."""
+def random_depthblip2(
+    variant: str = "v1", config: DepthBlip2Config = OFFICIAL, seed: int = 0, visual_weights: Path | str | None = None, bins: Path | str | None = None
+) -> DepthBlip2:
+    """A network with random weights, the same for the same seed; ``config`` is ``OFFICIAL`` or ``TINY``, ``bins`` as in ``load_depthblip2``.
+
+    Raises:
+        InputError: if an image encoder is given, which random weights do not go with, or ``bins`` are no such network.
+    """
+    if visual_weights is not None:
+        raise InputError(f"{visual_weights} was given for a network with random weights", mend="give the Q-Former's file with --weights too")
     network = DepthBlip2(of_variant(config, variant), variant)
     draw_weights(network, seed)
+    if bins is not None:
+        network.set_bins(read_bins(read_checkpoint(bins, "0.weight")))
     return network
 
 
 def load_depthblip2(
-    weights: Path | str, visual: Path | str | None = None, bins: Path | str | None = None, variant: str = "v1", config: DepthBlip2Config = OFFICIAL
+    weights: Path | str, visual_weights: Path | str | None = None, bins: Path | str | None = None, variant: str = "v1", config: DepthBlip2Config = OFFICIAL
 ) -> DepthBlip2:
     """The network with LAVIS' published weights, or with its own file.
 
     Args:
         weights: LAVIS' Q-Former file, ``blip2_pretrained_vitL.pth`` (v1) or ``instruct_blip_vicuna7b_trimmed.pth`` (v2); or a
             ``.safetensors`` with this network's own state.
-        visual: LAVIS' image encoder, ``clip_vit_L.pth`` (v1) or ``eva_vit_g.pth`` (v2); not with an own file.
+        visual_weights: LAVIS' image encoder, ``clip_vit_L.pth`` (v1) or ``eva_vit_g.pth`` (v2); not with an own file.
         bins: a trained adaptive-bins network as the published code saves it; without it the prefix bins are used.
         variant: ``v1`` or ``v2``.
         config: ``OFFICIAL`` or ``TINY``.
@@ -230,11 +240,11 @@ def load_depthblip2(
     config = of_variant(config, variant)
     checkpoint, name = read_checkpoint(weights, "query_tokens"), f"depthblip2 {variant}"
     own = "image_encoder.ln_vision.weight" in checkpoint.tensors
-    if own and visual is not None:
-        raise InputError(f"{checkpoint.file} holds the whole network, and {visual} was given too", mend="give the first alone")
-    if not own and visual is None:
+    if own and visual_weights is not None:
+        raise InputError(f"{checkpoint.file} holds the whole network, and {visual_weights} was given too", mend="give the first alone")
+    if not own and visual_weights is None:
         was = f"{checkpoint.file} holds no image encoder, and no second file was given"
-        raise InputError(was, wanted=" and ".join(FILES[variant]), mend="give both files, the Q-Former's first")
+        raise InputError(was, wanted=" and ".join(FILES[variant]), mend="give the Q-Former's with --weights and the image encoder's with --visual-weights")
     with torch.device("meta"):
         network = DepthBlip2(config, variant)
     if own:
@@ -243,7 +253,7 @@ def load_depthblip2(
         network.set_bins(network.head.bins_m)
         network.origin = WeightsOrigin("trained", checkpoint.file, checkpoint.sha256)
     else:
-        encoder = read_checkpoint(visual, "conv1.weight" if network.config.vision.kind == "clip" else "cls_token")
+        encoder = read_checkpoint(visual_weights, "conv1.weight" if network.config.vision.kind == "clip" else "cls_token")
         load_qformer(network.qformer, network.image_encoder.ln_vision, checkpoint, name)
         load_image_encoder(network.image_encoder, network.config.vision.kind, encoder, name)
         network.origin = WeightsOrigin("published", f"{checkpoint.file} {encoder.file}", checkpoint.sha256, LICENCES[variant])

@@ -402,7 +402,7 @@ def test_wrong_files_are_refused_by_name(lavis, damage, file):
 
 def test_the_files_come_in_pairs(lavis):
     variant, _, _, _, folder = lavis
-    with pytest.raises(InputError, match="both files"):
+    with pytest.raises(InputError, match="--visual-weights"):
         load_depthblip2(folder / "qformer.pth", variant=variant, config=TINY)
     with pytest.raises(ValueError, match="variant"):
         load_depthblip2(folder / "qformer.pth", folder / "vision.pth", variant="v3")
@@ -422,6 +422,9 @@ def test_own_files_and_trained_bins_come_back(tmp_path):
     torch.save(mlp.layers.state_dict(), tmp_path / "model_epoch_49.pth")
     again = load_depthblip2(tmp_path / "own.safetensors", bins=tmp_path / "model_epoch_49.pth", config=TINY)
     torch.testing.assert_close(again.head.bins_m, folded_bins(mlp))
+    torch.testing.assert_close(random_depthblip2(config=TINY, bins=tmp_path / "model_epoch_49.pth").head.bins_m, folded_bins(mlp))
+    with pytest.raises(InputError, match="random"):
+        random_depthblip2(config=TINY, visual_weights="x.pth")
     with pytest.raises(InputError, match="given too"):
         load_depthblip2(tmp_path / "own.safetensors", tmp_path / "own.safetensors", config=TINY)
 
