@@ -21,6 +21,8 @@ def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
         from .onnxruntime_build import optimise as task
     elif name == "parity":
         from .stage_runner import run_stages as task
+    elif name == "first-run":
+        from .stage_runner import first_run as task
     else:
         raise ValueError(f"unknown task {name!r}")
     return task

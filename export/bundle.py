@@ -5,26 +5,20 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from .. import __version__
 from ..models.network import DepthNetwork, Stage
 from ..runtime.bundle import MANIFEST
 from ..runtime.errors import AccuracyError
-from ..runtime.files import sha256_of, whole_directory
-from ..runtime.manifest import BundleManifest, BundleStage, FileFacts, NetworkFacts
-from ..runtime.manifest_json import manifest_bytes
+from ..runtime.files import whole_directory
+from ..runtime.manifest import BundleManifest, BundleStage, NetworkFacts
+from .bundle_files import GOLDEN, STAGES, finish_bundle
 from .child import Progress
 from .onnx_graph import export_graph
-from .parity import ParityReport, Tolerances, measure_parity
-
-GOLDEN = "goldens/case0.safetensors"
-STAGES = "stages"
+from .parity import Tolerances, measure_parity
 
 
 def write_bundle(
@@ -118,25 +112,3 @@ def write_goldens(network: DepthNetwork, file: Path, batch: int = 1) -> None:
 def _export(stage: Stage, folder: Path) -> BundleStage:
     written = export_graph(stage, folder / STAGES)
     return BundleStage(stage.spec, f"{STAGES}/{written.file.name}", "fp32", stage.fp32_islands, stage.folded)
-
-
-def finish_bundle(folder: Path, facts: NetworkFacts, contract: Any, stages: tuple[BundleStage, ...], report: ParityReport) -> BundleManifest:
-    """Hash every file and write ``bundle.json``."""
-    files = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            files[file.relative_to(folder).as_posix()] = FileFacts(file.stat().st_size, sha256_of(file))
-    manifest = BundleManifest(facts, contract, stages, files, made_with(), goldens=(GOLDEN,), parity=report.to_json())
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
-    return manifest
-
-
-def made_with() -> dict[str, str]:
-    """Versions of what takes part in an export or a build."""
-    found = {"fathom": __version__}
-    for package in ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "diffusers", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

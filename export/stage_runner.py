@@ -65,6 +65,34 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
     return {"rows": rows, "depth": compare_depth(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
 
 
+def first_run(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+    """Run a network that was made elsewhere once and keep its answer as golden tensor.
+
+    Args:
+        request: ``stage``, ``file``, ``golden`` (safetensors file that holds the input; the output is added), ``output`` (its name).
+        say: sends one event to the parent.
+
+    Returns:
+        ``shape`` of the output.
+
+    Raises:
+        BuildFailedError: if ONNX Runtime cannot run the graph.
+        AccuracyError: if the output is not finite or constant.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    ort = load_onnxruntime()
+    say("progress", what="running it once", done=0.5)
+    tensors = load_file(request["golden"])
+    inputs = [{"name": name, "dtype": values.dtype.name} for name, values in tensors.items()]
+    stage = {"name": request["stage"], "inputs": inputs, "outputs": [{"name": request["output"]}]}
+    values = _run(_session(ort, Path(request["file"]), request["stage"], False), stage, tensors)[request["output"]]
+    if problem := sickness(values):
+        raise AccuracyError(f"the output {request['output']} is {problem}", wanted="finite numbers that differ", mend="check the file and its contract")
+    save_file({**tensors, request["output"]: values}, request["golden"])
+    return {"shape": list(values.shape)}
+
+
 def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
     """``max_abs``, ``rmse``, ``relative`` (max_abs over the largest absolute golden value) and ``problem`` (``""`` if there is none)."""
     if got.shape != wanted.shape:

@@ -1,0 +1,59 @@
+"""``depth-build``: a bundle to a plan."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from ..runtime.command import common_flags
+from .command_line import build_flags, build_options, file_nbytes, require_packages, run_and_close
+
+EPILOG = """\
+examples:
+  depth-build evp/ -o evp.plan
+  depth-build evp/ --backend tensorrt-rtx --precision fp16 --target sm86,sm89,sm120 -o evp.plan
+TensorRT-RTX compiles without a GPU; tensorrt compiles for the GPU of the machine it runs on.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``depth-build``."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("depth-build", description="Compile a bundle into a plan.", epilog=EPILOG, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("bundle", metavar="BUNDLE", help="directory that depth-export made")
+    parser.add_argument("-o", "--output", metavar="PLAN", required=True, help="the plan to make")
+    build_flags(parser)
+    common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``depth-build``; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_and_close("depth-build", arguments.output, arguments.quiet, lambda say, progress: _run(arguments, say, progress))
+
+
+def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
+    require_packages(("onnx", "onnxruntime", "safetensors"), "export", "graphs are read, checked and written with it")
+    options = build_options(arguments)
+    from .build import build_plan, summary
+
+    report = build_plan(arguments.bundle, arguments.output, options, force=arguments.force, say=say, progress=progress)
+    nbytes = file_nbytes(arguments.output)
+    say(summary(report, nbytes))
+    if arguments.json:
+        manifest = report.manifest
+        facts = {key: getattr(manifest, key) for key in ("backend", "backend_version", "precision", "targets", "batch")}
+        parity = report.parity.to_json() if report.parity else {}
+        stages = [asdict(stage) for stage in report.stages]
+        print(json.dumps({"plan": arguments.output, "nbytes": nbytes, **facts, "stages": stages, "parity": parity}, allow_nan=False))
+    else:
+        print(arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
