@@ -28,7 +28,7 @@ class NetworkEntry:
         config: name of the config in it.
         load: function ``(path, variant=, config=, **options)`` in it.
         random: function ``(variant=, config=, seed=, **options)`` in it.
-        options: further arguments that both take (``text_pack``, ``scene``, ``visual_weights``, ``bins``).
+        options: further arguments that both take (``text_pack``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
     """
 
@@ -66,6 +66,29 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp",
         random="random_evp",
         options=("text_pack",),
+        demo=True,
+    ),
+    "evp-refer": NetworkEntry(
+        summary="EVP for referring segmentation: a mask of what the words say (1,079 M parameters, asked with depth-run --prompt)",
+        weights="model.safetensors of MykolaL/evp_refer on the Hugging Face hub: 4,317,946,624 bytes, SHA-256 657dc9c5… (commit 093516f) or debca855…",
+        licence="MIT (EVP repository); made from Stable Diffusion 1.5 (CreativeML OpenRAIL-M) and CLIP ViT-L/14 (MIT)",
+        variants=("refcoco",),
+        module="evp_refer",
+        config="OFFICIAL",
+        load="load_evp_refer",
+        random="random_evp_refer",
+        options=("tokenizer",),
+    ),
+    "evp-refer-tiny": NetworkEntry(
+        summary="EVP's referring architecture with small widths, for demos and tests",
+        weights="",
+        licence="Apache-2.0",
+        variants=("refcoco",),
+        module="evp_refer",
+        config="TINY",
+        load="load_evp_refer",
+        random="random_evp_refer",
+        options=("tokenizer",),
         demo=True,
     ),
     "vpd": NetworkEntry(
@@ -194,6 +217,7 @@ def load(
     scene: str | None = None,
     visual_weights: str | Path | None = None,
     bins: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> DepthNetwork:
     """A network of the catalog, in eval mode, with the weights of a file, demo weights, or (``random_init``) seeded random ones.
 
@@ -207,6 +231,7 @@ def load(
         scene: the kind of room, for networks that must be told.
         visual_weights: the image encoder's checkpoint file, for networks that are published in two.
         bins: the checkpoint file of learned depth bins, for networks that may have some.
+        tokenizer: ``tokenizer.json`` of the text tower, for networks that are asked in words.
 
     Raises:
         UsageError: for an unknown name, variant or scene, or an option that the network does not have.
@@ -220,7 +245,7 @@ def load(
         raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
     if weights is not None and random_init:
         raise UsageError("--weights and --random-init contradict each other", mend="give one of them")
-    options = {"text_pack": text_pack, "scene": scene, "visual_weights": visual_weights, "bins": bins}
+    options = {"text_pack": text_pack, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
     for option, value in options.items():
         if value is not None and option not in entry.options:
             raise UsageError(f"{name} takes no --{option.replace('_', '-')}", mend="leave it out")

@@ -81,9 +81,15 @@ class SelfAttention(nn.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = attention.to_q, attention.to_k, attention.to_v, nn.ModuleList([attention.to_out[0]])
         self.heads = attention.heads
 
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, d]
+
+    def join(self, x: Tensor) -> Tensor:
+        return self.to_out[0](x.transpose(1, 2).flatten(2))
+
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        query, key, value = (self.split(part(x)) for part in (self.to_q, self.to_k, self.to_v))
+        return self.join(F.scaled_dot_product_attention(query, key, value))
 
 
 class FixedCrossAttention(nn.Module):
@@ -102,7 +108,7 @@ class FixedCrossAttention(nn.Module):
     def out(self, x: Tensor) -> Tensor:
         return self.to_out[0](x.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, context: None = None) -> tuple[Tensor, None]:
         return self.out(F.scaled_dot_product_attention(self.query(x), self.key, self.value)), None
 
 
@@ -113,9 +119,24 @@ class CollectedCrossAttention(FixedCrossAttention):
         super().__init__(attention, context)
         self.key = (self.key * attention.scale).transpose(-1, -2).contiguous()  # [1, heads, d, T], the softmax scale within
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
         probabilities = torch.softmax(self.query(x) @ self.key, dim=-1)  # [B, heads, N, T]
         return self.out(probabilities @ self.value), probabilities.mean(dim=1)
+
+
+class LiveCrossAttention(SelfAttention):
+    """Cross-attention to a context [B, T, width] that comes with the picture; with ``collected``, as explicit as the class above."""
+
+    def __init__(self, attention: nn.Module, collected: bool):
+        super().__init__(attention)
+        self.collected, self.scale = collected, attention.scale
+
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
+        query, key, value = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
+        if not self.collected:
+            return self.join(F.scaled_dot_product_attention(query, key, value)), None
+        probabilities = torch.softmax(query @ key.transpose(-1, -2) * self.scale, dim=-1)  # [B, heads, N, T]
+        return self.join(probabilities @ value), probabilities.mean(dim=1)
 
 
 class OneTokenAttention(nn.Module):
@@ -125,7 +146,7 @@ class OneTokenAttention(nn.Module):
         super().__init__()
         self.register_buffer("vector", attention.to_out[0](attention.to_v(context)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, context: None = None) -> tuple[Tensor, None]:
         return self.vector, None
 
 
@@ -138,9 +159,9 @@ class FoldedTokens(nn.Module):
         self.norm2, self.attn2 = nn.Identity() if isinstance(attn2, OneTokenAttention) else block.norm2, attn2
         self.norm3, self.ff = block.norm3, block.ff
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         x = x + self.attn1(self.norm1(x))
-        seen, probabilities = self.attn2(self.norm2(x))
+        seen, probabilities = self.attn2(self.norm2(x), context)
         x = x + seen
         return x + self.ff(self.norm3(x)), probabilities
 
@@ -153,9 +174,9 @@ class FoldedTransformer(nn.Module):
         self.norm, self.proj_in, self.proj_out = transformer.norm, transformer.proj_in, transformer.proj_out
         self.transformer_blocks = nn.ModuleList([FoldedTokens(transformer.transformer_blocks[0], attn2)])
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [B, h*w, C]
-        tokens, probabilities = self.transformer_blocks[0](tokens)
+        tokens, probabilities = self.transformer_blocks[0](tokens, context)
         return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[-2:])), probabilities
 
 
@@ -171,11 +192,16 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedUNet(nn.Module):
-    """A ``TapUNet`` with its timestep and context fixed: latent [B, 4, h, w] to the four taps."""
+    """A ``TapUNet`` with its timestep and its context fixed: latent [B, 4, h, w] to the four taps.
 
-    def __init__(self, unet: TapUNet, context: Tensor):
+    Args:
+        unet: the U-Net.
+        context: [1, T, width]; None where the text comes with each picture, then ``forward`` takes it too.
+    """
+
+    def __init__(self, unet: TapUNet, context: Tensor | None):
         super().__init__()
-        self.folded = {"text_adapter": 1, "time_embedding": 1, "resnet_time_projection": 0}
+        self.folded = {**({} if context is None else {"text_adapter": 1}), "time_embedding": 1, "resnet_time_projection": 0}
         self.collect_maps = unet.collect_maps
         time = unet.time_vector()
         self.conv_in = unet.conv_in
@@ -183,29 +209,31 @@ class FoldedUNet(nn.Module):
         self.mid_block = self._block(unet.mid_block, "mid_block", time, context)
         self.up_blocks = nn.ModuleList([self._block(block, f"up_blocks.{i}", time, context) for i, block in enumerate(unet.up_blocks)])
 
-    def _block(self, block: nn.Module, path: str, time: Tensor, context: Tensor) -> FoldedBlock:
+    def _block(self, block: nn.Module, path: str, time: Tensor, context: Tensor | None) -> FoldedBlock:
         resnets = [FoldedResnet(resnet, time) for resnet in block.resnets]
         self._count("resnet_time_projection", len(resnets))
         attentions = [FoldedTransformer(t, self._cross_attention(t.transformer_blocks[0].attn2, path, context)) for t in getattr(block, "attentions", [])]
         down, up = getattr(block, "downsamplers", None), getattr(block, "upsamplers", None)
         return FoldedBlock(resnets, attentions, Downsample(down[0].conv, 0) if down else None, Upsample(up[0].conv) if up else None)
 
-    def _cross_attention(self, attention: nn.Module, path: str, context: Tensor) -> nn.Module:
+    def _cross_attention(self, attention: nn.Module, path: str, context: Tensor | None) -> nn.Module:
+        collected = self.collect_maps and map_level(path) is not None
+        if context is None:
+            return LiveCrossAttention(attention, collected)
         if context.shape[1] == 1 and not self.collect_maps:
             self._count("cross_attention_vector")
             return OneTokenAttention(attention, context)
         self._count("cross_attention_kv_pair")
-        collected = self.collect_maps and map_level(path) is not None
         return (CollectedCrossAttention if collected else FixedCrossAttention)(attention, context)
 
     def _count(self, what: str, number: int = 1) -> None:
         self.folded[what] = self.folded.get(what, 0) + number
 
-    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, latent: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         maps: dict[int, list[Tensor]] = {}
 
         def attend(module: nn.Module, x: Tensor, level: int | None) -> Tensor:
-            x, probabilities = module(x)
+            x, probabilities = module(x, context)
             if probabilities is not None:
                 maps.setdefault(level, []).append(probabilities)
             return x
