@@ -1,0 +1,127 @@
+"""The whole calibration of a bundle: images, ranges, search, and the two files that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import MANIFEST, BundleDirectory
+from ..runtime.errors import InputError
+from ..runtime.files import sha256_of, whole_file
+from ..runtime.manifest import FileFacts
+from ..runtime.manifest_json import manifest_bytes
+from .chain import Chain
+from .evaluate import Evaluator
+from .images import Chosen, Split, split
+from .journal import Journal
+from .objective import Budget
+from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, observe, prepare_photos
+from .observers import OBSERVERS
+from .precision_plan import PrecisionPlan, write_plan
+from .search import CANDIDATES, MOST_REGIONS, Measured, Search
+from .sensitivity import FIRST_OBSERVER
+from .table import CalibrationTable, model_fingerprint, write_table
+
+TABLE, PLAN = "calibration.json", "precision_plan.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate.
+
+    Args:
+        budget: what the result must keep.
+        precisions: candidates.
+        protocol, prompt: of the network; None for its first, and for none.
+        memory_nbytes: bound for the observation.
+        regions: most regions per stage.
+        measured: stage times of a card, or None.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    precisions: tuple[str, ...] = CANDIDATES
+    protocol: str | None = None
+    prompt: str | None = None
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES
+    regions: int = MOST_REGIONS
+    measured: Measured | None = None
+
+    def __post_init__(self):
+        if not 1 <= self.regions <= 4096:
+            raise ValueError(f"regions: {self.regions}, wanted 1 to 4096")
+        if self.memory_nbytes < 1 << 28:
+            raise ValueError("memory: at least 256 MiB are wanted")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Result of a calibration."""
+
+    table: CalibrationTable
+    plan: PrecisionPlan
+    tried: int
+
+
+def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal_folder: Path, tick: Callable[[str], None] = lambda what: None) -> Calibrated:
+    """Observe, search, and keep the table and the plan; nothing is written but the journal, which is removed at the end.
+
+    Args:
+        tick: called after every step with what was done.
+
+    Raises:
+        InputError: if the bundle is not FP32, the data cannot be read or is too small, or the protocol does not fit the images.
+        AccuracyError: if a stage of the FP32 network puts out NaN, infinity or a constant; stage and tensor are named.
+        OutOfMemoryError: if a stage does not fit the memory.
+    """
+    model = model_fingerprint(bundle.manifest)
+    chain = Chain(bundle, settings.protocol, settings.prompt)
+    provenance = data.provenance()
+    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "prompt": settings.prompt or "", "memory": settings.memory_nbytes}
+    journal = Journal(journal_folder, key)
+    photos = prepare_photos(chain, data, journal, tick)
+    chosen = split(photos, data.evaluation_ids(), provenance["kind"])
+    used = sorted([*chosen.ranges, *chosen.validation], key=lambda photo: photo.number)
+    counted = {photo.number for photo in chosen.ranges}
+    seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, tick=tick)
+    evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal)
+    found = Search(evaluator, model, settings.budget, settings.precisions, settings.measured, most_regions=settings.regions, tick=tick).run()
+    table = make_table(model, chain, chosen, provenance, seen)
+    for stage, ranges in found.ranges.items():
+        table = table.with_ranges(stage, ranges)
+    journal.remove()
+    return Calibrated(table, found.plan, evaluator.tried)
+
+
+def make_table(
+    model: str, chain: Chain, chosen: Split, provenance: dict[str, Any], seen: dict[str, StageObservation], observer: str = FIRST_OBSERVER
+) -> CalibrationTable:
+    """The table of all observed activations by one rule.
+
+    Raises:
+        ValueError: if the observer is unknown.
+    """
+    if observer not in OBSERVERS:
+        raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(OBSERVERS)}")
+    stages = {name: found.ranges(observer) for name, found in seen.items()}
+    peaks = {name: found.peaks for name, found in seen.items()}
+    looks = sum(photo.looks for photo in chosen.ranges)
+    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.ranges), looks, chosen.warnings, stages, peaks)
+
+
+def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = False) -> None:
+    """Put table and plan into the bundle and list them in its manifest.
+
+    Raises:
+        InputError: if the bundle is calibrated already and ``force`` is False, or cannot be written.
+    """
+    folder = bundle.path_of_bundle
+    if not force and (old := [name for name in (TABLE, PLAN) if (folder / name).exists()]):
+        raise InputError(f"{folder / old[0]} exists already", wanted="a bundle that is not calibrated", mend="pass --force to replace it")
+    write_table(result.table, folder / TABLE, force=True)
+    write_plan(result.plan, folder / PLAN, force=True)
+    facts = {name: FileFacts((folder / name).stat().st_size, sha256_of(folder / name)) for name in (TABLE, PLAN)}
+    manifest = replace(bundle.manifest, files={**bundle.manifest.files, **facts})
+    with whole_file(folder / MANIFEST, force=True) as part:
+        part.write_bytes(manifest_bytes(manifest))

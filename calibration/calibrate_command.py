@@ -1,0 +1,125 @@
+"""``depth-calibrate``: real images in, calibration table and precision plan out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from ..runtime.bundle import BundleDirectory
+from ..runtime.command import common_flags, run_command, warn
+from ..runtime.errors import InputError, UsageError
+
+EPILOG = """\
+exit codes: 0 ok, 2 usage, 3 bad input, 4 the FP32 network itself is broken, 7 out of memory, 130 interrupted
+An interrupted calibration is taken up where it stopped when the same command is given again.
+example: depth-calibrate evp/ --data nyu:nyu_depth_v2_labeled.mat --budget abs_rel=0.5%%,delta1=0.2pp
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="depth-calibrate",
+        description="Find the fastest precision of every part of a bundle that keeps its depth, on real images.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="directory made by depth-export; table and plan are put into it")
+    parser.add_argument(
+        "--data", required=True, metavar="DATA", help="nyu:FILE.mat[:train] | pairs:DIR[:train] | images:DIR | rooms:N | kitti:DIR:LIST | nyu-folder:DIR"
+    )
+    parser.add_argument(
+        "--budget", default="abs_rel=0.5%,delta1=0.2pp", metavar="BUDGET", help="greatest change from FP32 (default: %(default)s)".replace("%,", "%%,")
+    )
+    parser.add_argument("--precisions", default="fp32,bf16,fp16,int8", metavar="LIST", help="candidates (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="how many images at most; more are drawn by --seed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    parser.add_argument("--protocol", help="how photos are shown to the network (default: the bundle's first)")
+    parser.add_argument("--prompt", help="words, for a network that is asked in words")
+    parser.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="bound for the observation; less means more passes (default: %(default)s)")
+    parser.add_argument("--regions", type=int, default=48, metavar="N", help="most regions per stage; fewer are faster to search (default: %(default)s)")
+    parser.add_argument("--latency", type=Path, metavar="FILE", help="measured stage times of a card, JSON: {device, stages: {stage: {precision: ms}}}")
+    common_flags(parser)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ..runtime.progress import Progress
+    from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
+    from .images import Chosen
+    from .objective import Budget
+    from .report import report_lines
+    from .search import CANDIDATES
+
+    precisions = tuple(word.strip() for word in options.precisions.split(","))
+    if unknown := set(precisions) - set(CANDIDATES):
+        raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(CANDIDATES))
+    if options.images < 2 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
+        raise UsageError("a number is out of range", wanted="--images from 2, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
+    budget = Budget.parse(options.budget)
+    measured = _measured(options.latency) if options.latency else None
+    with BundleDirectory.open(options.bundle) as bundle:
+        if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
+            raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", mend="pass --force to replace its calibration")
+        data = Chosen(options.data, options.images, options.seed)
+        journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
+        settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured)
+        with Progress(0, "steps", options.quiet) as progress:
+            result = calibrate(bundle, data, settings, journal, _ticker(progress))
+        for text in result.table.warnings:
+            warn(text)
+        add_to_bundle(bundle, result, options.force)
+    if options.json:
+        for fact in _facts(options.bundle, result):
+            print(json.dumps(fact, sort_keys=True))
+    else:
+        print("\n".join(report_lines(result)))
+        print(f"wrote {options.bundle / TABLE} and {options.bundle / PLAN}", file=sys.stderr) if not options.quiet else None
+    return 0
+
+
+def _ticker(progress):
+    counts: dict[str, int] = {}
+
+    def tick(what: str) -> None:
+        stage = what.partition(":")[0]
+        counts[stage] = counts.get(stage, 0) + 1
+        progress.total = max(progress.total, progress.done + 1)
+        progress.what = f"steps ({what})"
+        progress.advance()
+
+    return tick
+
+
+def _facts(bundle: Path, result) -> list[dict]:
+    plan = result.plan
+    found = [{"kind": "calibration", "bundle": str(bundle), "images": result.table.images, "warnings": list(result.table.warnings), "tried": result.tried}]
+    found += [{"kind": "verdict", "stage": stage, "text": text} for stage, text in plan.verdicts.items()]
+    found += [{"kind": "region", "stage": r.stage, "path": r.path, "choice": r.choice.words, "reason": r.reason} for r in plan.regions]
+    return found + [
+        {"kind": "variant", "name": v.name, "cost_ms": v.cost_ms, "within": v.within, "pareto": v.pareto, "chosen": v.chosen, **v.score} for v in plan.variants
+    ]
+
+
+def _measured(path: Path):
+    from ..runtime.spec import fields
+    from .search import Measured
+
+    try:
+        device, stages = fields(json.loads(path.read_bytes()), "latency", device=str, stages=dict)
+        for stage, times in stages.items():
+            if not isinstance(times, dict) or not all(isinstance(t, (int, float)) and not isinstance(t, bool) and 0 < t < 1e9 for t in times.values()):
+                raise ValueError(f"stages.{stage}: milliseconds by precision were wanted")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path} holds no stage times ({error})", wanted='{"device": "…", "stages": {"unet": {"fp16": 12.3, "int8": 9.1}}}') from error
+    return Measured(device, stages)

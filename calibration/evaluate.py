@@ -1,0 +1,166 @@
+"""Trying choices of precision on real images: the changed stages and those after them run, what comes before is remembered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ..datasets.sample import Sample
+from ..runtime.errors import AccuracyError, InputError
+from .chain import Chain
+from .int8_stage import Choices, make_int8, ranges_for
+from .journal import Journal
+from .objective import Score, depth_errors, failed
+from .observe import Photo, StageObservation, item_name
+from .rounding import fp16_overflows, round_through, stays_fp32
+from .session import StageSession, check_finite
+from .stage_graph import StageGraph
+
+KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
+HOLD_NBYTES = 512 << 20
+Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
+
+
+class Evaluator:
+    """Scores of precision choices on the validation images.
+
+    Args:
+        chain: the FP32 network.
+        seen: what ``observe`` found, by stage.
+        photos: the validation images, with their stage inputs in the journal.
+        sample: gives the image of a number, with its depth.
+        journal: holds what flows between the FP32 stages.
+
+    Attributes:
+        truth: ``ground truth``, or ``fp32 output`` if the images have no depth or the network has no unit.
+        baseline: score of the FP32 network.
+        tried: how many choices were scored.
+
+    Raises:
+        InputError: if there is no image, or no pixel has a usable depth.
+        AccuracyError: if the FP32 network itself gives no depth.
+    """
+
+    def __init__(self, chain: Chain, seen: dict[str, StageObservation], photos: list[Photo], sample: Callable[[int], Sample], journal: Journal):
+        if not photos:
+            raise InputError("no image is left to validate on", wanted="at least one", mend="give more images")
+        if chain.contract.output.kind == "mask":
+            raise InputError(
+                "the network gives a mask", wanted="a network of depth: the budget is in depth metrics", mend="build it with --precision fp16 or fp32"
+            )
+        self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
+        self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
+        self.tried = 0
+        self._held: dict[str, dict[str, np.ndarray]] = {}
+        self._room = HOLD_NBYTES
+        self._sessions: dict[str, StageSession] = {}
+        self._sample = {photo.number: sample(photo.number) for photo in photos}
+        self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
+        self._reference = self._maps({})
+        metric = chain.contract.output.kind == "metric"
+        self._truths = {n: t for n, s in self._sample.items() if metric and (t := self._truth(s, *self._reference[n])) is not None}
+        self.truth = "ground truth" if self._truths else "fp32 output"
+        if not self._truths:
+            self._truths = {n: (values, valid & (values > 0)) for n, (values, valid) in self._reference.items() if (valid & (values > 0)).any()}
+        if not self._truths:
+            raise InputError("no pixel of the validation images has a depth above zero", mend="give other images")
+        self._base = np.array([depth_errors(self._reference[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
+        self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
+
+    def _truth(self, sample: Sample, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        near, far = self.chain.contract.output.near, self.chain.contract.output.far
+        counts = sample.valid & valid & (sample.depth_m >= near) & (sample.depth_m <= far)
+        return (sample.depth_m, counts) if counts.any() else None
+
+    def score(self, plan: Plan) -> Score:
+        """Run a choice over all validation images; a failure at any stage output is a score, not an error."""
+        self.tried += 1
+        try:
+            found = self._maps(plan)
+        except AccuracyError as error:
+            return failed(error.was)
+        errors = np.array([depth_errors(found[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
+        change = errors - self._base
+        doubt = change.std(axis=0, ddof=1) / math.sqrt(len(change)) if len(change) > 1 else np.zeros(2)
+        scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
+        moved = float(np.mean([_apart(found[n], self._reference[n]) for n in found]))
+        abs_rel, delta1 = map(float, errors.mean(axis=0))
+        return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, float(doubt[0]) / scale, float(doubt[1]))
+
+    def boundaries(self, plan: Plan) -> dict[str, str]:
+        """Tensors that pass from stage to stage as float16: both sides compute in fewer bits, and FP16 holds what was seen."""
+        low = {stage for stage, choices in plan.items() if any(choice.precision in ("fp16", "int8") for choice in choices.values())}
+        return {name: "float16" for name in self._inner() if self._touching(name) <= low and not self._overflows(name)}
+
+    def keep_fp32(self, plan: Plan) -> tuple[str, ...]:
+        """Tensors between stages that stay float32."""
+        return tuple(sorted(self._inner() - set(self.boundaries(plan))))
+
+    def _inner(self) -> set[str]:
+        made = {tensor.name for spec in self.chain.specs for tensor in spec.outputs if tensor.dtype == "float32"}
+        read = {tensor.name for spec in self.chain.specs for tensor in spec.inputs}
+        return (made & read) - {self.chain.contract.output.tensor}
+
+    def _touching(self, tensor: str) -> set[str]:
+        return {spec.name for spec in self.chain.specs if tensor in {t.name for t in spec.inputs + spec.outputs}}
+
+    def _overflows(self, tensor: str) -> bool:
+        return any(tensor in fp16_overflows(seen.peaks) for seen in self.seen.values())
+
+    def variant(self, stage: str, choices: Choices, boundaries: dict[str, str]) -> StageGraph:
+        """The FP32 graph of a stage with the choices' rounding in it."""
+        graph = self.chain.graphs[stage].copy()
+        make_int8(graph, choices, ranges_for(self.chain.graphs[stage], choices, self.seen[stage]), stored=False)
+        precisions = {name: choice.precision for names, choice in choices.items() for name in names}
+        round_through(graph, precisions, self.stays[stage], boundaries)
+        return graph
+
+    def _maps(self, plan: Plan) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Depth maps of all photos; stage after stage, so that one stage is in memory at a time."""
+        changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
+        boundaries = self.boundaries(plan)
+        items = {(photo.number, look): self._item(photo, look) for photo in self.photos for look in range(photo.looks)}
+        started = False
+        for spec in self.chain.specs:
+            if spec.name in changed:
+                session = StageSession(self.variant(spec.name, plan[spec.name], boundaries))
+            elif started:
+                session = self._plain(spec.name)
+            else:
+                continue
+            started = True
+            for tensors in items.values():
+                values = session.run(tensors)
+                check_finite(spec.name, values)
+                tensors |= values
+            del session
+        output = self.chain.contract.output.tensor
+        looks = {photo.number: [items[photo.number, look][output] for look in range(photo.looks)] for photo in self.photos}
+        return {number: self.chain.assemble(self._shapes[number], tensors) for number, tensors in looks.items()}
+
+    def _item(self, photo: Photo, look: int) -> dict[str, np.ndarray]:
+        """What flows between the FP32 stages for one window; held in memory while there is room."""
+        name = item_name(photo, look)
+        if name in self._held:
+            return dict(self._held[name])
+        tensors = self._journal.get(name)
+        self._room -= sum(values.nbytes for values in tensors.values())
+        if self._room >= 0:
+            self._held[name] = tensors
+        return dict(tensors)
+
+    def _plain(self, stage: str) -> StageSession:
+        if stage in self._sessions:
+            return self._sessions[stage]
+        session = StageSession(self.chain.graphs[stage])
+        if self.chain.graphs[stage].weights_nbytes() <= KEEP_SESSION_NBYTES:
+            self._sessions[stage] = session
+        return session
+
+
+def _apart(found: tuple[np.ndarray, np.ndarray], reference: tuple[np.ndarray, np.ndarray]) -> float:
+    values, valid = reference
+    counts = valid & found[1] & (np.abs(values) > 0)
+    return float(np.mean(np.abs(found[0][counts] - values[counts]) / np.abs(values[counts]))) if counts.any() else 0.0
