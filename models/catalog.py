@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,4 +262,7 @@ def load(
     config = getattr(module, entry.config)
     if weights is None:
         return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
-    return getattr(module, entry.load)(weights, variant=variant, config=config, **options)
+    network = getattr(module, entry.load)(weights, variant=variant, config=config, **options)
+    if weights is demo:
+        network.origin = dataclasses.replace(network.origin, kind="demo", licence=entry.licence)
+    return network

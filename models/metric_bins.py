@@ -105,6 +105,11 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
+def corner_double(x: Tensor) -> Tensor:
+    """``resize`` to twice the resolution; a fixed factor exports without shape arithmetic."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+
 class MetricBins(nn.Module):
     """Features, decoder maps and raw depth to metres, as published.
 
@@ -156,7 +161,7 @@ class Attract(nn.Module):
     """Bin centres [B, 64, h, w] of the coarser level pulled by raw attractors [B, n, 2h, 2w]: the centres of this level."""
 
     def forward(self, centers: Tensor, raw: Tensor) -> Tensor:
-        centers = resize(centers, raw.shape[-2:])
+        centers = corner_double(centers)
         distance = F.softplus(raw).unsqueeze(2) - centers.unsqueeze(1)  # [B, n, 64, 2h, 2w]: never larger than the last level's centres
         return centers + (distance / (1 + ALPHA * distance * distance)).mean(dim=1)
 
@@ -195,7 +200,7 @@ class Expectation(nn.Module):
     """Mean bin centre: probabilities [B, 64, H, W] and centres [B, 64, H/2, W/2] to depth [B, 1, H, W]."""
 
     def forward(self, probabilities: Tensor, centers: Tensor) -> Tensor:
-        return (probabilities * resize(centers, probabilities.shape[-2:])).sum(dim=1, keepdim=True)
+        return (probabilities * corner_double(centers)).sum(dim=1, keepdim=True)
 
 
 class MetricBinsExport(nn.Module):
@@ -231,10 +236,10 @@ class MetricBinsExport(nn.Module):
         centers = self.soft_centers(self.seed_bin_regressor(x))
         embedding = self.seed_projector(x)
         for level, projector, attractor, attract in zip((x1, x2, x3, x4), self.projectors, self.attractors, self.attract, strict=True):
-            previous, embedding = resize(embedding, level.shape[-2:]), projector(level)
+            previous, embedding = corner_double(embedding), projector(level)
             centers = attract(centers, attractor(embedding + previous))
         hidden = F.interpolate(self.hidden_of_map(x4), scale_factor=2.0, mode="bilinear", align_corners=False)  # [B, hidden, H, W]
-        hidden = hidden + resize(self.hidden_of_embedding(embedding), raw.shape[-2:])
+        hidden = hidden + corner_double(self.hidden_of_embedding(embedding))
         hidden = hidden + self.hidden_of_relative * self.relative(raw)
         return self.expectation(self.log_binomial(self.to_shape(F.gelu(hidden))), centers)
 
