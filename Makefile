@@ -16,6 +16,7 @@ $(VENV)/.export: setup.py constraints.txt
 
 $(VENV)/.dev: $(VENV)/.export
 	$(PIP) install --quiet -c constraints.txt --editable ".[dev]"
+	$(BIN)/python tests/torchvision_on_cpu.py
 	@touch $@
 
 demo: $(VENV)/.export

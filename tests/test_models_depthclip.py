@@ -177,29 +177,63 @@ def test_the_config_travels_with_its_prompts(tiny):
     assert data["prompts"][1] == "This object is extremely close" and data["clip"]["vision_layers"] == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("place", [0, 1], ids=["trunk", "head"])
-def test_stages_export_with_any_batch(tiny, place, tmp_path):
-    check_chain(tuple(stage.spec for stage in tiny.stages()))
-    stage = tiny.stages()[place]
-    given, wanted = stage.spec.inputs[0].name, stage.spec.outputs[0].name
-
-    def case(batch):
-        inputs = tiny.example_inputs(batch, seed=batch)
-        return inputs | tiny.boundaries(inputs)
-
-    dynamic = ({0: torch.export.Dim("batch", min=1, max=16)},)
-    program = torch.onnx.export(
-        stage.module, (case(2)[given],), dynamo=True, opset_version=18, dynamic_shapes=dynamic, input_names=[given], output_names=[wanted], verbose=False
-    )
-    program.save(str(tmp_path / "stage.onnx"))
-    session = onnxruntime.InferenceSession(tmp_path / "stage.onnx")
-    for batch in (1, 2, 5):
-        truth = case(batch)
-        (found,) = session.run([wanted], {given: truth[given].numpy()})
-        np.testing.assert_allclose(found, truth[wanted].numpy(), atol=1e-4)
-
-
 def test_the_catalog_has_it():
     assert load("depthclip-tiny", random_init=True).name == "depthclip-tiny"
     with pytest.raises(InputError, match=r"RN50\.pt"):
         load("depthclip")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A tiny trunk that looks at the published window, exported with its parity gate."""
+    from fathom.export.bundle import write_bundle
+
+    network = random_depthclip(config=replace(TINY, window=(416, 544)))
+    path = tmp_path_factory.mktemp("bundle") / "depthclip"
+    write_bundle(network, path)
+    return network, path
+
+
+def test_the_published_nyu_evaluation_comes_out_of_the_runtime(bundle):
+    """Crop (60, 56, 604, 472), ImageNet statistics, mirrored view averaged, align_corners=True to 416x544, pasted into 480x640."""
+    from fathom.runtime.pipeline import Pipeline
+
+    network, path = bundle
+    coarse = torch.rand(1, 3, 8, 11, generator=torch.Generator().manual_seed(6))
+    photo = (F.interpolate(coarse, size=(480, 640), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    with Pipeline.open(path) as pipeline:
+        found = pipeline.predict(photo, protocol="nyu-benchmark")
+    picture = photo[56:472, 60:604].astype(np.float64) / 255
+    picture = (picture - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    image = torch.from_numpy(picture).float().permute(2, 0, 1)[None]
+    coarse_m = (network(image) + network(image.flip(-1)).flip(-1)) / 2
+    whole = np.zeros((480, 640))
+    whole[56:472, 60:604] = F.interpolate(coarse_m, size=(416, 544), mode="bilinear", align_corners=True)[0, 0].numpy()
+    assert whole[56:472, 60:604].std() > 1e-3
+    np.testing.assert_allclose(found.values, whole, atol=1e-3)
+    assert found.kind == "metric" and found.valid.sum() == 416 * 544 and found.valid[56, 60] and found.valid[471, 603]
+
+
+def test_tensorrt_rtx_compiles_it_in_half_precision(bundle, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    from fathom.export.build import BuildOptions, build_plan
+
+    _, path = bundle
+    report = build_plan(path, tmp_path / "depthclip.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86", "sm89"), (1, 2, 4)))
+    trunk, head = report.stages
+    assert trunk.layers == {"half": 19} and trunk.fp32_nodes == 0
+    assert head.layers == {"float": 1}  # a thousand cosines stay FP32
+    assert (tmp_path / "depthclip.plan").stat().st_size > trunk.engine_nbytes
+
+
+def test_exported_stages_take_any_batch(bundle):
+    network, path = bundle
+    check_chain(tuple(stage.spec for stage in network.stages()))
+    for stage in network.stages():
+        given, wanted = stage.spec.inputs[0].name, stage.spec.outputs[0].name
+        session = onnxruntime.InferenceSession(path / f"stages/{stage.spec.name}.onnx")
+        for batch in (1, 3):
+            truth = network.example_inputs(batch, seed=batch)
+            truth |= network.boundaries(truth)
+            (found,) = session.run([wanted], {given: truth[given].numpy()})
+            np.testing.assert_allclose(found, truth[wanted].numpy(), atol=1e-4)

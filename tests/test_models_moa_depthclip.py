@@ -1,7 +1,6 @@
 """MoA-DepthCLIP against open_clip and transformers at full size, and its own parts against the paper's equations in NumPy float64."""
 
 import math
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -221,17 +220,19 @@ def test_pictures_of_a_batch_do_not_see_each_other(tiny):
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
-def test_positions_are_resized_as_open_clip_resizes_them(full):
-    clip, path = full
-    quality = load_moa_depthclip(path, "quality")
-    state = {"visual.positional_embedding": clip.visual.positional_embedding.clone()}
+def test_positions_are_resized_as_open_clip_resizes_them():
+    quality, parity = (MoaDepthClip(OFFICIAL, variant, device="meta") for variant in ("quality", "parity"))
+    table = torch.randn(50, 768, generator=torch.Generator().manual_seed(7))
+    for network in (quality, parity):
+        network.visual.positional_embedding = nn.Parameter(table, requires_grad=False)
+    state = {"visual.positional_embedding": table}
     wide = nn.Module()
     wide.visual = nn.Module()
     wide.visual.grid_size = (15, 20)
     open_clip().model.resize_pos_embed(state, wide)
     assert state["visual.positional_embedding"].shape == (301, 768)
     torch.testing.assert_close(quality.positions(), state["visual.positional_embedding"])
-    assert torch.equal(load_moa_depthclip(path).positions(), clip.visual.positional_embedding)
+    assert torch.equal(parity.positions(), table)
     assert quality.stages()[0].folded["resized_positions"] == 1 and quality.variant == "quality"
 
 
@@ -312,32 +313,64 @@ def test_random_networks_are_reproducible_and_answer_differently_in_different_pl
     assert tiny.origin.kind == "random-init"
 
 
-@pytest.mark.parametrize("place", [0, 1], ids=["visual", "head"])
-def test_stages_export_with_any_batch(tiny, place, tmp_path):
-    check_chain(tuple(stage.spec for stage in tiny.stages()))
-    stage = tiny.stages()[place]
-    given, wanted = stage.spec.inputs[0].name, stage.spec.outputs[0].name
-
-    def case(batch):
-        inputs = tiny.example_inputs(batch, seed=batch)
-        return inputs | tiny.boundaries(inputs)
-
-    dynamic = ({0: torch.export.Dim("batch", min=1, max=16)},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            stage.module, (case(2)[given],), dynamo=True, opset_version=18, dynamic_shapes=dynamic, input_names=[given], output_names=[wanted], verbose=False
-        )
-    program.save(str(tmp_path / "stage.onnx"))
-    session = onnxruntime.InferenceSession(tmp_path / "stage.onnx")
-    for batch in (1, 2, 5):
-        truth = case(batch)
-        (found,) = session.run([wanted], {given: truth[given].numpy()})
-        np.testing.assert_allclose(found, truth[wanted].numpy(), atol=3e-5)
-
-
 def test_the_catalog_has_it():
     quality = load("moa-depthclip-tiny", variant="quality", random_init=True)
     assert (quality.name, quality.variant, quality.config.window) == ("moa-depthclip-tiny", "quality", (96, 128))
     with pytest.raises(InputError, match=r"ViT-B-32\.pt"):
         load("moa-depthclip")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, tiny):
+    """The tiny network with resized positions, exported with its parity gate."""
+    from fathom.export.bundle import write_bundle
+
+    path = tmp_path_factory.mktemp("bundle") / "moa"
+    return write_bundle(tiny, path), path
+
+
+def test_the_bundle_says_which_prompts_and_that_nothing_was_trained(bundle):
+    manifest, _ = bundle
+    assert manifest.network.config["prompts"][6] == "a photo of a kitchen" and manifest.network.untrained
+    assert [stage.folded for stage in manifest.stages] == [{"expert_products": 8, "resized_positions": 1}, {"scene_context": 1}]
+    assert manifest.parity["passed"]
+
+
+def test_a_photo_is_stretched_and_its_map_stretched_back(bundle, tiny):
+    """At a whole multiple of the window, in one colour per half, so that no kind of interpolation matters away from the middle."""
+    from fathom.runtime.pipeline import Pipeline
+
+    photo = np.zeros((288, 384, 3), np.uint8)
+    photo[:, :192], photo[:, 192:] = (200, 120, 40), (20, 60, 220)
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    window = photo[1::3, 1::3].astype(np.float64) / 255
+    depth_m = tiny(torch.from_numpy((window - mean) / std).float().permute(2, 0, 1)[None])
+    with Pipeline.open(bundle[1]) as pipeline:
+        found = pipeline.predict(photo)
+    assert found.values.shape == (288, 384) and found.kind == "metric" and found.unit == "m"
+    truth = nn.functional.interpolate(depth_m, size=(288, 384), mode="bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(found.values, truth, atol=0.05 * np.ptp(truth))
+    assert np.corrcoef(found.values.ravel(), truth.ravel())[0, 1] > 0.995
+
+
+def test_tensorrt_rtx_compiles_it_in_half_precision(bundle, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    from fathom.export.build import BuildOptions, build_plan
+
+    report = build_plan(bundle[1], tmp_path / "moa.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86", "sm89"), (1, 2, 4)))
+    visual, head = report.stages
+    assert set(visual.layers) == {"half"} and set(head.layers) == {"half"}
+    assert visual.layers["half"] == 1 + 4 * (4 + 2) + 4 * 5  # patches; per block 4 products and 2 of the attention; per mixture 5
+
+
+def test_exported_stages_take_any_batch(bundle, tiny):
+    path, network = bundle[1], tiny
+    check_chain(tuple(stage.spec for stage in network.stages()))
+    for stage in network.stages():
+        given, wanted = stage.spec.inputs[0].name, stage.spec.outputs[0].name
+        session = onnxruntime.InferenceSession(path / f"stages/{stage.spec.name}.onnx")
+        for batch in (1, 3):
+            truth = network.example_inputs(batch, seed=batch)
+            truth |= network.boundaries(truth)
+            (found,) = session.run([wanted], {given: truth[given].numpy()})
+            np.testing.assert_allclose(found, truth[wanted].numpy(), atol=3e-5)
