@@ -1,0 +1,30 @@
+"""``depth-bench``: measurements whose JSON is the truth. Nothing heavy is imported before the work starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..runtime.command import run_command
+from . import accuracy_command
+
+COMMANDS = {"accuracy": ("engines against the truth and against PyTorch on a data set", accuracy_command)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``depth-bench``."""
+    parser = argparse.ArgumentParser(prog="depth-bench", description="Measure engines.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, module) in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=summary, description=f"Measure {summary}.", allow_abbrev=False))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``depth-bench``; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: COMMANDS[arguments.command][1].run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
