@@ -35,6 +35,7 @@ class OnnxRuntimeBackend:
         artefact: an open plan for ``onnxruntime``, or a bundle.
         device: ``cpu``, or ``cuda`` for ONNX Runtime's CUDA provider.
         threads: CPU threads of one operator; None for all cores.
+        index: which GPU.
 
     Raises:
         EnvironmentMismatchError: if ONNX Runtime is missing, lacks the provider, or cannot execute a graph.
@@ -42,10 +43,11 @@ class OnnxRuntimeBackend:
         OutOfMemoryError: if the weights do not fit.
     """
 
-    def __init__(self, artefact: PlanFile | BundleDirectory, device: str = "cpu", threads: int | None = None):
+    def __init__(self, artefact: PlanFile | BundleDirectory, device: str = "cpu", threads: int | None = None, index: int = 0):
         self._ort = _import_onnxruntime()
         self.stages: tuple[StageSpec, ...] = artefact.manifest.specs()
-        self._device, self._threads = device, threads
+        self.concurrent, self.remarks = 1, ()
+        self._device, self._threads, self._index = device, threads, index
         self._sessions: list[Any] = []
         self._views: list[memoryview] = []  # weights that sessions read from the mapped plan
         self._options: Any = None
@@ -56,17 +58,17 @@ class OnnxRuntimeBackend:
         try:
             for stage in artefact.manifest.stages:
                 self._sessions.append(self._open(artefact, stage))
+                _give_back_free_memory()
         except BaseException:
             self.close()
             raise
-        _give_back_free_memory()
 
     def _open(self, artefact: PlanFile | BundleDirectory, stage: Any) -> Any:
         ort, options = self._ort, self._ort.SessionOptions()
         options.log_severity_level = 4  # every failure is an exception that we report
         if self._threads:
             options.intra_op_num_threads = self._threads
-        providers = ["CPUExecutionProvider"]
+        providers: list[Any] = ["CPUExecutionProvider"]
         if self._device == "cuda":
             if "CUDAExecutionProvider" not in ort.get_available_providers():
                 raise EnvironmentMismatchError(
@@ -74,7 +76,7 @@ class OnnxRuntimeBackend:
                     wanted="a build of ONNX Runtime for CUDA",
                     mend="pip install onnxruntime-gpu, or leave out --device cuda",
                 )
-            providers.insert(0, "CUDAExecutionProvider")
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(self._index)}))
         try:
             if isinstance(artefact.manifest, BundleManifest):
                 session = ort.InferenceSession(str(artefact.path(stage.file)), options, providers=providers)
@@ -90,7 +92,7 @@ class OnnxRuntimeBackend:
             raise OutOfMemoryError(f"no memory is left for stage {stage.spec.name}", mend="free memory") from error
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise self._cannot_open(stage.spec.name, error) from error
-        if providers[0] not in session.get_providers():
+        if self._device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise EnvironmentMismatchError(
                 "ONNX Runtime could not start its CUDA provider and fell back to the CPU", wanted="a working CUDA installation", mend="leave out --device cuda"
             )
@@ -188,6 +190,7 @@ class OnnxRuntimeBackend:
         while self._views:
             with suppress(BufferError):  # an array still looks at it; it goes with the array
                 self._views.pop().release()
+        _give_back_free_memory()
 
 
 def _import_onnxruntime() -> Any:

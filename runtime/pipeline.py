@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from .manifest import PlanManifest
 from .plan import MANIFEST, PlanFile
 from .postprocess import Assembly
 from .preprocess import Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows
+from .submission import Submissions
 from .text import TextEncoder
 
 GREATEST_BATCH = 1024
@@ -26,18 +28,24 @@ Camera = Intrinsics | Sequence[float]
 
 
 class Pipeline:
-    """An opened plan or bundle. May be used from several threads (one network run at a time); close it, or use it as a context manager.
+    """An opened plan or bundle. May be used from several threads; close it, or use it as a context manager.
+
+    ONNX Runtime runs one network at a time. A TensorRT plan has a thread of its own that owns the GPU, whoever calls, and its pre- and
+    post-processing run on the GPU too where the protocol allows it.
 
     Attributes:
         manifest: of the artefact.
         contract: input, output and protocols.
         origin: which network this is.
         batch: how many windows go through the network together.
+        remarks: what was opened and what it takes, in words.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
         self.manifest, self.contract = artefact.manifest, artefact.manifest.contract
-        self._artefact, self._backend, self._lock = artefact, backend, threading.Lock()
+        self._artefact, self._backend, self.remarks = artefact, backend, backend.remarks
+        self._closing, self._permits, self._concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
+        self._submissions = Submissions(backend.concurrent + 1, backend.concurrent + 1)
         self._least, usual, self._greatest = self._batches()
         self.batch = usual if batch is None else batch
         if not 1 <= self.batch <= self._greatest:
@@ -49,14 +57,23 @@ class Pipeline:
             self._text = TextEncoder(self.contract.text, self.contract.input, _read(artefact, self.contract.text.tokenizer))
 
     @classmethod
-    def open(cls, path: str | Path, device: str | None = None, threads: int | None = None, batch: int | None = None, verify: bool = True) -> Pipeline:
+    def open(
+        cls,
+        path: str | Path,
+        device: str | int | None = None,
+        threads: int | None = None,
+        batch: int | None = None,
+        verify: bool = True,
+        streams: int = 1,
+    ) -> Pipeline:
         """Open a plan (file) or a bundle (directory).
 
         Args:
-            device: ``cpu`` or ``cuda``; None for the artefact's own.
+            device: ``cpu``, ``cuda``, ``cuda:N``, or the number of a GPU; None for the artefact's own.
             threads: CPU threads of one operator; None for all cores.
             batch: windows per network run; None for what the plan was built for, 1 for a bundle.
             verify: compare every file with its SHA-256 first.
+            streams: TensorRT: network runs that may be on the GPU at the same time, each with its own memory.
 
         Raises:
             InputError: if it is neither, or broken.
@@ -67,7 +84,7 @@ class Pipeline:
         artefact = BundleDirectory.open(path, verify) if Path(path).is_dir() else PlanFile.open(path, verify)
         backend = None
         try:
-            backend = open_backend(artefact, device, threads)
+            backend = open_backend(artefact, device, threads, streams)
             return cls(artefact, backend, batch)
         except BaseException:
             if backend is not None:
@@ -94,20 +111,66 @@ class Pipeline:
 
     __call__ = predict
 
+    def submit(self, image: np.ndarray, protocol: str | None = None, intrinsics: Camera | None = None, prompt: str | None = None) -> Future[DepthMap]:
+        """``predict`` in the background, so that the next photo is prepared while the network works on this one.
+
+        Blocks while as many photos wait as are under way. Errors come out of the future; arguments as in ``predict``.
+
+        Raises:
+            ValueError: if the pipeline is closed.
+        """
+        return self._submissions.submit(self.predict, image, protocol, intrinsics, prompt)
+
     def predict_batch(
-        self, images: Sequence[np.ndarray], protocol: str | None = None, intrinsics: Camera | None = None, prompt: str | None = None
+        self,
+        images: Sequence[np.ndarray],
+        protocol: str | None = None,
+        intrinsics: Camera | None = None,
+        prompt: str | None = None,
+        seen: Callable[[int], None] | None = None,
     ) -> list[DepthMap]:
-        """Depth of several photos of any sizes, whose windows share the network's batches; see ``predict``."""
+        """Depth of several photos of any sizes, whose windows share the network's batches; see ``predict``.
+
+        Args:
+            seen: told after every network run how many windows have gone through so far.
+        """
         chosen = self.protocol(protocol)
         if intrinsics is not None and not isinstance(intrinsics, Intrinsics):
             intrinsics = Intrinsics(*map(float, intrinsics))
-        assemblies = [_Photo(check_photo(image), self.contract, chosen) for image in images]
-        looks = ((photo, window) for photo in assemblies for window in photo.windows)
-        while some := list(islice(looks, self.batch)):
-            for (photo, window), item in zip(some, self._run(some, prompt), strict=False):  # what follows is padding of the batch
-                photo.assembly.add(window, item)
+        photos = [_Photo(check_photo(image), self.contract, chosen) for image in images]
+        maps = self._on_gpu(photos, chosen, seen) if self._text is None and prompt is None else None
+        if maps is None:
+            done = 0
+            looks = ((photo, window) for photo in photos for window in photo.windows)
+            while some := list(islice(looks, self.batch)):
+                for (photo, window), item in zip(some, self._run(some, prompt), strict=False):  # what follows is padding of the batch
+                    photo.assembly.add(window, item)
+                if seen is not None:
+                    done += len(some)
+                    seen(done)
+            maps = [photo.assembly.finish() for photo in photos]
         facts = {"intrinsics": intrinsics, "protocol": chosen.name, "origin": self.origin}
-        return [DepthMap.of(*photo.assembly.finish(), self.contract.output, **facts) for photo in assemblies]
+        return [DepthMap.of(values, valid, self.contract.output, **facts) for values, valid in maps]
+
+    def _on_gpu(self, photos: list[_Photo], protocol: Protocol, seen: Callable[[int], None] | None) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """Maps that were made without leaving the GPU, or None if the backend or the protocol does not allow it."""
+        predict_photos = getattr(self._backend, "predict_photos", None)
+        if predict_photos is None:
+            return None
+        looks = len(windows(protocol))
+        group = max(1, self.batch // looks)
+        maps: list[tuple[np.ndarray, np.ndarray]] = []
+        for start in range(0, len(photos), group):
+            some = photos[start : start + group]
+            with self._permits:
+                self._refuse_closed()
+                found = predict_photos([photo.photo for photo in some], [photo.placed for photo in some], protocol, self.batch)
+            if found is None:
+                return None
+            maps += found
+            if seen is not None:
+                seen(len(maps) * looks)
+        return maps
 
     def protocol(self, name: str | None = None) -> Protocol:
         """The protocol of that name, or the default.
@@ -127,13 +190,16 @@ class Pipeline:
             window_tensor(photo.picture, window, image, out)
         tensor[len(looks) :] = tensor[len(looks) - 1]  # an engine with a least batch gets the last window again
         inputs = {image.tensor: tensor, **(self._text(tensor, prompt) if self._text else _no_text(prompt))}
-        with self._lock:
-            if self._backend is None:
-                raise ValueError("the pipeline is closed")
+        with self._permits:
+            self._refuse_closed()
             values = self._backend.run(inputs, frozenset({output}))[output]
             if not np.isfinite(values).all():
                 self._blame(inputs)
         return values
+
+    def _refuse_closed(self) -> None:
+        if self._backend is None:
+            raise ValueError("the pipeline is closed")
 
     def _blame(self, inputs: dict[str, np.ndarray]) -> None:
         """Run again with every tensor kept and name the first one that is not finite."""
@@ -161,9 +227,14 @@ class Pipeline:
             backend.interrupt()
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
-        with self._lock:
+        """Wait for what is under way and free everything; may be called twice. Submitted photos that did not start are dropped."""
+        with self._closing:
+            self._submissions.close()
+            for _ in range(self._concurrent):
+                self._permits.acquire()
             backend, self._backend = self._backend, None
+            for _ in range(self._concurrent):
+                self._permits.release()
             if backend is not None:
                 backend.close()
                 self._artefact.close()
@@ -179,8 +250,8 @@ class _Photo:
     """One photo on its way: shaped on first use, so that a long list does not lie shaped in memory at once."""
 
     def __init__(self, photo: np.ndarray, contract: Contract, protocol: Protocol):
-        self._photo, self._placed = photo, place_steps(protocol.steps, *photo.shape[:2])
-        size = self._placed[-1].after if self._placed else photo.shape[:2]
+        self.photo, self.placed = photo, place_steps(protocol.steps, *photo.shape[:2])
+        size = self.placed[-1].after if self.placed else photo.shape[:2]
         check_windows(protocol, contract.input, *size)
         self.windows = windows(protocol)
         self._contract, self._protocol, self._picture, self._assembly = contract, protocol, None, None
@@ -189,14 +260,14 @@ class _Photo:
     def picture(self) -> np.ndarray:
         """float32 [h, w, 3] in [0, 1]."""
         if self._picture is None:
-            self._picture = shape_photo(self._photo, self._placed)
+            self._picture = shape_photo(self.photo, self.placed)
         return self._picture
 
     @property
     def assembly(self) -> Assembly:
         """Where its windows' outputs go."""
         if self._assembly is None:
-            self._assembly = Assembly(self._contract, self._protocol, self._placed, self._photo.shape[:2])
+            self._assembly = Assembly(self._contract, self._protocol, self.placed, self.photo.shape[:2])
         return self._assembly
 
 

@@ -43,10 +43,23 @@ class Progress:
             self._bar.update(steps)
             return
         now = time.monotonic()
-        if not self._quiet and now - self._last >= self._every_s:
+        if not self._quiet and self.done < self.total and now - self._last >= self._every_s:
             self._last = now
             left_s = (now - self._start) / self.done * (self.total - self.done) if self.done else 0.0
             self.say(f"{self.done} of {self.total} {self.what}, about {_duration(left_s)} to go")
+
+    def reach(self, done: int) -> None:
+        """At least that many steps are done."""
+        if done > self.done:
+            self.advance(done - self.done)
+
+    def result(self, text: str) -> None:
+        """One line on stdout, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        else:
+            print(text, flush=True)
 
     def say(self, text: str) -> None:
         """One line on the stream, above the bar where there is one; nothing if quiet."""

@@ -99,25 +99,29 @@ class _Session:
     """The loop over all photos: while the network works on one group, the next is read and the one before is written."""
 
     def __init__(self, pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsics | None, targets: dict[PhotoFile, dict[str, Path]]):
+        from .preprocess import windows
+
         self.pipeline, self.arguments, self.camera, self.targets = pipeline, arguments, camera, targets
         self.progress: Progress
         self.failures: list[tuple[PhotoFile, FathomError]] = []
+        self.looks = len(windows(pipeline.protocol(arguments.protocol)))  # of the network at one photo
 
     def work(self) -> int:
         """Returns the exit code."""
-        photos, size = list(self.targets), self.pipeline.batch
-        looks = self.pipeline.protocol(self.arguments.protocol)
-        group = max(1, size // (len(looks.lefts + looks.fill_lefts) * (1 + looks.flip)))
-        with Progress(len(photos), "photos", self.arguments.quiet) as self.progress, ThreadPoolExecutor(1) as network:
+        photos = list(self.targets)
+        group = max(1, self.pipeline.batch // self.looks)
+        what = "photos" if self.looks == 1 else "windows"
+        with Progress(len(photos) * self.looks, what, self.arguments.quiet) as self.progress, ThreadPoolExecutor(1) as network:
             running: list[tuple[PhotoFile, np.ndarray]] = []
             result: Future | None = None
             try:
                 for start in range(0, len(photos), group):
                     read = self._read(photos[start : start + group])
                     done, finished = running, result.result() if result else []
-                    running, result = read, network.submit(self._predict, [pixels for _, pixels in read])
+                    running, result = read, network.submit(self._predict, [pixels for _, pixels in read], start)
                     self._write(done, finished)
                 self._write(running, result.result() if result else [])
+                self.progress.reach(self.progress.total)
             except BaseException:
                 self.pipeline.interrupt()  # else leaving would wait for the network's whole run
                 raise
@@ -134,17 +138,21 @@ class _Session:
                 self._fail(photo, error)
         return read
 
-    def _predict(self, photos: list[np.ndarray]) -> list[tuple[DepthMap | FathomError, float]]:
-        """A map, or why there is none, and the time in milliseconds, for each photo."""
+    def _predict(self, photos: list[np.ndarray], before: int) -> list[tuple[DepthMap | FathomError, float]]:
+        """A map, or why there is none, and the time in milliseconds, for each photo; ``before`` counts the photos before these."""
         flags = self.arguments
+
+        def seen(count: int) -> None:
+            self.progress.reach(before * self.looks + count)
+
         start = time.perf_counter()
         try:
-            maps: list[Any] = self.pipeline.predict_batch(photos, flags.protocol, self.camera, flags.prompt) if photos else []
+            maps: list[Any] = self.pipeline.predict_batch(photos, flags.protocol, self.camera, flags.prompt, seen) if photos else []
         except (InputError, AccuracyError) as error:
             if len(photos) == 1:
                 maps = [error]
             else:  # one photo spoils the group: each alone, to know which
-                return [result for photo in photos for result in self._predict([photo])]
+                return [result for index, photo in enumerate(photos) for result in self._predict([photo], before + index)]
         time_ms = (time.perf_counter() - start) * 1e3 / max(len(photos), 1)
         return [(one, time_ms) for one in maps]
 
@@ -156,7 +164,6 @@ class _Session:
             for warning in self._save(photo, pixels, result):
                 self.progress.alarm(f"warning: {photo.path}: {warning}")
             self._print(photo, result, time_ms)
-            self.progress.advance()
 
     def _save(self, photo: PhotoFile, pixels: np.ndarray, depth: DepthMap) -> list[str]:
         from . import writers
@@ -182,22 +189,18 @@ class _Session:
             named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}
             files = {kind: str(path) for kind, path in self.targets[photo].items()}
             head = {"photo": str(photo.path), "width": width, "height": height, "kind": depth.kind, "unit": depth.unit, "protocol": depth.protocol}
-            self._out(json.dumps({**head, **named, "time_ms": round(time_ms, 3), "untrained": depth.origin.untrained, "files": files}))
+            self.progress.result(json.dumps({**head, **named, "time_ms": round(time_ms, 3), "untrained": depth.origin.untrained, "files": files}))
             return
         unit = {"metric": " m", "relative": " (relative)", "mask": " (mask)"}[depth.kind]
         beyond = f", {depth.below_near + depth.above_far} px beyond the trained range" if depth.below_near + depth.above_far else ""
         untrained = ", UNTRAINED WEIGHTS" if depth.origin.untrained else ""
         values = f"{facts['min']:.3f} / {facts['median']:.3f} / {facts['max']:.3f}{unit}"
-        self._out(f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {time_ms:.0f} ms{beyond}{untrained}")
+        self.progress.result(f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {time_ms:.0f} ms{beyond}{untrained}")
 
     def _fail(self, photo: PhotoFile, error: FathomError) -> None:
         self.failures.append((photo, error))
         if self.arguments.json:
-            self._out(json.dumps({"photo": str(photo.path), "error": str(error), "exit_code": error.exit_code}))
-        self.progress.advance()
-
-    def _out(self, line: str) -> None:
-        print(line, flush=True)
+            self.progress.result(json.dumps({"photo": str(photo.path), "error": str(error), "exit_code": error.exit_code}))
 
     def _report(self) -> int:
         for photo, error in self.failures:

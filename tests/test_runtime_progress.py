@@ -66,3 +66,16 @@ def test_without_tqdm_a_terminal_gets_plain_lines(monkeypatch, clock):
         clock[0] += 11
         bar.advance()
     assert out.getvalue() == "1 of 4 photos, about 33 s to go\n"
+
+
+def test_results_go_to_stdout(capsys):
+    with Progress(4, "photos", stream=io.StringIO()) as bar:
+        bar.result("one")
+    assert capsys.readouterr().out == "one\n"
+
+
+def test_reaching_never_goes_back():
+    with Progress(10, "photos", stream=io.StringIO()) as bar:
+        bar.reach(4)
+        bar.reach(2)
+        assert bar.done == 4
