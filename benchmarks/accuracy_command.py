@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX Runtime computes (default: cpu)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: the artefact's own; ONNX Runtime: cpu)")
     parser.add_argument("-o", "--output", metavar="RESULT.json", help="the full record: every image's score, the data's hash, the evaluation")
     common_flags(parser)
 

@@ -26,6 +26,7 @@ class TorchBackend:
 
     def __init__(self, network, stages: tuple[StageSpec, ...]):
         self._network, self.stages = network, stages
+        self.concurrent, self.remarks = 1, ()
 
     def run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
         """All tensors in ``keep``, or the network's output."""

@@ -52,7 +52,7 @@ def _smooth(light: np.ndarray, key: np.ndarray) -> np.ndarray:
     return light
 
 
-def shade(scene: Scene, view: View, depth: np.ndarray, index: np.ndarray, exact_shadows: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def shade(scene: Scene, view: View, depth: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Radiance toward the camera.
 
     Args:
@@ -122,7 +122,7 @@ def shade(scene: Scene, view: View, depth: np.ndarray, index: np.ndarray, exact_
             peak = np.clip(np.einsum("ij,ij->i", n, half), 0, 1) ** 40 * (strength > 0) / (np.float32(0.6) + square)
             shine[here] += (gloss[here] * peak)[:, None] * light.colour.astype(np.float32)
     shape2 = (view.height, view.width)
-    direct = _smooth(direct.reshape(*shape2, 3), key.reshape(shape2)).reshape(-1, 3)
+    direct, shine = (_smooth(part.reshape(*shape2, 3), key.reshape(shape2)).reshape(-1, 3) for part in (direct, shine))
     radiance = albedo * (ambient + direct + glow[:, None]) + shine
     facing = np.abs(np.einsum("ij,ij->i", normals, toward))
     return radiance.reshape(*shape2, 3), facing.reshape(shape2)

@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fathom.benchmarks import accuracy, pytorch_reference
 from fathom.benchmarks.accuracy_journal import Journal
@@ -70,7 +71,14 @@ def test_json_lines(tiny, capsys):
 
 @pytest.mark.parametrize("evaluation", ["full", "adadepthclip-nyu"])
 def test_an_interruption_costs_one_part_and_counts_nothing_twice(tiny, tmp_path, monkeypatch, capsys, evaluation):
-    words = ["--engine", tiny.plan, "--engine", tiny.bundle, "--data", "rooms:12:3:48x64", "--evaluation", evaluation]
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        pair = tmp_path / "pairs" / f"p{number}"
+        pair.mkdir(parents=True)
+        Image.fromarray(draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(pair / "rgb.png")
+        Image.fromarray(draw.integers(0, 6000, (48, 64), dtype=np.uint16)).save(pair / "depth.png")
+        (pair / "meta.json").write_text('{"depth_scale": 1000}')
+    words = ["--engine", tiny.plan, "--engine", tiny.bundle, "--data", f"pairs:{tmp_path / 'pairs'}", "--evaluation", evaluation]
     assert run(*words, "-o", tmp_path / "whole.json") == 0
     calls, predict = [], Pipeline.predict
 
@@ -190,8 +198,6 @@ def test_faults_have_their_exit_codes(tiny, tmp_path, monkeypatch, capsys, words
 
 
 def test_photos_without_depth_are_refused(tiny, tmp_path, capsys):
-    from PIL import Image
-
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert run("--engine", tiny.plan, "--data", f"images:{tmp_path}") == 2
 
