@@ -14,62 +14,20 @@ from .. import __version__
 from ..runtime.bundle import BundleDirectory
 from ..runtime.errors import PrecisionError, UsageError
 from ..runtime.files import refuse_existing
-from ..runtime.manifest import BACKENDS, BundleStage, Initializer, PlanManifest, PlanStage
+from ..runtime.manifest import BundleStage, Initializer, PlanManifest, PlanStage
 from ..runtime.spec import StageSpec, TensorSpec
+from .build_options import BuildOptions
+from .calibrated import Calibration, read_calibration, require_calibration, type_all_by_plan
 from .child import GIB, Progress, default_limit_nbytes, run_child
 from .parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from .plan_file import file_facts, write_plan
-from .tensorrt_build import REFUSED_TARGETS, TARGETS
+from .product_types import products_by_type
+from .tensorrt_build import TARGETS
 from .typed import boundary_types, type_stage
 
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
 FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained_abs_rel=2e-2)
+INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained_abs_rel=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
 MAX_ENGINE_RATIO, ENGINE_SLACK_NBYTES = 1.25, 32 << 20  # kernels of small networks outweigh their weights
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build.
-
-    Args:
-        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
-        precision: ``fp32`` or ``fp16``.
-        targets: compute capabilities (``sm86``), TensorRT-RTX only; empty for all it compiles for.
-        batch: least, usual and greatest.
-        limit_nbytes: memory that one compiler may take; 0 for most of what is available.
-
-    Raises:
-        UsageError: if the parts do not go together.
-    """
-
-    backend: str = "onnxruntime"
-    precision: str = "fp32"
-    targets: tuple[str, ...] = ()
-    batch: tuple[int, int, int] = (1, 1, 1)
-    limit_nbytes: int = 0
-
-    def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise UsageError(f"there is no backend {self.backend!r}", wanted=" or ".join(BACKENDS))
-        if self.precision not in ("fp32", "fp16"):
-            raise UsageError(f"there is no precision {self.precision!r} to build", wanted="fp32 or fp16")
-        if self.backend == "onnxruntime" and self.precision != "fp32":
-            raise UsageError(
-                "ONNX Runtime on the CPU has no FP16 kernels: it would cast every weight back and be slower than FP32",
-                wanted="fp32",
-                mend="--precision fp32, or --backend tensorrt-rtx for FP16 engines",
-            )
-        if self.targets and self.backend != "tensorrt-rtx":
-            raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", mend="leave --target out")
-        for target in self.targets:
-            if target not in TARGETS:
-                reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
-                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
-        if len(set(self.targets)) != len(self.targets):
-            raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
-        least, usual, greatest = self.batch
-        if not 1 <= least <= usual <= greatest <= 1024:
-            raise UsageError(f"the batch {least}:{usual}:{greatest}", wanted="1 <= least <= usual <= greatest <= 1024")
 
 
 @dataclass(frozen=True)
@@ -137,10 +95,14 @@ def build_plan(
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
         _check_stage(stage, options)
+    calibration = None if options.precision == "fp32" else require_calibration(bundle) if options.precision == "int8" else read_calibration(bundle)
+    if calibration is not None:
+        for verdict in calibration.plan.verdicts.values() if options.precision == "int8" else ():
+            say(verdict)
     if options.backend == "tensorrt-rtx" and not options.targets:
         options = replace(options, targets=TARGETS)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent) as scratch:
-        builder = _Builder(bundle, options, Path(scratch), tell)
+        builder = _Builder(bundle, options, Path(scratch), tell, calibration)
         parity = builder.type_stages()
         if parity is not None:
             say(parity.table())
@@ -167,11 +129,12 @@ def _check_stage(stage: BundleStage, options: BuildOptions) -> None:
 class _Builder:
     """The stages of one bundle on their way through a scratch folder beside the plan."""
 
-    def __init__(self, bundle: BundleDirectory, options: BuildOptions, scratch: Path, tell: Progress):
-        self.bundle, self.options, self.scratch, self.tell = bundle, options, scratch, tell
+    def __init__(self, bundle: BundleDirectory, options: BuildOptions, scratch: Path, tell: Progress, calibration: Calibration | None):
+        self.bundle, self.options, self.scratch, self.tell, self.calibration = bundle, options, scratch, tell, calibration
         self.manifest = bundle.manifest
         self.limit = options.limit_nbytes or default_limit_nbytes()
         self.version = ""
+        self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
 
     def type_stages(self) -> ParityReport | None:
@@ -183,6 +146,8 @@ class _Builder:
                 data = Path(f"{graph}.data")
                 self._graphs[stage.spec.name] = (graph, stage.spec, 0, data.stat().st_size if data.exists() else graph.stat().st_size)
             return None
+        if self.calibration is not None:
+            return self._type_by_plan(self.calibration)
         types = boundary_types(self.manifest.specs(), output)
         for number, stage in enumerate(stages):
             self.tell(f"{stage.spec.name}: typing {self.options.precision}", 0.02 + 0.08 * number / len(stages))
@@ -190,6 +155,18 @@ class _Builder:
             typed = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
             self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
         return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
+
+    def _type_by_plan(self, calibration: Calibration) -> ParityReport | None:
+        """What ``type_stages`` does where a precision plan says more than ``fp16``."""
+        precision, plain = self.options.precision, self.options.backend == "onnxruntime"
+        found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.tell(what, 0.02 + 0.08 * done))
+        for name, stage in found.items():
+            self._int8[name] = stage.int8
+            self._graphs[name] = (stage.graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, stage.graph.stat().st_size))
+        if plain:
+            return None
+        tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
+        return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
 
     def build(self, stage: BundleStage, number: int) -> tuple[PlanStage, dict[str, Path], BuiltStage]:
         """Compile one stage in a child process."""
@@ -206,6 +183,9 @@ class _Builder:
         table = tuple(Initializer(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])), i["offset"]) for i in values.get("initializers", ()))
         names = sorted(files)
         precision = "fp32" if self.options.precision == "fp16" and values.get("counts") and not values["counts"].get("half") else self.options.precision
+        if self.options.precision == "int8":
+            lowest = self.calibration.plan.precision(name)
+            precision = lowest if self.options.backend != "onnxruntime" or lowest == "int8" else "fp32"
         entry = PlanStage(
             self._bind(spec), next(n for n in names if files[n] == engine), precision, next((n for n in names if n.endswith(".weights")), ""), table
         )
@@ -230,7 +210,7 @@ class _Builder:
             target, weights = (str(made[f"engines/{name}{suffix}"]) for suffix in (".onnx", ".weights"))
             return {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}, made
         target = self.scratch / f"{name}.engine"
-        half, full = product_types(graph)
+        products = products_by_type(graph)
         request = {
             "task": "tensorrt",
             "stage": name,
@@ -240,15 +220,17 @@ class _Builder:
             "targets": list(self.options.targets),
             "batch": list(self.options.batch),
             "precision": self.options.precision,
-            "half": half,
-            "full": full,
+            "half": products.get(onnx.TensorProto.FLOAT16, []),
+            "full": products.get(onnx.TensorProto.FLOAT, []),
+            "brain": products.get(onnx.TensorProto.BFLOAT16, []),
+            "int8": list(self._int8.get(name, ())),
         }
         return request, {f"engines/{name}.engine": target}
 
     def _check_size(self, name: str, engine: int, weights: int) -> None:
-        if self.options.precision == "fp16" and engine > MAX_ENGINE_RATIO * weights + ENGINE_SLACK_NBYTES:
+        if self.options.precision in ("fp16", "int8") and self.options.backend != "onnxruntime" and engine > MAX_ENGINE_RATIO * weights + ENGINE_SLACK_NBYTES:
             raise PrecisionError(
-                f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of FP16 weights: some are stored in FP32",
+                f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of typed weights: some are stored in more bits",
                 wanted=f"at most {MAX_ENGINE_RATIO} times the weights",
                 mend="report it with the version of the backend",
             )
@@ -266,7 +248,7 @@ class _Builder:
     def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
         """Run finished ONNX Runtime engines against the golden tensors."""
         found = {stage.spec.name: (stage.spec, self.scratch / Path(stage.engine).name) for stage in stages}
-        return self._compare(Tolerances(isolated_relative=1e-3), "", found, True, 0.9)
+        return self._compare(INT8_TOLERANCES if self.options.precision == "int8" else Tolerances(isolated_relative=1e-3), "", found, True, 0.9)
 
     def _compare(self, tolerances: Tolerances, label: str, graphs: dict[str, tuple[StageSpec, Path]], engines: bool, at: float) -> ParityReport | None:
         if not self.manifest.goldens:
@@ -306,19 +288,6 @@ class _Builder:
             bundle_sha256=self.bundle.manifest_sha256,
         )
         return made, sources
-
-
-def product_types(graph: Path) -> tuple[list[str], list[str]]:
-    """Names of the convolutions and matrix products of a graph that compute in FP16, and in FP32."""
-    model = onnx.load(str(graph), load_external_data=False)
-    types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]}
-    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    half, full = [], []
-    for node in model.graph.node:
-        if node.op_type in PRODUCTS:
-            kinds = {types.get(name) for name in node.input if name in types}
-            (half if onnx.TensorProto.FLOAT16 in kinds else full).append(node.name)
-    return half, full
 
 
 def summary(report: BuildReport, nbytes: int) -> str:

@@ -82,7 +82,12 @@ def require_packages(names: tuple[str, ...], extra: str, why: str) -> None:
 def build_flags(parser: argparse._ActionsContainer) -> None:
     """The flags of ``depth-build``, which ``depth-export -o x.plan`` takes too."""
     parser.add_argument("--backend", choices=BACKENDS, default=None, help="what runs the plan (default: onnxruntime)")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default=None, help="of the engines (default: fp32); fp16 is for the TensorRT backends")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default=None,
+        help="of the engines (default: fp32); fp16 is for the TensorRT backends, int8 for calibrated bundles",
+    )
     parser.add_argument("--target", metavar="SM,SM", default="", help="tensorrt-rtx only: compute capabilities, such as sm86,sm89 (default: all)")
     parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", default="1", help="pictures per run, fixed or a range (default: %(default)s)")
     parser.add_argument("--memory", metavar="GIB", type=_gib, default=0, help="stop a compiler that takes more (default: most of what is available)")

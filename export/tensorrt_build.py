@@ -53,8 +53,8 @@ def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str,
 
     Args:
         request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
-            only), ``batch`` ([least, usual, greatest]), ``precision``, ``half`` and ``full`` (names of the convolutions and matrix
-            products that the typed graph computes in FP16 and in FP32).
+            only), ``batch`` ([least, usual, greatest]), ``precision``, ``half``, ``full`` and ``brain`` (names of the convolutions
+            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs).
         say: sends one event to the parent.
 
     Returns:
@@ -159,12 +159,21 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
     counts: dict[str, int] = {}
     wrong: list[str] = []
     wanted = dict.fromkeys(request["half"], trt.DataType.HALF) | dict.fromkeys(request["full"], trt.DataType.FLOAT)
+    wanted |= dict.fromkeys(request.get("brain", ()), trt.DataType.BF16)
+    int8 = set(request.get("int8", ()))
+    makers = _makers(network) if int8 else {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type not in kinds:
             continue
         held = layer.get_output(0).dtype
-        counts[held.name.lower()] = counts.get(held.name.lower(), 0) + 1
+        kind = held.name.lower()
+        if layer.name in int8:
+            if _dequantised(trt, layer, makers):
+                kind = "int8"
+            else:
+                wrong.append(f"{layer.name} does not read dequantised INT8")
+        counts[kind] = counts.get(kind, 0) + 1
         expected = wanted.get(layer.name)
         if (expected is not None and held != expected) or (request["precision"] == "fp32" and held != trt.DataType.FLOAT):
             wrong.append(f"{layer.name} computes in {held.name.lower()}")
@@ -172,13 +181,38 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
             wrong.append(f"{layer.name} computes in {held.name.lower()} and no FP32 island asks for it")
     if request["precision"] == "fp16" and request["half"] and not counts.get("half"):
         wrong.append("no convolution or matrix product computes in half")
+    if len(int8) > counts.get("int8", 0) and not wrong:
+        wrong.append(f"{counts.get('int8', 0)} of {len(int8)} INT8 layers are there")
     if wrong:
         raise PrecisionError(
             f"stage {request['stage']}: {len(wrong)} layers do not hold what was asked for: {'; '.join(wrong[:MAX_PROBLEMS])}",
-            wanted=f"{request['precision']} outside the FP32 islands",
+            wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] != "int8" else "what the precision plan says",
             mend="build from a bundle that depth-export made",
         )
     return counts
+
+
+def _makers(network: Any) -> dict[str, Any]:
+    """Tensor name -> the layer that makes it."""
+    found = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for output in range(layer.num_outputs):
+            found[layer.get_output(output).name] = layer
+    return found
+
+
+def _dequantised(trt: ModuleType, layer: Any, makers: dict[str, Any]) -> bool:
+    """Whether activation and weight come from dequantising layers, through nothing but changes of shape or type."""
+    through = {getattr(trt.LayerType, name) for name in ("SHUFFLE", "CAST", "IDENTITY") if hasattr(trt.LayerType, name)}
+    for position in (0, 1):
+        tensor = layer.get_input(position) if position < layer.num_inputs else None
+        maker = makers.get(tensor.name) if tensor is not None else None
+        while maker is not None and maker.type in through:
+            maker = makers.get(maker.get_input(0).name)
+        if maker is None or maker.type != trt.LayerType.DEQUANTIZE:
+            return False
+    return True
 
 
 def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: Any) -> None:
