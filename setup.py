@@ -72,6 +72,7 @@ setup(
             "depth-inspect = fathom.runtime.inspection:main",
             "depth-export = fathom.export.export_command:main",
             "depth-build = fathom.export.build_command:main",
+            "depth-calibrate = fathom.calibration.calibrate_command:main",
             "depth-bench = fathom.benchmarks.bench_command:main",
         ]
     },
