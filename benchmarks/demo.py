@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,12 @@ class Photo:
 
     path: Path
     truth_m: np.ndarray | None
+
+    def copied(self, folder: Path) -> Photo:
+        """The same photo as a copy in ``folder``, named after its scene."""
+        folder.mkdir(exist_ok=True)
+        name = self.path.parent.name + self.path.suffix if self.path.stem == "rgb" else self.path.name
+        return Photo(Path(shutil.copyfile(self.path, folder / name)), self.truth_m)
 
 
 def photos(pairs: Path) -> list[Photo]:
@@ -76,7 +83,7 @@ def _command(name: str, *words: str) -> str:
     return result.stdout
 
 
-def overview(rows: list[tuple[Photo, dict]], folder: Path, heading: str, untrained: bool) -> Image.Image:
+def overview(rows: list[tuple[Photo, dict]], heading: str, untrained: bool) -> Image.Image:
     """Photo, depth and true depth side by side, the two depths in the same colours (the range of the truth, or of the depth)."""
     font, small = ImageFont.load_default(22), ImageFont.load_default(15)
     width, height = THUMB
@@ -90,7 +97,7 @@ def overview(rows: list[tuple[Photo, dict]], folder: Path, heading: str, untrain
         draw.text((10 + column * (width + 10), 66), title, fill=FAINT, font=small)
     for index, (photo, result) in enumerate(rows):
         top = 90 + index * line
-        depth_m = np.load(folder / result["npy"], allow_pickle=False)
+        depth_m = np.load(result["files"]["npy"], allow_pickle=False)
         with Image.open(photo.path) as image:
             _paste(sheet, image.convert("RGB"), 10, top)
         truth = photo.truth_m if photo.truth_m is not None else np.zeros((1, 1), np.float32)
@@ -106,8 +113,7 @@ def overview(rows: list[tuple[Photo, dict]], folder: Path, heading: str, untrain
             _paste(sheet, Image.fromarray(colorize(np.where(known, values, 0).astype(np.float32), known, low, high, "turbo", reverse=True)), left, top)
             median = float(np.median(values[known]))
             draw.text((left, top + height + 4), f"{values[known].min():.2f} to {values[known].max():.2f} m, median {median:.2f} m", fill=FAINT, font=small)
-        name = photo.path.stem if photo.path.stem != "rgb" else photo.path.parent.name
-        draw.text((10, top + height + 4), name, fill=FAINT, font=small)
+        draw.text((10, top + height + 4), photo.path.stem, fill=FAINT, font=small)
     return sheet
 
 
@@ -119,19 +125,19 @@ def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
 def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> int:
     """Export, build, run, and draw ``demo/overview.png``; returns the exit code."""
     start = time.monotonic()
-    chosen = photos(pairs)
+    folder.mkdir(exist_ok=True)
+    chosen = [photo.copied(folder / "photos") for photo in photos(pairs)]
     if not chosen:
         raise SystemExit("no photos: install scikit-image (pip install scikit-image), whose wheel ships some")
-    folder.mkdir(exist_ok=True)
     bundle, plan, out = folder / NETWORK, folder / f"{NETWORK}.plan", folder / "depth"
     _command("depth-export", "--model", NETWORK, "-o", str(bundle), "--force")
     _command("depth-build", str(bundle), "--backend", "onnxruntime", "-o", str(plan), "--force")
     print(_command("depth-inspect", str(plan)))
-    words = ["--engine", str(plan), *(str(photo.path) for photo in chosen), "-o", str(out), "--save", "png16,npy,color", "--force", "--json"]
-    results = [json.loads(line) for line in _command("depth-run", *words).splitlines()]
-    rows = list(zip(chosen, results, strict=True))
-    untrained = any(result.get("untrained") for result in results)
-    overview(rows, folder, f"{NETWORK}, single-image protocol, ONNX Runtime on CPU", untrained).save(folder / "overview.png")
+    words = ["--engine", str(plan), str(folder / "photos"), "-o", str(out), "--save", "png16,npy,color", "--force", "--json"]
+    results = {result["photo"]: result for result in map(json.loads, _command("depth-run", *words).splitlines())}
+    rows = [(photo, results[str(photo.path)]) for photo in chosen]
+    untrained = any(result["untrained"] for _, result in rows)
+    overview(rows, f"{NETWORK}, single-image protocol, ONNX Runtime on CPU", untrained).save(folder / "overview.png")
     if untrained:
         print("\nThe weights are UNTRAINED: the maps show the way through the tool, not depth.")
     print(f"\nLook at {folder / 'overview.png'}; 16-bit PNG, NPY and colour PNG of each photo are in {out}/  ({time.monotonic() - start:.0f} s)")

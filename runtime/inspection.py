@@ -49,7 +49,7 @@ def describe(manifest: Any) -> str:
         + (f", sha256 {network.weights['sha256'][:12]}…" if network.weights["sha256"] else ""),
         *(f"warning   {warning}" for warning in network.weights["warnings"]),
     ]
-    if network.untrained:
+    if network.untrained and not network.weights["warnings"]:
         lines.append("warning   the weights are untrained: the depth means nothing")
     if plan:
         targets, batch = ", ".join(manifest.targets), ":".join(map(str, manifest.batch))
@@ -70,14 +70,17 @@ def describe(manifest: Any) -> str:
 
 
 def _stage_table(manifest: Any, plan: bool) -> list[str]:
-    rows = [("stage", "precision", "MB", "takes", "makes", "folded" if not plan else "")]
+    rows = [("stage", "precision", "MB", "" if plan else "folded into constants")]
     for stage in manifest.stages:
         nbytes = sum(manifest.files[name].size for name in manifest.stage_files(stage))
-        takes, makes = (", ".join(f"{t.name}{_shape(t)}" for t in tensors) for tensors in (stage.spec.inputs, stage.spec.outputs))
         folded = "" if plan else ", ".join(f"{count} {kind}" for kind, count in stage.folded.items())
-        rows.append((stage.spec.name, stage.precision, f"{nbytes / 1e6:,.1f}", takes, makes, folded))
+        rows.append((stage.spec.name, stage.precision, f"{nbytes / 1e6:,.1f}", folded))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for stage in manifest.stages:
+        takes, makes = (", ".join(f"{t.name}{_shape(t)}" for t in tensors) for tensors in (stage.spec.inputs, stage.spec.outputs))
+        table += ["", f"{stage.spec.name}  takes {takes}", f"{' ' * len(stage.spec.name)}  makes {makes}"]
+    return table
 
 
 def _shape(tensor: Any) -> str:
