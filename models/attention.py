@@ -10,7 +10,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     """softmax(QK' / sqrt(d) + mask) V, head by head.
 
     Args:
-        query: [B, N, heads * d], projected; its batch may be 1, then it is shared by all.
+        query: [B, N, heads * d], projected.
         key, value: [B, M, heads * d], projected.
         heads: number of heads.
         mask: added to the scores, broadcast to [B, heads, N, M].

@@ -78,7 +78,7 @@ class PromptedQFormer(nn.Module):
     """All prompts of a fixed set through a Q-Former at once: image_embeds [B, tokens, image_width] -> [B, prompts, width].
 
     The result is the mean over the queries (DepthBLIP-2, Eq. 4). Before the first cross-attention nothing depends on the image: the
-    word and position embeddings, the first self-attention and the first step of the words are constants here.
+    word and position embeddings, the first self-attention, the first step of the words and the first queries are constants here.
     """
 
     def __init__(self, qformer: QFormer, prompts: tuple[tuple[int, ...], ...]):
@@ -99,6 +99,8 @@ class PromptedQFormer(nn.Module):
             words = self.layers[0].feed_forward_chunk(seen[:, self.count :])
         self.register_buffer("first_queries", seen[:, : self.count].flatten(0, 1)[None].clone())  # [1,P*Q,D]
         self.register_buffer("first_words", words[None].clone())  # [1,P,L,D]
+        with torch.no_grad():
+            self.register_buffer("first_looks", self.layers[0].crossattention.attention.query(self.first_queries))  # [1,P*Q,D]
 
     def forward(self, image_embeds: Tensor) -> Tensor:
         batch, last = image_embeds.shape[0], len(self.layers) - 1
@@ -113,7 +115,8 @@ class PromptedQFormer(nn.Module):
                     words = layer.feed_forward_chunk(seen[:, self.count :]).unflatten(0, (-1, self.prompts))
             if layer.has_cross_attention:
                 projections, output = layer.crossattention.attention, layer.crossattention.output
-                found = attend(projections.query(queries), projections.key(image_embeds), projections.value(image_embeds), self.heads)
+                looks = projections.query(queries) if index else self.first_looks.expand(batch, -1, -1)
+                found = attend(looks, projections.key(image_embeds), projections.value(image_embeds), self.heads)
                 queries = output(found, queries)
             queries = layer.feed_forward_chunk_query(queries)
         return queries.unflatten(1, (self.prompts, self.count)).mean(dim=2)
