@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import EnvironmentMismatchError, UsageError
@@ -14,17 +15,22 @@ if TYPE_CHECKING:
     from .bundle import BundleDirectory
     from .plan import PlanFile
 
-DEVICES = ("cpu", "cuda")
+MAX_STREAMS = 16
+DEVICE = re.compile(r"(cpu|cuda)(?::([0-9]{1,3}))?")
 
 
 class Backend(Protocol):
-    """Executes the stages of one artefact. Not bound to a thread; calls come one at a time.
+    """Executes the stages of one artefact. Not bound to a thread.
 
     Attributes:
         stages: in running order.
+        concurrent: how many calls of ``run`` may be under way at the same time.
+        remarks: what was opened and what it takes, in words.
     """
 
     stages: tuple[StageSpec, ...]
+    concurrent: int
+    remarks: tuple[str, ...]
 
     def run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
         """Run all stages.
@@ -50,31 +56,50 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(artefact: PlanFile | BundleDirectory, device: str | None = None, threads: int | None = None) -> Backend:
+def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None = None, threads: int | None = None, streams: int = 1) -> Backend:
     """The backend that an artefact was built for; bundles run on ONNX Runtime.
 
     Args:
         artefact: open; must stay open as long as the backend.
-        device: ``cpu`` or ``cuda``; None for the artefact's own (ONNX Runtime: ``cpu``).
+        device: ``cpu``, ``cuda``, ``cuda:N``, or the number N of a GPU; None for the artefact's own (ONNX Runtime: ``cpu``).
         threads: CPU threads of one operator; None for all cores.
+        streams: TensorRT: runs that may be on the GPU at the same time, each with its own memory.
 
     Raises:
-        UsageError: if the device or the number of threads makes no sense.
+        UsageError: if the device, the number of threads or of streams makes no sense.
         EnvironmentMismatchError: if this machine or installation cannot execute it.
         InputError: if an engine is broken.
     """
-    if device is not None and device not in DEVICES:
-        raise UsageError(f"there is no device {device!r}", wanted=" or ".join(DEVICES))
+    kind, index = parse_device(device)
     if threads is not None and not 1 <= threads <= 1024:
         raise UsageError(f"{threads} threads", wanted="1 to 1024")
+    if not 1 <= streams <= MAX_STREAMS:
+        raise UsageError(f"{streams} streams", wanted=f"1 to {MAX_STREAMS}")
     backend = "onnxruntime" if isinstance(artefact.manifest, BundleManifest) else artefact.manifest.backend
-    if backend != "onnxruntime":
-        raise EnvironmentMismatchError(
-            f"this plan holds {backend} engines (for {', '.join(artefact.manifest.targets) or 'no named target'}), which need an NVIDIA GPU, "
-            "and this release of Fathom has no CUDA runtime yet that drives them",
-            wanted="a plan for onnxruntime",
-            mend="depth-build BUNDLE --backend onnxruntime -o x.plan; or unzip this plan and give its engines to trtexec or to TensorRT's own runtime",
-        )
-    from .onnxruntime_backend import OnnxRuntimeBackend
+    if backend == "onnxruntime":
+        from .onnxruntime_backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(artefact, device or "cpu", threads)
+        return OnnxRuntimeBackend(artefact, kind or "cpu", threads, index)
+    if kind == "cpu":
+        raise EnvironmentMismatchError(
+            f"this plan holds {backend} engines, which need an NVIDIA GPU",
+            wanted="a plan for onnxruntime, to run on the CPU",
+            mend="depth-build BUNDLE --backend onnxruntime -o x.plan",
+        )
+    from .tensorrt_backend import TensorRTBackend
+
+    return TensorRTBackend(artefact, index, streams)
+
+
+def parse_device(device: str | int | None) -> tuple[str | None, int]:
+    """Kind and number of a device: ``cuda:1`` and 1 are GPU 1, ``cuda`` is GPU 0; None has no kind.
+
+    Raises:
+        UsageError: if it is none of these.
+    """
+    if device is None:
+        return None, 0
+    found = DEVICE.fullmatch(f"cuda:{device}" if isinstance(device, int) else device)
+    if not found or (found[1] == "cpu" and found[2]):
+        raise UsageError(f"there is no device {device!r}", wanted="cpu, cuda, or cuda:N")
+    return found[1], int(found[2] or 0)

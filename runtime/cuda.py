@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,11 @@ class Device(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pop()
+        if not self.lost:
+            self.pop()
+            return
+        with suppress(FathomError):  # the loss was told already
+            self.pop()
 
     def close(self) -> None:
         """Free everything that is still open, newest first, then let the context go. May be called twice."""

@@ -1,0 +1,240 @@
+"""``tensorrt`` and ``tensorrt_rtx`` whose engines are ONNX graphs, run by ONNX Runtime on the memory of a ``fake_cuda.Machine``.
+
+An engine is 64 bytes of header (JSON: release, targets) and a JSON line with its tensors, then the ONNX graph. The names that exist are
+those of the real packages; a test holds them against dumps of the real APIs.
+"""
+
+import enum
+import importlib.machinery
+import json
+import sys
+import types
+from importlib import metadata
+
+import numpy as np
+
+HEADER = 64
+TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "BOOL": np.bool_, "UINT8": np.uint8, "BF16": None, "INT64": np.int64}
+
+
+def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), activation_nbytes=1000, **lies):
+    """An engine for a stage.
+
+    Args:
+        spec: the stage.
+        graph: ONNX bytes.
+        batch: least, usual, greatest; fixed if all are equal.
+        lies: replaces facts, e.g. ``dtypes={"image": "HALF"}``.
+    """
+    header = json.dumps({"release": release, "targets": targets}).encode()
+    assert len(header) <= HEADER
+    names = {np.dtype(kind).name: name for name, kind in TYPES.items() if kind is not None}
+    fixed = batch[0] == batch[2]
+    facts = {
+        "inputs": [tensor.name for tensor in spec.inputs],
+        "outputs": [tensor.name for tensor in spec.outputs],
+        "dtypes": {t.name: names[t.dtype] for t in spec.inputs + spec.outputs},
+        "shapes": {t.name: [(batch[0] if fixed else -1) if isinstance(size, str) else size for size in t.shape] for t in spec.inputs + spec.outputs},
+        "batch": batch,
+        "activation_nbytes": activation_nbytes,
+    } | lies
+    return header.ljust(HEADER) + json.dumps(facts).encode() + b"\n" + graph
+
+
+def module(machine, rtx=False, version="10.13.3.9"):
+    """The package on a machine. ``module.counts`` tells how many engines and contexts are alive; ``module.fail`` makes calls fail."""
+    trt = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    trt.__version__ = version
+    trt.counts, trt.fail, trt.deserialised, trt.caches = {"engine": 0, "context": 0}, {}, 0, []
+    trt.DataType = enum.Enum("DataType", list(TYPES))
+    trt.TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
+    trt.TensorLocation = enum.Enum("TensorLocation", ["DEVICE", "HOST"])
+    trt.ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"])
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+        def __init__(self):
+            pass
+
+    def needs_context():
+        machine.enter("tensorrt")
+
+    class Context:
+        def __init__(self, engine, strategy, graphs):
+            assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self.engine, self.graphs, self.shapes, self.addresses, self.memory = engine, graphs, {}, {}, None
+            trt.counts["context"] += 1
+
+        def __del__(self):
+            trt.counts["context"] -= 1
+
+        def set_input_shape(self, name, shape):
+            low, _, high = self.engine.get_tensor_profile_shape(name, 0)
+            if not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
+                return False
+            self.shapes[name] = tuple(shape)
+            return True
+
+        def infer_shapes(self):
+            return [name for name in self.engine.facts["inputs"] if name not in self.shapes]
+
+        def get_tensor_shape(self, name):
+            if name in self.shapes:
+                return self.shapes[name]
+            batch = self.shapes[self.engine.facts["inputs"][0]][0]
+            return tuple(batch if size == -1 else size for size in self.engine.facts["shapes"][name])
+
+        def set_tensor_address(self, name, address):
+            assert address % 256 == 0
+            self.addresses[name] = address
+            return name in self.engine.facts["dtypes"]
+
+        def set_device_memory(self, address, size):
+            assert address % 256 == 0 and size >= self.engine.facts["activation_nbytes"]
+            self.memory = (address, size)
+
+        def execute_async_v3(self, stream):
+            needs_context()
+            if words := trt.fail.pop("execute", None):
+                self.engine.logger.log(ILogger.ERROR, words)
+                return False
+            machine.send(machine.stream_of(stream), self._work)
+            return True
+
+        def _work(self):
+            address, _ = self.memory
+            machine.view(address, max(self.engine.facts["activation_nbytes"], 1))[:] = 0xAB  # the arena is scratch: nobody may rely on it
+            tensors = {name: self._tensor(name) for name in self.addresses}
+            feed = {name: tensors[name].copy() for name in self.engine.facts["inputs"]}
+            for name, value in zip(self.engine.facts["outputs"], self.engine.session.run(self.engine.facts["outputs"], feed), strict=True):
+                tensors[name][...] = value
+
+        def _tensor(self, name):
+            dtype = np.dtype(TYPES[self.engine.facts["dtypes"][name]])
+            shape = self.get_tensor_shape(name)
+            return machine.view(self.addresses[name], int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+    if rtx:
+        Context.is_stream_capturable = lambda self, stream: False
+
+    class Engine:
+        def __init__(self, facts, graph, logger):
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            self.facts, self.logger = facts, logger
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            trt.counts["engine"] += 1
+
+        def __del__(self):
+            if hasattr(self, "session"):
+                trt.counts["engine"] -= 1
+
+        num_io_tensors = property(lambda self: len(self.facts["dtypes"]))
+        device_memory_size_v2 = property(lambda self: self.facts["activation_nbytes"])
+
+        def get_tensor_name(self, index):
+            return list(self.facts["dtypes"])[index]
+
+        def get_tensor_mode(self, name):
+            return trt.TensorIOMode.INPUT if name in self.facts["inputs"] else trt.TensorIOMode.OUTPUT
+
+        def get_tensor_dtype(self, name):
+            return trt.DataType[self.facts["dtypes"][name]]
+
+        def get_tensor_shape(self, name):
+            return tuple(self.facts["shapes"][name])
+
+        def get_tensor_location(self, name):
+            return trt.TensorLocation.DEVICE
+
+        def get_tensor_profile_shape(self, name, index):
+            return [tuple(size if dim == -1 else dim for dim in self.facts["shapes"][name]) for size in self.facts["batch"]]
+
+        def create_execution_context(self, how):
+            needs_context()
+            if words := trt.fail.pop("context", None):
+                self.logger.log(ILogger.ERROR, words)
+                return None
+            if rtx:
+                return Context(self, how.strategy, how.cuda_graph_strategy)
+            return Context(self, how, None)
+
+    class RuntimeCache:
+        def __init__(self):
+            self.raw = b""
+            trt.caches.append(self)
+
+        def deserialize(self, raw):
+            self.raw = bytes(raw)
+            return raw.startswith(b"kernels")
+
+        def serialize(self):
+            return self.raw or b"kernels compiled here"
+
+    class RuntimeConfig:
+        def set_execution_context_allocation_strategy(self, strategy):
+            self.strategy = strategy
+
+        def create_runtime_cache(self):
+            needs_context()
+            return RuntimeCache()
+
+        def set_runtime_cache(self, cache):
+            self.cache = cache
+            return True
+
+    class Runtime:
+        def __init__(self, logger):
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, raw):
+            needs_context()
+            trt.deserialised += 1
+            if words := trt.fail.pop("deserialize", None):
+                self.logger.log(ILogger.ERROR, words)
+                return None
+            raw = bytes(raw)
+            if json.loads(raw[:HEADER])["release"] != version:
+                self.logger.log(ILogger.ERROR, "Assertion serializationVersion == kCURRENT failed")
+                return None
+            facts, _, graph = raw[HEADER:].partition(b"\n")
+            return Engine(json.loads(facts), graph, self.logger)
+
+    trt.ILogger, trt.Runtime = ILogger, Runtime
+    if rtx:
+        trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+        trt.EngineValidity = enum.Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
+        trt.ComputeCapability = enum.Enum("ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"])
+        trt.IRuntimeCache = RuntimeCache
+        Engine.create_runtime_config = lambda self: RuntimeConfig()
+        Runtime.engine_header_size = HEADER
+
+        def get_engine_validity(self, header):
+            facts = json.loads(header)
+            here = f"sm{machine.capability[0]}{machine.capability[1]}"
+            fits = facts["release"] == version and here in facts["targets"]
+            return (trt.EngineValidity.VALID if fits else trt.EngineValidity.INVALID), 0
+
+        Runtime.get_engine_validity = get_engine_validity
+    return trt
+
+
+def install(monkeypatch, machine, rtx=False, version=None, cuda=None):
+    """Let ``import tensorrt`` or ``tensorrt_rtx`` give a fake; ``cuda`` is the major release its wheels claim to be built for."""
+    trt = module(machine, rtx, version or ("1.7.1.116" if rtx else "10.13.3.9"))
+    trt.__spec__ = importlib.machinery.ModuleSpec(trt.__name__, None)
+    monkeypatch.setitem(sys.modules, trt.__name__, trt)
+    real = metadata.distribution
+
+    def distribution(name):
+        if name.startswith(trt.__name__ + "_cu"):
+            if name == f"{trt.__name__}_cu{cuda}":
+                return object()
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    return trt
