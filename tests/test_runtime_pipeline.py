@@ -99,7 +99,7 @@ def test_nan_weights_name_the_first_bad_tensor(make_artefacts):
 
 def test_a_constant_map_is_refused(tiny):
     class Flat:
-        stages = tiny.specs
+        stages, concurrent, remarks = tiny.specs, 1, ()
 
         def run(self, inputs, keep):
             return {"depth": np.ones((len(inputs["image"]), 1, 24, 32), np.float32)}
