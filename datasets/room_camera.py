@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from .raycast import View, cast
 from .room_walls import Scene
@@ -72,6 +71,8 @@ def stand(scene: Scene, draw: np.random.Generator, height: int, width: int) -> V
 
 def develop(radiance: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """Lens, exposure, white balance, noise and tone curve: linear float32 [H, W, 3] to uint8."""
+    from scipy import ndimage  # here, so that data sets without rooms need no scipy
+
     height, width = radiance.shape[:2]
     picture = ndimage.gaussian_filter(radiance, (sigma := float(draw.uniform(0.35, 0.8)) * width / 320, sigma, 0), mode="nearest")
     brightness = np.exp(np.log(picture.mean(2) + 1e-4).mean())
@@ -99,6 +100,8 @@ def holes(depth: np.ndarray, facing: np.ndarray, glow: np.ndarray, focal: float,
     Returns:
         bool [H, W].
     """
+    from scipy import ndimage
+
     height, width = depth.shape
     with np.errstate(divide="ignore"):
         place = np.arange(width) + focal * BASELINE_M / depth
