@@ -82,8 +82,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}", wanted="a .safetensors, .ckpt, .pth or .pt file")
-    with path.open("rb") as file:
-        start = file.read(16)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror or error})", wanted="a readable file") from error
     if not start:
         raise InputError(f"{path.name} is empty", mend=AGAIN)
     if start.startswith(b"version https://"):

@@ -9,6 +9,7 @@ are not stored in the checkpoints; they belong to the variant.
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ class EVP(DepthNetwork):
 
     def config_json(self) -> dict[str, Any]:
         constants = {"latent_divisor": self.constants.latent_divisor, "max_depth_m": self.constants.max_depth_m, "window": self.constants.window}
-        return {**dataclasses.asdict(self.config), **constants}
+        return json.loads(json.dumps({**dataclasses.asdict(self.config), **constants}))  # tuples become lists
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {"latent": self.vae(inputs["image"]) / self.constants.latent_divisor}

@@ -8,6 +8,7 @@ the scene must be chosen; the published evaluation takes it from the name of the
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class VPD(DepthNetwork):
         self.relative = RelativeDepth(MAX_DEPTH_M)
 
     def config_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.config), "scene": self.scene, "max_depth_m": MAX_DEPTH_M, "window": self.config.nyu_window}
+        constants = {"scene": self.scene, "max_depth_m": MAX_DEPTH_M, "window": self.config.nyu_window}
+        return json.loads(json.dumps({**dataclasses.asdict(self.config), **constants}))  # tuples become lists
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {"latent": self.vae(inputs["image"])}

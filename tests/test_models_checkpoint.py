@@ -130,6 +130,22 @@ def test_offsets_that_lie_are_refused(tmp_path):
         read_tensors(tmp_path / "x.safetensors")
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="counts memory the Linux way")
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_big_files_are_mapped_not_copied(tmp_path, ending):
+    def private_kib():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+    path = tmp_path / f"big.{ending}"
+    tensors = {"encoder.gamma": torch.ones(16 << 20)}  # 64 MiB
+    save_file(tensors, path) if ending == "safetensors" else torch.save({"model": tensors}, path)
+    before = private_kib()
+    found = read_checkpoint(path, ANCHOR).tensors["encoder.gamma"]
+    assert found.sum() == 16 << 20
+    assert private_kib() - before < 32 << 10
+
+
 @pytest.mark.parametrize("content", [{"model": {"a": 1}}, [torch.ones(1)], {"model": {}}, {}, torch.ones(2), {1: torch.ones(1)}])
 def test_a_pickle_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")

@@ -1,6 +1,9 @@
 """EVP: the published key list and counts, checkpoints in every published form, stages against the unfolded network."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +324,16 @@ def test_catalog_uses_demo_weights_where_they_are(file, monkeypatch, tmp_path):
     (tmp_path / "evp-tiny.safetensors").write_bytes(file.read_bytes())
     assert catalog.load("evp-tiny").origin.kind == "demo"
     assert catalog.load("evp-tiny", random_init=True).origin.kind == "random-init"
+
+
+def test_listing_the_networks_loads_nothing_heavy():
+    code = "import sys, fathom.models.catalog as c; assert 'evp' in c.NETWORKS; print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_config_is_plain_json(network):
+    config = network.config_json()
+    assert json.loads(json.dumps(config)) == config and config["latent_divisor"] == 5.07543
 
 
 def test_impossible_configs_and_variants_are_refused():
