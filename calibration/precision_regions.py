@@ -106,7 +106,10 @@ def _unfit(values: np.ndarray) -> str:
     if not values.size:
         return ""
     greatest = max(abs(float(values.max())), abs(float(values.min())))
-    if greatest > FP16_MAX and np.isfinite(greatest):
+    if not np.isfinite(greatest):  # a mask: what it hides may stay infinite
+        finite = values[np.isfinite(values)]
+        greatest = float(np.abs(finite).max()) if finite.size else 0.0
+    if greatest > FP16_MAX:
         return f"reaches {greatest:.3g}, beyond {FP16_MAX:.0f}"
     if 0 < greatest < FP16_MIN_NORMAL and values.size == 1:
         return f"is {greatest:.3g}, below the smallest normal FP16 number"

@@ -261,6 +261,7 @@ class _Builder:
             reference=self.manifest.parity.get("reference", "the golden tensors"),
             tolerances=tolerances,
             label=label,
+            isolated=False,  # the bundle's gate did that; what is new here are the types and the engines
             engines=engines,
             progress=lambda what, done: self.tell(what, at + (0.05 if engines else 0.2) * done),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,25 @@ def read_array(tensor: TensorProto, folder: Path) -> np.ndarray:
     if not count:
         return np.zeros(tuple(tensor.dims), dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
+
+
+class Constants(Mapping):
+    """The initialisers of a graph by name. Each look-up maps the file anew, so that nothing read stays in memory."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path):
+        self._tensors, self._folder = {tensor.name: onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in model.graph.initializer}, folder
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return read_array(self._tensors[name], self._folder)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def point_outside(tensor: TensorProto, location: str, extent: Extent) -> None:

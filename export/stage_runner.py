@@ -21,13 +21,13 @@ MIN_COUNT_FOR_CONSTANT = 16  # fewer numbers may well be equal
 
 
 def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
-    """Run all stages, isolated (golden inputs) and chained (their own inputs).
+    """Run all stages, chained (their own inputs) and isolated (golden inputs).
 
     Args:
         request: ``stages`` ({``name``, ``file`` (path of the graph, its weights beside it), ``inputs``, ``outputs``} in running order;
             inputs and outputs are {``name``, ``dtype``}), ``golden`` (safetensors file), ``output`` (name of the depth tensor),
-            ``engines`` (True: the graphs are ONNX Runtime engines, run as they will be run), ``save`` (``""``, or a file for the
-            chained tensors).
+            ``isolated`` (False: the chain only), ``engines`` (True: the graphs are ONNX Runtime engines, run as they will be run),
+            ``save`` (``""``, or a file for the chained tensors).
         say: sends one event to the parent.
 
     Returns:
@@ -50,11 +50,11 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
         _check_golden(golden, stage)
         session = _session(ort, Path(stage["file"]), name, request["engines"])
         inputs = {tensor["name"]: golden[tensor["name"]] for tensor in stage["inputs"]}
-        isolated = _run(session, stage, inputs)
-        rows += [_row(name, "isolated", key, value, golden[key]) for key, value in isolated.items()]
-        chained_inputs = {key: own.get(key, value) for key, value in inputs.items()}
-        fresh = any(key in made for key in inputs)
-        chained = _run(session, stage, chained_inputs) if fresh else isolated
+        chained = _run(session, stage, {key: own.get(key, value) for key, value in inputs.items()})
+        if request["isolated"]:
+            fed = any(key in made for key in inputs)
+            alone = _run(session, stage, inputs) if fed else chained
+            rows += [_row(name, "isolated", key, value, golden[key]) for key, value in alone.items()]
         rows += [_row(name, "chained", key, value, golden[key]) for key, value in chained.items()]
         del session
         own.update(chained)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from ..runtime.errors import BuildFailedError
 from ..runtime.spec import StageSpec, TensorSpec
-from .onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
+from .onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, point_outside
 from .precision_regions import FLOAT32_ONLY, fp32_nodes
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-NUMPY = {FLOAT: np.dtype(np.float32), HALF: np.dtype(np.float16)}
+FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+NUMPY = {FLOAT: np.dtype(np.float32), HALF: np.dtype(np.float16), BRAIN: np.dtype(ml_dtypes.bfloat16)}
+WORDS = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,15 @@ def boundary_types(specs: tuple[StageSpec, ...], output: str, keep: tuple[str, .
     return {name: "float16" if name in inner and tensor.dtype == "float32" else tensor.dtype for name, tensor in tensors.items()}
 
 
-def type_stage(source: Path, target: Path, spec: StageSpec, *, islands: tuple[str, ...] = (), boundaries: dict[str, str] | None = None) -> TypedStage:
+def type_stage(
+    source: Path,
+    target: Path,
+    spec: StageSpec,
+    *,
+    islands: tuple[str, ...] = (),
+    boundaries: dict[str, str] | None = None,
+    precisions: dict[str, str] | None = None,
+) -> TypedStage:
     """Write the FP16 form of an FP32 stage: half-precision weights, casts around the nodes that stay FP32.
 
     Initialisers are read from a map of the source's weights file and written one at a time; both sets are never in memory.
@@ -62,6 +73,7 @@ def type_stage(source: Path, target: Path, spec: StageSpec, *, islands: tuple[st
         spec: of the FP32 stage.
         islands: see ``Stage.fp32_islands``.
         boundaries: dtype of each input and output (see ``boundary_types``); without it they stay float32.
+        precisions: node name -> ``fp32`` or ``bf16`` where a precision plan wants that instead of FP16.
 
     Raises:
         BuildFailedError: if the graph's types cannot be told, or it holds control flow.
@@ -71,9 +83,11 @@ def type_stage(source: Path, target: Path, spec: StageSpec, *, islands: tuple[st
         raise BuildFailedError(f"stage {spec.name}: the graph holds control flow (If, Loop or Scan), which cannot be typed FP16")
     types = _tensor_types(model, spec.name)
     floats = {name for name, kind in types.items() if kind == FLOAT}
-    constants = {tensor.name: read_array(tensor, source.parent) for tensor in model.graph.initializer}
+    constants = Constants(model, source.parent)
     reasons = fp32_nodes(model, floats, constants, islands)
-    typed = _Typing(model, floats, set(constants), reasons, boundaries or {})
+    reasons = {**{name: "precision plan" for name, kind in (precisions or {}).items() if kind == "fp32"}, **reasons}
+    brain = {name for name, kind in (precisions or {}).items() if kind == "bf16"}
+    typed = _Typing(model, floats, set(constants), reasons, boundaries or {}, brain)
     typed.rewrite()
     nbytes = _write(model, typed.initialisers, constants, target)
     where = boundaries or {}
@@ -98,7 +112,8 @@ def _tensor_types(model: onnx.ModelProto, stage: str) -> dict[str, int]:
 class _Typing:
     """One pass over the graph in running order. A tensor is stored in one type; readers of the other type share one cast."""
 
-    def __init__(self, model: onnx.ModelProto, floats: set[str], constants: set[str], fp32: dict[str, str], boundaries: dict[str, str]):
+    def __init__(self, model: onnx.ModelProto, floats: set[str], constants: set[str], fp32: dict[str, str], boundaries: dict[str, str], brain: set[str]):
+        self.brain = brain
         self.model, self.floats, self.constants, self.fp32, self.boundaries = model, floats, constants, fp32, boundaries
         self.initialisers: dict[tuple[str, int], str] = {}  # (source name, type) -> name in the new graph
         self.casts, self.counted = 0, Counter()
@@ -128,10 +143,10 @@ class _Typing:
         return HALF if self.boundaries.get(name, "float32") == "float16" else FLOAT
 
     def _node(self, node: onnx.NodeProto, wanted: dict[str, int]) -> None:
-        kind = FLOAT if node.name in self.fp32 else HALF
+        kind = FLOAT if node.name in self.fp32 else BRAIN if node.name in self.brain else HALF
         touches = [name for name in [*node.input, *node.output] if name in self.floats]
         if touches:
-            self.counted["float32" if kind == FLOAT else "float16"] += 1
+            self.counted[{FLOAT: "float32", HALF: "float16", BRAIN: "bfloat16"}[kind]] += 1
         if node.op_type != "Cast":
             for index, name in enumerate(node.input):
                 if name in self.floats:
@@ -145,7 +160,7 @@ class _Typing:
                 continue
             self._stored[name] = kind
             if name in wanted and wanted[name] != kind:
-                inner = f"{name}:{'fp16' if kind == HALF else 'fp32'}"
+                inner = f"{name}:{WORDS[kind]}"
                 node.output[index] = inner
                 self._stored[name] = wanted[name]
                 self._cast[name, kind] = inner
@@ -180,7 +195,7 @@ def _retype_attributes(node: onnx.NodeProto, kind: int) -> None:
             attribute.t.CopyFrom(onnx.numpy_helper.from_array(values, attribute.t.name))
 
 
-def _write(model: onnx.ModelProto, wanted: dict[tuple[str, int], str], constants: dict[str, np.ndarray], target: Path) -> int:
+def _write(model: onnx.ModelProto, wanted: dict[tuple[str, int], str], constants: Mapping[str, np.ndarray], target: Path) -> int:
     """The initialisers in the types that are read, then the graph."""
     graph = model.graph
     sources = {tensor.name: tensor for tensor in graph.initializer}
@@ -196,7 +211,7 @@ def _write(model: onnx.ModelProto, wanted: dict[tuple[str, int], str], constants
                 fresh.append(onnx.numpy_helper.from_array(np.asarray(values, order="C"), new))
                 continue
             tensor = TensorProto(name=new, data_type=kind or sources[name].data_type, dims=list(values.shape))
-            point_outside(tensor, data.name, writer.add(values))
+            point_outside(tensor, data.name, writer.add(values.view(np.uint16) if kind == BRAIN else values))
             fresh.append(tensor)
         nbytes = writer.nbytes
     if not nbytes:

@@ -128,3 +128,32 @@ def make_artefacts(tmp_path_factory):
 def tiny(make_artefacts):
     """Metric artefacts, not to be changed."""
     return make_artefacts()
+
+
+def _load_beside(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small_network():
+    """The module with ``SmallNetwork``: a torch network of two stages with one of everything that is hard to export."""
+    return _load_beside("small_network")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_network, tmp_path_factory):
+    """An exported bundle of ``SmallNetwork``, not to be changed."""
+    from fathom.export.bundle import write_bundle
+
+    path = tmp_path_factory.mktemp("export") / "small"
+    write_bundle(small_network.SmallNetwork(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibration_bundles():
+    """The module with what the calibration tests run: small networks with planted faults, and FastDepth, as bundles."""
+    return _load_beside("calibration_bundles")

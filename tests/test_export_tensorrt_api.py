@@ -1,0 +1,118 @@
+"""Every TensorRT name that we use must be in TensorRT 10.3, 10.16, 11.4 and TensorRT-RTX 1.7.1, or stand behind ``hasattr``.
+
+The dumps in ``data/trt_api`` list classes and members of the four Python packages.
+"""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+import fathom.export.tensorrt_build as module
+
+DUMPS = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
+GUARDED = {  # used only where ``hasattr`` found them first: TensorRT-RTX's cross-compilation
+    ("IBuilderConfig", "set_compute_capability"),
+    ("IBuilderConfig", "num_compute_capabilities"),
+    ("trt", "ComputeCapability"),
+}
+OBJECTS = {  # our variable -> the class it holds
+    "trt": "trt",
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "engine": "IHostMemory",
+    "layer": "ILayer",
+    "tensor": "ITensor",
+    "error": "ParserError",
+    "held": "DataType",
+}
+PLAIN = {  # attributes of enum members and Python objects, not of TensorRT
+    ("DataType", "name"),
+    ("ILogger", "__init__"),
+    ("IProgressMonitor", "__init__"),
+}
+
+
+def _members(dump, name):
+    entry = dump.get(name)
+    return set(entry["members"]) if isinstance(entry, dict) and "members" in entry else set()
+
+
+def _used(source):
+    """(class, member) for every attribute that is read or set on one of ``OBJECTS``, and on enums reached through ``trt``."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id in OBJECTS:
+            found.add((OBJECTS[node.value.id], node.attr))
+        inner = node.value
+        if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == "trt":
+            found.add((inner.attr, node.attr))
+        if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr == "get_output":
+            found.add(("ITensor", node.attr))
+    return found
+
+
+USED = _used(Path(module.__file__).read_text())
+
+
+def test_the_dumps_are_there():
+    assert set(DUMPS) == {"api_10_3", "api_10_16", "api_11_4", "api_rtx"}
+
+
+def test_the_reader_sees_what_we_use():
+    assert {
+        ("Builder", "build_serialized_network"),
+        ("OnnxParser", "parse_from_file"),
+        ("BuilderFlag", "TF32"),
+        ("trt", "ILogger"),
+        ("ITensor", "dtype"),
+    } <= USED
+    assert len(USED) > 30
+
+
+@pytest.mark.parametrize("dump", DUMPS)
+def test_everything_used_is_in_every_api(dump):
+    api, missing = DUMPS[dump], []
+    for owner, member in sorted(USED - GUARDED - PLAIN):
+        if owner == "trt":
+            ok = member in api or member in ("__version__", "__name__")
+        elif owner == "ComputeCapability":
+            ok = True
+        else:
+            ok = member in _members(api, owner)
+        if not ok:
+            missing.append(f"{owner}.{member}")
+    assert not missing
+
+
+def test_what_is_guarded_is_missing_somewhere_and_there_in_rtx():
+    for owner, member in GUARDED:
+        there = [name for name, api in DUMPS.items() if (member in api if owner == "trt" else member in _members(api, owner))]
+        assert there == ["api_rtx"], (owner, member)
+    assert 'hasattr(config, "set_compute_capability")' in Path(module.__file__).read_text()
+
+
+@pytest.mark.parametrize("dump", DUMPS)
+def test_the_names_that_are_looked_up_as_text_are_there_too(dump):
+    assert set(module.COUNTED) <= _members(DUMPS[dump], "LayerType")
+    if dump == "api_rtx":
+        assert {target.upper() for target in module.TARGETS} <= _members(DUMPS[dump], "ComputeCapability")
+
+
+@pytest.mark.parametrize("dump", DUMPS)
+def test_the_classes_we_derive_from_have_the_methods_we_override(dump):
+    assert "log" in _members(DUMPS[dump], "ILogger")
+    assert {"phase_start", "step_complete", "phase_finish"} <= _members(DUMPS[dump], "IProgressMonitor")
+
+
+def test_no_enum_is_written_as_a_number():
+    tree = ast.parse(Path(module.__file__).read_text())
+    shifts = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.LShift)]
+    for node in shifts:
+        assert not isinstance(node.right, ast.Constant) or node.right.value >= 20, "flags are renumbered between versions: use the enum"
