@@ -31,7 +31,7 @@ OTHERS = {
 }
 AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used
 PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/evp_fullsize.py", "benchmarks/network_fullsize.py"}
-RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input"}
+RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "text"}
 
 
 def _imports(path: Path):
