@@ -98,7 +98,7 @@ def percentile(histogram: Histogram, percent: float) -> float:
 def mean_squared_error(histogram: Histogram) -> float:
     """The range whose INT8 rounding and clipping, on the middle of every bin, has the least mean squared error."""
     occupied = np.flatnonzero(histogram.counts)
-    if not len(occupied):
+    if not histogram.amax:
         return 0.0
     values, weights = (occupied + 0.5) * histogram.width, histogram.counts[occupied].astype(np.float64)
     ranges = histogram.amax * np.linspace(0.1, 1.0, 181)

@@ -1,0 +1,162 @@
+"""Table and plan files: what is written is read back, what is broken or foreign is refused; budgets; warnings about images."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fathom.benchmarks.metrics import depth_errors as independent
+from fathom.calibration.images import split
+from fathom.calibration.journal import Journal
+from fathom.calibration.objective import Budget, Score, depth_errors, failed
+from fathom.calibration.observe import Photo
+from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
+from fathom.calibration.table import CalibrationTable, TensorRange, model_fingerprint, read_table, write_table
+from fathom.runtime.bundle import BundleDirectory
+from fathom.runtime.errors import InputError, UsageError
+
+SHA = "0" * 64
+
+
+def table(sha=SHA):
+    ranges = {"encoder": {"x": TensorRange(1.5, "mse", 2.0), "y": TensorRange(3.0, "max", 3.0, (1.0, 3.0))}}
+    return CalibrationTable(sha, {"kind": "pairs", "count": 8}, "single-image", 8, 8, ("8 images are few.",), ranges, {"encoder": {"x": 2.0}})
+
+
+def plan(sha=SHA):
+    regions = (
+        RegionPlan("encoder", "a", "norm", ("a/N_0",), Choice("fp32"), "because", {"fp16": failed("overflow").to_json()}, 0),
+        RegionPlan("encoder", "b", "feed-forward", ("b/M_0",), Choice("int8", "mse", 0.5), "", {}, 12),
+    )
+    variants = (Variant("all fp32", 2.0, Score(0.1, 0.9, 0.0, 0.0, 0.0).to_json(), True),)
+    overflows = ({"stage": "encoder", "tensor": "t", "region": "a", "peak": 1e6},)
+    return PrecisionPlan(sha, Budget().to_json(), "ground truth", {"kind": "modelled", "device": "x"}, regions, ("f",), {"encoder": "s."}, overflows, variants)
+
+
+@pytest.mark.parametrize(("make", "write", "read"), [(table, write_table, read_table), (plan, write_plan, read_plan)])
+def test_files_are_read_back_and_hostile_ones_refused(make, write, read, tmp_path, tiny):
+    path = tmp_path / "x.json"
+    write(make(), path)
+    assert read(path) == make()
+    with pytest.raises(InputError, match="exists already"):
+        write(make(), path)
+    manifest = BundleDirectory.open(tiny.bundle).manifest
+    with pytest.raises(InputError, match=r"made on the network 000000000000"):
+        read(path, manifest)
+    write(make(model_fingerprint(manifest)), path, force=True)
+    read(path, manifest)
+    good = json.loads(path.read_text())
+    for change in ({"version": 2}, {"extra": 1}, {"model_sha256": "zz"}, {"format": "fathom-plan"}):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(InputError, match="depth-calibrate"):
+            read(path)
+    for text in ("", "[]", "{", "nul", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            read(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read(tmp_path / "none.json")
+
+
+def test_broken_ranges_and_choices_are_refused(tmp_path):
+    for bad in ((-1.0, "max", 1.0), (float("nan"), "max", 1.0), (2.0, "max", 1.0), (1.0, "guess", 1.0)):
+        with pytest.raises(ValueError):
+            TensorRange(*bad)
+    for bad in (("int8",), ("fp16", "mse"), ("int9",), ("fp16", "", 0.5), ("int8", "mse", 1.0)):
+        with pytest.raises(ValueError):
+            Choice(*bad)
+    with pytest.raises(ValueError, match="two regions"):
+        PrecisionPlan(SHA, {}, "", {}, plan().regions + plan().regions[:1], (), {}, (), ())
+    write_table(table(), tmp_path / "t.json")
+    data = json.loads((tmp_path / "t.json").read_text())
+    data["stages"]["encoder"]["x"]["amax"] = True
+    (tmp_path / "t.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="amax"):
+        read_table(tmp_path / "t.json")
+
+
+def test_the_fingerprint_follows_the_network_and_not_the_calibration(tiny, make_artefacts):
+    import dataclasses
+
+    manifest = BundleDirectory.open(tiny.bundle).manifest
+    more = dataclasses.replace(manifest, files={**manifest.files, "calibration.json": next(iter(manifest.files.values()))})
+    assert model_fingerprint(more) == model_fingerprint(manifest)
+    other = BundleDirectory.open(make_artefacts(kind="relative").bundle).manifest
+    assert model_fingerprint(other) != model_fingerprint(manifest)
+
+
+def test_the_lowest_precision_of_a_stage():
+    assert plan().precision("encoder") == "int8" and plan().precision("head") == "fp32"
+
+
+def test_budgets_are_parsed_and_nonsense_refused():
+    assert Budget.parse("abs_rel=0.5%,delta1=0.2pp") == Budget(0.005, 0.002)
+    assert Budget.parse(" abs_rel = 1% ") == Budget(0.01, 0.002)
+    for bad in ("", "abs_rel", "abs_rel=1", "abs_rel=1pp", "delta1=1%", "abs_rel=0%", "rmse=1%", "abs_rel=1%,abs_rel=2%", "abs_rel=-1%", "abs_rel=nan%"):
+        with pytest.raises(UsageError, match="abs_rel=NUMBER%"):
+            Budget.parse(bad)
+
+
+def test_a_budget_counts_gains_doubts_and_failures():
+    budget = Budget(0.01, 0.005)
+    assert Score(0.1, 0.9, 0.009, -0.004, 0.0).within(budget)
+    assert not Score(0.1, 0.9, -0.02, 0.0, 0.0).within(budget)
+    assert not Score(0.1, 0.9, 0.0, 0.006, 0.0).within(budget)
+    assert not Score(0.1, 0.9, 0.008, 0.0, 0.0, 0.003, 0.0).within(budget)
+    assert not failed("NaN").within(budget) and failed("NaN").harm == float("inf")
+
+
+def test_depth_errors_are_those_of_the_benchmarks():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.5, 9, (20, 30)).astype(np.float32)
+    predicted = (truth * rng.normal(1, 0.2, truth.shape)).clip(0.1).astype(np.float32)
+    valid = rng.random(truth.shape) > 0.3
+    theirs = independent(predicted[valid], truth[valid])
+    assert depth_errors(predicted, truth, valid) == pytest.approx((theirs["abs_rel"], theirs["delta1"]))
+    assert depth_errors(np.zeros_like(truth), truth, valid) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="no pixel"):
+        depth_errors(predicted, truth, np.zeros_like(valid))
+
+
+def test_pareto_marks_what_nothing_beats():
+    def variant(name, cost, moved):
+        return Variant(name, cost, Score(0, 0, 0, 0, moved).to_json(), True)
+
+    marked = mark_pareto([variant("slow", 3.0, 0.0), variant("worse", 2.0, 0.5), variant("fast", 1.0, 0.3), Variant("broken", 0.5, failed("x").to_json(), False)])
+    assert [(v.name, v.pareto) for v in marked] == [("broken", False), ("fast", True), ("worse", False), ("slow", True)]
+
+
+def photos(*hashes):
+    return [Photo(number, f"p{number}", digest, 1) for number, digest in enumerate(hashes)]
+
+
+def test_images_are_split_and_what_is_odd_is_said():
+    found = split(photos("a", "b", "a", "c", "d"), {"p3"}, "pairs")
+    assert [p.id for p in found.ranges] == ["p0", "p3"] and [p.id for p in found.validation] == ["p1", "p4"]
+    text = " ".join(found.warnings)
+    assert "4 different images are few" in text and "p2 = p0" in text and "evaluation split" in text and "p3" in text
+    assert any("no photographs" in warning for warning in split(photos("a", "b"), set(), "rooms").warnings)
+    assert split(photos(*map(str, range(64))), set(), "pairs").warnings == ()
+    assert len(split(photos(*map(str, range(200))), set(), "pairs").validation) == 16
+    with pytest.raises(InputError, match="at least 2"):
+        split(photos("a", "a"), set(), "pairs")
+
+
+def test_a_journal_is_taken_up_only_by_the_same_calibration(tmp_path):
+    folder = tmp_path / "j"
+    journal = Journal(folder, {"model": "a"})
+    journal.note("stage", [1, 2])
+    journal.put("x", {"t:0/a": np.arange(3), "u": np.float32(2)})
+    again = Journal(folder, {"model": "a"})
+    assert again.resumed and again.fact("stage") == [1, 2] and (again.get("x")["t:0/a"] == np.arange(3)).all()
+    other = Journal(folder, {"model": "b"})
+    assert not other.resumed and other.fact("stage") is None and other.get("x") == {}
+    (folder / "journal.json").write_text("{ torn")
+    assert not Journal(folder, {"model": "b"}).resumed
+    other.remove()
+    assert not folder.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="no journal"):
+        Journal(tmp_path / "mine", {})
+    assert (tmp_path / "mine" / "thesis.txt").exists()
