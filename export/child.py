@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, prog
                 if limit_nbytes and own > limit_nbytes:
                     over = own
                     break
-                lines.wait(POLL_S)
+                lines.handle(POLL_S)
         except BrokenPipeError:
             child.wait()
         finally:
@@ -122,6 +123,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, prog
             lines.join()
             child.stdin.close()
             child.stdout.close()
+        lines.handle(0)
         log.seek(0)
         said = log.read()[-65536:].decode("utf-8", "replace").splitlines()
     if over:
@@ -136,42 +138,50 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, prog
 
 
 class _Lines:
-    """Reads the child's JSON lines beside the loop that watches its memory."""
+    """The child's JSON lines, read in a thread, handled in the loop that watches its memory."""
 
     def __init__(self, stream, progress: Progress | None):
         self.result: dict[str, Any] | None = None
         self.error: FathomError | None = None
         self.last: list[str] = []
-        self._stream, self._progress, self._done = stream, progress, threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._progress, self._queue = progress, queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
 
-    def _read(self) -> None:
-        for raw in self._stream:
+    def _read(self, stream) -> None:
+        for raw in stream:
             try:
                 event = json.loads(raw)
-                kind = event["event"]
+                event["event"]
             except (ValueError, KeyError, TypeError):
                 continue
-            if kind == "progress":
-                self.last = (self.last + [event["what"]])[-LAST_LINES:]
-                if self._progress:
-                    self._progress(event["what"], event["done"])
-            elif kind == "log":
-                self.last = (self.last + [event["text"]])[-LAST_LINES:]
-            elif kind == "error":
-                error = getattr(errors, event["kind"], BuildFailedError)(event["was"], wanted=event["wanted"], mend=event["mend"])
-                self.error = error
-            elif kind == "result":
-                self.result = event["values"]
-        self._done.set()
+            self._queue.put(event)
 
-    def wait(self, seconds: float) -> None:
-        """Until the child says no more, or that long."""
-        self._done.wait(seconds)
+    def handle(self, wait_s: float) -> None:
+        """Everything said so far; waits that long for something new."""
+        try:
+            event = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
+            while True:
+                self._take(event)
+                event = self._queue.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self.last = (self.last + [event["what"]])[-LAST_LINES:]
+            if self._progress:
+                self._progress(event["what"], event["done"])
+        elif kind == "log":
+            self.last = (self.last + [event["text"]])[-LAST_LINES:]
+        elif kind == "error":
+            self.error = getattr(errors, event["kind"], BuildFailedError)(event["was"], wanted=event["wanted"], mend=event["mend"])
+        elif kind == "result":
+            self.result = event["values"]
 
     def join(self) -> None:
-        """After the child ended."""
+        """After the child ended: nothing more can come."""
         self._thread.join(5)
 
 

@@ -141,16 +141,17 @@ def _session(ort, file: Path, stage: str, engine: bool):
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
-    graph = file.read_bytes()
     if not engine:
         options.enable_cpu_mem_arena = False  # an arena keeps the largest attention map for good
         options.enable_mem_pattern = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("session.disable_prepacking", "1")  # the weights stay mapped instead of being copied
-        model = onnx.ModelProto.FromString(graph)
-        rewrite(model, GATE_PASSES)
-        graph = model.SerializeToString()
     try:
+        graph = file.read_bytes()
+        if not engine:
+            model = onnx.ModelProto.FromString(graph)
+            rewrite(model, GATE_PASSES)
+            graph = model.SerializeToString()
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds, which share no base class
         raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
