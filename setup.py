@@ -33,7 +33,9 @@ EXPORT = [
 ]
 CLIP = ["open_clip_torch>=3.3,<4", "torchvision>=0.28"]
 RTX = ["tensorrt-rtx==1.7.1.116"]
-CUDA = ["cuda-bindings>=13,<14", "pycuda>=2026.1"]
+CUDA = ["cuda-bindings>=12.6,<14"]
+PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
+VIDEO = ["av>=12"]
 BENCH = ["h5py>=3.10", "scipy>=1.11"]
 DEV = ["pytest>=9", "hypothesis>=6.100", "ruff==0.17.5", "jsonschema>=4.20", "scikit-image>=0.26,<1", "build>=1.2", "setuptools>=77", "wheel"]
 
@@ -61,14 +63,17 @@ setup(
         "clip": CLIP,
         "rtx": RTX,
         "cuda": CUDA,
+        "pycuda": PYCUDA,
+        "video": VIDEO,
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],
-        "dev": [*EXPORT, *CLIP, *RTX, *BENCH, *DEV, "tqdm>=4.60"],
+        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *BENCH, *DEV, "tqdm>=4.60"],
     },
     entry_points={
         "console_scripts": [
             "depth-run = fathom.runtime.run:main",
+            "depth-doctor = fathom.runtime.doctor:main",
             "depth-inspect = fathom.runtime.inspection:main",
             "depth-export = fathom.export.export_command:main",
             "depth-build = fathom.export.build_command:main",

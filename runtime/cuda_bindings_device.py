@@ -216,10 +216,7 @@ def initialise(driver: Any) -> None:
     try:
         (code,) = driver.cuInit(0)
     except (RuntimeError, OSError) as error:  # newer releases raise where libcuda is missing, older ones return an error
-        words = " ".join(str(error).split())
-        raise EnvironmentMismatchError(
-            f"no NVIDIA driver was found ({words})", wanted="an NVIDIA GPU and its driver", mend="install the NVIDIA driver"
-        ) from error
+        raise EnvironmentMismatchError("no NVIDIA driver was found: libcuda cannot be loaded", mend="install the NVIDIA driver") from error
     if int(code) != 0:
         raise cuda_error(result_name(driver, code), "cuInit")
 

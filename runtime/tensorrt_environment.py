@@ -15,6 +15,7 @@ from .manifest import PlanManifest
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "", "tensorrt-rtx": "rtx"}
 OLDEST = (10, 3)
+RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
 DRIVERS = {12: "525", 13: "580"}  # NVIDIA's least driver branch for a CUDA major release
 
@@ -74,7 +75,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
 
 
 def check_header(trt: ModuleType, runtime: Any, engine: memoryview, stage: str) -> None:
-    """Let TensorRT-RTX judge the first bytes of an engine; plain TensorRT has no such question.
+    """Look at the first bytes of an engine, and let TensorRT-RTX judge them; plain TensorRT has no such question.
 
     Raises:
         EnvironmentMismatchError: if it says that the engine cannot run here.
@@ -84,10 +85,17 @@ def check_header(trt: ModuleType, runtime: Any, engine: memoryview, stage: str) 
     size = int(runtime.engine_header_size)
     if len(engine) < size:
         raise EnvironmentMismatchError(f"the engine of stage {stage} has {len(engine)} bytes", wanted="a whole engine", mend="build the plan again")
+    built = ".".join(str(part) for part in engine[VERSION_AT]) if engine[: len(RTX_MAGIC)] == RTX_MAGIC else "an unknown release"
+    if built != trt.__version__ and engine[: len(RTX_MAGIC)] == RTX_MAGIC:
+        raise EnvironmentMismatchError(
+            f"the engine of stage {stage} was built with TensorRT-RTX {built}, and {trt.__version__} is installed here",
+            wanted="the same release: an engine is valid for no other",
+            mend=f"pip install 'tensorrt-rtx=={built}', or depth-build the plan again",
+        )
     validity, diagnostics = runtime.get_engine_validity(bytes(engine[:size]))
     if validity == trt.EngineValidity.INVALID:
         raise EnvironmentMismatchError(
-            f"TensorRT-RTX {trt.__version__} says that the engine of stage {stage} cannot run here (diagnostics {diagnostics})",
+            f"TensorRT-RTX {trt.__version__} says that the engine of stage {stage} (built with {built}) cannot run here (diagnostics {diagnostics})",
             wanted="an engine for this release, GPU and driver",
             mend="depth-build the plan again; depth-doctor tells what is here",
         )

@@ -16,7 +16,7 @@ def driver_module(machine):
     class Error(Exception):
         pass
 
-    class MemoryError(Error):  # noqa: A001
+    class MemoryError(Error):
         pass
 
     class LogicError(Error):

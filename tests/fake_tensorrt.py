@@ -17,14 +17,14 @@ HEADER = 64
 TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "BOOL": np.bool_, "UINT8": np.uint8, "BF16": None, "INT64": np.int64}
 
 
-def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), activation_nbytes=1000, **lies):
+def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), lies=None):
     """An engine for a stage.
 
     Args:
         spec: the stage.
         graph: ONNX bytes.
         batch: least, usual, greatest; fixed if all are equal.
-        lies: replaces facts, e.g. ``dtypes={"image": "HALF"}``.
+        lies: replaces facts, e.g. ``{"dtypes": {"image": "HALF"}}``.
     """
     header = json.dumps({"release": release, "targets": targets}).encode()
     assert len(header) <= HEADER
@@ -36,8 +36,8 @@ def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), activ
         "dtypes": {t.name: names[t.dtype] for t in spec.inputs + spec.outputs},
         "shapes": {t.name: [(batch[0] if fixed else -1) if isinstance(size, str) else size for size in t.shape] for t in spec.inputs + spec.outputs},
         "batch": batch,
-        "activation_nbytes": activation_nbytes,
-    } | lies
+        "activation_nbytes": 1000,
+    } | (lies or {})
     return header.ljust(HEADER) + json.dumps(facts).encode() + b"\n" + graph
 
 

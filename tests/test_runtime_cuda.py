@@ -119,7 +119,7 @@ def test_a_lost_device_is_named_once_and_stays_lost(machine):
         address = buffer.address
         buffer.close()
         device.upload(address, np.zeros(16, np.uint8), stream.handle)  # as a kernel with a wild pointer would
-        with pytest.raises(DeviceLostError, match="ILLEGAL_ADDRESS.*start the program again") as caught:
+        with pytest.raises(DeviceLostError, match=r"ILLEGAL_ADDRESS.*start the program again") as caught:
             stream.synchronize()
         assert caught.value.exit_code == 6
     with pytest.raises(DeviceLostError, match="lost earlier"), device:
@@ -157,7 +157,7 @@ def test_pycuda_stays_in_one_thread(monkeypatch):
 
 
 def test_wrong_devices_and_bindings(machine, monkeypatch):
-    with pytest.raises(EnvironmentMismatchError, match="INVALID_DEVICE.*nvidia-smi"):
+    with pytest.raises(EnvironmentMismatchError, match=r"INVALID_DEVICE.*nvidia-smi"):
         open_device(7)
     with pytest.raises(UsageError, match="cuda-bindings or pycuda"):
         open_device(0, "cupy")

@@ -1,0 +1,119 @@
+"""depth-doctor on machines of all kinds: what it finds, what it advises, how it leaves."""
+
+import json
+import sys
+
+import fake_cuda
+import fake_tensorrt
+import pytest
+
+from fathom.runtime import doctor, doctor_trial
+from fathom.runtime.errors import EnvironmentMismatchError
+from fathom.runtime.tensorrt_engine import Engine, make_logger
+from fathom.runtime.tensorrt_environment import check_header
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    machine = fake_cuda.Machine(devices=2)
+    fake_cuda.install(monkeypatch, machine)
+    machine.trt = fake_tensorrt.install(monkeypatch, machine, cuda=13)
+    machine.rtx = fake_tensorrt.install(monkeypatch, machine, rtx=True, cuda=13)
+    return machine
+
+
+def test_a_machine_with_gpus(gpus):
+    found = doctor.examine()
+    assert [(gpu["index"], gpu["target"], gpu["memory_mib"], gpu["driver_cuda"]) for gpu in found["gpus"]] == [
+        (0, "sm86", 256, "13.0"),
+        (1, "sm86", 256, "13.0"),
+    ]
+    assert found["driver"]["cuda"] == "13.0" and found["gpu_problem"] is None
+    assert found["backends"]["tensorrt"]["works"] and "10.13.3.9 on GPU 0 (sm86), GPU 1 (sm86)" in found["backends"]["tensorrt"]["says"]
+    assert found["backends"]["tensorrt-rtx"]["works"]
+    assert found["kernels"]["taken"] == {"sm86": "cubin"}
+    cuda = found["backends"]["onnxruntime-cuda"]
+    assert not cuda["works"] and "onnxruntime-gpu" in cuda["mend"]
+    assert gpus.leaks() == {}
+
+
+def test_a_gpu_that_rtx_does_not_list(gpus):
+    gpus.capability = (9, 0)
+    backends = doctor.examine()["backends"]
+    assert not backends["tensorrt-rtx"]["works"] and "does not list sm90" in backends["tensorrt-rtx"]["says"]
+    assert "--backend tensorrt" in backends["tensorrt-rtx"]["mend"] and backends["tensorrt"]["works"]
+
+
+def test_an_old_driver(gpus):
+    gpus.driver = 12040
+    backends = doctor.examine()["backends"]
+    for name in ("tensorrt", "tensorrt-rtx"):
+        assert not backends[name]["works"] and "needs CUDA 13, the driver knows 12.4" in backends[name]["says"] and f"{name}-cu12" in backends[name]["mend"]
+
+
+def test_a_gpu_that_is_in_a_bad_state(gpus):
+    gpus.fail_next["cuDevicePrimaryCtxRetain"] = "CUDA_ERROR_OUT_OF_MEMORY"
+    found = doctor.examine()
+    assert found["gpus"] == [] and "OUT_OF_MEMORY" in found["gpu_problem"]["says"]
+    assert found["backends"]["onnxruntime"]["works"] and not found["backends"]["tensorrt"]["works"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_without_a_gpu(monkeypatch, capsys, flags):
+    fake_cuda.install(monkeypatch, fake_cuda.Machine(devices=0))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert doctor.main(flags) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    if flags:
+        found = json.loads(out)
+        assert found["backends"]["onnxruntime"]["works"] and "NO_DEVICE" in found["gpu_problem"]["says"]
+    else:
+        assert "yes  onnxruntime: ONNX Runtime" in out and "no   tensorrt: the package 'tensorrt' is not installed" in out
+        assert "to mend: pip install tensorrt" in out and "GPU: none" in out
+
+
+def test_nothing_works(monkeypatch, capsys):
+    fake_cuda.install(monkeypatch, fake_cuda.Machine(devices=0))
+    for name in ("tensorrt", "tensorrt_rtx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert doctor.main([]) == 6
+    assert "pip install onnxruntime" in capsys.readouterr().out
+
+
+def test_trials_run_in_a_process_of_their_own(monkeypatch):
+    words = doctor_trial.try_in_child("tensorrt-rtx")
+    assert words["ok"] or "GPU" in words["words"] or "driver" in words["words"] or "not installed" in words["words"]
+    monkeypatch.setattr(doctor_trial.sys, "executable", "/bin/false")
+    assert doctor_trial.try_in_child("tensorrt") == {"ok": False, "words": "the process ended with exit code 1: "}
+
+
+def trial_engine(trt, target):
+    logger = make_logger(trt)
+    return logger, doctor_trial._build(trt, logger, "tensorrt-rtx", target)
+
+
+def test_real_rtx_engines_tell_their_release_and_are_refused_without_a_gpu():
+    """Built ahead of time by the real package, read from memory as the runtime reads a plan."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from fathom.runtime.spec import StageSpec, TensorSpec
+
+    logger, raw = trial_engine(trt, "sm86")
+    spec = StageSpec("trial", (TensorSpec("x", "float32", (1, 64)),), (TensorSpec("y", "float32", (1, 64)),))
+    runtime = trt.Runtime(logger)
+    with memoryview(bytes(memoryview(raw))) as view:
+        changed = bytearray(view)
+        changed[26] += 1
+        release = trt.__version__.split(".")
+        other = ".".join([*release[:2], str(int(release[2]) + 1), *release[3:]])
+        with pytest.raises(EnvironmentMismatchError, match=f"built with TensorRT-RTX {other}, and {trt.__version__}"):
+            check_header(trt, runtime, memoryview(bytes(changed)), "trial")
+        try:
+            check_header(trt, runtime, view, "trial")
+            Engine(trt, runtime, logger, spec, view, (1, 1, 1))
+        except EnvironmentMismatchError as error:
+            assert "stage trial" in str(error)
+        else:
+            pytest.skip("there is a GPU here")
+        with pytest.raises(EnvironmentMismatchError, match=r"stage trial cannot be loaded \(.*driver"):
+            Engine(trt, runtime, logger, spec, view, (1, 1, 1))

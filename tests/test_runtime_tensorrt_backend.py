@@ -1,0 +1,474 @@
+"""Plans for TensorRT and TensorRT-RTX through their whole life on a fake GPU, against the same network on ONNX Runtime."""
+
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import fake_cuda
+import fake_plans
+import fake_pycuda
+import fake_tensorrt
+import kernel_host
+import numpy as np
+import pytest
+
+from fathom.runtime.contract import Resize
+from fathom.runtime.errors import AccuracyError, DeviceLostError, EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, UsageError
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.plan import PlanFile
+from fathom.runtime.tensorrt_backend import TensorRTBackend
+
+BOTH = ["tensorrt", "tensorrt-rtx"]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels")) if kernel_host.compiler() else None
+
+
+@pytest.fixture
+def gpu(monkeypatch, host, tmp_path):
+    """A machine with one fake GPU and both fake packages; ``gpu.trt`` by backend."""
+    machine = fake_cuda.Machine(host=host)
+    fake_cuda.install(monkeypatch, machine)
+    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
+    machine.trt = {"tensorrt": fake_tensorrt.install(monkeypatch, machine), "tensorrt-rtx": fake_tensorrt.install(monkeypatch, machine, rtx=True)}
+    return machine
+
+
+def photo(height=60, width=100, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def nothing_left(gpu):
+    gc.collect()
+    assert gpu.leaks() == {}
+    assert all(trt.counts == {"engine": 0, "context": 0} for trt in gpu.trt.values())
+
+
+def run_inputs(batch, seed=0):
+    return {"image": np.random.default_rng(seed).normal(size=(batch, 3, 48, 64)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_the_whole_life(gpu, tiny, tmp_path, backend):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend)
+    photos = [photo(40 + 7 * k, 90 - 5 * k, k) for k in range(7)]
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        wanted = pipeline.predict_batch(photos)
+        wanted_windows = pipeline.predict(photos[0], "windows")
+    pipeline = Pipeline.open(plan)
+    assert gpu.trt[backend].counts == {"engine": 2, "context": 2}
+    for got, depth in zip(pipeline.predict_batch(photos), wanted, strict=True):
+        np.testing.assert_allclose(got.depth_m, depth.depth_m, atol=1e-3)
+        np.testing.assert_array_equal(got.valid, depth.valid)
+    np.testing.assert_allclose(pipeline.predict(photos[0], "windows").depth_m, wanted_windows.depth_m, atol=1e-3)
+    words = " | ".join(pipeline.remarks)
+    assert "Fake GPU, sm86" in words and "device memory" in words and "warmed up with 2 runs" in words
+    assert gpu.launches > 0 or gpu.host is None
+    pipeline.close()
+    pipeline.close()
+    with pytest.raises(ValueError, match="closed"):
+        pipeline.predict(photos[0])
+    nothing_left(gpu)
+
+
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_tensors_in_and_out(gpu, tiny, tmp_path, backend, batch):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend)
+    with PlanFile.open(plan) as file:
+        engines = TensorRTBackend(file)
+        inputs = run_inputs(batch)
+        wanted = tiny.expected(tiny.kernel, inputs["image"])
+        np.testing.assert_allclose(engines.run(inputs)["depth"], wanted, rtol=1e-4)
+        strided = {"image": np.ascontiguousarray(inputs["image"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)}
+        np.testing.assert_allclose(engines.run(strided)["depth"], wanted, rtol=1e-4)
+        kept = engines.run(inputs, frozenset({"features", "depth"}))  # a tensor between stages, whose place is used again
+        assert kept["features"].shape == (batch, 8, 24, 32)
+        np.testing.assert_allclose(kept["features"].mean(axis=1, keepdims=True) + 1, wanted, rtol=1e-4)
+        first = engines.run(inputs)["depth"]
+        engines.run(run_inputs(batch, 1))
+        np.testing.assert_allclose(first, wanted, rtol=1e-4)  # results belong to the caller
+        for wrong, words in [
+            ({"image": inputs["image"].astype(np.float64)}, "float64, wanted float32"),
+            ({"image": inputs["image"][:, :2]}, "wanted"),
+            ({"image": np.zeros((5, 3, 48, 64), np.float32)}, "1 to 4"),
+            ({}, "wanted exactly"),
+            ({"image": [1]}, "list"),
+        ]:
+            with pytest.raises(ValueError, match=words):
+                engines.run(wrong)
+        with pytest.raises(ValueError, match="no stage makes"):
+            engines.run(inputs, frozenset({"nothing"}))
+        engines.close()
+        engines.close()
+        with pytest.raises(ValueError, match="closed"):
+            engines.run(inputs)
+    nothing_left(gpu)
+
+
+def test_one_thread_makes_all_cuda_calls(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan")
+    photos = [photo(seed=k) for k in range(16)]
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        wanted = [depth.depth_m for depth in pipeline.predict_batch(photos)]
+    results = [None] * 16
+    with Pipeline.open(plan, streams=2) as pipeline:
+
+        def work(k):
+            for index in (2 * k, 2 * k + 1):
+                results[index] = pipeline.predict(photos[index]).depth_m
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    for got, depth in zip(results, wanted, strict=True):
+        np.testing.assert_allclose(got, depth, atol=1e-3)
+    assert len(gpu.threads) == 1 and threading.get_ident() not in gpu.threads
+    nothing_left(gpu)
+
+
+def test_submitted_photos_come_back_as_asked(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan")
+    photos = [photo(50 + k, 80, k) for k in range(12)]
+    with Pipeline.open(plan) as pipeline:
+        wanted = [pipeline.predict(one).depth_m for one in photos]
+        futures = [pipeline.submit(one) for one in photos]
+        for future, depth in zip(futures, wanted, strict=True):
+            np.testing.assert_array_equal(future.result().depth_m, depth)
+        with pytest.raises(UsageError):
+            pipeline.submit(photos[0], "no such protocol").result()
+    with pytest.raises(ValueError, match="closed"):
+        pipeline.submit(photos[0])
+    nothing_left(gpu)
+
+
+def test_two_pipelines_side_by_side(gpu, tiny, tmp_path):
+    plan, other = fake_plans.gpu_plan(tiny, tmp_path / "x.plan"), fake_plans.gpu_plan(tiny, tmp_path / "y.plan", "tensorrt-rtx")
+    with Pipeline.open(plan) as first:
+        wanted = first.predict(photo()).depth_m
+        with Pipeline.open(other) as second:
+            np.testing.assert_allclose(second.predict(photo()).depth_m, wanted, atol=1e-5)
+            assert gpu.retained == 2
+        np.testing.assert_allclose(first.predict(photo()).depth_m, wanted, atol=0)
+    nothing_left(gpu)
+
+
+def test_pycuda_gives_the_same(monkeypatch, tiny, tmp_path, host):
+    machine = fake_cuda.Machine(host=host)
+    fake_pycuda.install(monkeypatch, machine)
+    machine.trt = {"tensorrt": fake_tensorrt.install(monkeypatch, machine)}
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", batch=(2, 2, 2))
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        wanted = pipeline.predict(photo()).depth_m
+    with Pipeline.open(plan) as pipeline:
+        np.testing.assert_allclose(pipeline.predict(photo()).depth_m, wanted, atol=1e-3)
+        assert any("pycuda" in remark for remark in pipeline.remarks)
+        assert any("without a CUDA graph" in remark for remark in pipeline.remarks)
+    nothing_left(machine)
+
+
+def test_memory_is_the_weights_and_the_largest_stage(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(
+        tiny, tmp_path / "x.plan", batch=(1, 1, 1), lies={"encoder": {"activation_nbytes": 3 << 20}, "head": {"activation_nbytes": 1 << 20}}
+    )
+    with PlanFile.open(plan) as file:
+        engines = TensorRTBackend(file)
+        image, features, depth = 3 * 48 * 64 * 4, 8 * 24 * 32 * 4, 24 * 32 * 4
+        assert depth < image  # the output lies where the input was
+        assert gpu.used() == (3 << 20) + image + features
+        engines.close()
+        twice = TensorRTBackend(file, streams=2)
+        assert gpu.used() == 2 * ((3 << 20) + image + features)
+        assert any("x 2 streams" in remark for remark in twice.remarks)
+        twice.close()
+    nothing_left(gpu)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_graph_and_no_graph_are_equal(gpu, tiny, tmp_path, graphs):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", batch=(2, 2, 2))
+    with PlanFile.open(plan) as file:
+        engines = TensorRTBackend(file, graphs=graphs)
+        before = gpu.graph_launches
+        for seed in range(3):
+            inputs = run_inputs(2, seed)
+            np.testing.assert_allclose(engines.run(inputs)["depth"], tiny.expected(tiny.kernel, inputs["image"]), rtol=1e-4)
+        assert gpu.graph_launches - before == (3 if graphs else 0)
+        assert any(("one CUDA graph" if graphs else "without a CUDA graph") in remark for remark in engines.remarks)
+        engines.close()
+    nothing_left(gpu)
+
+
+def test_free_shapes_and_rtx_use_no_graph_of_ours(gpu, tiny, tmp_path):
+    for backend, batch, words in (("tensorrt", (1, 2, 4), "without a CUDA graph"), ("tensorrt-rtx", (2, 2, 2), "TensorRT-RTX's own CUDA graphs")):
+        plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend, batch=batch)
+        with Pipeline.open(plan) as pipeline:
+            assert any(words in remark for remark in pipeline.remarks)
+    assert gpu.made["graph"] == 0
+    nothing_left(gpu)
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_plan_for_another_machine_is_refused_before_anything_is_deserialised(gpu, tiny, tmp_path, monkeypatch, backend):
+    def refused(plan):
+        with pytest.raises(EnvironmentMismatchError) as caught:
+            Pipeline.open(plan)
+        assert gpu.trt[backend].deserialised == 0
+        nothing_left(gpu)
+        return str(caught.value)
+
+    words = refused(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend, release="10.3.0" if backend == "tensorrt" else "1.6.1"))
+    assert f"built with {backend} 1" in words and "installed here" in words and "pip install" in words and "depth-build" in words
+    words = refused(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend, targets=("sm89", "sm120")))
+    assert "built for sm89, sm120" in words and "is sm86" in words
+    assert ("--target sm86" if backend == "tensorrt-rtx" else "on this machine") in words
+    fake_tensorrt.install(monkeypatch, gpu, backend == "tensorrt-rtx", cuda=13)
+    gpu.driver = 12040
+    words = refused(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend))
+    assert "knows CUDA 12.4" in words and "needs CUDA 13" in words and "580" in words and "cu12" in words
+
+
+def test_rtx_judges_the_header_before_it_reads_the_engine(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", "tensorrt-rtx", targets=("sm86",))
+    with PlanFile.open(plan) as file:
+        manifest = dataclasses.replace(file.manifest, backend_version="1.7.1.999")  # same release, another build: our own check lets it pass
+        fake = gpu.trt["tensorrt-rtx"]
+        fake.Runtime.get_engine_validity = lambda self, header: (fake.EngineValidity.INVALID, 3)
+        file.manifest = manifest
+        with pytest.raises(EnvironmentMismatchError, match=r"stage encoder cannot run here \(diagnostics 3\)"):
+            TensorRTBackend(file)
+    assert fake.deserialised == 0
+    nothing_left(gpu)
+
+
+def test_a_gpu_that_rtx_does_not_list(gpu, tiny, tmp_path):
+    gpu.capability = (9, 0)
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", "tensorrt-rtx")
+    with pytest.raises(EnvironmentMismatchError, match="does not list sm90"):
+        Pipeline.open(plan)
+
+
+def test_an_old_tensorrt(gpu, tiny, tmp_path, monkeypatch):
+    fake_tensorrt.install(monkeypatch, gpu, version="8.6.1")
+    with pytest.raises(EnvironmentMismatchError, match=r"10\.3 or later"):
+        Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EnvironmentMismatchError, match="pip install"):
+        Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan"))
+    nothing_left(gpu)
+
+
+@pytest.mark.parametrize(
+    ("lies", "words"),
+    [
+        ({"head": {"inputs": ["feature_map"], "dtypes": {"feature_map": "FLOAT", "depth": "FLOAT"}}}, r"stage head takes \['feature_map'\]"),
+        ({"head": {"dtypes": {"features": "HALF", "depth": "FLOAT"}}}, "float16 in tensor features"),
+        ({"head": {"dtypes": {"features": "BF16", "depth": "FLOAT"}}}, "unknown in tensor features"),
+        ({"encoder": {"shapes": {"image": [-1, 3, 40, 64], "features": [-1, 8, 24, 32]}}}, r"shape \(-1, 3, 40, 64\) in tensor image"),
+        ({"encoder": {"batch": [1, 1, 2]}}, "batches of 1 to 4"),
+    ],
+)
+def test_engines_that_are_not_what_the_manifest_says(gpu, tiny, tmp_path, lies, words):
+    with pytest.raises(InputError, match=words):
+        Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", lies=lies))
+    nothing_left(gpu)
+
+
+def test_memory_that_runs_out(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", lies={"encoder": {"activation_nbytes": 1 << 30}})
+    with pytest.raises(OutOfMemoryError, match="1024 MiB were asked for"):
+        Pipeline.open(plan)
+    nothing_left(gpu)
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan")
+    for call in ("deserialize", "context"):
+        gpu.trt["tensorrt"].fail[call] = "Error Code 2: OutOfMemory (Requested size was 73400320 bytes.)"
+        with pytest.raises(OutOfMemoryError, match="OutOfMemory"):
+            Pipeline.open(plan)
+        nothing_left(gpu)
+    with Pipeline.open(plan) as pipeline:
+        pipeline.predict(photo())
+        gpu.nbytes = gpu.used()
+        with pytest.raises(OutOfMemoryError):
+            pipeline.predict(photo(2000, 3000))
+        gpu.nbytes = 1 << 28
+        pipeline.predict(photo())  # it goes on
+    nothing_left(gpu)
+
+
+def test_an_engine_that_cannot_be_loaded_or_run(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan")
+    gpu.trt["tensorrt"].fail["deserialize"] = "Assertion serializationVersion failed"
+    with pytest.raises(EnvironmentMismatchError, match=r"stage encoder cannot be loaded \(Assertion"):
+        Pipeline.open(plan)
+    nothing_left(gpu)
+    with Pipeline.open(plan) as pipeline:
+        wanted = pipeline.predict(photo()).depth_m
+        gpu.trt["tensorrt"].fail["execute"] = "Cask convolution execution"
+        with pytest.raises(FathomError, match=r"stage encoder failed \(Cask"):
+            pipeline.predict(photo())
+        np.testing.assert_array_equal(pipeline.predict(photo()).depth_m, wanted)  # one error does not spoil the next
+    nothing_left(gpu)
+
+
+def test_a_device_that_is_lost_in_the_middle(gpu, tiny, tmp_path):
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan")
+    pipeline = Pipeline.open(plan)
+    pipeline.predict(photo())
+    gpu.fail_next["cuEventRecord"] = "CUDA_ERROR_ILLEGAL_ADDRESS"
+    with pytest.raises(DeviceLostError):
+        pipeline.predict(photo())
+    for future in [pipeline.submit(photo()) for _ in range(3)]:
+        with pytest.raises(DeviceLostError):
+            future.result()
+    pipeline.close()
+    pipeline.close()
+
+
+def test_nan_is_traced_to_its_stage(gpu, make_artefacts, tmp_path):
+    made = make_artefacts(poison=np.nan)
+    with Pipeline.open(fake_plans.gpu_plan(made, tmp_path / "x.plan")) as pipeline:
+        with pytest.raises(AccuracyError, match=r"stage encoder puts out .* in tensor features"):
+            pipeline.predict(photo())
+        assert gpu.launches > 0 or gpu.host is None
+    nothing_left(gpu)
+
+
+def test_filtered_resizes_are_shaped_on_the_cpu(gpu, tiny, tmp_path):
+    contract = tiny_contract(tiny)
+    protocol = dataclasses.replace(contract.protocols[0], steps=(Resize(48, 64, "bicubic-antialias"),))
+    contract = dataclasses.replace(contract, protocols=(protocol,))
+    with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", contract=contract)) as pipeline:
+        pipeline.predict(photo())
+        assert gpu.launches == 0
+    nothing_left(gpu)
+
+
+def tiny_contract(tiny):
+    with PlanFile.open(tiny.plan) as plan:
+        return plan.manifest.contract
+
+
+def test_without_kernels_for_this_gpu_it_still_works(monkeypatch, tiny, tmp_path):
+    machine = fake_cuda.Machine(host=None)  # neither cubin nor PTX fits
+    fake_cuda.install(monkeypatch, machine)
+    machine.trt = {"tensorrt": fake_tensorrt.install(monkeypatch, machine)}
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        wanted = pipeline.predict(photo()).depth_m
+    with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan")) as pipeline:
+        np.testing.assert_allclose(pipeline.predict(photo()).depth_m, wanted, atol=1e-5)
+        assert any("shaped on the CPU" in remark and "build_kernels" in remark for remark in pipeline.remarks)
+    nothing_left(machine)
+
+
+def test_interrupting_fails_what_waits_and_refuses_more(gpu, tiny, tmp_path):
+    with PlanFile.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan")) as file:
+        engines = TensorRTBackend(file)
+        engines.interrupt()
+        with pytest.raises(FathomError, match="interrupted"):
+            engines.run(run_inputs(1))
+        engines.close()
+    nothing_left(gpu)
+
+
+def test_the_kernel_cache_hits_and_says_why_it_misses(gpu, tiny, tmp_path):
+    folder = tmp_path / "cache" / "tensorrt-rtx"
+
+    def remark(backend="tensorrt-rtx", **more):
+        with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend, **more)) as pipeline:
+            return next(words for words in pipeline.remarks if words.startswith("kernel cache"))
+
+    assert "miss, the first run" in remark()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (kept,) = folder.glob("*.bin")
+    assert kept.read_bytes() == b"kernels compiled here"
+    assert "hit" in remark()
+    assert gpu.trt["tensorrt-rtx"].caches[-1].raw == b"kernels compiled here"
+    gpu.driver = 13010
+    assert "miss, driver was 13.0 and is 13.1" in remark()
+    kept.write_bytes(b"kernels from a stranger")
+    assert "its bytes changed" in remark()
+    kept.with_suffix(".json").write_text("[]")
+    assert "its bytes changed" in remark()
+    folder.chmod(0o777)
+    assert "could be written by others" in remark()
+    folder.chmod(0o700)
+    lies = {"head": {"activation_nbytes": 701}}
+    assert "first run" in remark(lies=lies)  # other engines, another entry
+    assert len(list(folder.glob("*.bin"))) == 2
+    nothing_left(gpu)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import fake_cuda, fake_tensorrt, numpy as np, threading
+import pytest
+patch = pytest.MonkeyPatch()
+machine = fake_cuda.Machine()
+fake_cuda.install(patch, machine)
+trt = fake_tensorrt.install(patch, machine)
+from fathom.runtime.pipeline import Pipeline
+pipeline = Pipeline.open({plan!r})
+pipeline.predict(np.zeros((48, 64, 3), np.uint8) + np.arange(64, dtype=np.uint8)[None, :, None])
+import atexit, weakref
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "pipeline.submit(np.zeros((5000, 5000, 3), np.uint8))", "1 / 0", "del pipeline"])
+def test_leaving_without_closing(tiny, tmp_path, end):
+    """The interpreter ends soon, with its own exit code, and the device is given back."""
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan")
+    script = textwrap.dedent(SCRIPT).format(
+        tests=str(Path(__file__).parent), plan=str(plan), end="atexit.register(lambda: print('LEAKS', machine.leaks()))\n" + end
+    )
+    script = script.replace("import fake_cuda", "import atexit\natexit.register(lambda: print('LEAKS', machine.leaks()))\nimport fake_cuda", 1)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == {"raise SystemExit(3)": 3, "1 / 0": 1}.get(end, 0), done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "LEAKS {}", done.stdout + done.stderr
+    assert "Traceback" not in done.stderr.replace("Traceback (most recent call last)", "", 1 if end == "1 / 0" else 0), done.stderr
+
+
+DUMPS = Path(__file__).parent / "data" / "trt_api"
+
+
+@pytest.mark.parametrize("release", ["10_3", "10_16", "11_4", "rtx"])
+def test_every_name_that_is_used_exists_in_the_real_packages(release):
+    """What the runtime asks of TensorRT, looked up in dumps of the real packages' APIs."""
+    api = json.loads((DUMPS / f"api_{release}.json").read_text())
+    wanted = {
+        "ILogger": {"INTERNAL_ERROR", "ERROR"},
+        "Runtime": {"deserialize_cuda_engine"},
+        "ICudaEngine": {
+            *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "get_tensor_shape", "get_tensor_location"),
+            *("get_tensor_profile_shape", "device_memory_size_v2", "create_execution_context"),
+        },
+        "IExecutionContext": {"set_input_shape", "infer_shapes", "get_tensor_shape", "set_device_memory", "set_tensor_address", "execute_async_v3"},
+        "TensorIOMode": {"INPUT", "OUTPUT"},
+        "TensorLocation": {"DEVICE"},
+        "ExecutionContextAllocationStrategy": {"USER_MANAGED"},
+        "DataType": {"FLOAT", "HALF", "INT64", "INT32", "UINT8", "BOOL"},
+    }
+    if release == "rtx":
+        wanted |= {
+            "CudaGraphStrategy": {"WHOLE_GRAPH_CAPTURE", "DISABLED"},
+            "EngineValidity": {"INVALID"},
+            "ComputeCapability": {"SM86"},
+            "IRuntimeCache": {"serialize", "deserialize"},
+            "IRuntimeConfig": {"create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy", "set_execution_context_allocation_strategy"},
+        }
+        wanted["Runtime"] |= {"get_engine_validity", "engine_header_size"}
+        wanted["ICudaEngine"] |= {"create_runtime_config"}
+        wanted["IExecutionContext"] |= {"is_stream_capturable"}
+    else:
+        assert not set(api) & {"CudaGraphStrategy", "IRuntimeCache", "EngineValidity"}  # what tells the two packages apart
+        assert "is_stream_capturable" not in api["IExecutionContext"]["members"]
+    for kind, names in wanted.items():
+        assert names <= set(api[kind]["members"]), (kind, names - set(api[kind]["members"]))
