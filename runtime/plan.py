@@ -6,6 +6,7 @@ import mmap
 import os
 import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,8 +41,8 @@ class PlanFile:
         path = Path(path)
         mapping = _map(path)
         try:
-            extents = _extents(path, mapping)
-            manifest = cls._read_manifest(path, mapping, extents)
+            extents, checksum = _extents(path, mapping)
+            manifest = cls._read_manifest(path, mapping, extents, checksum)
             if verify:
                 for name, facts in manifest.files.items():
                     offset, size = extents[name]
@@ -53,13 +54,16 @@ class PlanFile:
         return cls(path, mapping, extents, manifest)
 
     @staticmethod
-    def _read_manifest(path: Path, mapping: mmap.mmap, extents: dict[str, tuple[int, int]]) -> PlanManifest:
+    def _read_manifest(path: Path, mapping: mmap.mmap, extents: dict[str, tuple[int, int]], checksum: int) -> PlanManifest:
         if MANIFEST not in extents:
             raise InputError(f"{path} holds no {MANIFEST}", wanted="a plan made by depth-build")
         offset, size = extents[MANIFEST]
         if size > MAX_MANIFEST_BYTES:
             raise InputError(f"{MANIFEST} in {path} has {size} bytes", wanted=f"at most {MAX_MANIFEST_BYTES}")
-        manifest = manifest_from_bytes(mapping[offset : offset + size], PlanManifest, f"{MANIFEST} in {path}")
+        raw = mapping[offset : offset + size]
+        if zlib.crc32(raw) != checksum:
+            raise ChecksumError(f"{MANIFEST} in {path} was changed or damaged", wanted="the bytes that depth-build wrote", mend="copy or build it again")
+        manifest = manifest_from_bytes(raw, PlanManifest, f"{MANIFEST} in {path}")
         listed, present = set(manifest.files) | {MANIFEST}, set(extents)
         if listed != present:
             raise InputError(f"{path}: files and manifest differ by {sorted(listed ^ present)[:4]}", mend="build it again")
@@ -110,8 +114,11 @@ def _map(path: Path) -> mmap.mmap:
         raise InputError(f"{path} cannot be read ({error})", wanted="a plan made by depth-build") from error
 
 
-def _extents(path: Path, mapping: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Where each entry's bytes lie. The zip is believed only where central directory, local header and file size agree."""
+def _extents(path: Path, mapping: mmap.mmap) -> tuple[dict[str, tuple[int, int]], int]:
+    """Where each entry's bytes lie, and the CRC-32 of the manifest, which lists a SHA-256 of everything but itself.
+
+    The zip is believed only where central directory, local header and file size agree.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -121,6 +128,7 @@ def _extents(path: Path, mapping: mmap.mmap) -> dict[str, tuple[int, int]]:
     if len(entries) > MAX_FILES or len(mapping) - directory > MAX_DIRECTORY_BYTES:
         raise InputError(f"{path} lists {len(entries)} files", wanted=f"at most {MAX_FILES}")
     extents: dict[str, tuple[int, int]] = {}
+    checksums: dict[str, int] = {}
     for entry in entries:
         name = entry.filename
         if not FILE_NAME.fullmatch(name):
@@ -137,10 +145,10 @@ def _extents(path: Path, mapping: mmap.mmap) -> dict[str, tuple[int, int]]:
         written = mapping[start + LOCAL_HEADER.size : start + LOCAL_HEADER.size + name_size]
         if signature != b"PK\x03\x04" or written != name.encode() or begin + entry.file_size > directory:
             raise InputError(f"{name} in {path} lies outside the file or has another name there", mend="copy or build it again")
-        extents[name] = (begin, entry.file_size)
+        extents[name], checksums[name] = (begin, entry.file_size), entry.CRC
     end = 0
     for begin, size, name in sorted((begin, size, name) for name, (begin, size) in extents.items()):
         if begin < end:
             raise InputError(f"{name} in {path} overlaps another file", mend="build it again")
         end = begin + size
-    return extents
+    return extents, checksums.get(MANIFEST, 0)

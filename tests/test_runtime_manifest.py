@@ -108,6 +108,13 @@ def test_a_plan_larger_than_four_gibibytes_is_read(tmp_path):
     os.unlink(big)
 
 
+def test_a_changed_letter_in_the_manifest_is_a_checksum_error(plan):
+    raw = plan.read_bytes()
+    plan.write_bytes(raw.replace(b'"source": "here"', b'"source": "hero"', 1))
+    with pytest.raises(ChecksumError, match=r"plan\.json"):
+        PlanFile.open(plan)
+
+
 def test_a_changed_byte_is_a_checksum_error_and_a_cut_file_an_input_error(plan):
     raw = bytearray(plan.read_bytes())
     with PlanFile.open(plan) as opened:
@@ -181,7 +188,7 @@ def test_a_weight_outside_its_file_is_refused(plan):
             manifest_from_bytes(json.dumps(data).encode(), PlanManifest, "x")
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_plans_never_pass_and_never_crash(plan, tmp_path_factory, data):
     raw = bytearray(plan.read_bytes())
