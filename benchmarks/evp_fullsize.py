@@ -91,8 +91,8 @@ def measured(program: str, *arguments: str, threads: int) -> dict[str, Any]:
     Raises:
         FathomError: if it fails.
     """
-    module = {"depth-export": "export_command", "depth-build": "build_command"}[program]
-    command = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.export.{module}", *arguments, "--json", "--force"]
+    module = {"depth-export": "export.export_command", "depth-build": "export.build_command", "depth-run": "runtime.run"}[program]
+    command = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.{module}", *arguments, "--json", "--force"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)

@@ -15,6 +15,7 @@ from .command_line import build_flags, build_options, file_nbytes, require_packa
 
 PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 FOREIGN_PACKAGES = ("onnx", "onnxruntime", "safetensors")
+LOAD_OPTIONS = ("text_pack", "scene", "visual_weights", "bins", "tokenizer")  # flags that only some networks take; catalog.load refuses the others
 EPILOG = """\
 examples:
   depth-export --model evp-tiny -o evp-tiny/
@@ -44,6 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
     network.add_argument("--text-pack", metavar="FILE", help="safetensors with text embeddings other than the checkpoint's")
     network.add_argument("--scene", metavar="NAME", help="kind of room, for networks that must be told")
+    network.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
+    network.add_argument("--bins", metavar="FILE", help="learned depth bins, for networks that may have some")
+    network.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of the text tower, for networks that are asked in words")
     network.add_argument("--random-init", action="store_true", help="random weights, for benchmarks; every artefact says so")
     network.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
     foreign = parser.add_argument_group("an ONNX file")
@@ -105,7 +109,7 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    for flag in ("weights", "variant", "text_pack", "scene"):
+    for flag in ("weights", "variant", *LOAD_OPTIONS):
         if arguments.onnx and getattr(arguments, flag) is not None:
             raise UsageError(f"--{flag.replace('_', '-')} does not go with --onnx", mend="leave it out")
     if arguments.onnx and arguments.random_init:
@@ -138,8 +142,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
         "variant": arguments.variant,
         "random_init": arguments.random_init,
         "seed": arguments.seed,
-        "text_pack": arguments.text_pack,
-        "scene": arguments.scene,
+        **{name: getattr(arguments, name) for name in LOAD_OPTIONS},
     }
     network = load(arguments.model, arguments.weights, **options)
     for warning in network.origin.warnings:
