@@ -43,8 +43,14 @@ class Assembly:
     """
 
     def __init__(self, contract: Contract, protocol: Protocol, placed: tuple[Placed, ...], photo_size: tuple[int, int]):
-        self._contract, self._placed = contract, placed
+        self._contract = contract
         size = placed[-1].after if placed else photo_size
+        self._looked_at = contract.input.window
+        if placed and _shrunk_whole(placed[-1], protocol, contract.input.window):
+            # The published codes enlarge the network's small map once, to what the filter shrank; a stop at the window would blur it.
+            self._looked_at = size = placed[-1].before
+            placed = placed[:-1]
+        self._placed = placed
         channels = 2 if contract.output.kind == "mask" else 1
         self._sum = np.zeros((channels, *size), np.float32)
         self._count = np.zeros(size[1], np.float32)  # windows are as high as the picture, so coverage depends on the column only
@@ -54,14 +60,14 @@ class Assembly:
         """Take one item of the output tensor.
 
         Args:
-            tensor: [channels, h, w], any size; brought to the window's size as the contract says.
+            tensor: [channels, h, w], any size; brought to the size of what the window shows as the contract says.
 
         Raises:
             AccuracyError: see ``check_output``.
         """
         output = self._contract.output
         check_output(tensor[None], output)
-        height, width = self._contract.input.window
+        height, width = self._looked_at
         total, count = (self._fill_sum, self._fill_count) if window.fill else (self._sum, self._count)
         for plane, values in zip(total, tensor, strict=True):
             whole = resize(values.astype(np.float32, copy=False), height, width, output.upsample)
@@ -87,6 +93,12 @@ class Assembly:
             values = picture[0]
         values[~valid] = 0
         return np.ascontiguousarray(values), valid
+
+
+def _shrunk_whole(last: Placed, protocol: Protocol, window: tuple[int, int]) -> bool:
+    """True if one window shows a whole picture that the last step resized with a filter."""
+    filtered = isinstance(last.step, Resize) and last.step.interpolation in PILLOW_FILTERS
+    return filtered and protocol.lefts == (0,) and not protocol.fill_lefts and last.after == tuple(window)
 
 
 def undo_steps(planes: np.ndarray, valid: np.ndarray, placed: tuple[Placed, ...]) -> tuple[np.ndarray, np.ndarray]:

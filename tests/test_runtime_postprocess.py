@@ -1,4 +1,4 @@
-"""The way back, against literal PyTorch versions of the published test-time code (models.md 2.8)."""
+"""The way back, against literal PyTorch versions of the published test-time code."""
 
 import numpy as np
 import pytest
@@ -177,3 +177,20 @@ def test_constant_output_is_refused_by_name():
 def test_an_output_of_another_shape_is_refused():
     with pytest.raises(InputError, match="contract"):
         check_output(np.zeros((1, 3, 4, 4), np.float32), METRIC)
+
+
+def test_a_small_map_of_a_filtered_picture_is_enlarged_once_as_depthblip2_does():
+    steps = (Require(480, 640), Crop(416, 544, "top-left", 56, 60), Resize(224, 224, "bilinear-antialias"))
+    image = ImageInput("image", (224, 224), (224, 224), (0.5,) * 3, (0.5,) * 3)
+    output = OutputContract("depth", "metric", "m", 1e-3, 10.0, "far", "bilinear-corners")
+    protocol = Protocol("nyu-benchmark", steps, (0,), (), True, "")
+    contract = Contract(image, output, (protocol,))
+    looks = np.random.default_rng(0).uniform(1, 3, (2, 1, 16, 16)).astype(np.float32)
+    assembly = Assembly(contract, protocol, place_steps(protocol.steps, 480, 640), (480, 640))
+    for look, item in zip(windows(protocol), looks, strict=True):
+        assembly.add(look, item)
+    values, valid = assembly.finish()
+    mean = (torch.from_numpy(looks[0]) + torch.from_numpy(looks[1]).flip(-1)) / 2
+    wanted = torch.nn.functional.interpolate(mean[None], size=(416, 544), mode="bilinear", align_corners=True)[0, 0].numpy()
+    assert np.abs(values[56:472, 60:604] - wanted).max() < 1e-5
+    assert valid[56:472, 60:604].all() and valid.sum() == 416 * 544
