@@ -98,6 +98,7 @@ class Chain:
 
 def prepare(graph: StageGraph) -> None:
     """What calibration and typing both do to a stage first, in place, so that they speak of the same tensors."""
+    graph.modernise()
     fold_batch_norms(graph)
 
 

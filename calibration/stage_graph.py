@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from ..runtime.errors import BuildFailedError, InputError
 
@@ -34,15 +34,7 @@ class StageGraph:
         for value in [value for value in model.graph.input if value.name in constants]:  # ONNX before IR version 4 lists weights as inputs
             model.graph.input.remove(value)
         model.ir_version = max(model.ir_version, 9)
-        taken = {node.name for node in model.graph.node}
-        for position, node in enumerate(model.graph.node):
-            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-                raise BuildFailedError(f"the node {node.name or node.op_type} is control flow ({node.op_type})", wanted="a graph without If, Loop and Scan")
-            if not node.name:
-                node.name = f"{node.op_type}_{position}"
-                while node.name in taken:
-                    node.name += "_"
-                taken.add(node.name)
+        self._name_nodes()
         self.index()
 
     @classmethod
@@ -58,6 +50,33 @@ class StageGraph:
         except Exception as error:  # protobuf raises its own kinds
             raise InputError(f"{file} is no ONNX graph ({type(error).__name__})", mend="export it again") from error
         return cls(model, Path(file).parent)
+
+    def _name_nodes(self) -> None:
+        taken = {node.name for node in self.model.graph.node}
+        for position, node in enumerate(self.model.graph.node):
+            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+                raise BuildFailedError(f"the node {node.name or node.op_type} is control flow ({node.op_type})", wanted="a graph without If, Loop and Scan")
+            if not node.name:
+                node.name = f"{node.op_type}_{position}"
+                while node.name in taken:
+                    node.name += "_"
+                taken.add(node.name)
+
+    def modernise(self, least: int = 18) -> None:
+        """Convert a graph of older operators, in place.
+
+        Raises:
+            BuildFailedError: if an operator has no newer form.
+        """
+        if self.opset >= least:
+            return
+        try:
+            self.model = version_converter.convert_version(self.model, least)
+        except Exception as error:  # the converter raises its own kinds
+            raise BuildFailedError(f"the graph has opset {self.opset} and cannot be converted to {least} ({str(error).splitlines()[0][:200]})") from error
+        self.model.ir_version = max(self.model.ir_version, 9)
+        self._name_nodes()
+        self.index()
 
     def index(self) -> None:
         """Look again who makes and who reads each tensor."""
@@ -92,7 +111,7 @@ class StageGraph:
             BuildFailedError: if the graph is older than 18.
         """
         if self.opset < 18:
-            raise BuildFailedError(f"the graph has opset {self.opset}", wanted="at least 18", mend="convert it with depth-export")
+            raise BuildFailedError(f"the graph has opset {self.opset}", wanted="at least 18", mend="convert it first (modernise)")
         for entry in self.model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = max(entry.version, least)
