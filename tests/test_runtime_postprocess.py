@@ -116,7 +116,7 @@ def test_single_image_equals_the_published_code():
 
 
 def test_depthclip_is_pasted_at_its_place():
-    """Crop rows 56:472, columns 60:604; the map is pasted into an empty 480x640 canvas (models.md 4.1, step 11)."""
+    """Crop rows 56:472, columns 60:604; the map is pasted into an empty 480x640 canvas."""
     photo = np.random.default_rng(2).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     protocol = Protocol("nyu-benchmark", (Require(480, 640), Crop(416, 544, "top-left", 56, 60)), (0,), (), True, "")
     contract = Contract(ImageInput("image", (416, 544), (416, 544), (0.5,) * 3, (0.5,) * 3), METRIC, (protocol,))

@@ -24,7 +24,7 @@ def one_window(steps, window, mean=(0.0,) * 3, std=(1.0,) * 3, canvas=None):
 
 
 def test_evp_single_image_equals_the_published_code():
-    """Resize to 440x480 with aligned corners, 40 black rows on top, then x * 2 - 1 (models.md 2.8)."""
+    """Resize to 440x480 with aligned corners, 40 black rows on top, then x * 2 - 1."""
     contract, protocol = one_window((Resize(440, 480, "bilinear-corners"), Pad(40, 0, 0, 0)), (480, 480), (0.5,) * 3, (0.5,) * 3)
     photo = photo_of(333, 517)
     tensor = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
