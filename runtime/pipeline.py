@@ -39,12 +39,13 @@ class Pipeline:
         origin: which network this is.
         batch: how many windows go through the network together.
         remarks: what was opened and what it takes, in words.
+        concurrent: how many predictions may be under way at the same time and are worth it.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
         self.manifest, self.contract = artefact.manifest, artefact.manifest.contract
         self._artefact, self._backend, self.remarks = artefact, backend, backend.remarks
-        self._closing, self._permits, self._concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
+        self._closing, self._permits, self.concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
         self._submissions = Submissions(backend.concurrent + 1, backend.concurrent + 1)
         self._least, usual, self._greatest = self._batches()
         self.batch = usual if batch is None else batch
@@ -230,10 +231,10 @@ class Pipeline:
         """Wait for what is under way and free everything; may be called twice. Submitted photos that did not start are dropped."""
         with self._closing:
             self._submissions.close()
-            for _ in range(self._concurrent):
+            for _ in range(self.concurrent):
                 self._permits.acquire()
             backend, self._backend = self._backend, None
-            for _ in range(self._concurrent):
+            for _ in range(self.concurrent):
                 self._permits.release()
             if backend is not None:
                 backend.close()

@@ -13,7 +13,7 @@ class Progress:
     """Counts steps of a known total; use as a context manager.
 
     Args:
-        total: number of steps.
+        total: number of steps; 0 if nobody knows.
         what: what is counted, in the plural (``photos``).
         quiet: show nothing.
         stream: stderr if None.
@@ -34,7 +34,7 @@ class Progress:
             from tqdm import tqdm
         except ImportError:
             return None
-        return tqdm(total=self.total, unit=f" {self.what}", file=self._stream, leave=False, dynamic_ncols=True)
+        return tqdm(total=self.total or None, unit=f" {self.what}", file=self._stream, leave=False, dynamic_ncols=True)
 
     def advance(self, steps: int = 1) -> None:
         """Some more steps are done."""
@@ -43,8 +43,11 @@ class Progress:
             self._bar.update(steps)
             return
         now = time.monotonic()
-        if not self._quiet and self.done < self.total and now - self._last >= self._every_s:
+        if not self._quiet and (self.done < self.total or not self.total) and now - self._last >= self._every_s:
             self._last = now
+            if not self.total:
+                self.say(f"{self.done} {self.what}")
+                return
             left_s = (now - self._start) / self.done * (self.total - self.done) if self.done else 0.0
             self.say(f"{self.done} of {self.total} {self.what}, about {_duration(left_s)} to go")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ For each photo NAME.jpg these files are written to OUT:
   NAME{SUFFIX["color"]}  colours with a scale bar, for looking at
   NAME{SUFFIX["npy"]}  float32, metres, NaN = no depth
   NAME{SUFFIX["ply"]}        point cloud in metres with the photo's colours; needs --intrinsics
+For each video, camera or stream (clip.mp4, /dev/video0, rtsp://…) NAME_color.mp4 is written, with one colour scale for the whole of it, and
+with --save png16,npy,ply the depth of every frame in the folder NAME. Ctrl-C ends a camera or stream and keeps what was written.
 Folders are searched one level deep; use a quoted glob such as 'photos/**/*.jpg' to go deeper. Outputs of photos from a folder or glob keep
 their sub-folders. Results go to stdout, one line per photo (--json: one object); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
@@ -41,9 +45,13 @@ If an output exists already and --force is not given, nothing is started and the
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``depth-run``."""
     parser = argparse.ArgumentParser(
-        prog="depth-run", description="Depth maps of photos.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="depth-run",
+        description="Depth maps of photos and videos.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photo, folder of photos, or glob")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photo, folder of photos, glob, video file, /dev/videoN, or rtsp://…")
     parser.add_argument("--engine", required=True, metavar="PLAN|BUNDLE", help="what depth-build (a plan) or depth-export (a bundle) made")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results; made if it is not there")
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
@@ -52,7 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", metavar="TEXT", help="words, for a network that is asked in words")
     parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run (default: what the plan was built for)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX Runtime computes (default: cpu)")
+    parser.add_argument("--streams", type=_positive, default=1, metavar="N", help="TensorRT: network runs on the GPU at the same time (default: %(default)s)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu for ONNX Runtime, cuda for TensorRT)")
     parser.add_argument("--colormap", choices=COLORMAPS, default="turbo", help="colours, near to far from its warm or bright end (default: %(default)s)")
     parser.add_argument("--near", type=float, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
     parser.add_argument("--far", type=float, metavar="VALUE", help="far end of the colour scale; colours only (default: 1st and 99th percentile of each photo)")
@@ -70,17 +79,28 @@ def _run(arguments: argparse.Namespace) -> int:
     from .intrinsics_file import read_intrinsics
     from .photo import find_photos
     from .pipeline import Pipeline
+    from .video import is_video
     from .writers import refuse_ply
 
     if arguments.near is not None and arguments.far is not None and not arguments.near < arguments.far:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
-    kinds = arguments.save or ("png16", "color", *(("ply",) if camera else ()))
-    photos = find_photos(arguments.inputs)
-    out = Path(arguments.output)
-    targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in photos}
-    _refuse_existing(targets, arguments.force)
-    with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch) as pipeline:
+    out, videos = Path(arguments.output), [text for text in arguments.inputs if is_video(text) and not Path(text).is_dir()]
+    if videos and len(videos) < len(arguments.inputs):
+        raise UsageError("photos and videos together", wanted="one or the other", mend="run them one after the other")
+    kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))
+    places, targets = {}, {}
+    if videos:
+        from .video_command import place_videos, run_videos
+
+        places = place_videos(list(dict.fromkeys(videos)), out, kinds, arguments.force)
+    else:
+        targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(arguments.inputs)}
+        _refuse_existing(targets, arguments.force)
+    with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams) as pipeline:
+        if not arguments.quiet:
+            for remark in pipeline.remarks:
+                print(remark, file=sys.stderr)
         if "ply" in kinds:
             refuse_ply(pipeline.contract.output.kind, camera)
         pipeline.protocol(arguments.protocol)
@@ -88,6 +108,8 @@ def _run(arguments: argparse.Namespace) -> int:
             warn(UNTRAINED)
         made = _make_folders(out, targets)
         try:
+            if videos:
+                return run_videos(pipeline, arguments, camera, kinds, places)
             return _Session(pipeline, arguments, camera, targets).work()
         finally:
             for folder in reversed(made):
@@ -103,6 +125,7 @@ class _Session:
 
         self.pipeline, self.arguments, self.camera, self.targets = pipeline, arguments, camera, targets
         self.progress: Progress
+        self.counting = threading.Lock()
         self.failures: list[tuple[PhotoFile, FathomError]] = []
         self.looks = len(windows(pipeline.protocol(arguments.protocol)))  # of the network at one photo
 
@@ -111,21 +134,26 @@ class _Session:
         photos = list(self.targets)
         group = max(1, self.pipeline.batch // self.looks)
         what = "photos" if self.looks == 1 else "windows"
-        with Progress(len(photos) * self.looks, what, self.arguments.quiet) as self.progress, ThreadPoolExecutor(1) as network:
-            running: list[tuple[PhotoFile, np.ndarray]] = []
-            result: Future | None = None
+        several = self.pipeline.concurrent  # groups under way: one, or as many as keep the GPU busy
+        with Progress(len(photos) * self.looks, what, self.arguments.quiet) as self.progress, ThreadPoolExecutor(several) as network:
+            flying: deque[tuple[list[tuple[PhotoFile, np.ndarray]], Future]] = deque()
             try:
                 for start in range(0, len(photos), group):
                     read = self._read(photos[start : start + group])
-                    done, finished = running, result.result() if result else []
-                    running, result = read, network.submit(self._predict, [pixels for _, pixels in read], start)
-                    self._write(done, finished)
-                self._write(running, result.result() if result else [])
+                    flying.append((read, network.submit(self._predict, [pixels for _, pixels in read], start)))
+                    if len(flying) > several:
+                        self._write_oldest(flying)
+                while flying:
+                    self._write_oldest(flying)
                 self.progress.reach(self.progress.total)
             except BaseException:
                 self.pipeline.interrupt()  # else leaving would wait for the network's whole run
                 raise
         return self._report()
+
+    def _write_oldest(self, flying: deque) -> None:
+        read, result = flying.popleft()
+        self._write(read, result.result())
 
     def _read(self, photos: list[PhotoFile]) -> list[tuple[PhotoFile, np.ndarray]]:
         from .photo import read_photo
@@ -143,7 +171,8 @@ class _Session:
         flags = self.arguments
 
         def seen(count: int) -> None:
-            self.progress.reach(before * self.looks + count)
+            with self.counting:
+                self.progress.reach(before * self.looks + count)
 
         start = time.perf_counter()
         try:
