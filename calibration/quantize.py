@@ -129,7 +129,8 @@ def quantize(
     """
     wanted = set(nodes)
     inputs = activation_inputs(graph, residuals=residuals, products=products)
-    graph.raise_opset(OPSET)
+    if wanted:
+        graph.raise_opset(OPSET)
     work = _Placement(graph, stored)
     done, left = [], {}
     for node in list(graph.model.graph.node):

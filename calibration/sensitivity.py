@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,14 @@ class Sensitivity:
         tried = [choice for choice in self.scores if choice.precision == "int8"]
         return min(tried, key=lambda choice: self.scores[choice].harm, default=None)
 
+    @property
+    def harm(self) -> float:
+        """For ranking: of each precision the best choice, of these the worst."""
+        best: dict[str, float] = {}
+        for choice, score in self.scores.items():
+            best[choice.precision] = min(best.get(choice.precision, math.inf), score.harm)
+        return max(best.values(), default=0.0)
+
     def ladder(self, precisions: tuple[str, ...]) -> tuple[Choice, ...]:
         """Choices to fall back on, fastest first, ending in FP32."""
         found = [self.best_int8() if precision == "int8" else Choice(precision) for precision in ("int8", "fp16", "bf16") if precision in precisions]
@@ -87,7 +96,7 @@ def measure(
                 _measure_region(evaluator, line, budget, precisions)
             tick(region.name)
             lines.append(line)
-        found[spec.name] = sorted(lines, key=lambda line: -max([score.harm for score in line.scores.values()], default=0.0))
+        found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found
 
 

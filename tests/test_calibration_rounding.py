@@ -65,7 +65,7 @@ def test_beyond_65504_is_infinite_and_found(encoder, image):
     graph = encoder(norm_scale=1e5)
     assert np.isfinite(StageSession(graph).run(image)["features"]).all()
     round_through(graph, {n.name: "fp16" for n in graph.model.graph.node}, stays_fp32(graph))
-    with pytest.raises(AccuracyError, match="stage encoder: the output features holds .* NaN or infinite"):
+    with pytest.raises(AccuracyError, match=r"stage encoder: the output features holds .* NaN or infinite"):
         check_finite("encoder", StageSession(graph).run(image))
 
 

@@ -122,7 +122,9 @@ def test_pareto_marks_what_nothing_beats():
     def variant(name, cost, moved):
         return Variant(name, cost, Score(0, 0, 0, 0, moved).to_json(), True)
 
-    marked = mark_pareto([variant("slow", 3.0, 0.0), variant("worse", 2.0, 0.5), variant("fast", 1.0, 0.3), Variant("broken", 0.5, failed("x").to_json(), False)])
+    marked = mark_pareto(
+        [variant("slow", 3.0, 0.0), variant("worse", 2.0, 0.5), variant("fast", 1.0, 0.3), Variant("broken", 0.5, failed("x").to_json(), False)]
+    )
     assert [(v.name, v.pareto) for v in marked] == [("broken", False), ("fast", True), ("worse", False), ("slow", True)]
 
 

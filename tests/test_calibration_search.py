@@ -1,0 +1,236 @@
+"""The whole calibration on small networks with planted faults: what is wrong is found, named, and kept out of harm's way."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from fathom.calibration.calibrate import PLAN, TABLE, Settings, calibrate
+from fathom.calibration.calibrate_command import main
+from fathom.calibration.chain import Chain
+from fathom.calibration.images import Chosen
+from fathom.calibration.journal import Journal
+from fathom.calibration.objective import Budget
+from fathom.calibration.observe import observe, prepare_photos, resident_nbytes
+from fathom.calibration.precision_plan import read_plan
+from fathom.calibration.search import Measured
+from fathom.calibration.table import read_table
+from fathom.runtime.bundle import BundleDirectory
+from fathom.runtime.errors import AccuracyError, InputError, OutOfMemoryError, UsageError
+
+DATA = "rooms:6:1:48x64"
+LOOSE = Budget(0.05, 0.05)
+
+
+@pytest.fixture(scope="module")
+def bundle(calibration_bundles, tmp_path_factory):
+    def make(models=None, **faults):
+        folder = tmp_path_factory.mktemp("calibration") / "bundle"
+        return calibration_bundles.write_bundle(folder, models or calibration_bundles.token_models(**faults), calibration_bundles.small_contract())
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    def calibrated(path, **settings):
+        journal = tmp_path_factory.mktemp("journal") / "j"
+        return calibrate(BundleDirectory.open(path), Chosen(DATA), Settings(**{"budget": LOOSE, **settings}), journal)
+
+    return calibrated
+
+
+@pytest.fixture(scope="module")
+def healthy(bundle, run):
+    return run(bundle())
+
+
+def test_a_healthy_network_becomes_int8_and_fp16(healthy):
+    choices = {(r.stage, r.path): r.choice.precision for r in healthy.plan.regions}
+    assert choices["encoder", "blocks.0.ff"] == "int8" and choices["head", "deconv"] in ("int8", "fp16")
+    chosen = next(v for v in healthy.plan.variants if v.chosen)
+    assert chosen.within and chosen.cost_ms < next(v for v in healthy.plan.variants if v.name == "all fp32").cost_ms
+    assert healthy.plan.cost["kind"] == "modelled" and healthy.plan.truth == "ground truth"
+    assert {v.name for v in healthy.plan.variants} >= {"all fp32", "all fp16", "all bf16", "all int8 where it can be, else fp16"}  # the losers too
+    assert all("INT8" in verdict or "regions" in verdict for verdict in healthy.plan.verdicts.values())
+    ranges = healthy.table.stages["encoder"]["n"]
+    assert 0 < ranges.amax <= ranges.greatest
+    assert healthy.table.images == 3 and healthy.table.data["kind"] == "rooms" and any("few" in w for w in healthy.table.warnings)
+
+
+def test_an_overflowing_layer_norm_is_found_by_name_and_kept_fp32(bundle, run, healthy):
+    result = run(bundle(norm_scale=1e5))
+    (fact,) = [f for f in result.plan.overflows if f["region"] == "blocks.0.norm"]
+    assert fact["tensor"] == "n" and fact["peak"] > 65504 and result.plan.overflows[0] == fact
+    norm, reader = (next(r for r in result.plan.regions if r.path == path) for path in ("blocks.0.norm", "blocks.0.ff"))
+    assert norm.choice.precision in ("fp32", "bf16") and "FP16 cannot hold it" in norm.reason
+    assert reader.choice.precision in ("fp32", "bf16") and "reads n" in reader.reason
+    assert "65504" in norm.evidence["fp16"]["failure"]
+    wide = {(r.stage, r.path) for r in result.plan.regions if r.choice.precision in ("fp32", "bf16")}
+    held = {(r.stage, r.path) for r in healthy.plan.regions if r.choice.precision in ("fp32", "bf16")}
+    assert wide - held == {("encoder", "blocks.0.norm"), ("encoder", "blocks.0.ff")}  # nothing else is held back
+    narrow = run(bundle(norm_scale=1e5), precisions=("fp32", "fp16", "int8"))
+    assert next(r for r in narrow.plan.regions if r.path == "blocks.0.norm").choice.precision == "fp32"
+
+
+def test_the_part_that_int8_ruins_is_named_first_and_kept_higher(bundle, run, calibration_bundles):
+    """One giant weight per output channel leaves the others of that channel no INT8 steps; its input is almost nothing."""
+    models = calibration_bundles.token_models()
+    for tensor in models[1].graph.initializer:
+        if tensor.name == "out.weight":
+            values = numpy_helper.to_array(tensor).copy()
+            values[0, 0] *= 3000
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        if tensor.name in ("up.weight", "up.bias"):
+            values = numpy_helper.to_array(tensor).copy()
+            values[(slice(None), 0) if values.ndim == 4 else 0] /= 3000
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    result = run(bundle(models), budget=Budget(0.01, 0.02))
+    region = next(r for r in result.plan.regions if r.path == "out_conv")
+    assert region.choice.precision != "int8"
+    tried = {
+        (r.stage, r.path): [np.inf if s["failure"] else s["disagreement"] for words, s in r.evidence.items() if words.startswith("int8")]
+        for r in result.plan.regions
+    }
+    harm = {where: min(values) for where, values in tried.items() if values}
+    assert max(harm, key=harm.get) == ("head", "out_conv")
+    assert next(r for r in result.plan.regions if r.stage == "head").path == "out_conv"  # the plan lists the worst first
+
+
+def test_nan_in_a_stage_names_the_stage_and_the_tensor(bundle, run):
+    with pytest.raises(AccuracyError, match=r"stage head: the output depth holds .* NaN or infinite"):
+        run(bundle(poison=np.nan))
+
+
+def test_int8_that_does_not_pay_is_dropped_in_one_sentence(bundle, run):
+    slower = Measured("a test card", {"encoder": {"fp16": 1.0, "int8": 0.99}, "head": {"fp16": 1.0, "int8": 2.0}})
+    result = run(bundle(), measured=slower)
+    assert all(r.choice.precision != "int8" for r in result.plan.regions)
+    assert "INT8 is dropped because it saves only 1% of 1 ms (measured" in result.plan.verdicts["encoder"]
+    assert result.plan.cost == {"kind": "measured", "device": "a test card"}
+    assert any("kept in int8" in v.name for v in result.plan.variants)  # the losing variant stays in the report
+
+
+def test_a_budget_that_nothing_keeps_leaves_fp32(bundle, run):
+    result = run(bundle(), budget=Budget(1e-9, 1e-9), precisions=("fp32", "int8"))
+    assert {r.choice.precision for r in result.plan.regions} == {"fp32"}
+    assert "dropped because it breaks the budget" in result.plan.verdicts["encoder"]
+
+
+def look(path, journal, memory=1 << 33, data=DATA, tick=lambda what: None):
+    chain = Chain(BundleDirectory.open(path))
+    state = Journal(journal, {"test": 1})
+    photos = prepare_photos(chain, Chosen(data), state, tick)
+    return observe(chain, photos, state, count={p.number for p in photos}, memory_nbytes=memory, tick=tick)
+
+
+def same(one, other):
+    return one.peaks == other.peaks and all(
+        (h.counts == other.histograms[n].counts).all() and h.amax == other.histograms[n].amax and h.exponent == other.histograms[n].exponent
+        for n, h in one.histograms.items()
+    )
+
+
+def test_observed_peaks_are_those_of_a_plain_run(bundle, tmp_path):
+    import onnxruntime
+
+    path = bundle()
+    seen = look(path, tmp_path / "j")
+    chain = Chain(BundleDirectory.open(path))
+    session = onnxruntime.InferenceSession(str(path / "stages" / "encoder.onnx"))
+    greatest = 0.0
+    for sample in Chosen(DATA).source:
+        _, feeds = chain.inputs(sample.rgb)
+        greatest = max(greatest, np.abs(session.run(["features"], feeds[0])[0]).max())
+    assert seen["encoder"].peaks["features"] == pytest.approx(greatest, rel=1e-5)
+    assert seen["head"].histograms["features"].amax == pytest.approx(greatest, rel=1e-5)
+    assert seen["encoder"].histograms["n"].count == 6 * 96 * 16
+    assert seen["encoder"].channels["n"].shape == (16,)
+
+
+def test_little_memory_means_more_passes_and_the_same_ranges(bundle, tmp_path, monkeypatch):
+    path = bundle()
+    plenty = look(path, tmp_path / "a")
+    passes = []
+    monkeypatch.setattr("fathom.calibration.observe.resident_nbytes", lambda: 0)
+    from fathom.calibration import observe as module
+
+    graph = Chain(BundleDirectory.open(path)).graphs["encoder"]
+    tight = graph.weights_nbytes() + 4 * 4 * 96 * 64 + 2 * 4 * 96 * 64  # the largest activation in flight, and one to look at
+    passes = module._plan(graph, 1, tight, False, False)
+    assert len(passes) > 1 and sorted(n for group in passes for n in group) == sorted(
+        n for group in module._plan(graph, 1, 1 << 33, False, False) for n in group
+    )
+    assert all(same(plenty[stage], seen) for stage, seen in look(path, tmp_path / "b", tight).items())
+    with pytest.raises(OutOfMemoryError, match="larger --memory"):
+        module._plan(graph, 1, 1000, False, False)
+    assert resident_nbytes() > 0
+
+
+def test_an_interrupted_observation_goes_on_and_ends_the_same(bundle, tmp_path, monkeypatch):
+    path = bundle()
+    whole = look(path, tmp_path / "a")
+    monkeypatch.setattr("fathom.calibration.observe.SAVE_EVERY_S", -1)
+    for stop in (3, 9, 15):
+        count = 0
+
+        def tick(what, stop=stop):
+            nonlocal count
+            count += 1
+            if count == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            look(path, tmp_path / f"j{stop}", tick=tick)
+        assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / f"j{stop}").items())
+
+
+def test_the_command_puts_table_and_plan_into_the_bundle(bundle, capsys):
+    path = bundle()
+    assert main([str(path), "--data", DATA, "--budget", "abs_rel=5%,delta1=5pp", "--json", "-q"]) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["kind"] for line in lines} == {"calibration", "verdict", "region", "variant"} and "no photographs" in err
+    opened = BundleDirectory.open(path)
+    table, plan = read_table(opened.path(TABLE), opened.manifest), read_plan(opened.path(PLAN), opened.manifest)
+    assert plan.budget == {"abs_rel": 0.05, "delta1": 0.05} and table.data["seed"] == 1
+    assert not list(path.parent.glob(".*.calibration"))
+    assert main([str(path), "--data", DATA, "-q"]) == 3 and "calibrated already" in capsys.readouterr().err
+    assert main([str(path), "--data", DATA, "--budget", "abs_rel=5%,delta1=5pp", "--force"]) == 0
+    assert "INT8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--data", "noise:12"], 2, "names no data"),
+        (["--data", "images:/nowhere/at/all"], 3, "nowhere"),
+        (["--data", DATA, "--budget", "rmse=1"], 2, "abs_rel=NUMBER%"),
+        (["--data", DATA, "--precisions", "fp32,fp8"], 2, "fp8"),
+        (["--data", DATA, "--protocol", "moon"], 2, "no protocol"),
+        (["--data", DATA, "--memory", "nan"], 2, "out of range"),
+        (["--data", "rooms:1"], 3, "at least 2"),
+    ],
+)
+def test_bad_arguments_end_with_one_message(bundle, capsys, arguments, code, words):
+    assert main([str(bundle()), *arguments, "-q"]) == code
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err
+
+
+def test_a_mask_network_and_a_typed_bundle_are_refused(tiny, tmp_path):
+    import dataclasses
+    import shutil
+
+    from fathom.runtime.manifest_json import manifest_bytes
+
+    path = tmp_path / "b"
+    shutil.copytree(tiny.bundle, path)
+    manifest = BundleDirectory.open(path).manifest
+    stages = tuple(dataclasses.replace(stage, precision="fp16") for stage in manifest.stages)
+    (path / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, stages=stages)))
+    with pytest.raises(InputError, match="fp16 already"):
+        Chain(BundleDirectory.open(path))
+    with pytest.raises(UsageError, match="no protocol"):
+        Chain(BundleDirectory.open(tiny.bundle), "none")

@@ -1,0 +1,104 @@
+"""From a calibrated bundle to typed stages and plans: the numbers of the plan, TensorRT-RTX and ONNX Runtime, refusals."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from fathom.calibration.calibrate import PLAN, Settings, add_to_bundle, calibrate
+from fathom.calibration.images import Chosen
+from fathom.calibration.objective import Budget
+from fathom.export.build import build_plan
+from fathom.export.build_command import main
+from fathom.export.build_options import BuildOptions
+from fathom.export.calibrated import planned_boundaries, require_calibration, type_by_plan
+from fathom.runtime.bundle import BundleDirectory
+from fathom.runtime.errors import ChecksumError, UsageError
+from fathom.runtime.pipeline import Pipeline
+
+
+def calibrated(calibration_bundles, folder, budget, **faults):
+    path = calibration_bundles.write_bundle(folder / "bundle", calibration_bundles.token_models(**faults), calibration_bundles.small_contract())
+    bundle = BundleDirectory.open(path)
+    add_to_bundle(bundle, calibrate(bundle, Chosen("rooms:6:1:48x64"), Settings(budget=budget), folder / "journal"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(calibration_bundles, tmp_path_factory):
+    return calibrated(calibration_bundles, tmp_path_factory.mktemp("typed"), Budget(0.05, 0.05))
+
+
+@pytest.fixture(scope="module")
+def overflowing(calibration_bundles, tmp_path_factory):
+    return calibrated(calibration_bundles, tmp_path_factory.mktemp("typed"), Budget(0.05, 0.05), norm_scale=1e5)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return Chosen("rooms:1:9:48x64").source[0].rgb
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    return pytest.importorskip("tensorrt_rtx")
+
+
+def test_the_typed_stage_holds_int8_weights_and_fp16_scales(bundle, tmp_path):
+    opened = BundleDirectory.open(bundle)
+    calibration = require_calibration(opened)
+    types = planned_boundaries(opened, calibration)
+    typed, int8 = type_by_plan(opened, opened.manifest.stages[0], calibration, tmp_path / "e.onnx", precision="int8", boundaries=types)
+    assert "blocks.0.ff.0/MatMul_0" in int8 and typed.nodes["float16"] > typed.nodes["float32"]
+    onnx.checker.check_model(str(tmp_path / "e.onnx"), full_check=True)
+    model = onnx.load(tmp_path / "e.onnx")
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert held["blocks.0.ff.0.weight:int8"].data_type == TensorProto.INT8
+    assert held["blocks.0.ff.0.weight:scale"].data_type == TensorProto.FLOAT16 and held["n:scale"].data_type == TensorProto.FLOAT16
+    assert held["blocks.0.ff.0.bias"].data_type == TensorProto.FLOAT16 and "blocks.0.ff.0.weight" not in held
+    assert list(tmp_path.glob("*.wide*")) == []
+
+
+def test_onnxruntime_runs_int8_close_to_fp32(bundle, tmp_path, photo):
+    maps = {}
+    for precision in ("fp32", "int8"):
+        report = build_plan(bundle, tmp_path / f"{precision}.plan", BuildOptions("onnxruntime", precision))
+        with Pipeline.open(tmp_path / f"{precision}.plan") as pipeline:
+            maps[precision] = pipeline.predict(photo).values
+    assert report.manifest.precision == "int8" and report.manifest.stages[0].precision == "int8"
+    moved = np.abs(maps["int8"] - maps["fp32"]) / maps["fp32"]
+    assert 0 < moved.mean() < 0.02
+
+
+def test_tensorrt_rtx_compiles_int8_and_holds_it(bundle, rtx, tmp_path):
+    report = build_plan(bundle, tmp_path / "x.plan", BuildOptions("tensorrt-rtx", "int8", ("sm86", "sm89", "sm120")))
+    plan = require_calibration(BundleDirectory.open(bundle)).plan
+    assert report.stages[0].layers["int8"] >= 2
+    assert [stage.precision for stage in report.manifest.stages] == [plan.precision("encoder"), plan.precision("head")]
+
+
+def test_a_network_whose_norm_overflows_is_built_with_that_part_wide(overflowing, rtx, tmp_path, photo):
+    """Plain FP16 typing knows nothing of the magnitudes; the plan does."""
+    report = build_plan(overflowing, tmp_path / "x.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86",)))
+    assert report.stages[0].layers.get("bf16", 0) + report.stages[0].layers.get("float", 0) >= 2
+    report = build_plan(overflowing, tmp_path / "y.plan", BuildOptions("tensorrt-rtx", "int8", ("sm86",)))
+    assert report.stages[0].layers.get("bf16", 0) + report.stages[0].layers.get("float", 0) >= 2
+
+
+def test_int8_of_an_uncalibrated_bundle_is_refused_and_the_command_named(calibration_bundles, tmp_path, capsys):
+    path = calibration_bundles.write_bundle(tmp_path / "plain", calibration_bundles.token_models(), calibration_bundles.small_contract())
+    with pytest.raises(UsageError, match="depth-calibrate"):
+        build_plan(path, tmp_path / "x.plan", BuildOptions("onnxruntime", "int8"))
+    assert main([str(path), "--precision", "int8", "-o", str(tmp_path / "x.plan")]) == 2
+    assert "depth-calibrate" in capsys.readouterr().err and not (tmp_path / "x.plan").exists()
+
+
+def test_a_plan_that_was_changed_is_refused(calibration_bundles, tmp_path):
+    path = calibrated(calibration_bundles, tmp_path, Budget(0.05, 0.05))
+    data = json.loads((path / PLAN).read_text())
+    data["regions"][0]["precision"] = "fp16"
+    (path / PLAN).write_text(json.dumps(data))
+    with pytest.raises(ChecksumError):
+        build_plan(path, tmp_path / "x.plan", BuildOptions("onnxruntime", "int8"))
