@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from .child import GIB, Progress, default_limit_nbytes, run_child
 from .parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from .plan_file import file_facts, write_plan
 from .product_types import products_by_type
+from .scratch import scratch_beside
 from .tensorrt_build import TARGETS
 from .typed import boundary_types, type_stage
 
@@ -101,8 +101,8 @@ def build_plan(
             say(verdict)
     if options.backend == "tensorrt-rtx" and not options.targets:
         options = replace(options, targets=TARGETS)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent) as scratch:
-        builder = _Builder(bundle, options, Path(scratch), tell, calibration)
+    with scratch_beside(path) as scratch:
+        builder = _Builder(bundle, options, scratch, tell, calibration)
         parity = builder.type_stages()
         if parity is not None:
             say(parity.table())

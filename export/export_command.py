@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +97,10 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
     options = build_options(arguments)
     refuse_existing(output, arguments.force)
     from .build import build_plan, summary
+    from .scratch import scratch_beside
 
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent) as scratch:
-        bundle = Path(scratch) / "bundle"
+    with scratch_beside(output) as scratch:
+        bundle = scratch / "bundle"
         _bundle(arguments, bundle, False, say, lambda what, done: progress(what, done / 2))
         report = build_plan(bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, 0.5 + done / 2))
     say(summary(report, file_nbytes(arguments.output)))
