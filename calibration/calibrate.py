@@ -38,6 +38,7 @@ class Settings:
         memory_nbytes: bound for the observation.
         regions: most regions per stage.
         measured: stage times of a card, or None.
+        also: see ``quantize.activation_inputs``.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -47,6 +48,7 @@ class Settings:
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES
     regions: int = MOST_REGIONS
     measured: Measured | None = None
+    also: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not 1 <= self.regions <= 4096:
@@ -79,13 +81,14 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     chain = Chain(bundle, settings.protocol, settings.prompt)
     provenance = data.provenance()
     key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "prompt": settings.prompt or "", "memory": settings.memory_nbytes}
+    key |= {"also": list(settings.also)}
     journal = Journal(journal_folder, key)
     photos = prepare_photos(chain, data, journal, tick)
     chosen = split(photos, data.evaluation_ids(), provenance["kind"])
     used = sorted([*chosen.ranges, *chosen.validation], key=lambda photo: photo.number)
     counted = {photo.number for photo in chosen.ranges}
-    seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, tick=tick)
-    evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal)
+    seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, tick=tick)
+    evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal, settings.also)
     found = Search(evaluator, model, settings.budget, settings.precisions, settings.measured, most_regions=settings.regions, tick=tick).run()
     table = make_table(model, chain, chosen, provenance, seen)
     for stage, ranges in found.ranges.items():

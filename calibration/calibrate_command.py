@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="words, for a network that is asked in words")
     parser.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="bound for the observation; less means more passes (default: %(default)s)")
     parser.add_argument("--regions", type=int, default=48, metavar="N", help="most regions per stage; fewer are faster to search (default: %(default)s)")
+    parser.add_argument("--also", default="", metavar="LIST", help="quantise these too: residual-adds, attention-products (default: neither)")
     parser.add_argument("--latency", type=Path, metavar="FILE", help="measured stage times of a card, JSON: {device, stages: {stage: {precision: ms}}}")
     common_flags(parser)
     return parser
@@ -56,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
     from .images import Chosen
     from .objective import Budget
+    from .quantize import ALSO
     from .report import report_lines
     from .search import CANDIDATES
 
@@ -64,6 +66,9 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(CANDIDATES))
     if options.images < 2 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
         raise UsageError("a number is out of range", wanted="--images from 2, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
+    also = tuple(word.strip() for word in options.also.split(",") if word.strip())
+    if unknown := set(also) - set(ALSO):
+        raise UsageError(f"--also {sorted(unknown)[0]!r}", wanted=", ".join(ALSO))
     budget = Budget.parse(options.budget)
     measured = _measured(options.latency) if options.latency else None
     with BundleDirectory.open(options.bundle) as bundle:
@@ -71,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
             raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", mend="pass --force to replace its calibration")
         data = Chosen(options.data, options.images, options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
-        settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured)
+        settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured, also)
         with Progress(0, "steps", options.quiet) as progress:
             result = calibrate(bundle, data, settings, journal, _ticker(progress))
         for text in result.table.warnings:

@@ -32,6 +32,7 @@ class Evaluator:
         photos: the validation images, with their stage inputs in the journal.
         sample: gives the image of a number, with its depth.
         journal: holds what flows between the FP32 stages.
+        also: see ``quantize.activation_inputs``.
 
     Attributes:
         truth: ``ground truth``, or ``fp32 output`` if the images have no depth or the network has no unit.
@@ -43,7 +44,15 @@ class Evaluator:
         AccuracyError: if the FP32 network itself gives no depth.
     """
 
-    def __init__(self, chain: Chain, seen: dict[str, StageObservation], photos: list[Photo], sample: Callable[[int], Sample], journal: Journal):
+    def __init__(
+        self,
+        chain: Chain,
+        seen: dict[str, StageObservation],
+        photos: list[Photo],
+        sample: Callable[[int], Sample],
+        journal: Journal,
+        also: tuple[str, ...] = (),
+    ):
         if not photos:
             raise InputError("no image is left to validate on", wanted="at least one", mend="give more images")
         if chain.contract.output.kind == "mask":
@@ -52,7 +61,7 @@ class Evaluator:
             )
         self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
         self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
-        self.tried = 0
+        self.tried, self.also = 0, also
         self._held: dict[str, dict[str, np.ndarray]] = {}
         self._room = HOLD_NBYTES
         self._sessions: dict[str, StageSession] = {}
@@ -112,7 +121,8 @@ class Evaluator:
     def variant(self, stage: str, choices: Choices, boundaries: dict[str, str]) -> StageGraph:
         """The FP32 graph of a stage with the choices' rounding in it."""
         graph = self.chain.graphs[stage].copy()
-        make_int8(graph, choices, ranges_for(self.chain.graphs[stage], choices, self.seen[stage]), stored=False)
+        ranges = ranges_for(self.chain.graphs[stage], choices, self.seen[stage], self.also)
+        make_int8(graph, choices, ranges, stored=False, also=self.also)
         precisions = {name: choice.precision for names, choice in choices.items() for name in names}
         round_through(graph, precisions, self.stays[stage], boundaries)
         return graph

@@ -18,12 +18,12 @@ from .table import TensorRange
 Choices = dict[tuple[str, ...], Choice]  # nodes of a region -> what it computes in
 
 
-def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, products: bool = False) -> dict[str, TensorRange]:
+def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also: tuple[str, ...] = ()) -> dict[str, TensorRange]:
     """Range of every activation that some INT8 node reads, by that node's rule; where rules meet in one tensor the first node's counts.
 
     A tensor that SmoothQuant divides gets the greatest magnitude it has left, and its channels for the division.
     """
-    inputs = activation_inputs(graph, products=products)
+    inputs = activation_inputs(graph, also)
     nodes = {node.name: node for node in graph.model.graph.node}
     ranges: dict[str, TensorRange] = {}
     for names, choice in choices.items():
@@ -41,12 +41,12 @@ def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, prod
     return ranges
 
 
-def make_int8(graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], *, stored: bool, products: bool = False) -> Quantized:
-    """Smooth and quantise what the choices say, in place; see ``quantize`` for ``stored`` and ``products``."""
+def make_int8(graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], *, stored: bool, also: tuple[str, ...] = ()) -> Quantized:
+    """Smooth and quantise what the choices say, in place; see ``quantize`` for ``stored`` and ``also``."""
     channels = {name: np.asarray(found.channels) for name, found in ranges.items() if found.channels}
     _smooth(graph, choices, channels)
     nodes = [name for names, choice in choices.items() if choice.precision == "int8" for name in names]
-    return quantize(graph, ranges, nodes, stored=stored, products=products)
+    return quantize(graph, ranges, nodes, stored=stored, also=also)
 
 
 def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,7 +57,7 @@ def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]
     return done
 
 
-def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...], ranges: dict[str, TensorRange]) -> Quantized:
+def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...], ranges: dict[str, TensorRange], also: tuple[str, ...] = ()) -> Quantized:
     """Write the form of an FP32 stage in which the INT8 regions hold Q/DQ and INT8 weights, and everything else is FP32 still.
 
     Args:
@@ -65,6 +65,7 @@ def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...]
         target: the graph to write; its weights go to ``<target>.data``.
         regions: of this stage, from the precision plan.
         ranges: of this stage, from the calibration table.
+        also: of the precision plan.
 
     Raises:
         InputError: if the plan names nodes that the graph does not have, or the table lacks a range that the plan needs.
@@ -75,7 +76,7 @@ def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...]
     for region in regions:
         if missing := [name for name in region.nodes if name not in known]:
             raise InputError(f"the precision plan names the node {missing[0]}, which {source.name} does not have", mend="run depth-calibrate on this bundle")
-    done = make_int8(graph, {region.nodes: region.choice for region in regions}, ranges, stored=True)
+    done = make_int8(graph, {region.nodes: region.choice for region in regions}, ranges, stored=True, also=also)
     if lacking := [name for name, why in done.left.items() if why.startswith("no range")]:
         raise InputError(f"the calibration table has no range for the node {lacking[0]}", mend="run depth-calibrate on this bundle")
     graph.save(target)

@@ -118,8 +118,7 @@ def observe(
     *,
     count: set[int],
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
-    residuals: bool = False,
-    products: bool = False,
+    also: tuple[str, ...] = (),
     tick: Tick = lambda what: None,
 ) -> dict[str, StageObservation]:
     """Run stage after stage over all images and look at what flows.
@@ -129,6 +128,7 @@ def observe(
 
     Args:
         count: numbers of the photos that count for the ranges; the others only flow through (the validation split).
+        also: see ``quantize.activation_inputs``.
         tick: called after every window of every pass.
 
     Raises:
@@ -137,17 +137,17 @@ def observe(
     """
     seen: dict[str, StageObservation] = {}
     for place, spec in enumerate(chain.specs):
-        seen[spec.name] = _observe_stage(chain, place, photos, journal, count, memory_nbytes, residuals, products, tick)
+        seen[spec.name] = _observe_stage(chain, place, photos, journal, count, memory_nbytes, also, tick)
     return seen
 
 
-def passes(chain: Chain, memory_nbytes: int, residuals: bool = False, products: bool = False) -> dict[str, int]:
+def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict[str, int]:
     """How often each stage is run over all images."""
-    return {spec.name: len(_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, residuals, products)) for spec in chain.specs}
+    return {spec.name: len(_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also)) for spec in chain.specs}
 
 
 def _observe_stage(
-    chain: Chain, place: int, photos: list[Photo], journal: Journal, count: set[int], memory_nbytes: int, residuals: bool, products: bool, tick: Tick
+    chain: Chain, place: int, photos: list[Photo], journal: Journal, count: set[int], memory_nbytes: int, also: tuple[str, ...], tick: Tick
 ) -> StageObservation:
     spec = chain.specs[place]
     graph = chain.graphs[spec.name]
@@ -155,7 +155,7 @@ def _observe_stage(
     state = f"stage_{place:03d}"
     seen = StageObservation.from_arrays(journal.get(state))
     finished = journal.fact(state) or [0, 0]  # whole passes, items of the next one
-    groups = _plan(graph, chain.batch, memory_nbytes, residuals, products)
+    groups = _plan(graph, chain.batch, memory_nbytes, also)
     for number, names in enumerate(groups):
         if number < finished[0]:
             continue
@@ -196,9 +196,9 @@ def _look(seen: StageObservation, names: list[str], values: dict[str, np.ndarray
             seen.peaks[name] = max(seen.peaks.get(name, 0.0), peak)
 
 
-def _plan(graph: StageGraph, batch: int, memory_nbytes: int, residuals: bool, products: bool) -> list[list[str]]:
+def _plan(graph: StageGraph, batch: int, memory_nbytes: int, also: tuple[str, ...]) -> list[list[str]]:
     """Which activations are looked at in which pass."""
-    wanted = activation_inputs(graph, residuals=residuals, products=products)
+    wanted = activation_inputs(graph, also)
     names = sorted({node.input[p] for node in graph.model.graph.node if node.name in wanted for p in wanted[node.name]})
     kinds, shapes = graph.types_and_shapes(batch)
     sizes = {name: 4 * int(np.prod(shapes[name], dtype=np.int64)) if shapes.get(name) else 0 for name in names if kinds.get(name) == FLOAT}

@@ -13,6 +13,7 @@ from ..runtime.files import whole_file
 from ..runtime.manifest import SHA256, BundleManifest
 from ..runtime.spec import PRECISIONS, fields
 from .observers import OBSERVERS
+from .quantize import ALSO
 from .table import model_fingerprint
 
 FORMAT, VERSION = "fathom-precision-plan", 1
@@ -107,6 +108,7 @@ class PrecisionPlan:
         verdicts: one sentence per stage.
         overflows: tensors that FP16 cannot hold: stage, tensor, region, greatest magnitude.
         variants: what was tried.
+        also: what was quantised besides layers with weights (``quantize.ALSO``).
     """
 
     model_sha256: str
@@ -118,8 +120,11 @@ class PrecisionPlan:
     verdicts: dict[str, str]
     overflows: tuple[dict[str, Any], ...]
     variants: tuple[Variant, ...]
+    also: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if unknown := set(self.also) - set(ALSO):
+            raise ValueError(f"unknown kind of quantised node {sorted(unknown)[0]!r}")
         if not SHA256.fullmatch(self.model_sha256):
             raise ValueError(f"not a SHA-256: {self.model_sha256!r}")
         seen: set[tuple[str, str]] = set()
@@ -146,7 +151,14 @@ class PrecisionPlan:
             facts = {name: getattr(region, name) for name in ("stage", "path", "kind", "reason", "evidence", "macs")}
             facts |= {"nodes": list(region.nodes), "precision": region.choice.precision, "observer": region.choice.observer, "smooth": region.choice.smooth}
             regions.append(facts)
-        data |= {"format": FORMAT, "version": VERSION, "regions": regions, "keep_fp32": list(self.keep_fp32), "overflows": list(self.overflows)}
+        data |= {
+            "format": FORMAT,
+            "version": VERSION,
+            "regions": regions,
+            "keep_fp32": list(self.keep_fp32),
+            "overflows": list(self.overflows),
+            "also": list(self.also),
+        }
         return data | {"variants": [{name: getattr(v, name) for name in v.__dataclass_fields__} for v in self.variants]}
 
     @classmethod
@@ -157,8 +169,8 @@ class PrecisionPlan:
             ValueError: if it is another format or version, or a key is missing, unknown or of the wrong kind.
         """
         kinds = {"format": str, "version": int, "model_sha256": str, "budget": dict, "truth": str, "cost": dict, "regions": list}
-        kinds |= {"keep_fp32": list, "verdicts": dict, "overflows": list, "variants": list}
-        form, version, model, budget, truth, cost, lines, keep, verdicts, overflows, tried = fields(data, "precision plan", **kinds)
+        kinds |= {"keep_fp32": list, "verdicts": dict, "overflows": list, "variants": list, "also": list}
+        form, version, model, budget, truth, cost, lines, keep, verdicts, overflows, tried, also = fields(data, "precision plan", **kinds)
         if (form, version) != (FORMAT, VERSION):
             raise ValueError(f"format {form!r} version {version}, wanted {FORMAT!r} version {VERSION}")
         number = (int, float)
@@ -170,7 +182,7 @@ class PrecisionPlan:
             regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), Choice(precision, observer, float(smooth)), reason, evidence, macs))
         names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool}
         variants = tuple(Variant(*fields(line, "variant", **names)) for line in tried)
-        return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants)
+        return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants, tuple(map(str, also)))
 
 
 def write_plan(plan: PrecisionPlan, path: str | Path, force: bool = False) -> None:

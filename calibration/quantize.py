@@ -13,6 +13,7 @@ from .observers import LEVELS
 from .stage_graph import StageGraph
 from .table import TensorRange
 
+ALSO = ("residual-adds", "attention-products")
 QUANTISABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 OPSET = 19  # the first in which a scale may be FP16, which the high-precision side of a typed stage is
 LEAST_ACTIVATION_SCALE = 2.0**-14  # the smallest normal FP16 number
@@ -37,12 +38,12 @@ class Quantized:
     left: dict[str, str]
 
 
-def activation_inputs(graph: StageGraph, *, residuals: bool = False, products: bool = False) -> dict[str, tuple[int, ...]]:
+def activation_inputs(graph: StageGraph, also: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
     """Which inputs of which nodes INT8 needs a range for.
 
-    Conv, ConvTranspose, MatMul and Gemm with a constant weight read one activation. Attention products (``products``) read two;
-    residual additions (``residuals``) fuse with the convolution before them where both inputs are quantised. Both stay in high
-    precision unless asked for.
+    Conv, ConvTranspose, MatMul and Gemm with a constant weight read one activation. ``attention-products`` read two;
+    ``residual-adds`` fuse with the convolution before them where both inputs are quantised. Both stay in high precision unless
+    ``also`` names them.
 
     Returns:
         node name -> positions of the activations.
@@ -53,12 +54,13 @@ def activation_inputs(graph: StageGraph, *, residuals: bool = False, products: b
             constant = len(node.input) > 1 and node.input[1] in graph.constants
             if constant and node.input[0] not in graph.constants:
                 found[node.name] = (0,)
-            elif products and node.op_type == "MatMul" and not any(name in graph.constants for name in node.input):
+            elif "attention-products" in also and node.op_type == "MatMul" and not any(name in graph.constants for name in node.input):
                 found[node.name] = (0, 1)
-    if residuals:
+    if "residual-adds" in also:
         for node in graph.model.graph.node:
-            makers = [graph.maker.get(name) for name in node.input]
-            if node.op_type == "Add" and all(makers) and any(maker.name in found and maker.op_type.startswith("Conv") for maker in makers):
+            makers = [maker for name in node.input if (maker := graph.maker.get(name)) is not None]
+            flowing = not any(name in graph.constants for name in node.input)
+            if node.op_type == "Add" and flowing and any(maker.name in found and maker.op_type.startswith("Conv") for maker in makers):
                 found[node.name] = (0, 1)
     return found
 
@@ -108,9 +110,7 @@ def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int | None) ->
     return np.clip(np.rint(np.asarray(weight, np.float32) / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
 
 
-def quantize(
-    graph: StageGraph, ranges: dict[str, TensorRange], nodes: Iterable[str], *, stored: bool = True, residuals: bool = False, products: bool = False
-) -> Quantized:
+def quantize(graph: StageGraph, ranges: dict[str, TensorRange], nodes: Iterable[str], *, stored: bool = True, also: tuple[str, ...] = ()) -> Quantized:
     """Put Q/DQ pairs before the activations and weights of some nodes, in place.
 
     One pair per tensor serves all quantised readers; other readers (a residual addition, a norm) keep the original. Biases stay
@@ -122,13 +122,13 @@ def quantize(
         nodes: names of the nodes that shall compute in INT8.
         stored: weights are stored as INT8 with a DequantizeLinear; otherwise they stay FP32 and are quantised in the graph, which
             needs no memory and gives the same numbers.
-        residuals, products: see ``activation_inputs``.
+        also: see ``activation_inputs``.
 
     Raises:
         BuildFailedError: if the graph has an opset before 18.
     """
     wanted = set(nodes)
-    inputs = activation_inputs(graph, residuals=residuals, products=products)
+    inputs = activation_inputs(graph, also)
     if wanted:
         graph.raise_opset(OPSET)
     work = _Placement(graph, stored)

@@ -226,7 +226,7 @@ class Search:
         seen: dict[str, StageObservation] = self.evaluator.seen
         graphs = self.evaluator.chain.graphs
         plan = self._plan(chosen)
-        ranges = {stage: ranges_for(graphs[stage], choices, seen[stage]) for stage, choices in plan.items()}
+        ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
         regions, overflows = [], []
         for region, line in self._lines.items():
             macs = self._models[region.stage].region_macs(region)
@@ -237,4 +237,9 @@ class Search:
         overflows.sort(key=lambda fact: -fact["peak"])
         keep = self.evaluator.keep_fp32(plan)
         truth, variants = self.evaluator.truth, mark_pareto(list(self._variants.values()))
-        return Found(PrecisionPlan(self.model_sha256, self.budget.to_json(), truth, cost, tuple(regions), keep, verdicts, tuple(overflows), variants), ranges)
+        return Found(
+            PrecisionPlan(
+                self.model_sha256, self.budget.to_json(), truth, cost, tuple(regions), keep, verdicts, tuple(overflows), variants, self.evaluator.also
+            ),
+            ranges,
+        )

@@ -82,7 +82,7 @@ def measure(
     found: dict[str, list[Sensitivity]] = {}
     for spec in evaluator.chain.specs:
         graph = evaluator.chain.graphs[spec.name]
-        inputs = activation_inputs(graph)
+        inputs = activation_inputs(graph, evaluator.also)
         lines = []
         overflows = fp16_overflows(evaluator.seen[spec.name].peaks)
         for region in find_regions(spec.name, graph, most_regions):

@@ -223,7 +223,7 @@ class _Builder:
             "half": products.get(onnx.TensorProto.FLOAT16, []),
             "full": products.get(onnx.TensorProto.FLOAT, []),
             "brain": products.get(onnx.TensorProto.BFLOAT16, []),
-            "int8": list(self._int8.get(name, ())),
+            "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
         }
         return request, {f"engines/{name}.engine": target}
 

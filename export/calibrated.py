@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..calibration.calibrate import PLAN, TABLE
+from ..calibration.calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
+from ..calibration.images import Chosen
 from ..calibration.int8_stage import write_int8_stage
+from ..calibration.objective import Budget
 from ..calibration.precision_plan import Choice, PrecisionPlan, RegionPlan, read_plan
+from ..calibration.report import report_lines
 from ..calibration.table import CalibrationTable, read_table
 from ..runtime.bundle import BundleDirectory
 from ..runtime.errors import UsageError
@@ -103,6 +106,29 @@ def require_calibration(bundle: BundleDirectory) -> Calibration:
     return found
 
 
+def calibrate_bundle(path: Path, data: str, budget: str | None, folder: Path, say: Callable[[str], None], tick: Callable[[str], None]) -> None:
+    """What ``depth-calibrate`` does with its usual settings, on a bundle that is about to be built.
+
+    Args:
+        path: of the bundle; table and plan are put into it.
+        data: a ``--data`` argument.
+        budget: a ``--budget`` argument, None for the usual one.
+        folder: for the journal.
+        say: told the warnings about the images and the report.
+        tick: told what was done, after every step.
+
+    Raises:
+        UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.
+    """
+    settings = Settings(Budget.parse(budget) if budget else Budget())
+    with BundleDirectory.open(path) as bundle:
+        result = calibrate(bundle, Chosen(data), settings, folder / "calibration", tick)
+        for warning in result.table.warnings:
+            say(f"warning: {warning}")
+        add_to_bundle(bundle, result)
+    say("\n".join(report_lines(result)))
+
+
 def planned_boundaries(bundle: BundleDirectory, calibration: Calibration) -> dict[str, str]:
     """dtype of the tensors between stages, as the plan wants them."""
     manifest = bundle.manifest
@@ -134,7 +160,7 @@ def type_by_plan(
     """
     regions = calibration.regions(stage.spec.name, precision)
     wide = target if boundaries is None else target.with_name(f"{target.stem}.wide.onnx")
-    done = write_int8_stage(bundle.path(stage.file), wide, regions, calibration.table.stages.get(stage.spec.name, {}))
+    done = write_int8_stage(bundle.path(stage.file), wide, regions, calibration.table.stages.get(stage.spec.name, {}), calibration.plan.also)
     if boundaries is None:
         data = Path(f"{target}.data")
         nbytes = data.stat().st_size if data.exists() else 0

@@ -20,6 +20,7 @@ examples:
   depth-export --model evp-tiny -o evp-tiny/
   depth-export --model evp --weights model.safetensors -o evp/
   depth-export --model evp --weights model.safetensors -o evp.plan --backend tensorrt-rtx --precision fp16
+  depth-export --model evp --weights model.safetensors -o evp.plan --backend tensorrt-rtx --precision int8 --data nyu:nyu_depth_v2_labeled.mat
   depth-export --onnx fastdepth.onnx --contract fastdepth.json -o fastdepth/
 The exported stages are run with ONNX Runtime and compared with PyTorch; if they differ, the exit code is 4 and nothing is written.
 """
@@ -53,7 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     foreign.add_argument("--contract", metavar="FILE", help="JSON: preprocessing, output kind, unit and range")
     foreign.add_argument("--name", default="", help="what the network is called (default: the file's name)")
     foreign.add_argument("--licence", default="unknown", help="of the weights, written into the bundle (default: %(default)s)")
-    build_flags(parser.add_argument_group("for -o x.plan"))
+    building = parser.add_argument_group("for -o x.plan")
+    build_flags(building)
+    building.add_argument(
+        "--data", metavar="DATA", help="images to calibrate on, for --precision int8: nyu:FILE.mat, pairs:DIR, images:DIR (see depth-calibrate)"
+    )
+    building.add_argument("--budget", metavar="BUDGET", help="greatest change from FP32 (default: abs_rel=0.5%%,delta1=0.2pp)")
     common_flags(parser)
     return parser
 
@@ -102,6 +108,10 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
     with scratch_beside(output) as scratch:
         bundle = scratch / "bundle"
         _bundle(arguments, bundle, False, say, lambda what, done: progress(what, done / 2))
+        if arguments.data:
+            from .calibrated import calibrate_bundle
+
+            calibrate_bundle(bundle, arguments.data, arguments.budget, scratch, say, lambda what: progress(what, 0.5))
         report = build_plan(bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, 0.5 + done / 2))
     say(summary(report, file_nbytes(arguments.output)))
     _result(arguments, {"plan": str(output), "network": report.manifest.network.name, "backend": options.backend, "precision": options.precision})
@@ -109,6 +119,12 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
+    if (arguments.precision == "int8") != bool(arguments.data):
+        was = "--precision int8 needs images to calibrate on" if not arguments.data else "--data goes with --precision int8"
+        mend = "pass --data nyu:FILE.mat, pairs:DIR or images:DIR; or export a bundle, run depth-calibrate on it and depth-build"
+        raise UsageError(was, mend=mend if not arguments.data else "leave it out")
+    if arguments.budget and not arguments.data:
+        raise UsageError("--budget goes with --data", mend="leave it out")
     for flag in ("weights", "variant", *LOAD_OPTIONS):
         if arguments.onnx and getattr(arguments, flag) is not None:
             raise UsageError(f"--{flag.replace('_', '-')} does not go with --onnx", mend="leave it out")

@@ -83,8 +83,8 @@ def test_only_what_was_asked_for_is_quantised(rng):
     ]
     graph = graph_of(nodes, {"w": weight}, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 6, 6]})
     assert activation_inputs(graph) == {"a": (0,), "b": (0,)}
-    assert activation_inputs(graph, products=True)["p"] == (0, 1)
-    assert "residual" not in activation_inputs(graph, residuals=True)  # its other input is no convolution's
+    assert activation_inputs(graph, ("attention-products",))["p"] == (0, 1)
+    assert "residual" not in activation_inputs(graph, ("residual-adds",))  # neither input is a convolution's
     ranges = {name: TensorRange(2.0, "max", 4.0) for name in "xab"}
     done = quantize(graph, ranges, ["a", "b", "p", "residual"])
     assert done.nodes == ("a", "b") and set(done.left) == {"p", "residual"}
@@ -113,3 +113,18 @@ def test_extreme_weights_survive(rng):
 def test_activation_scales_reach_the_range_and_fit_fp16(amax):
     scale = activation_scale(amax)
     assert scale * 127 >= np.float32(amax) and np.float32(np.float16(scale)) == scale and scale >= 2.0**-14
+
+
+def test_residual_additions_are_quantised_when_asked(rng):
+    weight = rng.normal(size=(4, 4, 1, 1)).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], name="a"), helper.make_node("Add", ["x", "a"], ["y"], name="residual")]
+    graph = graph_of(nodes, {"w": weight}, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 6, 6]})
+    also = ("residual-adds",)
+    assert activation_inputs(graph, also) == {"a": (0,), "residual": (0, 1)}
+    x = rng.normal(size=(1, 4, 6, 6)).astype(np.float32)
+    plain = StageSession(graph).run({"x": x})["y"]
+    reach = {name: float(np.abs(values).max()) for name, values in (("x", x), ("a", plain - x))}
+    quantize(graph, {name: TensorRange(amax, "max", amax) for name, amax in reach.items()}, ["a", "residual"], also=also)
+    by_name = {node.name: node for node in graph.model.graph.node}
+    assert by_name["residual"].input[0] == by_name["a"].input[0] == "x:dequantized"  # one pair serves both
+    assert 0 < np.abs(StageSession(graph).run({"x": x})["y"] - plain).max() < 0.3

@@ -158,13 +158,11 @@ def test_little_memory_means_more_passes_and_the_same_ranges(bundle, tmp_path, m
 
     graph = Chain(BundleDirectory.open(path)).graphs["encoder"]
     tight = graph.weights_nbytes() + 4 * 4 * 96 * 64 + 2 * 4 * 96 * 64  # the largest activation in flight, and one to look at
-    passes = module._plan(graph, 1, tight, False, False)
-    assert len(passes) > 1 and sorted(n for group in passes for n in group) == sorted(
-        n for group in module._plan(graph, 1, 1 << 33, False, False) for n in group
-    )
+    passes = module._plan(graph, 1, tight, ())
+    assert len(passes) > 1 and sorted(n for group in passes for n in group) == sorted(n for group in module._plan(graph, 1, 1 << 33, ()) for n in group)
     assert all(same(plenty[stage], seen) for stage, seen in look(path, tmp_path / "b", tight).items())
     with pytest.raises(OutOfMemoryError, match="larger --memory"):
-        module._plan(graph, 1, 1000, False, False)
+        module._plan(graph, 1, 1000, ())
     assert resident_nbytes() > 0
 
 

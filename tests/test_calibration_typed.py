@@ -95,6 +95,30 @@ def test_int8_of_an_uncalibrated_bundle_is_refused_and_the_command_named(calibra
     assert "depth-calibrate" in capsys.readouterr().err and not (tmp_path / "x.plan").exists()
 
 
+def test_export_calibrates_and_builds_in_one_command(calibration_bundles, tmp_path, capsys):
+    """A network made elsewhere, one ONNX file: export, calibration and INT8 plan at once."""
+    from fathom.export.export_command import main as export
+
+    values = [onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", c, 32, 48]) for n, c in (("image", 3), ("depth", 1))]
+    weights = {"w": np.random.default_rng(0).normal(size=(1, 3, 3, 3)).astype(np.float32), "three": np.float32(3)}
+    nodes = [
+        onnx.helper.make_node("Conv", ["image", "w"], ["c"], name="conv/Conv_0", pads=[1] * 4),
+        onnx.helper.make_node("Sigmoid", ["c"], ["s"], name="conv/Sigmoid_0"),
+        onnx.helper.make_node("Add", ["s", "three"], ["depth"], name="conv/Add_0"),
+    ]
+    initializers = [onnx.numpy_helper.from_array(v, k) for k, v in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "one", values[:1], values[1:], initializers)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), tmp_path / "one.onnx")
+    (tmp_path / "one.json").write_text(json.dumps(calibration_bundles.small_contract().to_json()))
+    common = ["--onnx", str(tmp_path / "one.onnx"), "--contract", str(tmp_path / "one.json"), "-o", str(tmp_path / "one.plan"), "--precision", "int8"]
+    assert export(common) == 2 and "needs images" in capsys.readouterr().err
+    assert export([*common, "--data", "rooms:4:0:48x64", "--budget", "abs_rel=10%,delta1=10pp"]) == 0
+    assert "no photographs" in capsys.readouterr().err
+    with Pipeline.open(tmp_path / "one.plan") as pipeline:
+        assert pipeline.manifest.precision == "int8"
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_a_plan_that_was_changed_is_refused(calibration_bundles, tmp_path):
     path = calibrated(calibration_bundles, tmp_path, Budget(0.05, 0.05))
     data = json.loads((path / PLAN).read_text())
