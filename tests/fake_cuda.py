@@ -81,6 +81,7 @@ class Machine:
         self.fail_next = {}  # call -> name of the result
         self.threads = set()  # that made CUDA calls
         self.capturing = {}  # thread -> stream
+        self.execute = None  # engines run in ONNX Runtime
 
     # --- what went wrong, what is left
 

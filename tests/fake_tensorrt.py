@@ -42,7 +42,10 @@ def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), lies=
 
 
 def module(machine, rtx=False, version="10.13.3.9"):
-    """The package on a machine. ``module.counts`` tells how many engines and contexts are alive; ``module.fail`` makes calls fail."""
+    """The package on a machine, which may carry engines out itself (``execute``).
+
+    ``module.counts`` tells how many engines and contexts are alive; ``module.fail`` makes calls fail.
+    """
     trt = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     trt.__version__ = version
     trt.counts, trt.fail, trt.deserialised, trt.caches = {"engine": 0, "context": 0}, {}, 0, []
@@ -99,7 +102,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
             if words := trt.fail.pop("execute", None):
                 self.engine.logger.log(ILogger.ERROR, words)
                 return False
-            machine.send(machine.stream_of(stream), self._work)
+            machine.send(machine.stream_of(stream), self._work if machine.execute is None else lambda: machine.execute(self))
             return True
 
         def _work(self):
@@ -120,17 +123,18 @@ def module(machine, rtx=False, version="10.13.3.9"):
 
     class Engine:
         def __init__(self, facts, graph, logger):
+            trt.counts["engine"] += 1
+            self.facts, self.graph, self.logger = facts, graph, logger
+            if machine.execute is not None:
+                return
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            self.facts, self.logger = facts, logger
             self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            trt.counts["engine"] += 1
 
         def __del__(self):
-            if hasattr(self, "session"):
-                trt.counts["engine"] -= 1
+            trt.counts["engine"] -= 1
 
         num_io_tensors = property(lambda self: len(self.facts["dtypes"]))
         device_memory_size_v2 = property(lambda self: self.facts["activation_nbytes"])
