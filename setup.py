@@ -79,6 +79,7 @@ setup(
             "depth-build = fathom.export.build_command:main",
             "depth-calibrate = fathom.calibration.calibrate_command:main",
             "depth-bench = fathom.benchmarks.bench_command:main",
+            "depth-train = fathom.models.train_command:main",
         ]
     },
     cmdclass={"build_py": BuildWithoutSetup},

@@ -1,0 +1,62 @@
+"""The training losses of the papers, over depths in metres where the truth is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+FLOOR_M = 1e-3  # below which a prediction has no logarithm worth learning from
+ROOT_FLOOR = 1e-12  # keeps the slope of a square root finite where the error is zero
+
+
+def silog(prediction_m: Tensor, truth_m: Tensor, valid: Tensor, focus: float = 0.5, scale: float = 1.0, floor: float = ROOT_FLOOR) -> Tensor:
+    """scale * sqrt(mean d^2 - focus (mean d)^2) with d = ln truth - ln prediction, over all valid pixels of the batch together.
+
+    EVP and VPD: focus 0.5, scale 1. LLM-MDE's code: focus 0.85, scale 10, never below sqrt(1e-6) * 10; its paper (equation 3): focus 1.
+
+    Args:
+        prediction_m, truth_m: [B, 1, H, W]; the truth is positive where valid.
+        valid: bool [B, 1, H, W].
+        focus: share of the common factor that is forgiven; 1 forgives any scale.
+        floor: of what the root is drawn from.
+    """
+    d = torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))
+    return scale * ((d * d).mean() - focus * d.mean() ** 2).clamp_min(floor).sqrt()
+
+
+def ssi(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
+    """LLM-MDE's loss as its code has it (models with relative output learn metres squeezed to their range)."""
+    return silog(prediction_m, truth_m, valid, focus=0.85, scale=10.0, floor=1e-6)
+
+
+def l1_and_rmse(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
+    """DepthBLIP-2: half the mean absolute error and half the root of the mean square, over all valid pixels together."""
+    error = (prediction_m - truth_m)[valid]
+    return 0.5 * error.abs().mean() + 0.5 * (error * error).mean().clamp_min(ROOT_FLOOR).sqrt()
+
+
+def moa_parts(logits: Tensor, regressed_m: Tensor, edges_m: Tensor, truth_m: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """MoA-DepthCLIP's three losses, each without its weight (``MOA_WEIGHTS``).
+
+    ``cross_entropy`` of the bin that holds the truth; ``l1`` of the regressed depth; ``silog`` of the regressed depth in the paper's
+    own form, 10 (variance + 0.85 mean^2) of d, which has no root and forgives nothing.
+
+    Args:
+        logits: [B, bins, H, W].
+        regressed_m, truth_m: [B, 1, H, W].
+        edges_m: [bins + 1], growing; depths outside go to the first or last bin.
+        valid: bool [B, 1, H, W].
+    """
+    wanted = torch.bucketize(truth_m.clamp_min(FLOOR_M), edges_m[1:-1], right=True)  # [B, 1, H, W]
+    by_pixel = cross_entropy(logits, wanted[:, 0], reduction="none")  # [B, H, W]
+    d = torch.log(truth_m[valid]) - torch.log(regressed_m[valid].clamp_min(FLOOR_M))
+    return {
+        "cross_entropy": by_pixel[valid[:, 0]].mean(),
+        "l1": (regressed_m - truth_m)[valid].abs().mean(),
+        "silog": 10 * (((d - d.mean()) ** 2).mean() + 0.85 * d.mean() ** 2),
+    }
+
+
+MOA_WEIGHTS = {"cross_entropy": 1.0, "l1": 1.0, "silog": 0.5}
+LOSSES = {"silog": silog, "ssi": ssi, "l1_and_rmse": l1_and_rmse}

@@ -1,0 +1,359 @@
+"""Losses by hand, pictures that stay beside their depth, runs that can be interrupted, weights that load_evp reads."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fathom.benchmarks.metrics import depth_errors
+from fathom.datasets.rooms import Rooms
+from fathom.datasets.sample import Provenance, Sample
+from fathom.models import recipes, training
+from fathom.models.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
+from fathom.models.depth_decoder import DecoderConfig
+from fathom.models.evp import TINY, load_evp, random_evp, variant_of
+from fathom.models.learners import published_tensors
+from fathom.models.losses import l1_and_rmse, moa_parts, silog, ssi
+from fathom.models.metric_bins import BinsConfig
+from fathom.models.recipes import RECIPES, Recipe
+from fathom.models.stable_diffusion import BackboneConfig
+from fathom.models.train_command import main
+from fathom.models.training import Run, numbers_of_step, parameter_groups, read_log, train
+from fathom.models.training_data import Examples, KeptSamples
+from fathom.models.training_state import state_path
+from fathom.models.validation import baselines, errors, validate
+from fathom.runtime.errors import AccuracyError, UsageError
+
+PREDICTION = [1.0, 2.0, 4.0, 9.0]
+TRUTH = [1.5, 2.0, 3.0, 7.0]  # the last one is not valid
+D = [math.log(g) - math.log(p) for p, g in zip(PREDICTION[:3], TRUTH[:3], strict=True)]
+MEAN, SQUARE = sum(D) / 3, sum(d * d for d in D) / 3
+
+
+@pytest.fixture
+def maps():
+    shape = (1, 1, 2, 2)
+    valid = torch.tensor([True, True, True, False]).view(shape)
+    return torch.tensor(PREDICTION, dtype=torch.float64).view(shape), torch.tensor(TRUTH, dtype=torch.float64).view(shape), valid
+
+
+def test_silog_is_the_published_one(maps):
+    assert float(silog(*maps)) == pytest.approx(math.sqrt(SQUARE - 0.5 * MEAN**2), rel=1e-12)
+    assert float(silog(*maps, focus=1.0)) == pytest.approx(math.sqrt(SQUARE - MEAN**2), rel=1e-12)
+
+
+def test_silog_with_focus_one_forgives_any_scale(maps):
+    prediction, truth, valid = maps
+    assert float(silog(3 * prediction, truth, valid, focus=1.0)) == pytest.approx(float(silog(prediction, truth, valid, focus=1.0)), rel=1e-9)
+
+
+def test_ssi_is_that_of_llm_mde_and_has_its_floor(maps):
+    _, truth, valid = maps
+    assert float(ssi(*maps)) == pytest.approx(10 * math.sqrt(SQUARE - 0.85 * MEAN**2), rel=1e-12)
+    assert float(ssi(truth, truth, valid)) == pytest.approx(10 * math.sqrt(1e-6), rel=1e-12)
+
+
+def test_depthblip2_takes_half_of_each(maps):
+    errors_m = [p - g for p, g in zip(PREDICTION[:3], TRUTH[:3], strict=True)]
+    l1, rmse = sum(map(abs, errors_m)) / 3, math.sqrt(sum(e * e for e in errors_m) / 3)
+    assert float(l1_and_rmse(*maps)) == pytest.approx(0.5 * l1 + 0.5 * rmse, rel=1e-12)
+
+
+def test_moa_has_three_parts(maps):
+    prediction, truth, valid = maps
+    edges = torch.tensor([0.001, 1.75, 2.5, 10.0], dtype=torch.float64)  # 1.5 -> bin 0, 2.0 -> bin 1, 3.0 -> bin 2
+    logits = torch.tensor([[0.0, 0, 0], [1, 2, 3], [0.5, 0, -1], [9, 9, 9]], dtype=torch.float64).T.reshape(1, 3, 2, 2)
+    parts = moa_parts(logits, prediction, edges, truth, valid)
+    chances = [1 / 3, math.exp(2) / sum(map(math.exp, (1, 2, 3))), math.exp(-1) / (math.exp(0.5) + 1 + math.exp(-1))]
+    assert float(parts["cross_entropy"]) == pytest.approx(-sum(map(math.log, chances)) / 3, rel=1e-12)
+    assert float(parts["l1"]) == pytest.approx(1.5 / 3, rel=1e-12)
+    assert float(parts["silog"]) == pytest.approx(10 * ((SQUARE - MEAN**2) + 0.85 * MEAN**2), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [silog, ssi, l1_and_rmse])
+def test_a_perfect_prediction_has_a_finite_slope(maps, loss):
+    _, truth, valid = maps
+    prediction = truth.clone().requires_grad_(True)
+    loss(prediction, truth, valid).backward()
+    assert bool(prediction.grad.isfinite().all())
+
+
+def test_schedules_reach_the_papers_rates():
+    evp, vpd = RECIPES["evp"], RECIPES["vpd"]
+    assert [evp.rate_at(share) for share in (0, 1 / 15, 1)] == pytest.approx([3e-5, 2e-4, 3e-5])
+    assert evp.rate_at(1 / 15 + (14 / 15) / 2) == pytest.approx((2e-4 + 3e-5) / 2)
+    assert [vpd.rate_at(share) for share in (0, 0.5, 1)] == pytest.approx([3e-5, 5e-4, 3e-5])
+    assert vpd.rate_at(0.25) == vpd.rate_at(0.75) == pytest.approx(3e-5 + (5e-4 - 3e-5) * 0.5**0.9)
+    with pytest.raises(ValueError, match="schedule"):
+        dataclasses.replace(evp, schedule="square")
+    with pytest.raises(ValueError, match="end with 1"):
+        dataclasses.replace(evp, windows=((0.5, 96),))
+
+
+def test_the_backbone_learns_slowly_and_vectors_do_not_decay():
+    network = random_evp("nyu", SMALLER)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    groups = parameter_groups(names, RECIPES["evp"])
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["factor"] == (0.01 if names[parameter].startswith(("unet.", "vae.")) else 1.0)
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_every_pass_sees_every_sample_once():
+    seen = [number for step in range(6) for number in numbers_of_step(step, 3, 9, seed=4)]
+    assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9)) and seen[:9] != seen[9:]
+    assert seen == [number for step in range(6) for number in numbers_of_step(step, 3, 9, seed=4)]
+
+
+class Ramp:
+    """Photos whose red says how far it is: 25 levels per metre, and left differs from right."""
+
+    provenance = Provenance("images", "ramp", "0" * 64, 3)
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return (self[number] for number in range(3))
+
+    def __getitem__(self, number):
+        height, width = (60, 80), (48, 128)
+        rows, columns = (height, width)[number % 2]
+        depth = np.linspace(1, 9, columns, dtype=np.float32)[None] * np.linspace(0.8, 1, rows, dtype=np.float32)[:, None]
+        rgb = np.zeros((rows, columns, 3), np.uint8)
+        rgb[..., 0] = np.round(depth * 25)
+        return Sample(rgb, depth, np.ones((rows, columns), bool), None, str(number), "")
+
+
+@pytest.mark.parametrize("geometry", ["protocol", "window"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_photo_and_depth_stay_together(geometry, flip):
+    contract = variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract
+    examples = Examples(KeptSamples([Ramp()]), contract, geometry)
+    only_moves = Augmentation(flip=flip, colour=0.0, cut_depth=0.0)
+    for number in range(3):
+        image, truth, valid, _ = examples.example(number, np.random.default_rng(number), only_moves)
+        seen_m = (image[0, :96, :96] * 0.5 + 0.5) * 255 / 25
+        assert valid.mean() > 0.9 and np.abs(seen_m - truth)[valid].max() < 0.12  # half a source pixel, and a byte's step
+        first, last = truth[valid[:, 10], 10].mean(), truth[valid[:, 80], 80].mean()
+        assert (first > last) == bool(flip)
+        if geometry == "protocol":
+            assert not valid[:8].any() and valid[8:].all() and (image[:, :8, :96] == -1).all()  # the black bar
+
+
+def test_the_window_moves_at_random_over_a_wide_photo():
+    contract = variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract
+    examples = Examples(KeptSamples([Ramp()]), contract, "window")
+    moves = Augmentation(flip=0.0, colour=0.0, cut_depth=0.0)
+    starts = {float(examples.example(1, np.random.default_rng(seed), moves)[1][0, 0]) for seed in range(8)}
+    assert len(starts) > 4
+
+
+def test_a_mirror_moves_the_principal_point():
+    sample = Rooms(1, 0, (32, 48))[0]
+    turned = mirrored(sample)
+    assert np.array_equal(turned.rgb[:, ::-1], sample.rgb) and np.array_equal(turned.depth_m[:, ::-1], sample.depth_m)
+    assert turned.intrinsics[2] == 47 - sample.intrinsics[2] and mirrored(turned).digest() == sample.digest()
+
+
+def test_colours_change_and_stay_colours():
+    picture = np.random.default_rng(0).random((20, 30, 3), dtype=np.float32)
+    strong = Augmentation(colour=1.0)
+    changed = recoloured(picture, strong, np.random.default_rng(1))
+    assert changed.dtype == np.float32 and changed.min() >= 0 and changed.max() <= 1 and np.abs(changed - picture).mean() > 0.01
+    assert np.array_equal(recoloured(picture, Augmentation(colour=0.0), np.random.default_rng(1)), picture)
+    assert hue_matrix(0.7, 1.3) @ np.ones(3) == pytest.approx(np.ones(3), abs=1e-6)  # grey stays grey
+
+
+def test_cut_depth_does_not_wrap_around():
+    truth = np.linspace(0, 10, 40, dtype=np.float32)[:, None].repeat(50, axis=1)
+    picture = np.full((40, 50, 3), 2.0, np.float32)  # no colour looks like this
+    cut = cut_depth(picture, truth, 10.0, Augmentation(), np.random.default_rng(3))
+    columns = np.flatnonzero((cut != 2).all(axis=(0, 2)))
+    assert 1 <= len(columns) <= 0.75 * 50 and np.array_equal(columns, np.arange(columns[0], columns[-1] + 1))
+    assert np.allclose(cut[:, columns[0], 1], truth[:, 0] / 10) and (np.diff(cut[:, columns[0], 0]) > 0).all()
+
+
+def test_kept_samples_are_the_same_numbers(tmp_path):
+    fresh, kept = KeptSamples([Rooms(2, 3, (24, 32)), Rooms(2, 4, (24, 32))]), KeptSamples([Rooms(2, 3, (24, 32)), Rooms(2, 4, (24, 32))], tmp_path)
+    digests = [fresh[number].digest() for number in range(4)]
+    assert len(set(digests)) == 4
+    assert [kept[number].digest() for number in range(4)] == digests == [kept[number].digest() for number in range(4)]
+    assert kept[3].scene == fresh[3].scene and len(list(tmp_path.rglob("*.npz"))) == 4
+
+
+def test_validation_metrics_are_those_of_the_benchmark():
+    draw = np.random.default_rng(0)
+    prediction, truth = draw.uniform(0.5, 9, 500).astype(np.float32), draw.uniform(0.5, 9, 500).astype(np.float32)
+    reference = depth_errors(prediction, truth)
+    assert errors(prediction, truth) == pytest.approx({name: reference[name] for name in ("abs_rel", "rmse", "delta1")}, rel=1e-12)
+    with pytest.raises(AccuracyError, match="1 predicted depths are not finite and 1 not positive"):
+        errors(np.array([1.0, np.nan, -1.0]), np.ones(3))
+
+
+class Walls:
+    """Three flat walls at 2, 4 and 6 m."""
+
+    provenance = Provenance("rooms", "walls", "1" * 64, 3)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        depth = np.full((32, 32), 2.0 * (number + 1), np.float32)
+        return Sample(np.zeros((32, 32, 3), np.uint8), depth, depth > 0, None, str(number), "")
+
+
+def test_baselines_never_see_the_picture_they_guess():
+    contract = variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract
+    found = baselines(Examples(KeptSamples([Walls()]), contract))
+    wanted = (abs(5 - 2) / 2 + abs(4 - 4) / 4 + abs(3 - 6) / 6) / 3  # the others' mean, which for two is their median too
+    assert found["mean_map"]["abs_rel"] == pytest.approx(wanted) and found["constant"]["abs_rel"] == pytest.approx(wanted)
+    assert found["mean_map"]["delta1"] == pytest.approx(1 / 3)
+
+
+SMALLER = dataclasses.replace(
+    TINY,
+    backbone=BackboneConfig((8, 8, 16, 16), 4, 2, 8, (8, 8, 8, 8), 4),
+    tokens=8,
+    decoder=DecoderConfig(32, (8, 8, 8), 8),
+    bins=BinsConfig(32, 16, 8, (4, 2, 2, 1), (8, 8, 8, 8)),
+)
+QUICK = dataclasses.replace(RECIPES["evp-tiny"], batch=2, windows=((0.5, 32), (1.0, 96)))
+
+
+def quick_run(output: Path, steps: int = 4, recipe: Recipe = QUICK, rooms: int = 3, **changes) -> Run:
+    data = KeptSamples([Rooms(rooms, 1, (32, 48))])
+    network = random_evp("nyu", SMALLER)
+    facts = {"steps": steps, "seed": 5}
+    return Run(**({"network": network, "recipe": recipe, "data": data, "held_out": None, "output": output, "steps": steps, "seed": 5} | changes),
+               every=2, store="fp32", device=torch.device("cpu"), facts=facts)  # fmt: skip
+
+
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path):
+    whole = quick_run(tmp_path / "whole.safetensors", held_out=KeptSamples([Rooms(1, 9, (32, 48))]))
+    train(whole)
+
+    def stop(step: int) -> None:
+        if step == 3:  # one step after a state was saved
+            raise KeyboardInterrupt
+
+    output = tmp_path / "parts.safetensors"
+    parts = dataclasses.replace(whole, network=random_evp("nyu", SMALLER), output=output)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, reach=stop)
+    assert not output.exists() and state_path(output).is_file()
+    with pytest.raises(UsageError, match="another seed"):
+        train(dataclasses.replace(parts, network=random_evp("nyu", SMALLER, seed=8), facts={"steps": 4, "seed": 6}), resume=True)
+    train(dataclasses.replace(parts, network=random_evp("nyu", SMALLER, seed=8)), resume=True)
+    assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not state_path(output).exists() and sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".jsonl", ".safetensors", ".safetensors"]
+    one, other = (
+        [{k: v for k, v in line.items() if k != "wall_s"} for line in read_log(training.log_path(path))] for path in (output, tmp_path / "whole.safetensors")
+    )
+    assert one == other and [line["step"] for line in one if "validation" in line] == [2, 4]
+
+
+def test_the_weights_are_read_back_as_they_were(tmp_path):
+    run = quick_run(tmp_path / "evp.safetensors", steps=2)
+    train(run)
+    back = load_evp(run.output, "nyu", SMALLER)
+    assert back.origin.kind == "trained" and back.origin.warnings == ()
+    inputs = back.example_inputs()
+    with torch.no_grad():
+        assert torch.equal(back.boundaries(inputs)["depth"], run.network.boundaries(inputs)["depth"])
+    half = dict(published_tensors(run.network, torch.float16))
+    assert all(tensor.dtype in (torch.float16, torch.int64) for tensor in half.values())
+
+
+def test_it_learns_one_picture_by_heart(tmp_path):
+    recipe = dataclasses.replace(QUICK, batch=1, windows=(), rate=3e-3, augmentation=Augmentation(flip=0.0, colour=0.0, cut_depth=0.0))
+    network = random_evp("nyu", dataclasses.replace(SMALLER, nyu_window=32))
+    one = KeptSamples([Rooms(1, 1, (32, 48))])
+    examples, device = Examples(one, network.contract), torch.device("cpu")
+
+    def measured() -> float:
+        return validate(lambda batch: network(batch.image), examples, 1, device)["abs_rel"]
+
+    before = measured()
+    train(quick_run(tmp_path / "one.safetensors", steps=60, recipe=recipe, rooms=1, network=network, data=one))
+    assert measured() < 0.4 * before
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    run = quick_run(tmp_path / "x.safetensors")
+    run.network.decoder.conv_layers[0].weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(AccuracyError, match="loss of step 0 is nan"):
+        train(run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_that_no_gradient_reaches_are_named(tmp_path):
+    run = quick_run(tmp_path / "x.safetensors")
+    run.network.decoder.spare = torch.nn.Linear(2, 2)
+    with pytest.raises(AccuracyError, match=r"2 tensor.*decoder\.spare\.bias"):
+        train(run)
+
+
+def test_frozen_parts_stay_as_they_are(tmp_path):
+    recipe = dataclasses.replace(QUICK, trained=("depth_head.", "bins."), slow=())
+    run = quick_run(tmp_path / "x.safetensors", steps=2, recipe=recipe)
+    before = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
+    train(run)
+    changed = {name.split(".")[0] for name, tensor in run.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"depth_head", "bins"}  # not even the running statistics of a frozen decoder
+
+
+def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "evp-tiny", QUICK)
+    output = tmp_path / "w.safetensors"
+    words = ["--model", "evp-tiny", "--data", "rooms:3:1:32x48", "--val", "rooms:2:7:32x48", "--steps", "2", "--store", "fp16"]
+    words += ["-o", str(output), "--json", "--quiet"]
+    assert main(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    text = (tmp_path / "w.md").read_text()
+    assert facts["sha256"] in text and str(tmp_path) not in text and "rooms, 32x48, seed 7" in text
+    assert "depth-train --model evp-tiny --data rooms:3:1:32x48 --val rooms:2:7:32x48 --steps 2 --store fp16 -o w.safetensors" in text
+    assert f"{facts['results'][0]['mean_map']['abs_rel']:.3f}" in text and output.stat().st_size < 7e6
+    assert main(words) == 3 and "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--model", "evpp"], 2, "no recipe for 'evpp'"),
+        (["--model", "evp"], 2, "starts from trained weights"),
+        (["--data", "moon:1"], 2, "names no data"),
+        (["--data", "pairs:nowhere"], 3, "no folder"),
+        (["--lr", "-1"], 2, "no learning rate"),
+        (["--device", "abacus"], 2, "no device"),
+        (["--device", "cuda:99"], 6, "finds no cuda:99"),
+        (["-o", "x.pt"], 2, "no .safetensors"),
+        (["--resume"], 3, "state of an interrupted run"),
+    ],
+)
+def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ["--model", "evp-tiny", "--data", "rooms:2:1:32x48", "-o", "x.safetensors", "--steps", "1"]
+    assert main([*base, *words]) == code
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_one_set_of_weights(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", "-m", "fathom.models.train_command"]
+    words = ["--model", "evp-tiny", "--data", "rooms:4:1:32x48", "--steps", "2", "--batch", "1", "--threads", "1"]
+    words += ["-o", str(tmp_path / "w.safetensors"), "--json"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and json.loads(done.stdout)["steps"] == 2
+    load_evp(tmp_path / "w.safetensors", "nyu", TINY)
