@@ -6,9 +6,12 @@ import argparse
 import sys
 
 from ..runtime.command import run_command
-from . import accuracy_command
+from . import accuracy_command, latency_command
 
-COMMANDS = {"accuracy": ("engines against the truth and against PyTorch on a data set", accuracy_command)}
+COMMANDS = {
+    "accuracy": ("engines against the truth and against PyTorch on a data set", accuracy_command),
+    "latency": ("how long a network takes, engine by engine and in PyTorch", latency_command),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

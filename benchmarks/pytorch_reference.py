@@ -65,14 +65,15 @@ def open_reference(bundle: str | Path, weights: str | Path | None = None, batch:
         raise UsageError(f"{bundle} is no folder", wanted="a bundle made by depth-export; its manifest says which network PyTorch should run")
     artefact = BundleDirectory.open(bundle)
     try:
-        network = _load(artefact, weights)
+        network = load_network(artefact, weights)
         return Pipeline(artefact, TorchBackend(network, artefact.manifest.specs()), batch)
     except BaseException:
         artefact.close()
         raise
 
 
-def _load(artefact: BundleDirectory, weights: str | Path | None):
+def load_network(artefact: BundleDirectory, weights: str | Path | None):
+    """The PyTorch network of an open bundle, on the CPU; arguments and errors as in ``open_reference``."""
     facts = artefact.manifest.network
     origin = facts.weights
     try:

@@ -222,6 +222,16 @@ class Pipeline:
         size = next(tensor.shape[0] for spec in self.manifest.specs() for tensor in spec.inputs if tensor.name == name)
         return (size, size, size) if isinstance(size, int) else (1, 1, GREATEST_BATCH)
 
+    @property
+    def backend(self) -> Backend:
+        """What executes the engines, for measurements.
+
+        Raises:
+            ValueError: if the pipeline is closed.
+        """
+        self._refuse_closed()
+        return self._backend
+
     def interrupt(self) -> None:
         """Make a prediction that is under way in another thread end soon, with an error, and refuse any other."""
         if (backend := self._backend) is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .gpu_worker import GpuWorker
 from .spec import DTYPES, StageSpec, TensorSpec
-from .tensorrt_session import PhotoJob, RunJob, TensorRTSession
+from .tensorrt_session import PhotoJob, RunJob, TensorRTSession, TimeJob
 
 if TYPE_CHECKING:
     from .contract import Protocol
@@ -68,6 +68,15 @@ class TensorRTBackend:
         """See ``backend.Backend.run``."""
         if not keep <= self._made.keys():
             raise ValueError(f"no stage makes {sorted(keep - self._made.keys())}")
+        self._check(inputs)
+        return self._worker.submit(RunJob(inputs, keep or self._ends)).result()
+
+    def device_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> list[float]:
+        """How long the device takes for all stages, run after run, without the copies from and to the host; arguments as in ``run``."""
+        self._check(inputs)
+        return self._worker.submit(TimeJob(inputs, runs)).result()
+
+    def _check(self, inputs: dict[str, np.ndarray]) -> None:
         if set(inputs) != set(self._inputs):
             raise ValueError(f"inputs {sorted(inputs)}, wanted exactly {sorted(self._inputs)}")
         symbols: dict[str, int] = {}
@@ -76,7 +85,6 @@ class TensorRTBackend:
         for size in symbols.values():
             if not self._batch[0] <= size <= self._batch[2]:
                 raise ValueError(f"a batch of {size}, wanted {self._batch[0]} to {self._batch[2]} for this plan")
-        return self._worker.submit(RunJob(inputs, keep or self._ends)).result()
 
     def predict_photos(
         self, photos: list[np.ndarray], placed: list[tuple[Placed, ...]], protocol: Protocol, batch: int

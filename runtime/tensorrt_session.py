@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,14 @@ class RunJob:
 
     inputs: dict[str, np.ndarray]
     keep: frozenset[str]
+
+
+@dataclass(frozen=True)
+class TimeJob:
+    """The same tensors through the network again and again, timed on the device."""
+
+    inputs: dict[str, np.ndarray]
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class TensorRTSession:
         """See ``gpu_worker.Session.free``."""
         return any(lane.free() is not None for lane in self.lanes)
 
-    def begin(self, job: RunJob | PhotoJob) -> Sent:
+    def begin(self, job: RunJob | PhotoJob | TimeJob) -> Sent:
         """See ``gpu_worker.Session.begin``: on the lane with the least to do."""
         lane = min(self.lanes, key=lambda lane: sum(slot.busy for slot in lane.slots))
         number = lane.free()
@@ -181,6 +190,8 @@ class TensorRTSession:
         with self.device:
             if isinstance(job, RunJob):
                 collect = self._send(lane.chain, slot, job)
+            elif isinstance(job, TimeJob):
+                collect = self._time(lane.chain, job)
             elif lane.photos:
                 collect = lane.photos[number].send(job.photos, job.placed, job.protocol, job.batch)
             else:
@@ -188,6 +199,24 @@ class TensorRTSession:
             slot.done.record(lane.chain.stream)
         slot.busy = True
         return Sent(self.device, slot, collect)
+
+    def _time(self, chain: Chain, job: TimeJob) -> Callable[[], list[float]]:
+        chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
+        for name, array in job.inputs.items():
+            chain.upload(name, np.ascontiguousarray(array))
+        marks = [Event(self.device) for _ in range(job.runs + 1)]
+        marks[0].record(chain.stream)
+        for mark in marks[1:]:
+            chain.run()
+            mark.record(chain.stream)
+
+        def collect() -> list[float]:
+            times_ms = [later.since_ms(earlier) for earlier, later in pairwise(marks)]
+            for mark in marks:
+                mark.close()
+            return times_ms
+
+        return collect
 
     def _send(self, chain: Chain, slot: Slot, job: RunJob) -> Callable[[], dict[str, np.ndarray]]:
         chain.set_shapes({name: array.shape for name, array in job.inputs.items()})

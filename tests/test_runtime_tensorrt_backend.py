@@ -104,6 +104,8 @@ def test_tensors_in_and_out(gpu, tiny, tmp_path, backend, batch):
         ]:
             with pytest.raises(ValueError, match=words):
                 engines.run(wrong)
+        times_ms = engines.device_times_ms(inputs, 3)
+        assert len(times_ms) == 3 and min(times_ms) > 0
         with pytest.raises(ValueError, match="no stage makes"):
             engines.run(inputs, frozenset({"nothing"}))
         engines.close()
