@@ -474,3 +474,72 @@ def test_every_name_that_is_used_exists_in_the_real_packages(release):
         assert "is_stream_capturable" not in api["IExecutionContext"]["members"]
     for kind, names in wanted.items():
         assert names <= set(api[kind]["members"]), (kind, names - set(api[kind]["members"]))
+
+
+@pytest.mark.parametrize("streams", ["1", "3"])
+def test_depth_run_on_a_gpu_plan(gpu, tiny, tmp_path, capsys, streams):
+    from PIL import Image
+
+    from fathom.runtime import run
+
+    (tmp_path / "photos").mkdir()
+    for k in range(9):
+        Image.fromarray(photo(seed=k)).save(tmp_path / f"photos/{k}.png")
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", batch=(1, 1, 2))
+    words = ["--engine", str(plan), str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--save", "npy", "--json", "--streams", streams]
+    assert run.main(words) == 0
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [Path(line["photo"]).name for line in lines] == [f"{k}.png" for k in range(9)]  # in order, however many are under way
+    assert "GPU 0: Fake GPU" in captured.err and "device memory" in captured.err
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        for k in range(9):
+            saved = np.load(tmp_path / f"out/{k}_depth.npy", allow_pickle=False)
+            np.testing.assert_allclose(saved, pipeline.predict(photo(seed=k)).depth_m, atol=1e-3)
+    nothing_left(gpu)
+    assert run.main([*words, "--force", "--quiet"]) == 0 and "Fake GPU" not in capsys.readouterr().err
+    assert run.main([*words, "--force", "--device", "cpu"]) == 6
+    assert run.main([*words, "--force", "--device", "cuda:3"]) == 6
+    assert run.main([*words, "--force", "--device", "tpu"]) == 2
+    assert run.main([*words, "--force", "--streams", "99"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "index"), [(None, None, 0), ("cpu", "cpu", 0), ("cuda", "cuda", 0), ("cuda:2", "cuda", 2), (0, "cuda", 0), (3, "cuda", 3)]
+)
+def test_devices_by_name_and_number(device, kind, index):
+    from fathom.runtime.backend import parse_device
+
+    assert parse_device(device) == (kind, index)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cpu:0", -1, "cuda:1:2"])
+def test_wrong_devices(device):
+    from fathom.runtime.backend import parse_device
+
+    with pytest.raises(UsageError, match="no device"):
+        parse_device(device)
+
+
+def test_places_of_tensors_are_used_again_but_never_shared():
+    """Random lives: no two tensors that are alive together overlap, everything is aligned, the least possible is not missed by far."""
+    from fathom.runtime.device_layout import Life, lay_out
+
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        lives = []
+        for k in range(int(generator.integers(1, 12))):
+            first = int(generator.integers(-1, 6))
+            lives.append(Life(str(k), int(generator.integers(0, 5000)), first, first + int(generator.integers(0, 5))))
+        offsets, size = lay_out(lives)
+        needed = 0
+        for step in range(-1, 12):
+            alive = [life for life in lives if life.first <= step <= life.last]
+            needed = max(needed, sum(-(-max(life.nbytes, 1) // 256) * 256 for life in alive))
+            for one in alive:
+                assert offsets[one.name] % 256 == 0 and offsets[one.name] + one.nbytes <= size
+                for other in alive:
+                    if one.name < other.name:
+                        apart = offsets[one.name] + one.nbytes <= offsets[other.name] or offsets[other.name] + other.nbytes <= offsets[one.name]
+                        assert apart, (one, other)
+        assert needed <= size <= 2 * needed
