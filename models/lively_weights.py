@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .lora import LoraLinear
+
 
 def draw_weights(module: nn.Module, seed: int = 0) -> nn.Module:
     """Fill all parameters of ``module``, embeddings and tokens too, from a seeded generator, in place.
@@ -25,7 +27,7 @@ def draw_weights(module: nn.Module, seed: int = 0) -> nn.Module:
             for name, weight in part.named_parameters(recurse=False):
                 if isinstance(part, (nn.LayerNorm, nn.BatchNorm2d)):
                     near_one(weight) if name == "weight" else normal(weight, 0.1)
-                elif isinstance(part, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                elif isinstance(part, (nn.Linear, nn.Conv2d, nn.MultiheadAttention, LoraLinear)):
                     normal(weight, weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1)
                 else:
                     normal(weight, 0.5)
