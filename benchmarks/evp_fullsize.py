@@ -108,7 +108,7 @@ def measured(program: str, *arguments: str, threads: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "peak_gib": round(memory.peak_nbytes / GIB, 2),
         "peak_anonymous_gib": round(memory.peak_anonymous_nbytes / GIB, 2),
-        "result": json.loads(output),
+        "result": {key: _short(value) if isinstance(value, str) else value for key, value in json.loads(output).items()},
     }
 
 

@@ -113,10 +113,9 @@ def _arguments_tree(module: nn.Module, shapes: list[dict]) -> tuple:
 
 
 def _optimised(model: ir.Model) -> ir.Model:
-    from onnxscript import optimizer, rewriter
+    from onnxscript import optimizer
 
-    optimizer.optimize_ir(model)
-    model = rewriter.rewrite(model)  # batch norm goes into the convolution before it, among others
+    optimizer.optimize_ir(model)  # folds constants, applies the default rewrites: batch norms go into the convolution before them
     return model
 
 
