@@ -30,9 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", required=True, metavar="DATA", help="nyu:FILE.mat[:train] | pairs:DIR[:train] | images:DIR | rooms:N | kitti:DIR:LIST | nyu-folder:DIR"
     )
-    parser.add_argument(
-        "--budget", default="abs_rel=0.5%,delta1=0.2pp", metavar="BUDGET", help="greatest change from FP32 (default: %(default)s)".replace("%,", "%%,")
-    )
+    parser.add_argument("--budget", default="abs_rel=0.5%,delta1=0.2pp,moved=2%", metavar="BUDGET", help="greatest change from FP32 (default: %(default)s)")
     parser.add_argument("--precisions", default="fp32,bf16,fp16,int8", metavar="LIST", help="candidates (default: %(default)s)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="how many images at most; more are drawn by --seed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")

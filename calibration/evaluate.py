@@ -35,7 +35,7 @@ class Evaluator:
         also: see ``quantize.activation_inputs``.
 
     Attributes:
-        truth: ``ground truth``, or ``fp32 output`` if the images have no depth or the network has no unit.
+        truth: ``ground truth``; ``fp32 output`` if the images have no depth or the network has no unit; ``fp32 mask``.
         baseline: score of the FP32 network.
         tried: how many choices were scored.
 
@@ -55,10 +55,7 @@ class Evaluator:
     ):
         if not photos:
             raise InputError("no image is left to validate on", wanted="at least one", mend="give more images")
-        if chain.contract.output.kind == "mask":
-            raise InputError(
-                "the network gives a mask", wanted="a network of depth: the budget is in depth metrics", mend="build it with --precision fp16 or fp32"
-            )
+        self._mask = chain.contract.output.kind == "mask"
         self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
         self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
         self.tried, self.also = 0, also
@@ -71,12 +68,21 @@ class Evaluator:
         metric = chain.contract.output.kind == "metric"
         self._truths = {n: t for n, s in self._sample.items() if metric and (t := self._truth(s, *self._reference[n])) is not None}
         self.truth = "ground truth" if self._truths else "fp32 output"
-        if not self._truths:
+        if self._mask:
+            self.truth, self._truths = "fp32 mask", dict(self._reference)
+        elif not self._truths:
             self._truths = {n: (values, valid & (values > 0)) for n, (values, valid) in self._reference.items() if (valid & (values > 0)).any()}
         if not self._truths:
             raise InputError("no pixel of the validation images has a depth above zero", mend="give other images")
-        self._base = np.array([depth_errors(self._reference[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
+        self._base = np.array([self._errors(self._reference[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
+
+    def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+        """abs_rel and delta1; of a mask the share of pixels that changed sides, and of those that did not."""
+        if not self._mask:
+            return depth_errors(found, truth, valid)
+        changed = float(np.mean(found[valid] != truth[valid]))
+        return changed, 1 - changed
 
     def _truth(self, sample: Sample, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         near, far = self.chain.contract.output.near, self.chain.contract.output.far
@@ -90,7 +96,7 @@ class Evaluator:
             found = self._maps(plan)
         except AccuracyError as error:
             return failed(error.was)
-        errors = np.array([depth_errors(found[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
+        errors = np.array([self._errors(found[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
         change = errors - self._base
         doubt = change.std(axis=0, ddof=1) / math.sqrt(len(change)) if len(change) > 1 else np.zeros(2)
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with

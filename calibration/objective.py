@@ -42,38 +42,43 @@ class Budget:
     Args:
         abs_rel: greatest change of abs_rel as a share of the FP32 one (0.005 for 0.5 %).
         delta1: greatest change of delta1, absolute (0.002 for 0.2 percentage points).
+        moved: greatest mean of |depth - FP32 depth| / FP32 depth: metrics that stay put on a few photos prove nothing about a depth
+            map that does not.
 
     A change for the better counts as much: on other photos it is one for the worse.
     """
 
     abs_rel: float = 0.005
     delta1: float = 0.002
+    moved: float = 0.02
 
     def __post_init__(self):
-        for name in ("abs_rel", "delta1"):
+        for name in ("abs_rel", "delta1", "moved"):
             value = getattr(self, name)
             if not isinstance(value, float) or not math.isfinite(value) or not 0 < value <= 1:
                 raise ValueError(f"budget {name}: {value!r}, wanted a share between 0 and 1")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """From ``abs_rel=0.5%,delta1=0.2pp``; a metric that is not named keeps its usual bound.
+        """From ``abs_rel=0.5%,delta1=0.2pp,moved=2%``; a metric that is not named keeps its usual bound.
 
         Raises:
             UsageError: if the text is not of that form.
         """
-        units = {"abs_rel": "%", "delta1": "pp"}
+        units = {"abs_rel": "%", "delta1": "pp", "moved": "%"}
         found: dict[str, float] = {}
         for part in text.split(","):
             match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9]*\.?[0-9]+)\s*(%|pp)\s*", part)
             if not match or units.get(match[1]) != match[3] or match[1] in found or not 0 < float(match[2]) <= 100:
-                raise UsageError(f"--budget {text!r}", wanted="abs_rel=NUMBER%,delta1=NUMBERpp (percent of the FP32 value; percentage points)")
+                raise UsageError(
+                    f"--budget {text!r}", wanted="abs_rel=NUMBER%,delta1=NUMBERpp,moved=NUMBER% (of the FP32 value; percentage points; of the FP32 depth)"
+                )
             found[match[1]] = float(match[2]) / 100
         return cls(**found)
 
     def to_json(self) -> dict[str, float]:
         """As JSON values."""
-        return {"abs_rel": self.abs_rel, "delta1": self.delta1}
+        return {"abs_rel": self.abs_rel, "delta1": self.delta1, "moved": self.moved}
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,8 @@ class Score:
     failure: str = ""
 
     def within(self, budget: Budget) -> bool:
-        """Whether both changes stay within the budget, their standard errors included."""
-        if self.failure:
+        """Whether the changes stay within the budget, their standard errors included."""
+        if self.failure or self.disagreement > budget.moved:
             return False
         return abs(self.abs_rel_change) + self.abs_rel_error <= budget.abs_rel and abs(self.delta1_change) + self.delta1_error <= budget.delta1
 

@@ -67,6 +67,8 @@ def find_regions(stage: str, graph: StageGraph, most: int = MAX_REGIONS) -> tupl
     while len({path for path, _ in paths.values()}) > most and depth > 1:
         depth -= 1
         paths = {name: _shortened(path, kind, depth) for name, (path, kind) in paths.items()}
+    if len({path for path, _ in paths.values()}) > most:
+        paths = dict.fromkeys(paths, ("(all)", "block"))
     members: dict[str, list[str]] = {}
     kinds: dict[str, str] = {}
     for name, (path, kind) in paths.items():

@@ -38,6 +38,7 @@ def test_every_node_is_in_one_region(calibration_bundles, tmp_path):
         graph = calibration_bundles.load_graph(tmp_path / "g", model)
         for most in (100, 3, 1):
             regions = find_regions(model.graph.name, graph, most)
+            assert len(regions) <= most
             names = [name for region in regions for name in region.nodes]
             assert sorted(names) == sorted(node.name for node in graph.model.graph.node)
     kinds = {region.path: region.kind for region in find_regions("encoder", calibration_bundles.load_graph(tmp_path / "g", models[0]))}

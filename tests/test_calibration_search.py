@@ -20,7 +20,7 @@ from fathom.runtime.bundle import BundleDirectory
 from fathom.runtime.errors import AccuracyError, InputError, OutOfMemoryError, UsageError
 
 DATA = "rooms:6:1:48x64"
-LOOSE = Budget(0.05, 0.05)
+LOOSE = Budget(0.05, 0.05, 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_the_command_puts_table_and_plan_into_the_bundle(bundle, capsys):
     assert {line["kind"] for line in lines} == {"calibration", "verdict", "region", "variant"} and "no photographs" in err
     opened = BundleDirectory.open(path)
     table, plan = read_table(opened.path(TABLE), opened.manifest), read_plan(opened.path(PLAN), opened.manifest)
-    assert plan.budget == {"abs_rel": 0.05, "delta1": 0.05} and table.data["seed"] == 1
+    assert plan.budget == {"abs_rel": 0.05, "delta1": 0.05, "moved": 0.02} and table.data["seed"] == 1
     assert not list(path.parent.glob(".*.calibration"))
     assert main([str(path), "--data", DATA, "-q"]) == 3 and "calibrated already" in capsys.readouterr().err
     assert main([str(path), "--data", DATA, "--budget", "abs_rel=5%,delta1=5pp", "--force"]) == 0

@@ -91,7 +91,7 @@ def test_the_lowest_precision_of_a_stage():
 
 def test_budgets_are_parsed_and_nonsense_refused():
     assert Budget.parse("abs_rel=0.5%,delta1=0.2pp") == Budget(0.005, 0.002)
-    assert Budget.parse(" abs_rel = 1% ") == Budget(0.01, 0.002)
+    assert Budget.parse(" abs_rel = 1% ") == Budget(0.01, 0.002, 0.02) and Budget.parse("moved=3%").moved == 0.03
     for bad in ("", "abs_rel", "abs_rel=1", "abs_rel=1pp", "delta1=1%", "abs_rel=0%", "rmse=1%", "abs_rel=1%,abs_rel=2%", "abs_rel=-1%", "abs_rel=nan%"):
         with pytest.raises(UsageError, match="abs_rel=NUMBER%"):
             Budget.parse(bad)
@@ -103,6 +103,7 @@ def test_a_budget_counts_gains_doubts_and_failures():
     assert not Score(0.1, 0.9, -0.02, 0.0, 0.0).within(budget)
     assert not Score(0.1, 0.9, 0.0, 0.006, 0.0).within(budget)
     assert not Score(0.1, 0.9, 0.008, 0.0, 0.0, 0.003, 0.0).within(budget)
+    assert not Score(0.1, 0.9, 0.0, 0.0, 0.03).within(budget)
     assert not failed("NaN").within(budget) and failed("NaN").harm == float("inf")
 
 
