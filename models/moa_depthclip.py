@@ -98,12 +98,15 @@ class MoaDepthClipConfig:
         """One untrained mixture."""
         return MixtureOfAdapters(self.clip.vision_width, self.experts, self.bottleneck, self.gate_width, self.gate_temperature)
 
+    def bin_edges_m(self) -> Tensor:
+        """Where one bin ends and the next begins, float64 [bins + 1]."""
+        if self.spacing == "log":
+            return torch.linspace(math.log(self.near_m), math.log(self.far_m), self.bins + 1, dtype=torch.float64).exp()
+        return torch.linspace(self.near_m, self.far_m, self.bins + 1, dtype=torch.float64)
+
     def bin_centers_m(self) -> Tensor:
         """Middles between neighbouring edges, float32 [bins]."""
-        if self.spacing == "log":
-            edges = torch.linspace(math.log(self.near_m), math.log(self.far_m), self.bins + 1, dtype=torch.float64).exp()
-        else:
-            edges = torch.linspace(self.near_m, self.far_m, self.bins + 1, dtype=torch.float64)
+        edges = self.bin_edges_m()
         return ((edges[:-1] + edges[1:]) / 2).float()
 
 

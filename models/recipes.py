@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .augmentation import Augmentation
 
@@ -24,12 +24,13 @@ class Recipe:
         decay: AdamW's weight decay; biases, norms and other vectors have none.
         batch: pictures per step and process.
         epochs: passes over the data, where no number of steps is given.
-        trained: names of parameters that learn start with one of these; all others stay frozen and in eval mode.
-        slow: names of parameters that learn at ``slow_factor`` of the rate start with one of these.
+        trained: regular expressions; a parameter learns if the start of its name matches one, all others stay frozen and in eval mode.
+        slow: regular expressions of those that learn at ``slow_factor`` of the rate.
         clip: largest norm of the gradient, or 0.
         geometry: of ``training_data.Examples``.
         augmentation: what is done to the pictures.
-        windows: side of the window up to a share of all steps, for networks that take any: ((0.8, 96), (1.0, 224)); empty: its own.
+        phases: for networks that take any window: up to which share of all steps, the window's side, and how many feature cells a side
+            are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
     """
 
     source: str
@@ -41,26 +42,26 @@ class Recipe:
     decay: float
     batch: int
     epochs: int
-    trained: tuple[str, ...] = ("",)
+    trained: tuple[str, ...] = (".",)
     slow: tuple[str, ...] = ()
     slow_factor: float = 0.01
     clip: float = 0.0
     geometry: str = "window"
     augmentation: Augmentation = field(default_factory=Augmentation)
-    windows: tuple[tuple[float, int], ...] = ()
+    phases: tuple[tuple[float, int, int], ...] = ()
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}, wanted one of {', '.join(SCHEDULES)}")
         if not 0 <= self.least_rate <= self.rate or self.rate == 0 or not 0 <= self.warmup < 1 or min(self.batch, self.epochs) < 1:
             raise ValueError(f"positive rates, sizes and a warm-up below 1 were wanted, got {self}")
-        shares = [share for share, _ in self.windows]
+        shares = [share for share, _, _ in self.phases]
         if shares != sorted(set(shares)) or (shares and (shares[0] <= 0 or shares[-1] != 1)):
-            raise ValueError(f"growing shares that end with 1 were wanted, got {self.windows}")
+            raise ValueError(f"growing shares that end with 1 were wanted, got {self.phases}")
 
-    def window_at(self, share: float) -> int | None:
-        """The window's side after ``share`` (0 to below 1) of all steps, or None for the network's own."""
-        return next((side for end, side in self.windows if share < end), None)
+    def phase_at(self, share: float) -> tuple[int, int]:
+        """The window's side after ``share`` (0 to below 1) of all steps, 0 for the network's own, and the cells that are decoded."""
+        return next(((side, cells) for end, side, cells in self.phases if share < end), (0, 0))
 
     def rate_at(self, share: float) -> float:
         """The learning rate after ``share`` (0 to 1) of all steps."""
@@ -78,14 +79,76 @@ class Recipe:
         return self.rate
 
 
-DIFFUSION_SLOW = ("unet.", "vae.")
 LIGHT = Augmentation(cut_depth=0.0)
-TINY_SCALE = ((0.8, 96), (0.93, 160), (1.0, 224))
-TINY_SOURCE = "this project: from nothing, so nothing is slowed down; small windows first, the last steps at full size"
+TINY_PHASES = ((0.72, 96, 0), (0.95, 224, 3), (1.0, 224, 0))
+TINY_SOURCE = "this project: from nothing, so nothing is slowed down; smaller windows and parts of the decoder first, the last steps as it is used"
+TINY_DIFFUSION = Recipe(
+    source=TINY_SOURCE,
+    loss="silog",
+    rate=4e-4,
+    least_rate=1e-5,
+    schedule="cosine",
+    warmup=0.03,
+    decay=0.01,
+    batch=4,
+    epochs=2,
+    clip=1.0,
+    geometry="protocol",
+    augmentation=LIGHT,
+    phases=TINY_PHASES,
+)
+VPD_LEARNS = (r"unet\.", r"text\.", r"aggregation\.", r"decoder\.", r"depth_head\.")
+MOA = Recipe(
+    source="MoA-DepthCLIP (arXiv 2604.01118), section 4: CLIP frozen but for its last four blocks, constant rate",
+    loss="moa",
+    rate=1e-5,
+    least_rate=1e-5,
+    schedule="constant",
+    warmup=0.0,
+    decay=1e-4,
+    batch=8,
+    epochs=30,
+    trained=(r"adapters\.", r"classification\.", r"regression\.", r"visual\.transformer\.resblocks\.(8|9|10|11)\."),
+    geometry="protocol",
+    augmentation=LIGHT,
+)
+LLM_MDE = Recipe(
+    source="LLM-MDE (arXiv 2409.01133), published arguments: low-rank adapters on the frozen ViT, BERT frozen but for queries, keys and values",
+    loss="ssi",
+    rate=1e-4,
+    least_rate=1e-5,
+    schedule="poly",
+    warmup=0.0,
+    decay=0.01,
+    batch=32,
+    epochs=50,
+    trained=(
+        r"vit\.blocks\.\d+\.attn\.qkv\.linear_",
+        r"prototypes\.",
+        r"reprogramming\.",
+        r"l2d\.",
+        r"head\.",
+        r"llm\.encoder\.layer\.\d+\.attention\.self\.",
+    ),
+    geometry="protocol",
+)
+BINS = Recipe(
+    source="DepthBLIP-2, few-shot adaptive bins: only the seven depths learn (published: 16 pictures, see --shots)",
+    loss="l1_and_rmse",
+    rate=1e-3,
+    least_rate=0.0,
+    schedule="steps",
+    warmup=0.0,
+    decay=0.01,
+    batch=16,
+    epochs=50,
+    geometry="protocol",
+    augmentation=LIGHT,
+)
 
 RECIPES: dict[str, Recipe] = {
     "evp": Recipe(
-        source="EVP (arXiv 2312.08548), published NYU settings; the latent divisor, the text and the window are the variant's",
+        source="EVP (arXiv 2312.08548), published NYU settings: the backbone learns at a hundredth of the rate",
         loss="silog",
         rate=2e-4,
         least_rate=3e-5,
@@ -94,10 +157,11 @@ RECIPES: dict[str, Recipe] = {
         decay=0.1,
         batch=2,
         epochs=15,
-        slow=DIFFUSION_SLOW,
+        slow=(r"unet\.", r"vae\."),
     ),
+    "evp-tiny": TINY_DIFFUSION,
     "vpd": Recipe(
-        source="VPD (arXiv 2303.02153), published NYU settings",
+        source="VPD (arXiv 2303.02153), published NYU settings: the U-Net learns at a hundredth of the rate, the VAE not at all",
         loss="silog",
         rate=5e-4,
         least_rate=3e-5,
@@ -106,21 +170,18 @@ RECIPES: dict[str, Recipe] = {
         decay=0.1,
         batch=3,
         epochs=25,
-        slow=("unet.",),
+        trained=VPD_LEARNS,
+        slow=(r"unet\.",),
     ),
-    "evp-tiny": Recipe(
-        source=TINY_SOURCE,
-        loss="silog",
-        rate=1e-3,
-        least_rate=2e-5,
-        schedule="cosine",
-        warmup=0.03,
-        decay=0.01,
-        batch=4,
-        epochs=2,
-        clip=1.0,
-        geometry="protocol",
-        augmentation=LIGHT,
-        windows=TINY_SCALE,
+    "vpd-tiny": TINY_DIFFUSION,
+    "moa-depthclip": MOA,
+    "moa-depthclip-tiny": replace(
+        MOA, source="this project: MoA-DepthCLIP's losses, from nothing", rate=1e-3, least_rate=1e-5, schedule="cosine", warmup=0.03, clip=1.0, trained=(".",)
     ),
+    "llm-mde": LLM_MDE,
+    "llm-mde-tiny": replace(
+        LLM_MDE, source="this project: LLM-MDE's loss, from nothing", rate=1e-3, warmup=0.03, batch=8, clip=1.0, trained=(".",), augmentation=LIGHT
+    ),
+    "depthblip2": BINS,
+    "depthblip2-tiny": BINS,
 }

@@ -12,7 +12,7 @@ from ..runtime.command import common_flags, run_command
 from ..runtime.errors import UsageError, missing_package
 from ..runtime.progress import Progress
 
-DEFAULTS = {"seed": 0, "store": "fp32"}
+DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0}
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 EPILOG = """\
 examples:
@@ -40,10 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME", help="a network of the catalog that has a recipe (--list)")
     parser.add_argument("--list", action="store_true", help="list the recipes, and leave")
     parser.add_argument("--data", metavar="DATA", action="append", help="what to learn from; may be repeated")
+    parser.add_argument("--shots", type=_positive, default=0, metavar="N", help="learn from only N samples of the data, drawn by the seed")
     parser.add_argument("--val", metavar="DATA", action="append", default=[], help="what to measure on; the first one also during training; may be repeated")
     parser.add_argument("-o", "--output", metavar="FILE", help="the weights to write, .safetensors")
     start = parser.add_argument_group("start")
     start.add_argument("--weights", metavar="FILE", help="checkpoint to start from (small networks start from random numbers without one)")
+    start.add_argument("--visual-weights", metavar="FILE", help="the image encoder's checkpoint, for networks that are published in two files")
     start.add_argument("--random-init", action="store_true", help="start a full-size network from random numbers")
     start.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
     start.add_argument("--scene", metavar="NAME", help="kind of room to measure with, for networks that must be told and data that does not say")
@@ -91,10 +93,10 @@ def command_words(arguments: argparse.Namespace) -> str:
     for flag in ("data", "val"):
         for value in getattr(arguments, flag):
             words += [f"--{flag}", value]
-    for flag in ("weights", "variant", "scene", "steps", "batch", "lr", "seed", "store"):
+    for flag in ("shots", "weights", "visual_weights", "variant", "scene", "steps", "batch", "lr", "seed", "store"):
         value = getattr(arguments, flag)
         if value not in (None, DEFAULTS.get(flag)):
-            words += [f"--{flag}", str(value)]
+            words += [f"--{flag.replace('_', '-')}", str(value)]
     if arguments.random_init:
         words.append("--random-init")
     return shlex.join([*words, "-o", Path(arguments.output).name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
     recipe, network = run.recipe, run.network.to(run.device)
     names = _open_for_training(network, recipe)
     learner = learner_for(network, recipe)
-    if not resume:
+    if not resume and network.origin.kind == "random-init":
         learner.start(run.seed)
     optimiser = torch.optim.AdamW(parameter_groups(names, recipe), lr=recipe.rate)
     step, earlier_s, lines = 0, 0.0, []
@@ -120,7 +121,7 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
     say(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
     while step < run.steps:
         share = step / run.steps
-        wanted = recipe.window_at(share) or 0
+        wanted, learner.cells = recipe.phase_at(share)
         if examples is None or wanted != side:
             side = wanted
             if side:
@@ -175,7 +176,7 @@ def parameter_groups(names: dict[Tensor, str], recipe: Recipe) -> list[dict]:
     """AdamW's groups: slow or not, with weight decay or not (vectors have none)."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for parameter, name in names.items():
-        groups.setdefault((name.startswith(recipe.slow) if recipe.slow else False, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((_any(recipe.slow, name), parameter.ndim > 1), []).append(parameter)
     return [
         {"params": members, "weight_decay": recipe.decay if decays else 0.0, "factor": recipe.slow_factor if slow else 1.0}
         for (slow, decays), members in groups.items()
@@ -201,13 +202,17 @@ def read_log(path: Path) -> list[dict]:
 def _open_for_training(network: DepthNetwork, recipe: Recipe) -> dict[Tensor, str]:
     names = {}
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(recipe.trained))
+        parameter.requires_grad_(_any(recipe.trained, name))
         if parameter.requires_grad:
             names[parameter] = name
-    idle = [start for start in (*recipe.trained, *recipe.slow) if not any(name.startswith(start) for name in names.values())]
+    idle = [pattern for pattern in (*recipe.trained, *recipe.slow) if not any(re.match(pattern, name) for name in names.values())]
     if idle:
         raise UsageError(f"the recipe of {network.name} names {', '.join(idle)}, which the network does not have")
     return names
+
+
+def _any(patterns: tuple[str, ...], name: str) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)
 
 
 def _set_modes(network: nn.Module) -> None:

@@ -35,7 +35,7 @@ def card(facts: dict) -> str:
         "",
         "## Results on pictures it never saw",
         "",
-        "Measured on the stored file, one look per photo (single-image protocol), at the network's own resolution, without any alignment; per",
+        "Measured on the stored file, one look per photo (single-image protocol), at the network's own resolution; per",
         "image, then the mean. Both baselines are blind: the median depth of the *other* pictures of the same data set, and their mean depth map.",
         "",
         "| data | images | who | " + " | ".join(METRICS) + " |",

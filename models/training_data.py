@@ -47,17 +47,26 @@ class KeptSamples:
     Args:
         sources: at least one.
         folder: where samples are kept, or None. A file of it is named after its source's fingerprint and its number.
+        shots: only that many of them, drawn by ``seed``; 0 for all.
+
+    Raises:
+        ValueError: if there are fewer.
     """
 
-    def __init__(self, sources: list[Source], folder: Path | None = None):
+    def __init__(self, sources: list[Source], folder: Path | None = None, shots: int = 0, seed: int = 0):
         self.sources, self.folder = sources, folder
         self.ends = list(accumulate(map(len, sources)))
         self.names = [source.provenance.sha256[:16] for source in sources]
+        if shots > self.ends[-1]:
+            raise ValueError(f"{shots} samples were wanted, the data has {self.ends[-1]}")
+        everything = np.arange(self.ends[-1])
+        self.numbers = np.sort(np.random.Generator(np.random.PCG64([seed, shots])).permutation(everything)[:shots]) if shots else everything
 
     def __len__(self) -> int:
-        return self.ends[-1]
+        return len(self.numbers)
 
     def __getitem__(self, number: int) -> Sample:
+        number = int(self.numbers[number])
         which = bisect_right(self.ends, number)
         inside = number - (self.ends[which - 1] if which else 0)
         if self.folder is None:

@@ -14,12 +14,15 @@ from ..datasets.source import Source, open_source
 from ..runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ..runtime.files import refuse_existing, sha256_of, whole_file
 from . import catalog
+from .bins_training import train_bins
 from .learners import learner_for
 from .recipes import RECIPES, Recipe
 from .training import Run, train
 from .training_card import card
 from .training_data import Examples, KeptSamples
 from .validation import baselines, validate
+
+ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's. The baselines were not."
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Session:
     start: str
     held_out: tuple[KeptSamples, ...]
     options: dict
+    began: dict
 
     @classmethod
     def prepare(cls, arguments: argparse.Namespace, output: Path, command: str) -> Session:
@@ -50,11 +54,17 @@ class Session:
             torch.set_num_threads(arguments.threads)
         device = device_for(arguments.device)
         folder = Path(arguments.cache) if arguments.cache else None
-        data = KeptSamples([_source(text, "train") for text in arguments.data], folder)
+        try:
+            data = KeptSamples([_source(text, "train") for text in arguments.data], folder, arguments.shots, arguments.seed)
+        except ValueError as error:
+            raise UsageError(str(error), mend="give a smaller --shots") from error
         held_out = tuple(KeptSamples([_source(text, "test")], folder) for text in arguments.val)
-        options = {"variant": arguments.variant} | ({"scene": arguments.scene or "living_room"} if "scene" in entry.options else {})
+        options = {"variant": arguments.variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights}
+        if "scene" in entry.options:
+            options["scene"] = arguments.scene or "living_room"
         random = arguments.weights is None
-        network = catalog.load(arguments.model, arguments.weights, random_init=random, seed=arguments.seed if random else 0, **options)
+        began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
+        network = catalog.load(arguments.model, **began, **options)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
         facts = {
             "model": arguments.model,
@@ -66,21 +76,26 @@ class Session:
             "batch": recipe.batch,
             "lr": recipe.rate,
             "seed": arguments.seed,
+            "shots": arguments.shots,
             "every": arguments.every,
         }
         run = Run(network, recipe, data, held_out[0] if held_out else None, output, steps, arguments.seed, arguments.every, arguments.store, device, facts)
         start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
-        return cls(run, command, start, held_out, options)
+        if recipe.loss == "l1_and_rmse" and arguments.resume:
+            raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", mend="leave out --resume")
+        return cls(run, command, start, held_out, options, began)
 
     def train(self, resume: bool, say: Callable[[str], None], reach: Callable[[int], None]) -> dict | None:
         """Train, read the weights back, measure them, and write the card; returns the facts, None on all but the first of several processes."""
         rank = int(os.environ.get("RANK", "0"))
-        result = train(self.run, resume, say if rank == 0 else lambda text: None, reach if rank == 0 else lambda step: None)
+        run, output = self.run, self.run.output
+        name, bins = run.network.name, run.recipe.loss == "l1_and_rmse"
+        result = train_bins(run, reach) if bins else train(run, resume, say if rank == 0 else lambda text: None, reach if rank == 0 else lambda step: None)
         if rank:
             return None
-        run, output = self.run, self.run.output
         say("measuring the weights as they were written")
-        network = catalog.load(run.network.name, output, **self.options).to(run.device)
+        network = catalog.load(name, **self.began, **self.options, bins=output) if bins else catalog.load(name, output, **self._alone())
+        network = network.to(run.device)
         learner = learner_for(network, run.recipe)
         results = []
         for kept in self.held_out:
@@ -107,12 +122,16 @@ class Session:
             "data": run.facts["data"],
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "results": results,
-            "notes": list(network.origin.warnings),
+            "notes": [*network.origin.warnings, *([ALIGNED] if network.contract.output.kind == "relative" else [])],
         }
         path = output.with_suffix(".md")
         with whole_file(path, force=True) as part:
             part.write_text(card(facts))
         return {**facts, "loss": result["loss"], "card": str(path)}
+
+    def _alone(self) -> dict:
+        """What the trained file is loaded with: it holds the whole network."""
+        return {name: value for name, value in self.options.items() if name != "visual_weights"}
 
 
 def recipe_for(arguments: argparse.Namespace) -> Recipe:

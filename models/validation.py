@@ -39,6 +39,8 @@ def mean_of(scores: Iterable[dict[str, float]]) -> dict[str, float]:
 def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch: int, device: torch.device) -> dict[str, float]:
     """The network's metrics at its own resolution: per image over its valid pixels, then the mean over images that have any.
 
+    A network of relative depth has no metres: each of its maps is first multiplied so that its median is the truth's.
+
     Args:
         predict: a batch to metres [B, 1, h, w]; maps of another size than the truth are resized bilinearly.
         examples: what to look at, without any augmentation.
@@ -55,7 +57,10 @@ def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch
                 found = torch.nn.functional.interpolate(found, shown.truth_m.shape[-2:], mode="bilinear", align_corners=False)
             for depth, truth, valid in zip(found.cpu().numpy(), shown.truth_m.numpy(), shown.valid.numpy(), strict=True):
                 if valid.any():
-                    scores.append(errors(depth[valid], truth[valid]))
+                    found_m = depth[valid]
+                    if examples.contract.output.kind == "relative":
+                        found_m = found_m * (np.median(truth[valid]) / np.median(found_m))
+                    scores.append(errors(found_m, truth[valid]))
     return mean_of(scores)
 
 

@@ -22,13 +22,14 @@ from fathom.models.evp import TINY, load_evp, random_evp, variant_of
 from fathom.models.learners import published_tensors
 from fathom.models.losses import l1_and_rmse, moa_parts, silog, ssi
 from fathom.models.metric_bins import BinsConfig
+from fathom.models.network import WeightsOrigin
 from fathom.models.recipes import RECIPES, Recipe
 from fathom.models.stable_diffusion import BackboneConfig
 from fathom.models.train_command import main
 from fathom.models.training import Run, numbers_of_step, parameter_groups, read_log, train
 from fathom.models.training_data import Examples, KeptSamples
 from fathom.models.training_state import state_path
-from fathom.models.validation import baselines, errors, validate
+from fathom.models.validation import baselines, errors
 from fathom.runtime.errors import AccuracyError, UsageError
 
 PREDICTION = [1.0, 2.0, 4.0, 9.0]
@@ -94,7 +95,7 @@ def test_schedules_reach_the_papers_rates():
     with pytest.raises(ValueError, match="schedule"):
         dataclasses.replace(evp, schedule="square")
     with pytest.raises(ValueError, match="end with 1"):
-        dataclasses.replace(evp, windows=((0.5, 96),))
+        dataclasses.replace(evp, phases=((0.5, 96, 0),))
 
 
 def test_the_backbone_learns_slowly_and_vectors_do_not_decay():
@@ -228,7 +229,7 @@ SMALLER = dataclasses.replace(
     decoder=DecoderConfig(32, (8, 8, 8), 8),
     bins=BinsConfig(32, 16, 8, (4, 2, 2, 1), (8, 8, 8, 8)),
 )
-QUICK = dataclasses.replace(RECIPES["evp-tiny"], batch=2, windows=((0.5, 32), (1.0, 96)))
+QUICK = dataclasses.replace(RECIPES["evp-tiny"], batch=2, phases=((0.25, 32, 0), (0.75, 96, 2), (1.0, 96, 0)))
 
 
 def quick_run(output: Path, steps: int = 4, recipe: Recipe = QUICK, rooms: int = 3, **changes) -> Run:
@@ -275,18 +276,12 @@ def test_the_weights_are_read_back_as_they_were(tmp_path):
     assert all(tensor.dtype in (torch.float16, torch.int64) for tensor in half.values())
 
 
-def test_it_learns_one_picture_by_heart(tmp_path):
-    recipe = dataclasses.replace(QUICK, batch=1, windows=(), rate=3e-3, augmentation=Augmentation(flip=0.0, colour=0.0, cut_depth=0.0))
+def test_it_learns_one_picture_by_heart(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    recipe = dataclasses.replace(QUICK, batch=1, phases=(), rate=5e-3, augmentation=Augmentation(flip=0.0, colour=0.0, cut_depth=0.0))
     network = random_evp("nyu", dataclasses.replace(SMALLER, nyu_window=32))
-    one = KeptSamples([Rooms(1, 1, (32, 48))])
-    examples, device = Examples(one, network.contract), torch.device("cpu")
-
-    def measured() -> float:
-        return validate(lambda batch: network(batch.image), examples, 1, device)["abs_rel"]
-
-    before = measured()
-    train(quick_run(tmp_path / "one.safetensors", steps=60, recipe=recipe, rooms=1, network=network, data=one))
-    assert measured() < 0.4 * before
+    log = train(quick_run(tmp_path / "one.safetensors", steps=20, recipe=recipe, rooms=1, network=network))["log"]
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
@@ -305,8 +300,9 @@ def test_parameters_that_no_gradient_reaches_are_named(tmp_path):
 
 
 def test_frozen_parts_stay_as_they_are(tmp_path):
-    recipe = dataclasses.replace(QUICK, trained=("depth_head.", "bins."), slow=())
+    recipe = dataclasses.replace(QUICK, trained=(r"depth_head\.", r"bins\."), slow=())
     run = quick_run(tmp_path / "x.safetensors", steps=2, recipe=recipe)
+    run.network.origin = WeightsOrigin("trained")  # or the start would be made easier for it
     before = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
     train(run)
     changed = {name.split(".")[0] for name, tensor in run.network.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -346,6 +342,33 @@ def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkey
     base = ["--model", "evp-tiny", "--data", "rooms:2:1:32x48", "-o", "x.safetensors", "--steps", "1"]
     assert main([*base, *words]) == code
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("vpd-tiny", ["--scene", "kitchen"]), ("moa-depthclip-tiny", []), ("llm-mde-tiny", []), ("depthblip2-tiny", ["--shots", "2"])],
+)
+def test_every_recipe_trains_its_network_and_reads_it_back(model, more, tmp_path, capsys, monkeypatch):
+    if model.startswith("moa"):
+        pytest.importorskip("open_clip")
+    if recipes.RECIPES[model].phases:
+        monkeypatch.setitem(recipes.RECIPES, model, dataclasses.replace(recipes.RECIPES[model], phases=((0.5, 96, 2), (1.0, 96, 0))))
+    output = tmp_path / "w.safetensors"
+    words = ["--model", model, "--data", "rooms:3:1:32x48", "--val", "rooms:2:7:32x48", "--steps", "2", "--batch", "2", "-o", str(output), "--json", "--quiet"]
+    assert main([*words, *more]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert all(math.isfinite(value) for value in facts["results"][0]["network"].values())
+    line = read_log(training.log_path(output))[-1 if model == "depthblip2-tiny" else -2]
+    assert line["loss"] > 0 and ("gate_entropy" not in line or 0 < line["gate_entropy"] <= 1)
+    assert ("gate_entropy" in line) == model.startswith("moa")
+
+
+def test_few_shots_are_always_the_same_ones():
+    some = [KeptSamples([Rooms(40, 1, (24, 32))], shots=5, seed=seed) for seed in (2, 2, 3)]
+    assert len(some[0]) == 5 and len(set(some[0].numbers)) == 5
+    assert list(some[0].numbers) == list(some[1].numbers) != list(some[2].numbers)
+    with pytest.raises(ValueError, match="the data has 40"):
+        KeptSamples([Rooms(40)], shots=41)
 
 
 @pytest.mark.slow
