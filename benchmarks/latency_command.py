@@ -54,14 +54,17 @@ def run(arguments: argparse.Namespace) -> int:
     inputs, facts = _inputs(arguments.bundle, photo)
     if facts["untrained"]:
         warn("the weights are random: times are real, the depth means nothing")
-    subjects = []
+    subjects: list[Subject] = []
+    memory = _DeviceMemory()
     try:
         for mode in modes:
-            subjects.append(_open(f"pytorch {mode}", lambda mode=mode: _pytorch(arguments, mode), arguments.device != "cpu"))
+            subjects.append(_open(f"pytorch {mode}", lambda mode=mode: _pytorch(arguments, mode), None if arguments.device == "cpu" else memory))
         for device in devices:
-            subjects.append(_open(f"onnxruntime {device}", lambda device=device: _pipeline(arguments, arguments.bundle, device), device != "cpu"))
+            subjects.append(
+                _open(f"onnxruntime {device}", lambda device=device: _pipeline(arguments, arguments.bundle, device), None if device == "cpu" else memory)
+            )
         for engine in arguments.engine:
-            subjects.append(_open(Path(engine).stem, lambda engine=engine: _pipeline(arguments, engine, None), True))
+            subjects.append(_open(Path(engine).stem, lambda engine=engine: _pipeline(arguments, engine, None), memory))
         latency.take_turns(subjects, inputs, photo, arguments.rounds, arguments.warm_up, facts["prompt"])
         record = {"what": "latency", **facts, "rounds": arguments.rounds, "warm_up": arguments.warm_up, "photo": list(photo.shape[:2])}
         record |= {"machine": _machine(), "rows": latency.to_json(subjects)}
@@ -77,20 +80,21 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         for subject in subjects:
             subject.close()
+        memory.close()
 
 
-def _open(name: str, opened: Any, on_gpu: bool) -> Subject:
+def _open(name: str, opened: Any, memory: _DeviceMemory | None) -> Subject:
     """A subject, with the device memory it took; one that cannot be opened says why."""
     from .latency import Subject
 
-    free_before = _free_mib() if on_gpu else None
+    free_before = memory.free_mib() if memory else None
     try:
         backend, pipeline = opened()
     except FathomError as error:
         return Subject(name, error=str(error))
-    free_after = _free_mib() if on_gpu else None
-    memory = round(free_before - free_after, 1) if free_before is not None and free_after is not None else None
-    return Subject(name, backend, pipeline, memory, backend.remarks)
+    free_after = memory.free_mib() if memory else None
+    taken_mib = round(free_before - free_after, 1) if free_before is not None and free_after is not None else None
+    return Subject(name, backend, pipeline, taken_mib, backend.remarks)
 
 
 def _pytorch(arguments: argparse.Namespace, mode: str) -> tuple[Any, None]:
@@ -137,21 +141,31 @@ def _photo(path: str | None) -> np.ndarray:
     return np.stack([rows * 255 // 479, columns * 255 // 639, (rows + columns) * 255 // 1118], axis=2).astype(np.uint8)
 
 
-def _free_mib() -> float | None:
-    """Free device memory; None where there is no device to ask."""
-    from ..runtime.cuda import open_device
+class _DeviceMemory:
+    """Free memory of GPU 0. Its context is held all the while, so that no subject is charged for making it."""
 
-    try:
-        device = open_device()
-    except FathomError:
-        return None
-    try:
-        with device:
-            return device.memory()[0] / 2**20
-    except FathomError:
-        return None
-    finally:
-        device.close()
+    def __init__(self) -> None:
+        from ..runtime.cuda import open_device
+
+        try:
+            self._device = open_device()
+        except FathomError:
+            self._device = None
+
+    def free_mib(self) -> float | None:
+        """None where there is no device to ask."""
+        if self._device is None:
+            return None
+        try:
+            with self._device:
+                return self._device.memory()[0] / 2**20
+        except FathomError:
+            return None
+
+    def close(self) -> None:
+        """Let the context go."""
+        if self._device is not None:
+            self._device.close()
 
 
 def _machine() -> dict[str, Any]:
