@@ -25,8 +25,8 @@ from .scratch import scratch_beside
 from .tensorrt_build import TARGETS
 from .typed import boundary_types, type_stage
 
-FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained_abs_rel=2e-2)
-INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained_abs_rel=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
+FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
+INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
 MAX_ENGINE_RATIO, ENGINE_SLACK_NBYTES = 1.25, 32 << 20  # kernels of small networks outweigh their weights
 
 

@@ -11,7 +11,7 @@ from ..runtime.spec import StageSpec
 from .child import Progress, run_child
 
 ISOLATED_RELATIVE = 1e-4
-CHAINED_ABS_REL = 1e-3
+CHAINED = 1e-3
 GRAPH_ONLY = "graph-only"  # ONNX Runtime computes FP16 graphs partly in FP32 on the CPU: proves the graph, not the precision
 
 
@@ -22,14 +22,15 @@ class Tolerances:
     Args:
         isolated_relative: largest |a - b| over largest |b|, of every tensor a stage makes from golden inputs (where only the chain was
             run: from its own).
-        chained_abs_rel: mean |a - b| / |b| of the network's output when each stage is fed by the one before it.
+        chained: mean |a - b| / |b| of the depth when each stage is fed by the one before it; for a mask, the share of pixels that change
+            their class.
     """
 
     isolated_relative: float = ISOLATED_RELATIVE
-    chained_abs_rel: float = CHAINED_ABS_REL
+    chained: float = CHAINED
 
     def __post_init__(self):
-        for name in ("isolated_relative", "chained_abs_rel"):
+        for name in ("isolated_relative", "chained"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}: a number between 0 and 1 was wanted, got {getattr(self, name)!r}")
 
@@ -61,19 +62,21 @@ class ParityReport:
 
     Args:
         rows: see ``ParityRow``.
-        depth_abs_rel, depth_max_abs: of the network's output at the end of the chain.
+        output_error, output_max_abs: of the network's output at the end of the chain.
         tolerances: what was allowed.
         reference, runner: the two sides (``PyTorch 2.13.0 FP32``, ``ONNX Runtime 1.31.1 CPU``).
         label: ``""``, or ``graph-only`` for FP16 graphs on the CPU.
+        measure: what ``output_error`` is: ``abs_rel``, or ``changed_pixels`` for a mask.
     """
 
     rows: tuple[ParityRow, ...]
-    depth_abs_rel: float
-    depth_max_abs: float
+    output_error: float
+    output_max_abs: float
     tolerances: Tolerances
     reference: str
     runner: str
     label: str = ""
+    measure: str = "abs_rel"
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -86,8 +89,8 @@ class ParityReport:
             for row in self.rows
             if row.mode == judged and not row.problem and not row.relative <= limits.isolated_relative
         ]
-        if not self.depth_abs_rel <= limits.chained_abs_rel:
-            found.append(f"the output at the end of the chain: abs_rel {self.depth_abs_rel:.2e}, at most {limits.chained_abs_rel:.0e}")
+        if not self.output_error <= limits.chained:
+            found.append(f"the output at the end of the chain: {self.measure} {self.output_error:.2e}, at most {limits.chained:.0e}")
         return tuple(found)
 
     def table(self) -> str:
@@ -96,7 +99,8 @@ class ParityReport:
         for row in self.rows:
             lines.append(f"{row.stage:<12} {row.tensor:<14} {row.mode:<9} {row.max_abs:>10.3e} {row.rmse:>10.3e} {row.relative:>10.3e} {row.problem}".rstrip())
         label = f" ({self.label})" if self.label else ""
-        lines.append(f"output, chained: abs_rel {self.depth_abs_rel:.3e}, max abs {self.depth_max_abs:.3e}; {self.runner} against {self.reference}{label}")
+        sides = f"{self.runner} against {self.reference}{label}"
+        lines.append(f"output, chained: {self.measure} {self.output_error:.3e}, max abs {self.output_max_abs:.3e}; {sides}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class ParityReport:
             "label": self.label,
             "tolerances": {name: getattr(self.tolerances, name) for name in self.tolerances.__dataclass_fields__},
             "rows": [{name: getattr(row, name) for name in row.__dataclass_fields__} for row in self.rows],
-            "depth": {"abs_rel": self.depth_abs_rel, "max_abs": self.depth_max_abs},
+            "depth": {self.measure: self.output_error, "max_abs": self.output_max_abs},
         }
 
     def require(self) -> None:
@@ -121,7 +125,7 @@ class ParityReport:
             more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
             raise AccuracyError(
                 f"the exported stages do not give what PyTorch gives: {'; '.join(failures[:3])}{more}",
-                wanted=f"isolated {self.tolerances.isolated_relative:.0e}, chained abs_rel {self.tolerances.chained_abs_rel:.0e}",
+                wanted=f"isolated {self.tolerances.isolated_relative:.0e}, chained {self.measure} {self.tolerances.chained:.0e}",
                 mend="see the table for the first stage that differs; nothing was written",
             )
 
@@ -171,8 +175,9 @@ def measure_parity(
     found = run_child(request, what="parity", limit_nbytes=limit_nbytes, progress=progress).values
     rows = tuple(ParityRow(**row) for row in found["rows"])
     depth = found["depth"]
+    measure = "changed_pixels" if "changed_pixels" in depth else "abs_rel"
     runner = f"ONNX Runtime {found['version']} CPU" + ("" if engines else ", long group norms summed in two steps")
-    return ParityReport(rows, depth["abs_rel"], depth["max_abs"], tolerances or Tolerances(), reference, runner, label)
+    return ParityReport(rows, depth[measure], depth["max_abs"], tolerances or Tolerances(), reference, runner, label, measure)
 
 
 def _stage_json(spec: StageSpec, file: Path) -> dict[str, Any]:

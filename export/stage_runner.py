@@ -31,7 +31,7 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
         say: sends one event to the parent.
 
     Returns:
-        ``rows`` (see ``parity.ParityRow``), ``depth`` (see ``compare_depth``) and the ONNX Runtime ``version``.
+        ``rows`` (see ``parity.ParityRow``), ``depth`` (see ``compare_output``) and the ONNX Runtime ``version``.
 
     Raises:
         BuildFailedError: if ONNX Runtime refuses or fails to run a stage.
@@ -62,7 +62,7 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
         own = own if request["save"] else {key: value for key, value in own.items() if key in wanted}
     if request["save"]:
         save_file(own, request["save"])
-    return {"rows": rows, "depth": compare_depth(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
+    return {"rows": rows, "depth": compare_output(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
 
 
 def first_run(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
@@ -107,14 +107,25 @@ def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
     return {"max_abs": greatest, "rmse": float(np.sqrt(np.mean(difference**2))) if difference.size else 0.0, "relative": relative, "problem": problem}
 
 
-def compare_depth(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """``abs_rel`` = mean |got - wanted| / |wanted| where wanted is not 0, and ``max_abs`` in the output's own unit."""
+def compare_output(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Two outputs of a network.
+
+    Returns:
+        for depth [B, 1, h, w] ``abs_rel`` = mean |got - wanted| / |wanted| where wanted is not 0; for the two logits of a mask
+        [B, 2, h, w] ``changed_pixels``, the share whose class differs; and ``max_abs`` in the output's own unit.
+    """
+    mask = wanted.ndim == 4 and wanted.shape[1] == 2
+    measure = "changed_pixels" if mask else "abs_rel"
     if got.shape != wanted.shape or not np.isfinite(got).all():
-        return {"abs_rel": 1e30, "max_abs": 1e30}
-    difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
-    size = np.abs(wanted.astype(np.float64))
-    there = size > 0
-    return {"abs_rel": float(np.mean(difference[there] / size[there])) if there.any() else 1e30, "max_abs": float(difference.max())}
+        return {measure: 1e30, "max_abs": 1e30}
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    difference, size = np.abs(got - wanted), np.abs(wanted)
+    if mask:
+        error = float(np.mean((got[:, 1] > got[:, 0]) != (wanted[:, 1] > wanted[:, 0])))
+    else:
+        there = size > 0
+        error = float(np.mean(difference[there] / size[there])) if there.any() else 1e30
+    return {measure: error, "max_abs": float(difference.max())}
 
 
 def sickness(values: np.ndarray) -> str:

@@ -126,7 +126,12 @@ def token_models(norm_scale=1.0, outlier=1.0, poison=None, seed=0):
         make("Reshape", ["p", "to_tokens"], ["flat"], name="/Reshape_0"),
         make("Transpose", ["flat"], ["tokens"], name="/Transpose_0", perm=[0, 2, 1]),
         make(
-            "LayerNormalization", ["tokens", "blocks.0.norm.weight", "blocks.0.norm.bias"], ["n"], name="blocks.0.norm/LayerNormalization_0", axis=-1, epsilon=1e-5
+            "LayerNormalization",
+            ["tokens", "blocks.0.norm.weight", "blocks.0.norm.bias"],
+            ["n"],
+            name="blocks.0.norm/LayerNormalization_0",
+            axis=-1,
+            epsilon=1e-5,
         ),
         make("MatMul", ["n", "blocks.0.ff.0.weight"], ["m0"], name="blocks.0.ff.0/MatMul_0"),
         make("Add", ["m0", "blocks.0.ff.0.bias"], ["a0"], name="blocks.0.ff.0/Add_0"),

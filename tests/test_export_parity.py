@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from fathom.export.bundle import write_bundle
 from fathom.export.bundle_files import GOLDEN
 from fathom.export.parity import ParityReport, ParityRow, Tolerances, measure_parity
-from fathom.export.stage_runner import compare, compare_depth, sickness
+from fathom.export.stage_runner import compare, compare_output, sickness
 from fathom.runtime.bundle import BundleDirectory
 from fathom.runtime.errors import AccuracyError, BuildFailedError, InputError
 from fathom.runtime.manifest import BundleManifest
@@ -25,8 +25,16 @@ def _stages(bundle):
 def test_compare_is_what_the_words_say():
     got, wanted = np.array([1.0, 2.0, 3.5], np.float32), np.array([1.0, 2.0, 4.0], np.float32)
     assert compare(got, wanted) == {"max_abs": 0.5, "rmse": pytest.approx(0.5 / math.sqrt(3)), "relative": 0.125, "problem": ""}
-    assert compare_depth(got, wanted) == {"abs_rel": pytest.approx(0.125 / 3), "max_abs": 0.5}
+    assert compare_output(got, wanted) == {"abs_rel": pytest.approx(0.125 / 3), "max_abs": 0.5}
     assert compare(got[:2], wanted)["problem"].startswith("shape")
+
+
+def test_masks_are_compared_by_the_pixels_that_change_their_class():
+    wanted = np.array([[[[0.0, 1.0], [2.0, 3.0]], [[1.0, 0.0], [2.1, 0.0]]]], np.float32)  # object, background, object, background
+    got = wanted.copy()
+    got[0, 0, 1, 0] = 2.2  # one of four pixels becomes background; the nearly equal logits differ little
+    assert compare_output(got, wanted) == {"changed_pixels": 0.25, "max_abs": pytest.approx(0.2)}
+    assert compare_output(wanted * 1.1, wanted)["changed_pixels"] == 0.0
 
 
 def test_sick_tensors_are_named():
@@ -71,7 +79,7 @@ def test_tolerances_are_fractions(value):
 def test_a_good_bundle_is_close_alone_and_in_the_chain(small_bundle):
     report = measure_parity(_stages(small_bundle), small_bundle / GOLDEN, "depth", reference="PyTorch")
     assert {(row.stage, row.mode) for row in report.rows} == {(stage, mode) for stage in ("encoder", "decoder") for mode in ("isolated", "chained")}
-    assert all(row.relative < 1e-5 and not row.problem for row in report.rows) and report.depth_abs_rel < 1e-5
+    assert all(row.relative < 1e-5 and not row.problem for row in report.rows) and report.output_error < 1e-5
     stored = BundleDirectory.open(small_bundle).manifest.parity
     assert stored["passed"] and len(stored["rows"]) == 4 and stored["reference"].startswith("PyTorch")
 
