@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from .evaluate import Evaluator
 from .images import Chosen, Split, split
 from .journal import Journal
 from .objective import Budget
-from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, observe, prepare_photos
+from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, observe, prepare_photos, silent
 from .observers import OBSERVERS
 from .precision_plan import PrecisionPlan, write_plan
 from .search import CANDIDATES, MOST_REGIONS, Measured, Search
@@ -66,11 +65,11 @@ class Calibrated:
     tried: int
 
 
-def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal_folder: Path, tick: Callable[[str], None] = lambda what: None) -> Calibrated:
+def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal_folder: Path, tick: Tick = silent) -> Calibrated:
     """Observe, search, and keep the table and the plan; nothing is written but the journal, which is removed at the end.
 
     Args:
-        tick: called after every step with what was done.
+        tick: called after every step with what is counted and how many there are.
 
     Raises:
         InputError: if the bundle is not FP32, the data cannot be read or is too small, or the protocol does not fit the images.

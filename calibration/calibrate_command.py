@@ -75,8 +75,11 @@ def _run(options: argparse.Namespace) -> int:
         data = Chosen(options.data, options.images, options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
         settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured, also)
-        with Progress(0, "steps", options.quiet) as progress:
-            result = calibrate(bundle, data, settings, journal, _ticker(progress))
+        ticker = _Ticker(options.quiet, Progress)
+        try:
+            result = calibrate(bundle, data, settings, journal, ticker)
+        finally:
+            ticker.close()
         for text in result.table.warnings:
             warn(text)
         add_to_bundle(bundle, result, options.force)
@@ -89,17 +92,24 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ticker(progress):
-    counts: dict[str, int] = {}
+class _Ticker:
+    """Turns steps into progress: what is counted changes: images, pictures through a stage, regions, variants."""
 
-    def tick(what: str) -> None:
-        stage = what.partition(":")[0]
-        counts[stage] = counts.get(stage, 0) + 1
-        progress.total = max(progress.total, progress.done + 1)
-        progress.what = f"steps ({what})"
-        progress.advance()
+    def __init__(self, quiet: bool, progress: type):
+        self._quiet, self._make, self._progress, self._what = quiet, progress, None, ""
 
-    return tick
+    def __call__(self, what: str, total: int) -> None:
+        """One step of ``what`` is done, of ``total``."""
+        if what != self._what:
+            self.close()
+            self._what, self._progress = what, self._make(total, what, self._quiet)
+        self._progress.advance()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
 
 
 def _facts(bundle: Path, result) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -90,8 +91,19 @@ class Evaluator:
         return (sample.depth_m, counts) if counts.any() else None
 
     def score(self, plan: Plan) -> Score:
-        """Run a choice over all validation images; a failure at any stage output is a score, not an error."""
+        """Run a choice over all validation images; a failure at any stage output is a score, not an error.
+
+        Scores are kept in the journal: a search that is taken up again does not measure anything twice.
+        """
         self.tried += 1
+        name = f"score_{_digest(plan)}"
+        if (known := self._journal.fact(name)) is not None:
+            return Score(*known)
+        score = self._measure(plan)
+        self._journal.note(name, [getattr(score, field) for field in Score.__dataclass_fields__])
+        return score
+
+    def _measure(self, plan: Plan) -> Score:
         try:
             found = self._maps(plan)
         except AccuracyError as error:
@@ -174,6 +186,11 @@ class Evaluator:
         if self.chain.graphs[stage].weights_nbytes() <= KEEP_SESSION_NBYTES:
             self._sessions[stage] = session
         return session
+
+
+def _digest(plan: Plan) -> str:
+    facts = sorted((stage, nodes, choice.words) for stage, choices in plan.items() for nodes, choice in choices.items())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _apart(found: tuple[np.ndarray, np.ndarray], reference: tuple[np.ndarray, np.ndarray]) -> float:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 30.0
 DEFAULT_MEMORY_NBYTES = 8 << 30
 FLOAT = TensorProto.FLOAT
-Tick = Callable[[str], None]
+Tick = Callable[[str, int], None]  # what is counted, and how many of it there are
+
+
+def silent(what: str, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclass
@@ -107,7 +111,7 @@ def prepare_photos(chain: Chain, source: Source, journal: Journal, tick: Tick) -
             journal.put(item_name(photo, look), tensors)
         photos.append(photo)
         journal.note("photos", [(p.number, p.id, p.sha256, p.looks) for p in photos])
-        tick("preparing")
+        tick("images", len(source))
     return photos
 
 
@@ -119,7 +123,7 @@ def observe(
     count: set[int],
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     also: tuple[str, ...] = (),
-    tick: Tick = lambda what: None,
+    tick: Tick = silent,
 ) -> dict[str, StageObservation]:
     """Run stage after stage over all images and look at what flows.
 
@@ -177,7 +181,7 @@ def _observe_stage(
                     journal.put(state, seen.to_arrays())
                     journal.note(state, [number, position + 1])
                     saved = time.monotonic()
-                tick(spec.name)
+                tick(f"pictures through {spec.name}", len(items) * len(groups))
             del session
         journal.put(state, seen.to_arrays())
         journal.note(state, [number + 1, 0])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .cost import RTX_3090, Card, CostModel
 from .evaluate import Evaluator, Plan
 from .int8_stage import ranges_for
 from .objective import Budget, Score
-from .observe import StageObservation
+from .observe import StageObservation, Tick, silent
 from .precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
 from .regions import Region
 from .sensitivity import Sensitivity, measure
@@ -60,7 +59,7 @@ class Search:
         measured: Measured | None = None,
         card: Card = RTX_3090,
         most_regions: int = MOST_REGIONS,
-        tick: Callable[[str], None] = lambda what: None,
+        tick: Tick = silent,
     ):
         if unknown := set(precisions) - set(CANDIDATES):
             raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
@@ -130,7 +129,7 @@ class Search:
     def _try(self, name: str, chosen: dict[Region, Choice], score: Score | None = None) -> Score:
         score = score or self.evaluator.score(self._plan(chosen))
         self._variants[name] = Variant(name, self.cost_ms(chosen), score.to_json(), score.within(self.budget))
-        self._tick(name)
+        self._tick("whole variants", max(8, len(self._variants)))
         return score
 
     def _fit(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:

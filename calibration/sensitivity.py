@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .evaluate import Evaluator
 from .objective import Budget, Score, failed
+from .observe import Tick, silent
 from .precision_plan import FP32, Choice
 from .quantize import activation_inputs
 from .regions import Region, find_regions
@@ -64,9 +64,7 @@ class Sensitivity:
         return {choice.words: score.to_json() for choice, score in self.scores.items()}
 
 
-def measure(
-    evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], most_regions: int, tick: Callable[[str], None] = lambda what: None
-) -> dict[str, list[Sensitivity]]:
+def measure(evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], most_regions: int, tick: Tick = silent) -> dict[str, list[Sensitivity]]:
     """Measure every region of every stage alone.
 
     INT8 is tried with one observer; where that breaks the budget, with the others, and in transformer parts with SmoothQuant. BF16
@@ -85,7 +83,8 @@ def measure(
         inputs = activation_inputs(graph, evaluator.also)
         lines = []
         overflows = fp16_overflows(evaluator.seen[spec.name].peaks)
-        for region in find_regions(spec.name, graph, most_regions):
+        regions = find_regions(spec.name, graph, most_regions)
+        for region in regions:
             stays = evaluator.stays[spec.name]
             line = Sensitivity(region, quantised=tuple(name for name in region.nodes if name in inputs and name not in stays))
             line.overflows = {name: peak for name, peak in overflows.items() if (maker := graph.maker.get(name)) is not None and maker.name in region.nodes}
@@ -94,7 +93,7 @@ def measure(
             line.declared = all(stays.get(name, "").startswith("island") for name in region.nodes)
             if not line.declared:
                 _measure_region(evaluator, line, budget, precisions)
-            tick(region.name)
+            tick(f"regions of {spec.name}", len(regions))
             lines.append(line)
         found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found

@@ -106,7 +106,7 @@ def require_calibration(bundle: BundleDirectory) -> Calibration:
     return found
 
 
-def calibrate_bundle(path: Path, data: str, budget: str | None, folder: Path, say: Callable[[str], None], tick: Callable[[str], None]) -> None:
+def calibrate_bundle(path: Path, data: str, budget: str | None, folder: Path, say: Callable[[str], None], tick: Callable[[str, int], None]) -> None:
     """What ``depth-calibrate`` does with its usual settings, on a bundle that is about to be built.
 
     Args:
@@ -115,7 +115,7 @@ def calibrate_bundle(path: Path, data: str, budget: str | None, folder: Path, sa
         budget: a ``--budget`` argument, None for the usual one.
         folder: for the journal.
         say: told the warnings about the images and the report.
-        tick: told what was done, after every step.
+        tick: told what is counted and how many of it there are, after every step.
 
     Raises:
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.

@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
         if arguments.data:
             from .calibrated import calibrate_bundle
 
-            calibrate_bundle(bundle, arguments.data, arguments.budget, scratch, say, lambda what: progress(what, 0.5))
+            calibrate_bundle(bundle, arguments.data, arguments.budget, scratch, say, lambda what, total: progress(f"calibrating: {what}", 0.5))
         report = build_plan(bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, 0.5 + done / 2))
     say(summary(report, file_nbytes(arguments.output)))
     _result(arguments, {"plan": str(output), "network": report.manifest.network.name, "backend": options.backend, "precision": options.precision})

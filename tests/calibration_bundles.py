@@ -61,6 +61,10 @@ def write_fastdepth(folder):
 
     model = version_converter.convert_version(onnx.load(FASTDEPTH), 18)
     model.graph.name = "fastdepth"
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in weights]:
+        model.graph.input.remove(value)
+    model.ir_version = 9
     steps = (Resize(250, 0, "bilinear", 304), Crop(228, 304, "center"), Resize(224, 224, "bilinear"))
     protocol = Protocol("fastdepth", steps, (0,), (), False, "Wofk et al. 2019")
     image = ImageInput("0", (224, 224), (224, 224), (0.0,) * 3, (1.0,) * 3)

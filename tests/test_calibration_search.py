@@ -118,7 +118,7 @@ def test_a_budget_that_nothing_keeps_leaves_fp32(bundle, run):
     assert "dropped because it breaks the budget" in result.plan.verdicts["encoder"]
 
 
-def look(path, journal, memory=1 << 33, data=DATA, tick=lambda what: None):
+def look(path, journal, memory=1 << 33, data=DATA, tick=lambda what, total: None):
     chain = Chain(BundleDirectory.open(path))
     state = Journal(journal, {"test": 1})
     photos = prepare_photos(chain, Chosen(data), state, tick)
@@ -173,7 +173,7 @@ def test_an_interrupted_observation_goes_on_and_ends_the_same(bundle, tmp_path, 
     for stop in (3, 9, 15):
         count = 0
 
-        def tick(what, stop=stop):
+        def tick(what, total, stop=stop):
             nonlocal count
             count += 1
             if count == stop:
@@ -232,3 +232,24 @@ def test_a_mask_network_and_a_typed_bundle_are_refused(tiny, tmp_path):
         Chain(BundleDirectory.open(path))
     with pytest.raises(UsageError, match="no protocol"):
         Chain(BundleDirectory.open(tiny.bundle), "none")
+
+
+def test_an_interrupted_search_measures_nothing_twice(bundle, tmp_path, monkeypatch):
+    from fathom.calibration.evaluate import Evaluator
+
+    path, measured = bundle(), []
+    real = Evaluator._measure
+    monkeypatch.setattr(Evaluator, "_measure", lambda self, plan: measured.append(plan) or real(self, plan))
+
+    def tick(what, total):
+        if what == "regions of head":
+            raise KeyboardInterrupt
+
+    settings, opened = Settings(LOOSE), BundleDirectory.open(path)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(opened, Chosen(DATA), settings, tmp_path / "j", tick)
+    before = len(measured)
+    resumed = calibrate(opened, Chosen(DATA), settings, tmp_path / "j")
+    assert 0 < before < len(measured) == len({str(plan) for plan in measured})
+    assert resumed.plan == calibrate(opened, Chosen(DATA), settings, tmp_path / "other").plan
+    assert not (tmp_path / "j").exists()
