@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ..calibration.precision_regions import FLOAT32_ONLY, fp32_nodes
 from ..runtime.errors import BuildFailedError
 from ..runtime.spec import StageSpec, TensorSpec
 from .onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, point_outside
-from .precision_regions import FLOAT32_ONLY, fp32_nodes
 
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 NUMPY = {FLOAT: np.dtype(np.float32), HALF: np.dtype(np.float16), BRAIN: np.dtype(ml_dtypes.bfloat16)}
