@@ -85,13 +85,15 @@ class Search:
                 self._try(
                     f"all {name}" + (" where it can be, else fp16" if name == "int8" else ""), {r: self._uniform(line, name) for r, line in self._lines.items()}
                 )
-        chosen = self._fit(chosen)
-        verdicts = {spec.name: "" for spec in self.evaluator.chain.specs}
-        for stage in verdicts:
-            chosen, verdicts[stage] = self._keep_or_drop(stage, chosen)
-        score = self._try("chosen", chosen)
-        if not score.within(self.budget):  # dropping INT8 moved a change that had cancelled another one
+        verdicts: dict[str, str] = {}
+        for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
             chosen = self._fit(chosen)
+            for spec in self.evaluator.chain.specs:
+                chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
+            if self._try("chosen", chosen).within(self.budget):
+                return self._found(chosen, verdicts)
+        chosen = dict.fromkeys(chosen, FP32)
+        verdicts = {stage: f"{stage}: stays FP32, because no mixture that was tried keeps the budget." for stage in verdicts}
         return self._found(chosen, verdicts)
 
     def _start(self, line: Sensitivity) -> Choice:

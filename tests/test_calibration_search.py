@@ -217,7 +217,7 @@ def test_bad_arguments_end_with_one_message(bundle, capsys, arguments, code, wor
     assert words in err and "Traceback" not in err
 
 
-def test_a_mask_network_and_a_typed_bundle_are_refused(tiny, tmp_path):
+def test_a_typed_bundle_and_an_unknown_protocol_are_refused(tiny, tmp_path):
     import dataclasses
     import shutil
 
