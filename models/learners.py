@@ -94,7 +94,7 @@ class EvpLearner(Learner):
         return type(self.network)(config, self.network.variant)
 
     def start(self, seed: int) -> None:
-        """Norms that change nothing, and residual branches that add nothing yet: some forty blocks in a row learn much faster so."""
+        """Norms that change nothing, and residual branches that add nothing yet: the first gradients see a shallow network."""
         with torch.no_grad():
             for name, module in self.network.named_modules():
                 if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)):
