@@ -78,14 +78,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from ..models.catalog import NETWORKS
+    from ..models.catalog import DEMO_WEIGHTS, NETWORKS
 
     for name, entry in NETWORKS.items():
         if arguments.json:
             facts = {key: getattr(entry, key) for key in ("summary", "weights", "licence", "variants", "options", "demo")}
             print(json.dumps({"name": name, **facts}))
         else:
-            weights = entry.weights or ("none needed: demo weights ship with Fathom, else seeded random ones" if entry.demo else "none published")
+            small = "demo weights that ship with Fathom" if (DEMO_WEIGHTS / f"{name}.safetensors").is_file() else "none yet: seeded random numbers, untrained"
+            weights = small if entry.demo else entry.weights or "none published"
             print(f"{name}\n  {entry.summary}\n  variants: {', '.join(entry.variants)}\n  weights: {weights}\n  licence: {entry.licence}")
     return 0
 
