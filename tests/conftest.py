@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.util
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ _torchvision = importlib.util.spec_from_file_location("torchvision_on_cpu", Path
 _torchvision_on_cpu = importlib.util.module_from_spec(_torchvision)
 _torchvision.loader.exec_module(_torchvision_on_cpu)
 _torchvision_on_cpu.prepare()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to Ctrl-C, and children inherit that
 
 
 def _graphs():
