@@ -46,6 +46,7 @@ def through(name: str, work: Path, photo: Path, threads: int) -> dict[str, Any]:
         found["export"] = measured("depth-export", *RUNS[name], "--random-init", "-o", bundle, threads=threads)
         found["onnxruntime"] = measured("depth-build", bundle, "--backend", "onnxruntime", "-o", plan, threads=threads)
         found["run"] = measured("depth-run", "--engine", plan, str(photo), "-o", out, "--quiet", *PROMPT.get(name, ()), threads=threads)
+        found["run"]["result"] |= {"photo": photo.name, "files": sorted(found["run"]["result"]["files"])}
         Path(plan).unlink()
         rtx_words = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--target", TARGETS)
         found["rtx"] = measured("depth-build", bundle, *rtx_words, "-o", rtx, threads=threads)
