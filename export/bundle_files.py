@@ -8,10 +8,10 @@ from pathlib import Path
 from .. import __version__
 from ..runtime.bundle import MANIFEST
 from ..runtime.contract import Contract
-from ..runtime.files import sha256_of
-from ..runtime.manifest import BundleManifest, BundleStage, FileFacts, NetworkFacts
+from ..runtime.manifest import BundleManifest, BundleStage, NetworkFacts
 from ..runtime.manifest_json import manifest_bytes
 from .parity import ParityReport
+from .plan_file import file_facts
 
 GOLDEN = "goldens/case0.safetensors"
 STAGES = "stages"
@@ -22,7 +22,7 @@ def finish_bundle(folder: Path, facts: NetworkFacts, contract: Contract, stages:
     files = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            files[file.relative_to(folder).as_posix()] = FileFacts(file.stat().st_size, sha256_of(file))
+            files[file.relative_to(folder).as_posix()] = file_facts(file)
     manifest = BundleManifest(facts, contract, stages, files, made_with(), goldens=(GOLDEN,), parity=report.to_json())
     (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
     return manifest

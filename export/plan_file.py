@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -19,8 +20,6 @@ TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 def file_facts(source: Path | bytes) -> FileFacts:
     """Size and SHA-256 of a file or of bytes."""
     if isinstance(source, bytes):
-        import hashlib
-
         return FileFacts(len(source), hashlib.sha256(source).hexdigest())
     return FileFacts(source.stat().st_size, sha256_of(source))
 

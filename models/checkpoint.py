@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import pickle
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..runtime.errors import InputError
+from ..runtime.files import sha256_of
 
 MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, as in the reference reader
 NAMES_SHOWN = 8
@@ -163,15 +163,6 @@ def strip_prefix(tensors: dict[str, Tensor], anchor: str) -> dict[str, Tensor]:
             if all(other.startswith(prefix) for other in tensors):
                 return {other[len(prefix) :]: tensor for other, tensor in tensors.items()}
     return tensors
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def fill(module: nn.Module, checkpoint: Checkpoint, table: KeyTable, network: str) -> None:

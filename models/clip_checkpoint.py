@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoint import Checkpoint, Key, KeyTable, fill, read_tensors, sha256_of, strip_prefix
+from ..runtime.files import sha256_of
+from .checkpoint import Checkpoint, Key, KeyTable, fill, read_tensors, strip_prefix
 from .clip_towers import ClipConfig, build_clip
 from .network import WeightsOrigin
 from .torchscript_archive import is_torchscript, read_torchscript

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class BundleDirectory:
         except OSError as error:
             raise InputError(f"{path} is not a bundle ({MANIFEST}: {error.strerror})", wanted="a directory made by depth-export") from error
         manifest = manifest_from_bytes(raw, BundleManifest, str(source))
-        bundle = cls(path, manifest, sha256_of(source))
+        bundle = cls(path, manifest, hashlib.sha256(raw).hexdigest())
         for name, facts in manifest.files.items():
             file = bundle.path(name)
             if file.stat().st_size != facts.size:
