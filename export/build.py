@@ -16,11 +16,12 @@ from ..runtime.files import refuse_existing
 from ..runtime.manifest import BundleStage, Initializer, PlanManifest, PlanStage
 from ..runtime.spec import StageSpec, TensorSpec
 from .build_options import BuildOptions
-from .calibrated import Calibration, read_calibration, require_calibration, type_all_by_plan
+from .calibrated import Calibration, planned_boundaries, read_calibration, require_calibration, type_all_by_plan
 from .child import GIB, Progress, default_limit_nbytes, run_child
 from .parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from .plan_file import file_facts, write_plan
 from .product_types import products_by_type
+from .rounded import SIMULATED, write_rounded_stage
 from .scratch import scratch_beside
 from .tensorrt_build import TARGETS
 from .typed import boundary_types, type_stage
@@ -74,7 +75,8 @@ def build_plan(
     """Build a plan.
 
     FP16 stages are typed first and run once with ONNX Runtime against the golden tensors (``graph-only``: it computes partly in FP32),
-    FP32 engines for ONNX Runtime are run as they are. The plan appears only if that, the compiler and the precision check agree.
+    engines for ONNX Runtime are run as they are; FP16 is simulated in them (see ``rounded``). The plan appears only if that, the compiler
+    and the precision check agree.
 
     Args:
         bundle_path: directory made by ``depth-export``.
@@ -99,6 +101,8 @@ def build_plan(
     if calibration is not None:
         for verdict in calibration.plan.verdicts.values() if options.precision == "int8" else ():
             say(verdict)
+    if options.backend == "onnxruntime" and options.precision == "fp16":
+        say(SIMULATED)
     if options.backend == "tensorrt-rtx" and not options.targets:
         options = replace(options, targets=TARGETS)
     with scratch_beside(path) as scratch:
@@ -146,6 +150,8 @@ class _Builder:
                 data = Path(f"{graph}.data")
                 self._graphs[stage.spec.name] = (graph, stage.spec, 0, data.stat().st_size if data.exists() else graph.stat().st_size)
             return None
+        if self.options.backend == "onnxruntime" and self.options.precision == "fp16":
+            return self._round_stages()
         if self.calibration is not None:
             return self._type_by_plan(self.calibration)
         types = boundary_types(self.manifest.specs(), output)
@@ -155,6 +161,19 @@ class _Builder:
             typed = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
             self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
         return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
+
+    def _round_stages(self) -> None:
+        """What ``type_stages`` does for FP16 on ONNX Runtime; the finished engines are checked against the golden tensors."""
+        found, stages = self.calibration, self.manifest.stages
+        types = planned_boundaries(self.bundle, found) if found else boundary_types(self.manifest.specs(), self.manifest.contract.output.tensor)
+        for number, stage in enumerate(stages):
+            name = stage.spec.name
+            self.tell(f"{name}: rounding to fp16", 0.02 + 0.08 * number / len(stages))
+            graph = self.bundle.path(stage.file)
+            target = self.scratch / f"{name}.rounded.onnx"
+            write_rounded_stage(graph, target, stage, found.regions(name, "fp16") if found else (), types)
+            data = Path(f"{target}.data")
+            self._graphs[name] = (target, stage.spec, 0, data.stat().st_size if data.exists() else target.stat().st_size)
 
     def _type_by_plan(self, calibration: Calibration) -> ParityReport | None:
         """What ``type_stages`` does where a precision plan says more than ``fp16``."""
@@ -248,7 +267,8 @@ class _Builder:
     def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
         """Run finished ONNX Runtime engines against the golden tensors."""
         found = {stage.spec.name: (stage.spec, self.scratch / Path(stage.engine).name) for stage in stages}
-        return self._compare(INT8_TOLERANCES if self.options.precision == "int8" else Tolerances(isolated_relative=1e-3), "", found, True, 0.9)
+        tolerances = {"int8": INT8_TOLERANCES, "fp16": FP16_TOLERANCES}.get(self.options.precision, Tolerances(isolated_relative=1e-3))
+        return self._compare(tolerances, GRAPH_ONLY if self.options.precision == "fp16" else "", found, True, 0.9)
 
     def _compare(self, tolerances: Tolerances, label: str, graphs: dict[str, tuple[StageSpec, Path]], engines: bool, at: float) -> ParityReport | None:
         if not self.manifest.goldens:

@@ -15,7 +15,7 @@ class BuildOptions:
 
     Args:
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
-        precision: ``fp32``, ``fp16``, or ``int8`` (by the precision plan of a calibrated bundle).
+        precision: ``fp32``, ``fp16`` (simulated for ONNX Runtime, to measure accuracy), or ``int8`` (by the precision plan of a calibrated bundle).
         targets: compute capabilities (``sm86``), TensorRT-RTX only; empty for all it compiles for.
         batch: least, usual and greatest.
         limit_nbytes: memory that one compiler may take; 0 for most of what is available.
@@ -35,12 +35,6 @@ class BuildOptions:
             raise UsageError(f"there is no backend {self.backend!r}", wanted=" or ".join(BACKENDS))
         if self.precision not in ("fp32", "fp16", "int8"):
             raise UsageError(f"there is no precision {self.precision!r} to build", wanted="fp32, fp16 or int8")
-        if self.backend == "onnxruntime" and self.precision == "fp16":
-            raise UsageError(
-                "ONNX Runtime on the CPU has no FP16 kernels: it would cast every weight back and be slower than FP32",
-                wanted="fp32 or int8",
-                mend="--precision fp32, or --backend tensorrt-rtx for FP16 engines",
-            )
         if self.targets and self.backend != "tensorrt-rtx":
             raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", mend="leave --target out")
         for target in self.targets:

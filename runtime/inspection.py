@@ -54,6 +54,8 @@ def describe(manifest: Any) -> str:
     if plan:
         targets, batch = ", ".join(manifest.targets), ":".join(map(str, manifest.batch))
         lines.append(f"engines   {manifest.backend} {manifest.backend_version}, {manifest.precision}, for {targets}, batch {batch} (least:usual:greatest)")
+        if (manifest.backend, manifest.precision) == ("onnxruntime", "fp16"):
+            lines.append("warning   FP16 is simulated: tensors are rounded as an FP16 engine stores them, sums are FP32; for measuring accuracy")
     lines += [
         f"input     {image.tensor}: window {image.window[0]}x{image.window[1]} on a canvas of {image.canvas[0]}x{image.canvas[1]} (height x width), RGB",
         f"output    {output.tensor}: {output.kind}" + (f", {output.near:g} to {output.far:g} {output.unit}".rstrip() if output.kind != "mask" else ""),

@@ -96,7 +96,6 @@ def test_a_range_of_batches_is_built_and_recorded(rtx, small_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "fp16"}, "no FP16 kernels"),
         ({"precision": "int4"}, "no precision"),
         ({"backend": "openvino"}, "no backend"),
         ({"targets": ("sm86",)}, "--target goes with tensorrt-rtx"),
@@ -136,7 +135,8 @@ def test_a_graph_of_another_type_than_was_promised_is_not_honoured(rtx, small_bu
     assert _nothing_left(tmp_path)
 
 
-def test_fp16_that_ruins_the_depth_is_refused(rtx, small_bundle, tmp_path):
+@pytest.mark.parametrize("options", [BuildOptions("tensorrt-rtx", "fp16", ("sm86",)), BuildOptions("onnxruntime", "fp16")], ids=lambda options: options.backend)
+def test_fp16_that_ruins_the_depth_is_refused(rtx, small_bundle, tmp_path, options):
     def change(model):
         for tensor in model.graph.initializer:
             if tensor.name == "conv_in.bias":  # activations beyond what FP16 holds; FP32 would not mind
@@ -145,7 +145,7 @@ def test_fp16_that_ruins_the_depth_is_refused(rtx, small_bundle, tmp_path):
     bundle = _rewritten(small_bundle, tmp_path / "bundle", change)
     (tmp_path / "out").mkdir()
     with pytest.raises(AccuracyError, match="stage encoder"):
-        build_plan(bundle, tmp_path / "out/x.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86",)))
+        build_plan(bundle, tmp_path / "out/x.plan", options)
     assert _nothing_left(tmp_path / "out")
 
 
