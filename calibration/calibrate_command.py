@@ -136,3 +136,7 @@ def _measured(path: Path):
     except ValueError as error:
         raise InputError(f"{path} holds no stage times ({error})", wanted='{"device": "…", "stages": {"unet": {"fp16": 12.3, "int8": 9.1}}}') from error
     return Measured(device, stages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
