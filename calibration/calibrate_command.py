@@ -27,9 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, help="directory made by depth-export; table and plan are put into it")
-    parser.add_argument(
-        "--data", required=True, metavar="DATA", help="nyu:FILE.mat[:train] | pairs:DIR[:train] | images:DIR | rooms:N | kitti:DIR:LIST | nyu-folder:DIR"
-    )
+    sources = "nyu:FILE.mat[:train] | pairs:DIR[:train] | images:DIR | rooms:N | kitti:DIR:LIST | nyu-folder:DIR; may be given several times"
+    parser.add_argument("--data", required=True, action="append", metavar="DATA", help=sources)
     parser.add_argument("--budget", default="abs_rel=0.5%,delta1=0.2pp,moved=2%", metavar="BUDGET", help="greatest change from FP32 (default: %(default)s)")
     parser.add_argument("--precisions", default="fp32,bf16,fp16,int8", metavar="LIST", help="candidates (default: %(default)s)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="how many images at most; more are drawn by --seed (default: %(default)s)")
@@ -72,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     with BundleDirectory.open(options.bundle) as bundle:
         if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
             raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", mend="pass --force to replace its calibration")
-        data = Chosen(options.data, options.images, options.seed)
+        data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
         settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured, also)
         ticker = _Ticker(options.quiet, Progress)

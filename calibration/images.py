@@ -11,7 +11,7 @@ from ..datasets.kitti import KittiEigen
 from ..datasets.nyu import NyuFolder, NyuLabeled
 from ..datasets.pairs import Pairs
 from ..datasets.sample import Sample
-from ..datasets.source import open_source
+from ..datasets.source import Joined, open_source
 from ..runtime.errors import InputError, UsageError, missing_package
 from .observe import Photo
 from .table import FEW_IMAGES, image_warnings
@@ -25,27 +25,21 @@ DEFAULT_IMAGES = 512
 
 
 class Chosen:
-    """Some samples of a data set, by number: all of them, or ``count`` drawn with a seed.
+    """Some samples of one data set or several, by number: all of them, or ``count`` drawn with a seed.
 
     Args:
-        text: a ``--data`` argument; ``nyu:FILE.mat`` without a split means ``train``.
-        count: how many at most.
+        texts: ``--data`` arguments; ``nyu:FILE.mat`` without a split means ``train``.
+        count: how many at most, of all together.
         seed: of the draw.
 
     Raises:
-        UsageError: if the text is no ``--data`` argument.
+        UsageError: if a text is no ``--data`` argument.
         InputError: if the data cannot be read.
     """
 
-    def __init__(self, text: str, count: int = DEFAULT_IMAGES, seed: int = 0):
-        try:
-            self.source: Source = open_source(text, default_split="train")
-        except ValueError as error:
-            raise UsageError(f"--data: {error}") from error
-        except ImportError as error:
-            raise missing_package(error.name or "h5py", "bench", "it reads this data") from error
-        except OSError as error:
-            raise InputError(f"--data {text}: {error}") from error
+    def __init__(self, *texts: str, count: int = DEFAULT_IMAGES, seed: int = 0):
+        sources = [_open(text) for text in texts]
+        self.source: Source = sources[0] if len(sources) == 1 else Joined(sources)
         total = len(self.source)
         self.numbers = list(range(total)) if total <= count else sorted(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
         self.drawn = total > count
@@ -67,22 +61,37 @@ class Chosen:
 
     def evaluation_ids(self) -> set[str]:
         """Names of samples that belong to a split on which results are reported."""
-        source = self.source
-        if isinstance(source, NyuLabeled):
-            if source.split == "train":
-                return set()
-            mine = source if source.split == "test" else NyuLabeled(source.path, "test", source.variant)
-            return {_name(mine, number) for number in range(len(mine))}
-        if isinstance(source, Pairs):
-            if source.use == "train" or not (source.folder / "manifest.json").is_file():
-                return set()
-            try:
-                return {pair.name for pair in Pairs(source.folder, "test").pairs}
-            except ValueError:  # the manifest knows no test pairs
-                return set()
-        if isinstance(source, (NyuFolder, KittiEigen)) and "test" in source.provenance.name.lower():
-            return {_name(source, number) for number in range(len(source))}
-        return set()
+        sources = self.source.sources if isinstance(self.source, Joined) else (self.source,)
+        return set().union(*map(_evaluation_ids, sources))
+
+
+def _open(text: str) -> Source:
+    try:
+        return open_source(text, default_split="train")
+    except ValueError as error:
+        raise UsageError(f"--data: {error}") from error
+    except ImportError as error:
+        raise missing_package(error.name or "h5py", "bench", "it reads this data") from error
+    except OSError as error:
+        raise InputError(f"--data {text}: {error}") from error
+
+
+def _evaluation_ids(source: Source) -> set[str]:
+    if isinstance(source, NyuLabeled):
+        if source.split == "train":
+            return set()
+        mine = source if source.split == "test" else NyuLabeled(source.path, "test", source.variant)
+        return {_name(mine, number) for number in range(len(mine))}
+    if isinstance(source, Pairs):
+        if source.use == "train" or not (source.folder / "manifest.json").is_file():
+            return set()
+        try:
+            return {pair.name for pair in Pairs(source.folder, "test").pairs}
+        except ValueError:  # the manifest knows no test pairs
+            return set()
+    if isinstance(source, (NyuFolder, KittiEigen)) and "test" in source.provenance.name.lower():
+        return {_name(source, number) for number in range(len(source))}
+    return set()
 
 
 def _name(source: Source, number: int) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from .kitti import KittiEigen
 from .nyu import VARIANTS, NyuFolder, NyuLabeled
 from .pairs import Images, Pairs
 from .rooms import Rooms
-from .sample import Provenance, Sample
+from .sample import Provenance, Sample, fingerprint
 
 GRAMMAR = """\
 nyu:FILE.mat[:train|:test|:all][:official|:raw|:inpainted]   the labelled file of NYU Depth v2, splits.mat beside it
@@ -32,6 +34,41 @@ class Source(Protocol):
     def __getitem__(self, number: int) -> Sample: ...
 
     def __iter__(self) -> Iterator[Sample]: ...
+
+
+class Joined:
+    """Several sources one after the other.
+
+    Raises:
+        ValueError: if there is none.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        if not sources:
+            raise ValueError("at least one source was wanted")
+        self.sources = tuple(sources)
+        self._ends = list(accumulate(map(len, self.sources)))
+
+    @property
+    def provenance(self) -> Provenance:
+        """Which samples these are: kinds and names side by side, one fingerprint over all."""
+        parts = [source.provenance for source in self.sources]
+        skipped = tuple(entry for part in parts for entry in part.skipped)
+        kinds = " + ".join(dict.fromkeys(part.kind for part in parts))
+        names = " + ".join(part.name + (f", seed {part.seed}" if part.seed is not None else "") for part in parts)
+        return Provenance(kinds, names, fingerprint(*(part.sha256 for part in parts)), len(self), None, skipped)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Sample:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        which = bisect_right(self._ends, number)
+        return self.sources[which][number - (self._ends[which - 1] if which else 0)]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
 
 
 def _take(words: list[str], allowed: tuple[str, ...]) -> str | None:

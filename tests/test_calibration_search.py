@@ -199,6 +199,15 @@ def test_the_command_puts_table_and_plan_into_the_bundle(bundle, capsys):
     assert "INT8" in capsys.readouterr().out
 
 
+def test_several_data_sets_are_looked_at_together(bundle, capsys):
+    path = bundle()
+    words = ["--data", "rooms:3:1:48x64", "--data", "rooms:3:2:48x64", "--budget", "abs_rel=5%,delta1=5pp", "-q"]
+    assert main([str(path), *words]) == 0
+    opened = BundleDirectory.open(path)
+    table = read_table(opened.path(TABLE), opened.manifest)
+    assert table.data["count"] == 6 and "seed 1" in table.data["name"] and "seed 2" in table.data["name"] and table.images == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

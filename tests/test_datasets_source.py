@@ -11,7 +11,7 @@ from fathom.datasets.nyu import NyuFolder
 from fathom.datasets.pairs import Images, Pairs
 from fathom.datasets.reading import read_depth_png, read_rgb
 from fathom.datasets.sample import Sample
-from fathom.datasets.source import open_source
+from fathom.datasets.source import Joined, open_source
 
 
 def write_pair(folder, scale=1000.0, dataset="Somewhere", suffix=".png", value=2500, **meta):
@@ -160,3 +160,20 @@ def test_words(tmp_path):
     with pytest.raises(OSError, match=r"labeled\.mat"):
         open_source("nyu:none.mat:test:raw")
     assert NyuFolder and KittiEigen
+
+
+def test_several_sources_stand_one_after_the_other(tmp_path):
+    write_pair(tmp_path / "a")
+    write_pair(tmp_path / "b")
+    rooms, pairs = open_source("rooms:3:7:24x32"), open_source(f"pairs:{tmp_path}")
+    both = Joined([rooms, pairs])
+    wanted = [sample.digest() for source in (rooms, pairs) for sample in source]
+    assert len(both) == 5 and [sample.digest() for sample in both] == wanted == [both[number].digest() for number in range(5)]
+    facts = both.provenance
+    assert facts.kind == "rooms + pairs" and "seed 7" in facts.name and facts.count == 5 and facts.seed is None
+    assert facts.sha256 != Joined([pairs, rooms]).provenance.sha256
+    for outside in (-1, 5):
+        with pytest.raises(IndexError):
+            both[outside]
+    with pytest.raises(ValueError, match="at least one"):
+        Joined([])
