@@ -50,6 +50,7 @@ class RowResult:
         scores: of every group, in order.
         ids: of the images of every group.
         failures: (id, reason) of images without a usable prediction.
+        skipped: (id, reason) of images that do not fit the evaluation or the protocol; they count for nothing.
         content_sha256: over the digests of all samples in order.
     """
 
@@ -58,6 +59,7 @@ class RowResult:
     scores: tuple[tuple[Score, ...], ...]
     ids: tuple[tuple[str, ...], ...]
     failures: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
     content_sha256: str
 
 
@@ -87,7 +89,9 @@ def measure(
         advance: told how many images are done.
 
     Raises:
-        FathomError: if the data or the protocol does not fit. An image on which a network fails does not stop the others.
+        InputError: if the data cannot be read, or no image fits. An image that does not fit, or on which a network fails, does not stop
+            the others; the result names it.
+        UsageError: if there is no such protocol, or the evaluation cannot speak about the networks' output.
     """
     return [_measure_row(number, row, source, count, evaluation, protocol, journal, advance) for number, row in enumerate(rows)]
 
@@ -107,12 +111,15 @@ def _measure_row(number, row, source, count, evaluation, protocol, journal, adva
     mean = overall(evaluation, scores)
     failures = tuple((name, reason) for entry in entries for name, reason in entry["failures"])
     mean.failed += sum(entry["lost"] for entry in entries)
-    return RowResult(row, mean, scores, tuple(tuple(entry["ids"]) for entry in entries), failures, content)
+    skipped = tuple((name, reason) for entry in entries for name, reason in entry["skipped"])
+    if count and len(skipped) == count:
+        raise InputError(f"{row.name}: none of the {count} images fits: {skipped[0][0]}: {skipped[0][1]}", mend="another --evaluation or --protocol")
+    return RowResult(row, mean, scores, tuple(tuple(entry["ids"]) for entry in entries), failures, skipped, content)
 
 
 def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluation: Evaluation, protocol: str | None) -> dict[str, Any]:
-    """Score one group; ``lost`` counts images that gave no map at all."""
-    images, scores, ids, digests, failures, lost = [], [], [], [], [], 0
+    """Score one group; ``lost`` counts images that gave no map at all, ``skipped`` names those that do not fit."""
+    images, scores, ids, digests, failures, skipped, lost = [], [], [], [], [], [], 0
     for sample in read_samples(source, numbers):
         ids.append(sample.id)
         digests.append(sample.digest())
@@ -120,9 +127,8 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
             mask = counted(evaluation, truth_m, valid)
         except (FathomError, ValueError) as error:
-            raise InputError(
-                f"{sample.id} does not fit the evaluation {evaluation.name}: {error}", mend="another --evaluation (full fits every size)"
-            ) from error
+            skipped.append((sample.id, f"does not fit the evaluation {evaluation.name}: {_was(error)}"))
+            continue
         if not mask.any():
             scores.append(Score(None, 0))
             continue
@@ -133,7 +139,8 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             lost += 1
             continue
         except InputError as error:
-            raise InputError(f"{sample.id}: {error}") from error
+            skipped.append((sample.id, f"does not fit the protocol {protocol or pipeline.contract.protocols[0].name}: {_was(error)}"))
+            continue
         if depth.not_positive and evaluation.clamp_m is None:
             failures.append((sample.id, f"{depth.not_positive} pixels of the map are not above zero"))
             lost += 1
@@ -145,7 +152,13 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
     if images:
         scores += judge(evaluation, images)
     failures += [("", f"{score.not_finite} pixels not finite, {score.not_positive} not above zero") for score in scores if score.failed]
-    return {"ids": ids, "digests": digests, "scores": [score.to_json() for score in scores], "failures": failures, "lost": lost}
+    return {"ids": ids, "digests": digests, "scores": [score.to_json() for score in scores], "failures": failures, "skipped": skipped, "lost": lost}
+
+
+def _was(error: Exception) -> str:
+    if not isinstance(error, FathomError):
+        return str(error)
+    return f"{error.was}, wanted {error.wanted}" if error.wanted else error.was
 
 
 def _values(depth: DepthMap, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
@@ -182,6 +195,13 @@ def to_json(results: list[RowResult], provenance: dict[str, Any], evaluation: Ev
     }
 
 
+def _difference(result: RowResult, base: RowResult) -> dict[str, Any]:
+    """Nothing where a row failed; a reason where it was measured on other images."""
+    if {name for name, _ in result.skipped} != {name for name, _ in base.skipped}:
+        return {"reason": "not every image fits both"}
+    return differences(result.mean, base.mean) or {}
+
+
 def _row_json(result: RowResult, base: RowResult) -> dict[str, Any]:
     mean = result.mean
     return {
@@ -189,8 +209,9 @@ def _row_json(result: RowResult, base: RowResult) -> dict[str, Any]:
         "kind": result.row.kind,
         **result.row.facts,
         "means": mean.means,
-        "difference": None if result is base else {"to": base.row.name, **(differences(mean, base.mean) or {})},
+        "difference": None if result is base else {"to": base.row.name, **_difference(result, base)},
         **{name: getattr(mean, name) for name in ("images", "empty", "failed", "pixels", "not_finite", "not_positive", "uncovered", "coverage")},
         "failures": [{"id": name, "reason": reason} for name, reason in result.failures],
+        "skipped": [{"id": name, "reason": reason} for name, reason in result.skipped],
         "groups": [{"ids": list(ids), "scores": [score.to_json() for score in scores]} for ids, scores in zip(result.ids, result.scores, strict=True)],
     }

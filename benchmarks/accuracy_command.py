@@ -27,6 +27,7 @@ UNTRAINED = "random weights: the numbers mean nothing"
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
 With -o the measurement is remembered image by image in OUTPUT.journal until it is complete: run the same command again after an interruption.
+A picture that does not fit the evaluation or the protocol is left out, counted and named; the default protocol is made for pictures of any size.
 Exit code 4: a prediction held NaN, infinity or depths not above zero, or a --budget was not kept.
 """
 
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation", metavar="NAME", help="which pixels count and how; --evaluation list shows all (default: by the kind of data, else full)"
     )
-    parser.add_argument("--alignment", metavar="FIT", help="none, median, scale-shift, scale-shift-inverse (default: the evaluation's); named in the result")
+    fits = "none, median, scale-shift, scale-shift-inverse (default: the evaluation's, or what relative maps need); named in the result"
+    parser.add_argument("--alignment", metavar="FIT", help=fits)
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the networks (default: each one's first; depth-inspect lists them)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     parser.add_argument(
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the record; returns the exit code."""
     from .accuracy import measure, to_json
     from .accuracy_journal import Journal
+    from .published import EVALUATIONS
 
     evaluation = _evaluation(arguments)
     if evaluation is None:
@@ -74,11 +77,15 @@ def run(arguments: argparse.Namespace) -> int:
     source, provenance = _source(arguments.data)
     count = min(len(source), arguments.limit or len(source))
     rows = _rows(arguments)
+    if arguments.alignment is None:
+        evaluation = _fitted(evaluation, rows)
     made_with = _versions(any(row.kind == "pytorch" for row in rows))
     run_facts = {"data": provenance, "count": count, "evaluation": evaluation.to_json(), "rows": [[row.name, row.kind, row.facts] for row in rows]}
     journal_path = output.with_name(f"{output.name}.journal") if output else None
     with Journal(journal_path, {**run_facts, "made_with": made_with}, arguments.force) as journal:
         with Progress(count * len(rows), "images", arguments.quiet) as progress:
+            if arguments.alignment is None and evaluation.alignment != EVALUATIONS[evaluation.name].alignment:
+                progress.say(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
             if journal.done:
                 progress.say(f"going on where the journal {journal_path} ends")
             try:
@@ -92,6 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
             with whole_file(output, arguments.force) as part:
                 part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         journal.remove()
+    for row in record["rows"]:
+        if row["skipped"]:
+            example = row["skipped"][0]
+            warn(f"{row['name']}: {len(row['skipped'])} of {count} images were left out, the first: {example['id']} ({example['reason']})")
     _print(record, arguments.json)
     return _judge(record, arguments.budget)
 
@@ -116,6 +127,16 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
             raise UsageError(f"there is no alignment {arguments.alignment!r}", wanted=f"one of {', '.join(ALIGNMENTS)}")
         evaluation = dataclasses.replace(evaluation, alignment=arguments.alignment)
     return evaluation
+
+
+def _fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
+    """The evaluation with a fit that relative maps need, if all rows are of such networks and it has none."""
+    import dataclasses
+
+    if evaluation.alignment != "none" or evaluation.min_max or any(row.facts["output"] != "relative" for row in rows):
+        return evaluation
+    grows = {row.facts["larger_is"] for row in rows}
+    return dataclasses.replace(evaluation, alignment="scale-shift-inverse" if "near" in grows else "median")
 
 
 def _source(text: str) -> tuple[Any, dict[str, Any]]:
@@ -185,6 +206,7 @@ def _row(path: Path, kind: str, protocol_name: str | None, opener, rows: list[Ro
         "windows": len(protocol.lefts + protocol.fill_lefts),
         "flip": protocol.flip,
         "output": manifest.contract.output.kind,
+        "larger_is": manifest.contract.output.larger_is,
         "untrained": manifest.network.untrained,
     }
     return Row(name, kind, opener, facts)
@@ -228,6 +250,8 @@ def _judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
             raise InputError(
                 f"no image of the data has a pixel that the evaluation {record['evaluation']['name']} counts", mend="another --evaluation or --data"
             )
+        if budgets and row["difference"] and "reason" in row["difference"]:
+            raise InputError(f"{row['name']} cannot be compared with {row['difference']['to']}: {row['difference']['reason']}", mend="another --protocol")
         for metric, percent in budgets if row["difference"] else ():
             share = row["difference"]["relative"][metric]
             if share is None and row["difference"]["absolute"][metric]:

@@ -57,6 +57,12 @@ def _notes(record: dict[str, Any], evaluation: dict[str, Any], data: dict[str, A
             f"{row['name']}: {row['backend']} {row['precision']}, protocol {row['protocol']} ({row['windows']} windows{flip}){more}"
             + (", UNTRAINED WEIGHTS" if row["untrained"] else "")
         )
+        if row["skipped"]:
+            notes.append(f"  {len(row['skipped'])} of {data['measured']} images left out")
+            notes += [f"  left out: {skipped['id']}: {skipped['reason']}" for skipped in row["skipped"][:5]]
+            notes += [f"  and {len(row['skipped']) - 5} more"] if len(row["skipped"]) > 5 else []
+        if row["difference"] and "reason" in row["difference"]:
+            notes.append(f"  not compared with {row['difference']['to']}: {row['difference']['reason']}")
         notes += [f"  failed: {failure['id']}: {failure['reason']}" for failure in row["failures"][:5]]
     better = [name for name in metrics if name in LARGER_IS_BETTER]
     notes.append(f"larger is better for {', '.join(better)}; smaller for the others")

@@ -148,14 +148,68 @@ def test_depths_that_are_not_above_zero_fail(tiny, monkeypatch, capsys):
 
 
 def test_relative_maps_are_not_metres(make_artefacts, tmp_path, capsys):
-    relative = make_artefacts(kind="relative")
-    assert run("--engine", relative.plan, "--data", DATA) == 2
+    relative, metric = make_artefacts(kind="relative"), make_artefacts()
+    assert run("--engine", metric.plan, "--engine", relative.plan, "--data", DATA) == 2
     assert "not metres" in capsys.readouterr().err
+    assert run("--engine", relative.plan, "--data", DATA, "--alignment", "none") == 2
     assert run("--engine", relative.plan, "--data", DATA, "--alignment", "scale-shift") == 2
     assert run("--engine", relative.plan, "--data", DATA, "--alignment", "scale-shift-inverse", "-o", tmp_path / "r.json") == 0
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["evaluation"]["alignment"] == "scale-shift-inverse"
     assert "alignment scale-shift-inverse" in capsys.readouterr().out
+    assert main(["accuracy", "--engine", str(relative.plan), "--data", DATA, "--threads", "1", "-o", str(tmp_path / "chosen.json")]) == 0
+    chosen = capsys.readouterr()
+    assert "each is fitted to the truth (scale-shift-inverse)" in chosen.err and "alignment scale-shift-inverse" in chosen.out
+    assert json.loads((tmp_path / "chosen.json").read_text())["rows"][0]["means"] == record["rows"][0]["means"]
+
+
+def write_pairs(folder, sizes):
+    draw = np.random.default_rng(1)
+    for number, (height, width) in enumerate(sizes):
+        pair = folder / f"p{number}"
+        pair.mkdir(parents=True)
+        Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(pair / "rgb.png")
+        Image.fromarray(draw.integers(1000, 6000, (height, width), dtype=np.uint16)).save(pair / "depth.png")
+        (pair / "meta.json").write_text('{"depth_scale": 1000}')
+    return f"pairs:{folder}"
+
+
+def test_pictures_of_many_sizes(tiny, tmp_path, capsys):
+    """The default takes them all; an evaluation made for one size leaves the others out, and says which."""
+    data = write_pairs(tmp_path / "pairs", [(24, 32), (480, 640), (375, 1242), (224, 224), (480, 640)])
+    assert run("--engine", tiny.plan, "--data", data, "-o", tmp_path / "all.json") == 0
+    everything = json.loads((tmp_path / "all.json").read_text())["rows"][0]
+    assert everything["images"] == 5 and everything["skipped"] == [] and everything["protocol"] == "single-image"
+    assert run("--engine", tiny.plan, "--engine", tiny.bundle, "--data", data, "-o", tmp_path / "nyu.json", "--evaluation", "nyu-eigen") == 0
+    out = capsys.readouterr()
+    rows = json.loads((tmp_path / "nyu.json").read_text())["rows"]
+    for row in rows:
+        assert row["images"] == 2 and [entry["id"] for entry in row["skipped"]] == ["p0", "p2", "p3"] and not row["failed"]
+        assert "480" in row["skipped"][0]["reason"]
+    assert rows[1]["difference"]["relative"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    assert "3 of 5 images were left out, the first: p0" in out.err and "left out: p2" in out.out
+    alone = [score["values"]["abs_rel"] for group in rows[0]["groups"] for score in group["scores"]]
+    assert rows[0]["means"]["abs_rel"] == pytest.approx(sum(alone) / 2) and len(alone) == 2
+
+
+def test_rows_of_other_images_are_not_compared(tiny, tmp_path, monkeypatch, capsys):
+    data, predict = write_pairs(tmp_path / "pairs", [(24, 32), (30, 40), (48, 64)]), Pipeline.predict
+
+    def narrow(self, image, *rest):
+        if self.origin.sha256 == bundle and image.shape[0] == 30:
+            raise InputError("the photo is 30x40", wanted="another")
+        return predict(self, image, *rest)
+
+    with Pipeline.open(tiny.bundle, threads=1) as pipeline:
+        bundle = pipeline.origin.sha256
+    monkeypatch.setattr(Pipeline, "predict", narrow)
+    words = ["--engine", tiny.plan, "--engine", tiny.bundle, "--data", data]
+    assert run(*words, "-o", tmp_path / "r.json") == 0
+    out = capsys.readouterr()
+    plan, other = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (plan["images"], other["images"]) == (3, 2) and other["skipped"][0]["id"] == "p1" and "relative" not in other["difference"]
+    assert "not compared with tiny.plan" in out.out and "does not fit the protocol single-image" in out.err
+    assert run(*words, "--budget", "abs_rel=1%") == 3 and "cannot be compared" in capsys.readouterr().err
 
 
 def test_budgets(tiny, make_artefacts, capsys):
