@@ -26,6 +26,7 @@ class Shape:
         axes: rows are the solid's axes in the world, orthonormal [3, 3].
         surface: index into the scene's materials.
         shift: added to the solid's own coordinates before a texture looks at them, so that parts of one wall match [3].
+        name: what a person calls it or what it is a part of (``chair``), or ``""``.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Shape:
     axes: np.ndarray
     surface: int
     shift: np.ndarray
+    name: str = ""
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -10,8 +10,8 @@ from .room_palette import Palette, Part, Piece
 from .room_textures import Material
 
 
-def _box(x, y, z, hx, hy, hz, material, turn=0.0, lean=0.0) -> Part:
-    return Part("box", (x, y, z), (hx, hy, hz), material, turn, lean)
+def _box(x, y, z, hx, hy, hz, material, turn=0.0, lean=0.0, name="") -> Part:
+    return Part("box", (x, y, z), (hx, hy, hz), material, turn, lean, name)
 
 
 def _legs(width: float, depth: float, height: float, thick: float, material: Material, kind: str = "box") -> list[Part]:
@@ -29,12 +29,12 @@ def table(p: Palette) -> Piece:
             Part("cylinder", (0, 0, height / 2 - 0.02), (0.05, 0.05, height / 2 - 0.02), p.metal),
         ]
         parts.append(Part("cylinder", (0, 0, 0.02), (r * 0.5, r * 0.5, 0.02), p.metal))
-        return Piece(tuple(parts), (2 * r, 2 * r, height), ((-r * 0.65, r * 0.65, -r * 0.65, r * 0.65, height, 0.5),))
+        return Piece("table", tuple(parts), (2 * r, 2 * r, height), ((-r * 0.65, r * 0.65, -r * 0.65, r * 0.65, height, 0.5),))
     legs = _legs(
         width, depth, height - 0.04, p.draw.uniform(0.02, 0.045), p.wood if p.draw.random() < 0.6 else p.metal, str(p.draw.choice(["box", "cylinder"]))
     )
     parts = [*legs, _box(0, 0, height - 0.02, width / 2, depth / 2, 0.02, p.wood), _box(0, 0, height - 0.08, width / 2 - 0.06, depth / 2 - 0.06, 0.04, p.wood)]
-    return Piece(tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.6),))
+    return Piece("table", tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.6),))
 
 
 def low_table(p: Palette) -> Piece:
@@ -43,7 +43,7 @@ def low_table(p: Palette) -> Piece:
     parts = [*_legs(width, depth, height - 0.03, 0.025, p.wood), _box(0, 0, height - 0.015, width / 2, depth / 2, 0.015, p.wood)]
     if p.draw.random() < 0.5:
         parts.append(_box(0, 0, 0.14, width / 2 - 0.04, depth / 2 - 0.04, 0.012, p.wood))
-    return Piece(tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.4),))
+    return Piece("table", tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.4),))
 
 
 def chair(p: Palette) -> Piece:
@@ -58,7 +58,7 @@ def chair(p: Palette) -> Piece:
     parts += [_box(side * (width / 2 - 0.02), back, (seat + height) / 2, 0.02, 0.02, (height - seat) / 2, frame) for side in (-1, 1)]
     if style >= 0.4:
         parts += [_box(0, back, z, width / 2 - 0.02, 0.012, 0.03, frame) for z in np.linspace(seat + 0.15, height - 0.03, int(p.draw.integers(2, 5)))]
-    return Piece(tuple(parts), (width, width, height))
+    return Piece("chair", tuple(parts), (width, width, height))
 
 
 def office_chair(p: Palette) -> Piece:
@@ -69,7 +69,7 @@ def office_chair(p: Palette) -> Piece:
     if p.draw.random() < 0.6:
         parts += [_box(side * 0.27, 0, 0.66, 0.03, 0.14, 0.015, p.metal) for side in (-1, 1)]
         parts += [_box(side * 0.27, 0, 0.56, 0.015, 0.02, 0.09, p.metal) for side in (-1, 1)]
-    return Piece(tuple(parts), (0.58, 0.58, 1.06))
+    return Piece("chair", tuple(parts), (0.58, 0.58, 1.06))
 
 
 def sofa(p: Palette) -> Piece:
@@ -86,7 +86,7 @@ def sofa(p: Palette) -> Piece:
         parts.append(_box(x, -depth / 2 + 0.25, seat + 0.23, step / 2 - 0.015, 0.08, 0.2, p.cloth, lean=0.15))
         if p.draw.random() < 0.4:
             parts.append(_box(x + p.draw.uniform(-0.1, 0.1), 0.0, seat + 0.2, 0.2, 0.06, 0.19, p.make_cloth(), lean=0.35, turn=p.draw.uniform(-0.3, 0.3)))
-    return Piece(tuple(parts), (float(width), depth, back))
+    return Piece("sofa", tuple(parts), (float(width), depth, back))
 
 
 def bed(p: Palette) -> Piece:
@@ -99,7 +99,7 @@ def bed(p: Palette) -> Piece:
     parts.append(_box(0, -length / 2 - 0.02, 0.5, width / 2, 0.03, float(p.draw.uniform(0.3, 0.55)), p.wood))
     for x in (0.0,) if width < 1 else (-width / 4, width / 4):
         parts.append(Part("ellipsoid", (x, -length / 2 + 0.25, 0.55), (0.3, 0.2, 0.1), sheet))
-    return Piece(tuple(parts), (float(width) + 0.04, length + 0.1, 1.0))
+    return Piece("bed", tuple(parts), (float(width) + 0.04, length + 0.1, 1.0))
 
 
 def shelf(p: Palette) -> Piece:
@@ -121,7 +121,7 @@ def shelf(p: Palette) -> Piece:
                     look = Material("books", (0.3, 0.3, 0.3), p.colour(0.5, 0.3, 0.8), 0.3, p.number()) if p.draw.random() < 0.7 else p.any()
                     parts.append(_box(x + run / 2, -0.02, z + 0.012 + tall / 2, run / 2, depth / 2 - 0.04, tall / 2, look))
                 x += run + float(p.draw.uniform(0.0, 0.15))
-    return Piece(tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.3),) if height < 1.5 else ())
+    return Piece("shelf", tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.3),) if height < 1.5 else ())
 
 
 def cupboard(p: Palette) -> Piece:
@@ -138,7 +138,7 @@ def cupboard(p: Palette) -> Piece:
             parts.append(_box(x, depth / 2 + 0.008, z, cell_w / 2 - 0.008, 0.01, cell_h / 2 - 0.008, p.wood))
             knob = (x + (cell_w / 2 - 0.06) * (1 if i % 2 == 0 else -1), z) if rows == 1 else (x, z + cell_h * 0.2)
             parts.append(_box(knob[0], depth / 2 + 0.03, knob[1], *((0.008, 0.012, 0.06) if rows == 1 else (0.06, 0.012, 0.008)), p.metal))
-    return Piece(tuple(parts), (width, depth + 0.05, height), () if tall else ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.7),))
+    return Piece("cupboard", tuple(parts), (width, depth + 0.05, height), () if tall else ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.7),))
 
 
 def desk(p: Palette) -> Piece:
@@ -150,10 +150,11 @@ def desk(p: Palette) -> Piece:
     dark = Material("plain", (0.015, 0.015, 0.018), gloss=0.5)
     screen = Material("poster", p.colour(0.5), p.colour(0.5), 0.5, p.number(), 0.3, float(p.draw.choice([0.0, 1.2])))
     for x in (0.0,) if p.draw.random() < 0.6 else (-0.3, 0.3):
-        parts += [_box(x, -depth / 4, height + 0.27, 0.27, 0.018, 0.17, dark), _box(x, -depth / 4 + 0.018, height + 0.27, 0.255, 0.003, 0.155, screen)]
-        parts += [_box(x, -depth / 4, height + 0.06, 0.025, 0.02, 0.06, dark), _box(x, -depth / 4, height + 0.008, 0.12, 0.09, 0.008, dark)]
+        panel = (x, -depth / 4, height + 0.27, 0.27, 0.018, 0.17, dark), (x, -depth / 4 + 0.018, height + 0.27, 0.255, 0.003, 0.155, screen)
+        foot = (x, -depth / 4, height + 0.06, 0.025, 0.02, 0.06, dark), (x, -depth / 4, height + 0.008, 0.12, 0.09, 0.008, dark)
+        parts += [_box(*solid, name="screen") for solid in (*panel, *foot)]
     parts.append(_box(0.03, depth / 6, height + 0.012, 0.22, 0.07, 0.01, dark))
-    return Piece(tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.4),))
+    return Piece("desk", tuple(parts), (width, depth, height), ((-width / 2, width / 2, -depth / 2, depth / 2, height, 0.4),))
 
 
 def counter(p: Palette) -> Piece:
@@ -173,7 +174,7 @@ def counter(p: Palette) -> Piece:
         parts.append(_box(x, depth / 2 - 0.01, 0.8, 0.12, 0.012, 0.008, p.metal))
         if upper and p.draw.random() < 0.85:
             parts += [_box(x, -depth / 2 + 0.17, 1.78, 0.298, 0.17, 0.35, front), _box(x, -depth / 2 + 0.35, 1.5, 0.1, 0.012, 0.008, p.metal)]
-    return Piece(tuple(parts), (width, depth, 2.15 if upper else 1.45), ((-width / 2, width / 2, -0.1, depth / 2, height, 0.45),))
+    return Piece("counter", tuple(parts), (width, depth, 2.15 if upper else 1.45), ((-width / 2, width / 2, -0.1, depth / 2, height, 0.45),))
 
 
 def fridge(p: Palette) -> Piece:
@@ -187,7 +188,7 @@ def fridge(p: Palette) -> Piece:
             _box(0, 0.32, (low + high) / 2, 0.298, 0.025, (high - low) / 2 - 0.005, skin),
             _box(-0.25, 0.37, (low + high) / 2, 0.012, 0.015, min(0.2, (high - low) / 3), p.metal),
         ]
-    return Piece(tuple(parts), (0.62, 0.75, height))
+    return Piece("fridge", tuple(parts), (0.62, 0.75, height))
 
 
 def floor_lamp(p: Palette) -> Piece:
@@ -196,7 +197,7 @@ def floor_lamp(p: Palette) -> Piece:
     shade = Material("plain", (0.9, 0.8, 0.6), glow=float(p.draw.uniform(1.0, 2.5)))
     parts = [Part("cylinder", (0, 0, 0.015), (0.14, 0.14, 0.015), p.metal), Part("cylinder", (0, 0, height / 2), (0.012, 0.012, height / 2), p.metal)]
     parts.append(Part("cylinder", (0, 0, height), (r, r, 0.13), shade))
-    return Piece(tuple(parts), (2 * r, 2 * r, height + 0.15), lamp=(0, 0, height + 0.2))
+    return Piece("lamp", tuple(parts), (2 * r, 2 * r, height + 0.15), lamp=(0, 0, height + 0.2))
 
 
 def plant(p: Palette) -> Piece:
@@ -210,7 +211,7 @@ def plant(p: Palette) -> Piece:
         parts.append(
             Part("ellipsoid", (float(x), float(y), float(z)), tuple(size.tolist()), green, turn=float(p.draw.uniform(0, 3)), lean=float(p.draw.uniform(-1, 1)))
         )
-    return Piece(tuple(parts), (0.5, 0.5, 2 * r + tall))
+    return Piece("plant", tuple(parts), (0.5, 0.5, 2 * r + tall))
 
 
 def carton(p: Palette) -> Piece:
@@ -221,7 +222,7 @@ def carton(p: Palette) -> Piece:
         look = p.any() if p.draw.random() < 0.5 else Material("plaster", (0.4, 0.26, 0.13), seed=p.number())
         parts.append(_box(0.0, 0.0, z + float(half[2]), *half.tolist(), look, turn=float(p.draw.uniform(-0.3, 0.3))))
         z += 2 * float(half[2])
-    return Piece(tuple(parts), (0.55, 0.55, z))
+    return Piece("box", tuple(parts), (0.55, 0.55, z))
 
 
 def thing(p: Palette, room: float) -> Piece:
@@ -233,10 +234,10 @@ def thing(p: Palette, room: float) -> Piece:
         parts = [Part("cylinder", (0, 0, tall / 2), (r, r, tall / 2), p.any())]
         if kind == "bottle":
             parts.append(Part("cylinder", (0, 0, tall * 1.15), (r * 0.4, r * 0.4, tall * 0.15), p.any()))
-        return Piece(tuple(parts), (2 * r, 2 * r, tall))
+        return Piece(str(kind), tuple(parts), (2 * r, 2 * r, tall))
     if kind == "ball":
         r = tall / 2
-        return Piece((Part("ellipsoid", (0, 0, r), (r, r, r), p.any()),), (2 * r, 2 * r, tall))
+        return Piece("ball", (Part("ellipsoid", (0, 0, r), (r, r, r), p.any()),), (2 * r, 2 * r, tall))
     if kind in ("book", "stack"):
         parts = []
         for k in range(1 if kind == "book" else int(p.draw.integers(2, 6))):
@@ -252,13 +253,15 @@ def thing(p: Palette, room: float) -> Piece:
                     turn=float(p.draw.uniform(-0.5, 0.5)),
                 )
             )
-        return Piece(tuple(parts), (0.22, 0.28, 0.032 * len(parts)))
+        return Piece("book", tuple(parts), (0.22, 0.28, 0.032 * len(parts)))
     if kind == "frame":
         return Piece(
-            (_box(0, 0, tall / 2, tall * 0.4, 0.01, tall / 2, Material("poster", p.colour(), p.colour(), tall, p.number()), lean=0.2),), (tall, 0.1, tall)
+            "picture",
+            (_box(0, 0, tall / 2, tall * 0.4, 0.01, tall / 2, Material("poster", p.colour(), p.colour(), tall, p.number()), lean=0.2),),
+            (tall, 0.1, tall),
         )
     half = p.draw.uniform(0.04, 0.15, 2)
-    return Piece((_box(0, 0, tall / 2, float(half[0]), float(half[1]), tall / 2, p.any()),), (float(2 * half[0]), float(2 * half[1]), tall))
+    return Piece("box", (_box(0, 0, tall / 2, float(half[0]), float(half[1]), tall / 2, p.any()),), (float(2 * half[0]), float(2 * half[1]), tall))
 
 
 BY_THE_WALL: dict[str, tuple[Callable[[Palette], Piece], ...]] = {

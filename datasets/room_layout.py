@@ -43,8 +43,8 @@ def _place(build: Builder, p: Palette, piece: Piece, x: float, y: float, axes: n
             sx, sy = float(p.draw.uniform(x0 + r, x1 - r)), float(p.draw.uniform(y0 + r, y1 - r))
             if all(np.hypot(sx - a, sy - b) > r + c for a, b, c in spots):
                 spots.append((sx, sy, r))
-                parts += [on_top(part, sx, sy, z, float(p.draw.uniform(0, 6.28))) for part in small.parts]
-    build.add(parts, np.array([x, y, 0.0]), axes)
+                parts += [on_top(part, sx, sy, z, small.name, float(p.draw.uniform(0, 6.28))) for part in small.parts]
+    build.add(piece.name, parts, np.array([x, y, 0.0]), axes)
     if piece.lamp:
         center = np.array([x, y, 0.0]) + np.asarray(piece.lamp) @ axes
         build.lights.append(Light(center, np.array([[0.12, 0, 0], [0, 0.12, 0]]), np.zeros(3), 0.9 * np.array([1.0, 0.75, 0.45]), 0))
@@ -104,7 +104,11 @@ def _furnish(build: Builder, p: Palette, size: np.ndarray, kind: str, holes: dic
                 if draw.random() < 0.4:  # a rug under it
                     rug = Material("carpet", p.colour(0.8), p.colour(0.8), float(draw.uniform(0.1, 0.4)), p.number())
                     build.add(
-                        [Part("box", (0, 0, 0.006), (piece.size[0] / 2 + 0.5, piece.size[1] / 2 + 0.4, 0.006), rug)], np.array([x, y, 0.0]), axes, casts=False
+                        "rug",
+                        [Part("box", (0, 0, 0.006), (piece.size[0] / 2 + 0.5, piece.size[1] / 2 + 0.4, 0.006), rug)],
+                        np.array([x, y, 0.0]),
+                        axes,
+                        casts=False,
                     )
                 if maker is furniture.table:
                     _chairs(build, p, piece, x, y, axes, taken)
@@ -167,6 +171,7 @@ def make_room(draw: np.random.Generator) -> Scene:
         length = size[wall % 2]
         cuts = beside_holes(length, 0.08, [hole for hole in holes.get(wall, []) if hole[2] < 0.1])
         build.add(
+            "wall",
             [Part("box", ((a + b) / 2, 0.006, 0.04), ((b - a) / 2, 0.008, 0.04), skirting) for a, b, _, z in cuts if b - a > 0.01 and z == 0.08],
             start,
             wall_axes(wall),

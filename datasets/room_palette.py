@@ -14,6 +14,7 @@ class Part:
     """One solid of a piece of furniture: kind, centre and half extents in metres, and its look.
 
     ``turn`` is about the piece's z axis, ``lean`` about the part's x axis, radians. The origin of the material's pattern is the part's centre.
+    ``name``: what it is called, if not like the rest of its piece.
     """
 
     kind: str
@@ -22,6 +23,7 @@ class Part:
     material: Material
     turn: float = 0.0
     lean: float = 0.0
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +31,14 @@ class Piece:
     """A piece of furniture.
 
     Args:
+        name: what a person calls it.
         parts: its solids.
         size: width (x), depth (y) and height, metres.
         tops: where small things can stand: (x0, x1, y0, y1, z, free height).
         lamp: place of its light in its own frame, or None.
     """
 
+    name: str
     parts: tuple[Part, ...]
     size: tuple[float, float, float]
     tops: tuple[tuple[float, float, float, float, float, float], ...] = ()

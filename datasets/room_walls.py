@@ -64,13 +64,15 @@ class Builder:
             self.materials.append(material)
         return self.numbers[material]
 
-    def shape(self, part: Part, origin: np.ndarray, axes: np.ndarray, shift=(0.0, 0.0, 0.0)) -> Shape:
+    def shape(self, part: Part, origin: np.ndarray, axes: np.ndarray, name: str, shift=(0.0, 0.0, 0.0)) -> Shape:
         own = turned(part.turn, part.lean) @ axes
         center = origin + np.asarray(part.center, np.float64) @ axes
-        return Shape(part.kind, center, np.asarray(part.half, np.float64), own, self.surface(part.material), np.asarray(shift, np.float64))
+        half, shift = np.asarray(part.half, np.float64), np.asarray(shift, np.float64)
+        return Shape(part.kind, center, half, own, self.surface(part.material), shift, part.name or name)
 
-    def add(self, parts, origin: np.ndarray, axes: np.ndarray, casts: bool = True) -> None:
-        self.groups.append(Group(tuple(self.shape(part, origin, axes) for part in parts), casts))
+    def add(self, name: str, parts, origin: np.ndarray, axes: np.ndarray, casts: bool = True) -> None:
+        """One thing; parts that have a name of their own keep it."""
+        self.groups.append(Group(tuple(self.shape(part, origin, axes, name) for part in parts), casts))
 
 
 def turned(turn: float, lean: float) -> np.ndarray:
@@ -102,9 +104,9 @@ def shell(
     size = high - low
     middle = (low + high) / 2
     shapes = []
-    for z, look in ((low[2] - WALL_M / 2, floor), (high[2] + WALL_M / 2, ceiling)):
+    for name, z, look in (("floor", low[2] - WALL_M / 2, floor), ("ceiling", high[2] + WALL_M / 2, ceiling)):
         half = (size[0] / 2 + 0.51 * WALL_M, size[1] / 2 + 0.51 * WALL_M, WALL_M / 2)  # two rooms' floors meet under the wall
-        shapes.append(build.shape(Part("box", (middle[0], middle[1], z), half, look), np.zeros(3), np.eye(3), (middle[0], middle[1], 0)))
+        shapes.append(build.shape(Part("box", (middle[0], middle[1], z), half, look), np.zeros(3), np.eye(3), name, (middle[0], middle[1], 0)))
     for wall in range(4):
         if wall == skip:
             continue
@@ -115,7 +117,7 @@ def shell(
                 reach = 0.9 * WALL_M  # around the corner, but not through a neighbouring room's wall
                 s0, s1 = (s0 - reach if s0 == 0 else s0), (s1 + reach if s1 == length else s1)
                 mid, half = ((s0 + s1) / 2, -WALL_M / 2, (z0 + z1) / 2), ((s1 - s0) / 2, WALL_M / 2, (z1 - z0) / 2)
-                shapes.append(build.shape(Part("box", mid, half, paints[wall]), start, wall_axes(wall), (mid[0], 0, mid[2])))
+                shapes.append(build.shape(Part("box", mid, half, paints[wall]), start, wall_axes(wall), "wall", (mid[0], 0, mid[2])))
     build.groups.append(Group(tuple(shapes), casts=False))
 
 
@@ -163,11 +165,12 @@ def window(build: Builder, p: Palette, start: np.ndarray, wall: int, hole, day: 
         for side in (s0 - reach / 2 + 0.05, s1 + reach / 2 - 0.05):
             for k in range(5):  # folds
                 x = side + (k - 2) * reach / 4
-                parts.append(Part("cylinder", (x, 0.08, (bottom + z1 + 0.12) / 2), (reach / 7, 0.03, (z1 + 0.12 - bottom) / 2), cloth))
-        parts.append(Part("box", (mid, 0.08, z1 + 0.12), (wide + reach, 0.015, 0.015), p.metal))
+                parts.append(Part("cylinder", (x, 0.08, (bottom + z1 + 0.12) / 2), (reach / 7, 0.03, (z1 + 0.12 - bottom) / 2), cloth, name="curtain"))
+        parts.append(Part("box", (mid, 0.08, z1 + 0.12), (wide + reach, 0.015, 0.015), p.metal, name="curtain"))
     elif z0 > 0.6 and p.draw.random() < 0.6:
-        parts += [Part("box", (mid + (k - 6) * wide / 7, 0.07, 0.4), (wide / 8, 0.04, 0.26), Material("plain", (0.75, 0.75, 0.73))) for k in range(13)]
-    build.add(parts, start, wall_axes(wall), casts=False)
+        enamel = Material("plain", (0.75, 0.75, 0.73))
+        parts += [Part("box", (mid + (k - 6) * wide / 7, 0.07, 0.4), (wide / 8, 0.04, 0.26), enamel, name="radiator") for k in range(13)]
+    build.add("window", parts, start, wall_axes(wall), casts=False)
     center = start + np.array([mid, 0.05, z]) @ wall_axes(wall)
     build.lights.append(Light(center, np.stack([wide * ALONG[wall], tall * UP]), INWARD[wall], 2.6 * day * wide * tall * 4 * np.array([0.85, 0.95, 1.1]), 0))
 
@@ -186,7 +189,7 @@ def door(build: Builder, p: Palette, start: np.ndarray, wall: int, hole, leads: 
         for z, h in ((0.55, 0.35), (1.45, 0.4)):
             parts.append(Part("box", (mid, -0.035, z), (wide * 0.65, 0.008, h), leaf))
         parts.append(Part("box", (s1 - 0.08, -0.01, 1.02), (0.05, 0.02, 0.012), p.metal))
-    build.add(parts, start, wall_axes(wall), casts=False)
+    build.add("door", parts, start, wall_axes(wall), casts=False)
 
 
 def hang(build: Builder, p: Palette, start: np.ndarray, wall: int, length: float, height: float, taken: list[tuple[float, float]]) -> None:
@@ -201,24 +204,29 @@ def hang(build: Builder, p: Palette, start: np.ndarray, wall: int, length: float
         z = float(np.clip(p.draw.uniform(1.35, 1.75), tall + 0.9, height - tall - 0.1))
         style = p.draw.random()
         if style < 0.7:
+            name = "picture"
             picture = Material("poster", p.colour(0.8), p.colour(0.8), 2 * half, p.number(), gloss=0.2)
             parts = [
                 Part("box", (s, 0.012, z), (half, 0.012, tall), p.wood if style < 0.45 else picture),
                 Part("box", (s, 0.022, z), (half - 0.025, 0.006, tall - 0.025), picture),
             ]
         elif style < 0.9:
+            name = "shelf"
             parts = [Part("box", (s, 0.1, z), (half, 0.1, 0.012), p.wood)]
             for x in np.arange(s - half + 0.08, s + half - 0.06, 0.16):
-                parts += [on_top(part, x, 0.1, z + 0.012) for part in furniture.thing(p, 0.25).parts]
+                small = furniture.thing(p, 0.25)
+                parts += [on_top(part, x, 0.1, z + 0.012, small.name) for part in small.parts]
         else:
+            name = "clock"
             parts = [Part("ellipsoid", (s, 0.0, z), (0.16, 0.03, 0.16), Material("poster", (0.85, 0.85, 0.8), (0.8, 0.8, 0.8), 0.5, p.number()))]
-        build.add(parts, start, wall_axes(wall))
+        build.add(name, parts, start, wall_axes(wall))
 
 
-def on_top(part: Part, x: float, y: float, z: float, turn: float = 0.0) -> Part:
+def on_top(part: Part, x: float, y: float, z: float, name: str, turn: float = 0.0) -> Part:
+    """A part of a small thing that stands on another one, still under its own name."""
     c, s = np.cos(turn), np.sin(turn)
     px, py, pz = part.center
-    return Part(part.kind, (x + c * px - s * py, y + s * px + c * py, z + pz), part.half, part.material, part.turn + turn, part.lean)
+    return Part(part.kind, (x + c * px - s * py, y + s * px + c * py, z + pz), part.half, part.material, part.turn + turn, part.lean, name)
 
 
 def ceiling_lamps(build: Builder, p: Palette, size: np.ndarray, night: float) -> None:
@@ -230,16 +238,16 @@ def ceiling_lamps(build: Builder, p: Palette, size: np.ndarray, night: float) ->
     for fx, fy in places:
         x, y, z = fx * size[0], fy * size[1], size[2]
         if style < 0.35:
-            build.add([Part("box", (x, y, z - 0.01), (0.3, 0.3, 0.012), glow)], np.zeros(3), np.eye(3), casts=False)
+            build.add("lamp", [Part("box", (x, y, z - 0.01), (0.3, 0.3, 0.012), glow)], np.zeros(3), np.eye(3), casts=False)
         elif style < 0.75:
             drop = float(draw.uniform(0.2, 0.6))
             parts = [
                 Part("cylinder", (x, y, z - drop / 2), (0.008, 0.008, drop / 2), p.metal),
                 Part("ellipsoid", (x, y, z - drop - 0.1), (0.17, 0.17, 0.12), glow),
             ]
-            build.add(parts, np.zeros(3), np.eye(3), casts=False)
+            build.add("lamp", parts, np.zeros(3), np.eye(3), casts=False)
             z -= drop + 0.2
         else:
-            build.add([Part("ellipsoid", (x, y, z), (0.2, 0.2, 0.09), glow)], np.zeros(3), np.eye(3), casts=False)
+            build.add("lamp", [Part("ellipsoid", (x, y, z), (0.2, 0.2, 0.09), glow)], np.zeros(3), np.eye(3), casts=False)
         strength = draw.uniform(1.5, 3.5) * night / len(places)
         build.lights.append(Light(np.array([x, y, z - 0.12]), np.array([[0.2, 0, 0], [0, 0.2, 0]]), np.zeros(3), strength * warm, 0))

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .raycast import cast
+from .raycast import View, cast
 from .room_camera import develop, holes, stand
 from .room_layout import make_room
 from .room_lighting import shade
+from .room_walls import Scene
+from .room_words import Things, things_of
 from .sample import Provenance, Sample, fingerprint
 
 RECIPE = 1  # raised whenever the same seed would give another picture
@@ -49,11 +51,7 @@ class Rooms:
         return (self[number] for number in range(self.count))
 
     def __getitem__(self, number: int) -> Sample:
-        if not 0 <= number < self.count:
-            raise IndexError(f"room {number} of {self.count}")
-        draw = np.random.Generator(np.random.PCG64([RECIPE, self.seed, number]))
-        scene = make_room(draw)
-        view = stand(scene, draw, *self.size)
+        scene, view, draw = self._scene(number)
         depth, index = cast(view, scene.groups)
         radiance, facing = shade(scene, view, depth, index)
         rgb = develop(radiance, draw)
@@ -62,3 +60,19 @@ class Rooms:
             shines = np.array([scene.materials[shape.surface].glow > 0 for group in scene.groups for shape in group.shapes] + [False])
             valid &= holes(depth, facing, shines[index], view.intrinsics[0], draw)
         return Sample(rgb, np.where(valid, depth, np.float32(0)), valid, view.intrinsics, f"room_{self.seed}_{number:06d}", scene.kind)
+
+    def things(self, number: int) -> Things:
+        """Which pixels of room ``number`` are what. Nothing is lit for it, so this takes a fraction of the time of the picture.
+
+        Raises:
+            IndexError: if there is no such room.
+        """
+        scene, view, _ = self._scene(number)
+        return things_of(scene.groups, cast(view, scene.groups)[1])
+
+    def _scene(self, number: int) -> tuple[Scene, View, np.random.Generator]:
+        if not 0 <= number < self.count:
+            raise IndexError(f"room {number} of {self.count}")
+        draw = np.random.Generator(np.random.PCG64([RECIPE, self.seed, number]))
+        scene = make_room(draw)
+        return scene, stand(scene, draw, *self.size), draw
