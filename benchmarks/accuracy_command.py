@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -16,13 +15,10 @@ from ..runtime.files import refuse_existing, whole_file
 from ..runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from ..runtime.pipeline import Pipeline
-    from .accuracy import Row
     from .evaluation import Evaluation
 
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
-UNTRAINED = "random weights: the numbers mean nothing"
 
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
@@ -60,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the record; returns the exit code."""
     from .accuracy import measure, to_json
     from .accuracy_journal import Journal
+    from .accuracy_rows import fitted, open_rows
     from .published import EVALUATIONS
 
     evaluation = _evaluation(arguments)
@@ -76,9 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_existing(output, arguments.force)
     source, provenance = _source(arguments.data)
     count = min(len(source), arguments.limit or len(source))
-    rows = _rows(arguments)
+    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
+    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, **shown)
     if arguments.alignment is None:
-        evaluation = _fitted(evaluation, rows)
+        evaluation = fitted(evaluation, rows)
     made_with = _versions(any(row.kind == "pytorch" for row in rows))
     run_facts = {"data": provenance, "count": count, "evaluation": evaluation.to_json(), "rows": [[row.name, row.kind, row.facts] for row in rows]}
     journal_path = output.with_name(f"{output.name}.journal") if output else None
@@ -129,16 +127,6 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
     return evaluation
 
 
-def _fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
-    """The evaluation with a fit that relative maps need, if all rows are of such networks and it has none."""
-    import dataclasses
-
-    if evaluation.alignment != "none" or evaluation.min_max or any(row.facts["output"] != "relative" for row in rows):
-        return evaluation
-    grows = {row.facts["larger_is"] for row in rows}
-    return dataclasses.replace(evaluation, alignment="scale-shift-inverse" if "near" in grows else "median")
-
-
 def _source(text: str) -> tuple[Any, dict[str, Any]]:
     from ..datasets.source import GRAMMAR, open_source
     from ..runtime.errors import missing_package
@@ -156,60 +144,6 @@ def _source(text: str) -> tuple[Any, dict[str, Any]]:
     if provenance["kind"] == "images":
         raise UsageError("photos without depth cannot be measured", wanted="data with a true depth", mend="depth-run makes maps of them")
     return source, provenance
-
-
-def _rows(arguments: argparse.Namespace) -> list[Row]:
-    from ..runtime.pipeline import Pipeline
-
-    rows: list[Row] = []
-    if arguments.reference:
-
-        def reference() -> Pipeline:
-            from .pytorch_reference import open_reference
-
-            return open_reference(arguments.reference, arguments.reference_weights, arguments.batch)
-
-        rows.append(_row(Path(arguments.reference), "pytorch", arguments.protocol, reference, rows))
-    for engine in arguments.engine:
-
-        def opener(path: str = engine) -> Pipeline:
-            return Pipeline.open(path, arguments.device, arguments.threads, arguments.batch)
-
-        rows.append(_row(Path(engine), "engine", arguments.protocol, opener, rows))
-    return rows
-
-
-def _row(path: Path, kind: str, protocol_name: str | None, opener, rows: list[Row]) -> Row:
-    """Identify an artefact from its manifest, without loading any network."""
-    from ..runtime.inspection import read_manifest
-    from ..runtime.manifest_json import manifest_bytes
-    from .accuracy import Row
-
-    manifest = read_manifest(path)
-    protocols = manifest.contract.protocols
-    protocol = next((p for p in protocols if protocol_name in (None, p.name)), None)
-    if protocol is None:
-        raise UsageError(f"{path} has no protocol {protocol_name!r}", wanted=" or ".join(p.name for p in protocols))
-    network = f"{manifest.network.name} {manifest.network.variant}".strip()
-    bundle = path.is_dir()
-    name = f"{network} (PyTorch)" if kind == "pytorch" else path.absolute().name
-    if any(row.name == name for row in rows):
-        name = f"{name} ({1 + len(rows)})"
-    if manifest.network.untrained:
-        warn(f"{path} holds {UNTRAINED}")
-    facts = {
-        "network": network,
-        "manifest_sha256": hashlib.sha256(manifest_bytes(manifest)).hexdigest(),
-        "backend": "pytorch" if kind == "pytorch" else "onnxruntime" if bundle else manifest.backend,
-        "precision": "fp32" if kind == "pytorch" else "/".join(sorted({stage.precision for stage in manifest.stages})),
-        "protocol": protocol.name,
-        "windows": len(protocol.lefts + protocol.fill_lefts),
-        "flip": protocol.flip,
-        "output": manifest.contract.output.kind,
-        "larger_is": manifest.contract.output.larger_is,
-        "untrained": manifest.network.untrained,
-    }
-    return Row(name, kind, opener, facts)
 
 
 def _versions(with_torch: bool) -> dict[str, str]:
