@@ -32,15 +32,16 @@ def folded_bins(mlp: AdaptiveBins) -> Tensor:
         return mlp.eval()(torch.tensor(PREFIX_BINS_M))
 
 
-def check_bins(bins_m: Tensor) -> Tensor:
-    """``bins_m`` itself, if it is seven finite depths in [1, 3.5] m.
+def check_bins(bins_m: Tensor, near_m: float = NEAR_M, far_m: float = FAR_M) -> Tensor:
+    """``bins_m`` itself, if it is seven finite depths in [``near_m``, ``far_m``].
 
     Raises:
         ValueError: otherwise.
     """
-    inside = bins_m.shape == (7,) and bool(torch.isfinite(bins_m).all()) and bool(((bins_m >= NEAR_M) & (bins_m <= FAR_M)).all())
+    least_m, most_m = torch.tensor([near_m, far_m], dtype=bins_m.dtype)
+    inside = bins_m.shape == (7,) and bool(torch.isfinite(bins_m).all()) and bool(((bins_m >= least_m) & (bins_m <= most_m)).all())
     if not inside:
-        raise ValueError(f"seven depths from {NEAR_M} to {FAR_M} m were wanted, got {bins_m.tolist()}")
+        raise ValueError(f"seven depths from {near_m} to {far_m} m were wanted, got {bins_m.tolist()}")
     return bins_m
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..runtime.contract import Contract, Crop, ImageInput, OutputContract, Protocol, Require, Resize
 from ..runtime.errors import InputError
 from ..runtime.spec import StageSpec, TensorSpec
-from .adaptive_bins import FAR_M, NEAR_M, PREFIX_BINS_M, AdaptiveBins, check_bins, folded_bins
+from .adaptive_bins import PREFIX_BINS_M, AdaptiveBins, check_bins, folded_bins
 from .blip2_vision import ImageEncoder, VisionConfig
 from .checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
 from .lavis_checkpoint import load_image_encoder, load_qformer
@@ -44,6 +44,7 @@ class DepthBlip2Config:
         temperature: of the softmax over the classes.
         template: prompt with a gap for the class.
         classes: distance words, one per bin.
+        bins_m: the depth in metres that each stands for where no bins were learned; learned ones lie between the first and the last.
         compact_vocabulary: token ids count only the words that occur, as tiny networks do.
 
     Raises:
@@ -57,6 +58,7 @@ class DepthBlip2Config:
     grid: int = 16
     template: str = "this object is {}"
     classes: tuple[str, ...] = DEPTH_CLASSES
+    bins_m: tuple[float, ...] = PREFIX_BINS_M
     compact_vocabulary: bool = False
 
     def __post_init__(self):
@@ -64,7 +66,7 @@ class DepthBlip2Config:
             raise ValueError(f"layout {self.layout!r}: hws or shw was wanted")
         if self.qformer.image_width != self.vision.width or self.qformer.width != 3 * self.grid**2:
             raise ValueError("the Q-Former must be as wide as three grids and look at the image encoder's width")
-        if self.temperature <= 0 or len(self.classes) != len(PREFIX_BINS_M):
+        if self.temperature <= 0 or len(self.classes) != len(self.bins_m):
             raise ValueError("a positive temperature and one class per bin were wanted")
 
     @property
@@ -83,11 +85,12 @@ V1 = DepthBlip2Config(VisionConfig("clip", 1024, 23, 16, 4096), QFormerConfig(10
 V2 = DepthBlip2Config(VisionConfig("eva", 1408, 39, 16, 6144), QFormerConfig(1408), "shw", 0.5)
 OFFICIAL = V1
 TINY = DepthBlip2Config(
-    VisionConfig("clip", 64, 3, 4, 128, image=56),
+    VisionConfig("clip", 64, 3, 4, 256, image=112, patch=8),
     QFormerConfig(64, width=192, layers=3, heads=4, mlp=384, queries=8, vocabulary=len(compact_words()) + 1, positions=16),
     "hws",
     0.05,
     grid=8,
+    bins_m=(0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 8.0),  # whole rooms, of which it learns; the published ones end at 3.5 m
     compact_vocabulary=True,
 )
 TINY_V2 = replace(TINY, vision=replace(TINY.vision, kind="eva"), layout="shw", temperature=0.5)
@@ -112,7 +115,7 @@ def contract(config: DepthBlip2Config) -> Contract:
     crop = (Require(480, 640), Crop(416, 544, "top-left", 56, 60), squeeze)
     return Contract(
         ImageInput("image", (side, side), (side, side), IMAGENET_MEAN, IMAGENET_STD),
-        OutputContract("depth", "metric", "m", NEAR_M, FAR_M, "far", "bilinear-corners"),
+        OutputContract("depth", "metric", "m", config.bins_m[0], config.bins_m[-1], "far", "bilinear-corners"),
         (
             Protocol("single-image", (squeeze,), (0,), (), False, "the whole photo, one look"),
             Protocol("nyu-benchmark", crop, (0,), (), True, SOURCE),
@@ -141,7 +144,7 @@ class PromptDepth(nn.Module):
 
 
 class DepthBlip2(DepthNetwork):
-    """DepthBLIP-2; ``head.bins_m`` [7] are the folded adaptive bins, the prefix bins if none were learned."""
+    """DepthBLIP-2; ``head.bins_m`` [7] are the folded adaptive bins, the config's if none were learned."""
 
     def __init__(self, config: DepthBlip2Config, variant: str):
         super().__init__()
@@ -150,7 +153,7 @@ class DepthBlip2(DepthNetwork):
         self.origin = WeightsOrigin("random-init")
         self.image_encoder = ImageEncoder(config.vision)
         self.qformer = QFormer(config.qformer)
-        self.head = PromptDepth(config.layout, config.grid, config.temperature, torch.tensor(PREFIX_BINS_M, device="cpu"))
+        self.head = PromptDepth(config.layout, config.grid, config.temperature, torch.tensor(config.bins_m, device="cpu"))
         self.eval().requires_grad_(False)
 
     def config_json(self) -> dict[str, Any]:
@@ -161,9 +164,10 @@ class DepthBlip2(DepthNetwork):
         """Use these seven depths.
 
         Raises:
-            ValueError: if they are not seven finite depths in [1, 3.5] m.
+            ValueError: if they are not seven finite depths between the config's first and last.
         """
-        self.head.bins_m = check_bins(bins_m.detach().to(torch.float32, copy=True).cpu())
+        near_m, far_m = self.config.bins_m[0], self.config.bins_m[-1]
+        self.head.bins_m = check_bins(bins_m.detach().to(torch.float32, copy=True).cpu(), near_m, far_m)
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """``image_embeds`` [B, tokens, width], ``q`` [B, 7, 3 grid^2] and ``depth`` [B, 1, grid, grid] of ``image`` [B, 3, S, S].
@@ -228,7 +232,7 @@ def load_depthblip2(
         weights: LAVIS' Q-Former file, ``blip2_pretrained_vitL.pth`` (v1) or ``instruct_blip_vicuna7b_trimmed.pth`` (v2); or a
             ``.safetensors`` with this network's own state.
         visual_weights: LAVIS' image encoder, ``clip_vit_L.pth`` (v1) or ``eva_vit_g.pth`` (v2); not with an own file.
-        bins: a trained adaptive-bins network as the published code saves it; without it the prefix bins are used.
+        bins: a trained adaptive-bins network as the published code saves it; without it the config's bins are used.
         variant: ``v1`` or ``v2``.
         config: ``OFFICIAL`` or ``TINY``.
 

@@ -26,6 +26,7 @@ from .network import DepthNetwork, Stage, WeightsOrigin
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, not CLIP's own: so the published code
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SOURCE = "DepthCLIP (arXiv 2207.01077), published evaluation code"
+WORD_SHARE = 0.05  # of a random word that is its own; the rest it has in common with all others
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class DepthClipConfig:
 OFFICIAL = DepthClipConfig("depthclip", RN50, (416, 544))
 TINY = DepthClipConfig(
     "depthclip-tiny",
-    replace(RN50, name="RN50-tiny", embed_dim=128, image_size=64, vision_layers=(1, 1, 1, 1), vision_width=8, text_width=32, text_heads=2, text_layers=2),
-    (96, 128),
+    replace(RN50, name="RN50-tiny", embed_dim=256, image_size=64, vision_layers=(1, 2, 3, 2), vision_width=16, text_width=32, text_heads=2, text_layers=2),
+    (192, 256),
+    bins_m=(0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 8.0),  # whole rooms, of which it learns; the published ones end at 3 m
 )
 
 
@@ -99,7 +101,7 @@ def contract(config: DepthClipConfig) -> Contract:
 
 
 class DepthClip(DepthNetwork):
-    """DepthCLIP with its text already encoded: ``text_features`` [classes, embed_dim] of unit length."""
+    """DepthCLIP with its text already encoded: ``text_features`` [classes, embed_dim], of which only the directions count."""
 
     def __init__(self, config: DepthClipConfig, variant: str = "nyu", device: str = "cpu"):
         super().__init__()
@@ -109,7 +111,7 @@ class DepthClip(DepthNetwork):
         self.contract = contract(config)
         self.origin = WeightsOrigin("random-init")
         self.visual = build_image_tower(config.clip, device)
-        self.register_buffer("text_features", torch.zeros(len(config.words), config.clip.embed_dim, device=device))
+        self.text_features = nn.Parameter(torch.zeros(len(config.words), config.clip.embed_dim, device=device))
         self.eval().requires_grad_(False)
 
     def config_json(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class DepthClip(DepthNetwork):
         batch, _, height, width = features.shape
         points = normalize(features.flatten(2).transpose(1, 2), dim=-1)  # [B,h*w,C]
         points = interpolate(points, scale_factor=0.5, mode="nearest")  # [B,h*w,C/2], channels 0, 2, 4, ...
-        logits = self.config.logit_scale * points @ self.text_features.t()  # [B,h*w,classes]
+        logits = self.config.logit_scale * points @ normalize(self.text_features, dim=-1).t()  # [B,h*w,classes]
         return logits.transpose(1, 2).reshape(batch, -1, height, width)
 
     def depth(self, features: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class FoldedWords(nn.Module):
 
     def __init__(self, network: DepthClip):
         super().__init__()
-        config, bank = network.config, network.text_features
+        config, bank = network.config, normalize(network.text_features.detach(), dim=-1)
         weight = torch.zeros(len(config.words), config.feature_dim, 1, 1, device=bank.device)
         weight[:, ::2, 0, 0] = bank * (config.logit_scale / config.temperature)
         self.register_buffer("weight", weight)
@@ -215,7 +217,7 @@ def load_depthclip(weights: Path | str, variant: str = "nyu", config: DepthClipC
         return network
     clip = assemble_clip(checkpoint, config.clip)
     network.visual.load_state_dict(image_tower_tensors(clip), assign=True)
-    network.text_features = prompt_features(clip, config.prompts)
+    network.text_features = nn.Parameter(prompt_features(clip, config.prompts))
     network.origin = clip_origin(checkpoint, config.clip)
     return network.requires_grad_(False)
 
@@ -236,5 +238,5 @@ def random_depthclip(variant: str = "nyu", config: DepthClipConfig = OFFICIAL, s
     common = normalize(torch.randn(1, config.clip.embed_dim, generator=generator), dim=-1)
     own = torch.randn(len(config.words), config.clip.embed_dim, generator=generator)
     own -= own.mean(dim=-1, keepdim=True)  # features are all positive: their mean shall favour no word
-    network.text_features = normalize(common + 0.05 * normalize(own, dim=-1), dim=-1)
-    return network
+    network.text_features = nn.Parameter(normalize(common + WORD_SHARE * normalize(own, dim=-1), dim=-1))
+    return network.requires_grad_(False)

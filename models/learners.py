@@ -185,16 +185,21 @@ class LlmMdeLearner(Learner):
         return {"loss": self.loss(self.predict(batch), truth, batch.valid & (batch.truth_m > NEAREST_M))}
 
 
-class WordsLearner(Learner):
-    """DepthBLIP-2, of which only the seven bins learn; ``bins_training`` does it in one go, this one measures."""
-
-
-LEARNERS: dict[str, type[Learner]] = {"evp": EvpLearner, "vpd": VpdLearner, "moa_depthclip": MoaLearner, "llm_mde": LlmMdeLearner, "depthblip2": WordsLearner}
+LEARNERS: dict[str, type[Learner]] = {"evp": EvpLearner, "vpd": VpdLearner, "moa_depthclip": MoaLearner, "llm_mde": LlmMdeLearner}
 
 
 def learner_for(network: DepthNetwork, recipe: Recipe) -> Learner:
     """The learner of a catalog network."""
-    return LEARNERS[NETWORKS[network.name].module](network, recipe)
+    kind = NETWORKS[network.name].module
+    if kind == "depthclip":
+        from .words_learners import DepthClipLearner
+
+        return DepthClipLearner(network, recipe)
+    if kind == "depthblip2":
+        from .words_learners import DepthBlip2Learner
+
+        return DepthBlip2Learner(network, recipe)
+    return LEARNERS[kind](network, recipe)
 
 
 def published_tensors(network: DepthNetwork, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:

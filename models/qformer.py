@@ -79,9 +79,14 @@ class PromptedQFormer(nn.Module):
 
     The result is the mean over the queries (DepthBLIP-2, Eq. 4). Before the first cross-attention nothing depends on the image: the
     word and position embeddings, the first self-attention, the first step of the words and the first queries are constants here.
+
+    Args:
+        qformer: whose layers are used.
+        prompts: token ids, begin and end included.
+        learns: gradients reach what the constants are made of; for one training step, as they are made once.
     """
 
-    def __init__(self, qformer: QFormer, prompts: tuple[tuple[int, ...], ...]):
+    def __init__(self, qformer: QFormer, prompts: tuple[tuple[int, ...], ...], learns: bool = False):
         super().__init__()
         self.layers = qformer.former.encoder.layer
         self.heads, self.count = qformer.config.heads, qformer.config.queries
@@ -92,14 +97,14 @@ class PromptedQFormer(nn.Module):
             ids[row, : len(prompt)] = torch.tensor(prompt)
             mask[row, ..., self.count + len(prompt) :] = HIDDEN
         self.register_buffer("mask", mask)  # [P,1,1,Q+L]
-        with torch.no_grad():
+        with torch.set_grad_enabled(learns):
             ids, mask = (part.to(qformer.query_tokens.device) for part in (ids, mask))
             tokens = qformer.text(input_ids=ids, query_embeds=qformer.query_tokens.expand(self.prompts, -1, -1))
             seen = self._self_attention(self.layers[0].attention, qformer.former.layernorm(tokens), mask)  # [P,Q+L,D]
             words = self.layers[0].feed_forward_chunk(seen[:, self.count :])
         self.register_buffer("first_queries", seen[:, : self.count].flatten(0, 1)[None].clone())  # [1,P*Q,D]
         self.register_buffer("first_words", words[None].clone())  # [1,P,L,D]
-        with torch.no_grad():
+        with torch.set_grad_enabled(learns):
             self.register_buffer("first_looks", self.layers[0].crossattention.attention.query(self.first_queries))  # [1,P*Q,D]
 
     def forward(self, image_embeds: Tensor) -> Tensor:

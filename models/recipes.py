@@ -182,6 +182,35 @@ RECIPES: dict[str, Recipe] = {
     "llm-mde-tiny": replace(
         LLM_MDE, source="this project: LLM-MDE's loss, from nothing", rate=1e-3, warmup=0.03, batch=8, clip=1.0, trained=(".",), augmentation=LIGHT
     ),
+    "depthclip-tiny": Recipe(
+        source="this project: DepthCLIP's published formula from seven words to depth, and behind it everything learns (published: zero-shot, nothing does)",
+        loss="silog",
+        rate=3e-3,
+        least_rate=1e-5,
+        schedule="cosine",
+        warmup=0.03,
+        decay=1e-4,
+        batch=16,
+        epochs=2,
+        slow=(r"text_features",),  # a step of theirs is a thousand times as large in the logits
+        clip=1.0,
+        geometry="protocol",
+        augmentation=LIGHT,
+    ),
     "depthblip2": BINS,
-    "depthblip2-tiny": BINS,
+    "depthblip2-tiny": Recipe(
+        source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
+        loss="silog",
+        rate=1e-3,
+        least_rate=1e-5,
+        schedule="cosine",
+        warmup=0.05,
+        decay=0.01,
+        batch=16,
+        epochs=2,
+        trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # nobody looks at the words of the last layer
+        clip=1.0,
+        geometry="protocol",
+        augmentation=LIGHT,
+    ),
 }

@@ -13,7 +13,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from fathom.models.adaptive_bins import PREFIX_BINS_M, AdaptiveBins, check_bins, fit_bins, folded_bins
 from fathom.models.blip2_vision import ImageEncoder, VisionConfig
-from fathom.models.depthblip2 import TINY, V1, V2, DepthBlip2, PromptDepth, load_depthblip2, of_variant, random_depthblip2
+from fathom.models.depthblip2 import TINY, V1, V2, DepthBlip2, PromptDepth, contract, load_depthblip2, of_variant, random_depthblip2
 from fathom.models.lively_weights import draw_weights
 from fathom.models.qformer import PromptedQFormer, QFormer, QFormerConfig
 from fathom.runtime.contract import Contract
@@ -175,7 +175,9 @@ def test_bins_are_learned():
 
 def test_contract_and_specs(network):
     assert Contract.from_json(network.contract.to_json()) == network.contract
-    assert (network.contract.output.kind, network.contract.output.near, network.contract.output.far) == ("metric", 1.0, 3.5)
+    assert (network.contract.output.kind, network.contract.output.near, network.contract.output.far) == ("metric", 0.75, 8.0)
+    assert (contract(V1).output.near, contract(V1).output.far) == (1.0, 3.5) == (contract(V2).output.near, contract(V2).output.far)
+    assert V1.bins_m == PREFIX_BINS_M == (1.00, 1.75, 2.25, 2.50, 2.75, 3.00, 3.50)
     check_chain(tuple(stage.spec for stage in network.stages()))
     assert sum(weight.numel() for weight in network.parameters()) < 2_000_000
     assert network.config_json()["prompts"][3] == "this object is not in distance"

@@ -58,18 +58,19 @@ def test_configs_that_make_no_sense_are_refused(wrong):
 
 def test_the_contract():
     contract = random_depthclip(config=TINY).contract
-    assert contract.output.kind == "metric" and (contract.output.near, contract.output.far) == (1.0, 3.0)
+    assert contract.output.kind == "metric" and (contract.output.near, contract.output.far) == (0.75, 8.0)
     official = DepthClip(OFFICIAL, device="meta").contract
+    assert (official.output.near, official.output.far) == (1.0, 3.0)
     assert official.input.mean == (0.485, 0.456, 0.406) and official.input.std == (0.229, 0.224, 0.225)
     assert official.output.upsample == "bilinear-corners"
     whole, nyu = official.protocols
     assert whole.steps == (Resize(416, 544, "bilinear-antialias"),) and whole.flip
     assert nyu.name == "nyu-benchmark" and nyu.steps == (Require(480, 640), Crop(416, 544, "top-left", 56, 60)) and nyu.flip
     assert Contract.from_json(official.to_json()) == official
-    assert contract.protocols[1].steps[-1] == Resize(96, 128, "bilinear-antialias")
+    assert contract.protocols[1].steps[-1] == Resize(192, 256, "bilinear-antialias")
 
 
-def by_hand(state: dict[str, torch.Tensor], image: torch.Tensor, blocks=(1, 1, 1, 1)) -> torch.Tensor:
+def by_hand(state: dict[str, torch.Tensor], image: torch.Tensor, blocks=(1, 2, 3, 2)) -> torch.Tensor:
     """CLIP's anti-aliased ResNet from its description: strides are average pools after the 3x3, and before the 1x1 of the skip."""
 
     def norm(x, name):
@@ -98,7 +99,7 @@ def test_the_trunk_is_the_described_one(tiny):
     torch.testing.assert_close(mine.double(), truth, atol=2e-6, rtol=1e-5)
 
 
-def head_in_float64(features: np.ndarray, bank: np.ndarray) -> np.ndarray:
+def head_in_float64(features: np.ndarray, bank: np.ndarray, bins_m=TINY.bins_m) -> np.ndarray:
     """Steps 4 to 9 of the published forward: [B,2C,h,w] and [classes,C] to metres [B,1,h,w]."""
     batch, channels, height, width = features.shape
     points = features.astype(np.float64).reshape(batch, channels, height * width).transpose(0, 2, 1)
@@ -106,12 +107,12 @@ def head_in_float64(features: np.ndarray, bank: np.ndarray) -> np.ndarray:
     logits = 100.0 * points[:, :, 0::2] @ bank.astype(np.float64).T / 0.1
     chances = np.exp(logits - logits.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)
-    depth = chances @ np.array([1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0])
+    depth = chances @ np.array(bins_m)
     return depth.reshape(batch, 1, height, width)
 
 
 def test_the_head_is_the_published_one_and_so_is_its_folded_form(tiny):
-    features = torch.rand(3, 256, 3, 4, generator=torch.Generator().manual_seed(1))
+    features = torch.rand(3, 512, 3, 4, generator=torch.Generator().manual_seed(1))
     truth = head_in_float64(features.numpy(), tiny.text_features.numpy())
     assert np.ptp(truth) > 0.01
     np.testing.assert_allclose(tiny.depth(features).numpy(), truth, atol=2e-4)
@@ -119,7 +120,7 @@ def test_the_head_is_the_published_one_and_so_is_its_folded_form(tiny):
 
 
 def test_the_odd_channels_count_for_the_length_only(tiny):
-    features = torch.rand(1, 256, 3, 4, generator=torch.Generator().manual_seed(2))
+    features = torch.rand(1, 512, 3, 4, generator=torch.Generator().manual_seed(2))
     louder = features.clone()
     louder[:, 1::2] *= 5
     head = tiny.stages()[1].module
@@ -128,9 +129,9 @@ def test_the_odd_channels_count_for_the_length_only(tiny):
 
 
 def test_features_without_direction_leave_the_words_equally_likely(tiny):
-    nothing = torch.zeros(1, 256, 3, 4)
+    nothing = torch.zeros(1, 512, 3, 4)
     for depth in (tiny.depth(nothing), tiny.stages()[1].module(nothing)):
-        np.testing.assert_allclose(depth.numpy(), 15 / 7, rtol=1e-6)
+        np.testing.assert_allclose(depth.numpy(), 22.75 / 7, rtol=1e-6)
 
 
 def test_full_size_clip_weights_give_open_clips_features(tmp_path):
@@ -147,7 +148,7 @@ def test_full_size_clip_weights_give_open_clips_features(tmp_path):
     torch.testing.assert_close(trunk.module(image), stages[-1], atol=1e-5, rtol=0)
     bank = prompt_features(clip, OFFICIAL.prompts)
     torch.testing.assert_close(network.text_features, bank, atol=1e-6, rtol=0)
-    truth = head_in_float64(stages[-1].numpy(), bank.numpy())
+    truth = head_in_float64(stages[-1].numpy(), bank.numpy(), OFFICIAL.bins_m)
     np.testing.assert_allclose(head.module(stages[-1]).numpy(), truth, atol=5e-4)
     assert network.origin.kind == "published" and network.origin.file == "RN50.safetensors" and len(network.origin.sha256) == 64
 
@@ -158,9 +159,9 @@ def test_the_own_file_comes_back_as_it_was(tiny, tmp_path):
     image = tiny.example_inputs()
     assert torch.equal(again(image["image"]), tiny(image["image"]))
     assert again.origin.kind == "trained" and again.name == "depthclip-tiny"
-    broken = tiny.state_dict() | {"text_features": torch.zeros(6, 128)}
+    broken = tiny.state_dict() | {"text_features": torch.zeros(6, 256)}
     save_file(broken, tmp_path / "broken.safetensors")
-    with pytest.raises(InputError, match=r"misshapen: text_features \[6, 128\]"):
+    with pytest.raises(InputError, match=r"misshapen: text_features \[6, 256\]"):
         load_depthclip(tmp_path / "broken.safetensors", config=TINY)
 
 
@@ -174,7 +175,7 @@ def test_random_networks_are_reproducible_and_answer_differently_in_different_pl
 
 def test_the_config_travels_with_its_prompts(tiny):
     data = tiny.config_json()
-    assert data["prompts"][1] == "This object is extremely close" and data["clip"]["vision_layers"] == (1, 1, 1, 1)
+    assert data["prompts"][1] == "This object is extremely close" and data["clip"]["vision_layers"] == (1, 2, 3, 2)
 
 
 def test_the_catalog_has_it():

@@ -17,9 +17,12 @@ from fathom.datasets.rooms import Rooms
 from fathom.datasets.sample import Provenance, Sample
 from fathom.models import recipes, training
 from fathom.models.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
+from fathom.models.catalog import load
 from fathom.models.depth_decoder import DecoderConfig
 from fathom.models.evp import TINY, load_evp, random_evp, variant_of
 from fathom.models.learners import published_tensors
+from fathom.models.llm_mde import TINY as LLM_MDE_TINY
+from fathom.models.llm_mde import random_llm_mde
 from fathom.models.losses import l1_and_rmse, moa_parts, silog, ssi
 from fathom.models.metric_bins import BinsConfig
 from fathom.models.network import WeightsOrigin
@@ -222,6 +225,12 @@ def test_baselines_never_see_the_picture_they_guess():
     assert found["mean_map"]["delta1"] == pytest.approx(1 / 3)
 
 
+def test_baselines_of_relative_depth_know_its_median_too():
+    network = random_llm_mde("official", LLM_MDE_TINY)
+    found = baselines(Examples(KeptSamples([Walls()]), network.contract))
+    assert found["mean_map"] == found["constant"] == pytest.approx({"abs_rel": 0, "rmse": 0, "delta1": 1})  # walls are flat: their median says it all
+
+
 SMALLER = dataclasses.replace(
     TINY,
     backbone=BackboneConfig((8, 8, 16, 16), 4, 2, 8, (8, 8, 8, 8), 4),
@@ -284,6 +293,19 @@ def test_it_learns_one_picture_by_heart(tmp_path, monkeypatch):
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
 
 
+def test_a_run_can_begin_with_the_backbone_of_another_network(tmp_path):
+    backbone = random_evp("nyu", SMALLER, seed=3)
+    frozen = dataclasses.replace(QUICK, trained=(r"depth_head\.", r"bins\."), slow=())
+    run = quick_run(tmp_path / "x.safetensors", steps=1, recipe=frozen, backbone=backbone)
+    train(run)
+    wanted = backbone.state_dict()
+    mine = run.network.state_dict()
+    assert all(torch.equal(mine[name], wanted[name]) for name in wanted if name.startswith(("vae.", "unet.")))
+    wider = random_evp("nyu", dataclasses.replace(SMALLER, backbone=dataclasses.replace(SMALLER.backbone, vae_channels=(8, 8, 8, 16))))
+    with pytest.raises(UsageError, match="cannot begin with the vae"):
+        training.take_backbone(run.network, wider)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     run = quick_run(tmp_path / "x.safetensors")
     run.network.decoder.conv_layers[0].weight[0, 0, 0, 0] = math.nan
@@ -319,7 +341,7 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
     text = (tmp_path / "w.md").read_text()
     assert facts["sha256"] in text and str(tmp_path) not in text and "rooms, 32x48, seed 7" in text
     assert "depth-train --model evp-tiny --data rooms:3:1:32x48 --val rooms:2:7:32x48 --steps 2 --store fp16 -o w.safetensors" in text
-    assert f"{facts['results'][0]['mean_map']['abs_rel']:.3f}" in text and output.stat().st_size < 7e6
+    assert f"{facts['results'][0]['mean_map']['abs_rel']:.3f}" in text and output.stat().st_size < 10e6
     assert main(words) == 3 and "exists already" in capsys.readouterr().err
 
 
@@ -334,6 +356,7 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
         (["--device", "abacus"], 2, "no device"),
         (["--device", "cuda:99"], 6, "finds no cuda:99"),
         (["-o", "x.pt"], 2, "no .safetensors"),
+        (["--backbone", "evp"], 2, "a small network of the catalog"),
         (["--resume"], 3, "state of an interrupted run"),
     ],
 )
@@ -346,10 +369,10 @@ def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkey
 
 @pytest.mark.parametrize(
     ("model", "more"),
-    [("vpd-tiny", ["--scene", "kitchen"]), ("moa-depthclip-tiny", []), ("llm-mde-tiny", []), ("depthblip2-tiny", ["--shots", "2"])],
+    [("vpd-tiny", ["--scene", "kitchen"]), ("moa-depthclip-tiny", []), ("llm-mde-tiny", []), ("depthclip-tiny", []), ("depthblip2-tiny", ["--shots", "2"])],
 )
 def test_every_recipe_trains_its_network_and_reads_it_back(model, more, tmp_path, capsys, monkeypatch):
-    if model.startswith("moa"):
+    if "depthclip" in model:
         pytest.importorskip("open_clip")
     if recipes.RECIPES[model].phases:
         monkeypatch.setitem(recipes.RECIPES, model, dataclasses.replace(recipes.RECIPES[model], phases=((0.5, 96, 2), (1.0, 96, 0))))
@@ -358,9 +381,21 @@ def test_every_recipe_trains_its_network_and_reads_it_back(model, more, tmp_path
     assert main([*words, *more]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert all(math.isfinite(value) for value in facts["results"][0]["network"].values())
-    line = read_log(training.log_path(output))[-1 if model == "depthblip2-tiny" else -2]
+    line = read_log(training.log_path(output))[-2]
     assert line["loss"] > 0 and ("gate_entropy" not in line or 0 < line["gate_entropy"] <= 1)
     assert ("gate_entropy" in line) == model.startswith("moa")
+
+
+def test_the_published_few_shot_recipe_learns_seven_bins_and_nothing_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "depthblip2-tiny", RECIPES["depthblip2"])
+    output = tmp_path / "bins.safetensors"
+    words = ["--model", "depthblip2-tiny", "--data", "rooms:3:1:32x48", "--shots", "2", "--val", "rooms:2:7:32x48", "-o", str(output), "--json", "--quiet"]
+    assert main(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert math.isfinite(facts["results"][0]["network"]["abs_rel"]) and read_log(training.log_path(output))[-1]["loss"] > 0
+    start, learned = load("depthblip2-tiny", random_init=True), load("depthblip2-tiny", random_init=True, bins=output)
+    changed = [key for key, tensor in start.state_dict().items() if not torch.equal(tensor, learned.state_dict()[key])]
+    assert changed == ["head.bins_m"]
 
 
 def test_few_shots_are_always_the_same_ones():

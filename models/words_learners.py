@@ -1,0 +1,118 @@
+"""How the small networks of seven words learn: DepthCLIP and DepthBLIP-2, whose published weights nobody can make smaller."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, normalize
+
+from .depthclip import WORD_SHARE
+from .learners import Learner
+from .losses import FLOOR_M
+from .network import DepthNetwork
+from .qformer import PromptedQFormer
+from .recipes import Recipe
+from .training_data import Batch
+
+START_SPREAD, LOUD_WORDS, LOUD_PICTURE = 8.0, 4.0, 2.0  # DepthBLIP-2's first answers in temperatures; what a query hears of others, times as loud
+HINT_WEIGHT, HINT_MIDDLE, HINT_SPREAD = 0.5, 1.0, 0.5  # of what a patch says of its depth; logarithms of metres
+PLACE_LOUDNESS = 0.7
+
+
+class WordsLearner(Learner):
+    """Networks that compare places with seven distance words: their coarse map is enlarged to the truth's size as at inference."""
+
+    def predict(self, batch: Batch) -> Tensor:
+        return self.enlarged(self.network.boundaries({"image": batch.image})["depth"], batch)
+
+    def enlarged(self, depth_m: Tensor, batch: Batch) -> Tensor:
+        """The network's own map [B, 1, h, w] at the size of the truth."""
+        corners = self.network.contract.output.upsample == "bilinear-corners"
+        return interpolate(depth_m, batch.truth_m.shape[-2:], mode="bilinear", align_corners=corners)
+
+
+class DepthClipLearner(WordsLearner):
+    """DepthCLIP, small: the trunk and the words' directions learn, where the published network is frozen."""
+
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__(network, recipe)
+        network.visual.to(memory_format=torch.channels_last)  # two thirds of the time on a CPU
+
+    def start(self, seed: int) -> None:
+        """Norms that change nothing, residual branches that add nothing, and words on half a circle: neighbours are the most alike."""
+        words = self.network.text_features
+        draw = torch.randn(words.shape[1], 3, generator=torch.Generator().manual_seed(seed))
+        ones = torch.ones(words.shape[1], 1)  # features are all positive: their mean shall favour no word
+        common, low, high = torch.linalg.qr(torch.cat([ones, draw], dim=1)).Q.to(words.device).T[1:]
+        turns = torch.linspace(-math.pi / 2, math.pi / 2, len(words), device=words.device)[:, None]
+        with torch.no_grad():
+            words.copy_(normalize(common + WORD_SHARE * (turns.cos() * low + turns.sin() * high), dim=-1))
+            for name, module in self.network.visual.named_modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.reset_parameters()
+                    if name.endswith(".bn3") and "layer" in name:
+                        module.weight.zero_()
+
+
+class DepthBlip2Learner(WordsLearner):
+    """DepthBLIP-2, small: everything learns. (Of the full size only the bins do; ``bins_training`` fits them in one go, this one measures.)"""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Also ``hint``: the first channel of each patch's token learns the patch's depth. Between a new encoder and the loss stands the narrow
+        path through seven times eight queries; the published encoder had seen millions of pictures before.
+        """
+        network = self.network.eval()  # without dropout: nothing is seen often enough to be learned by heart
+        tokens = network.image_encoder(batch.image)
+        fused = PromptedQFormer(network.qformer, network.config.prompt_ids, learns=True)(tokens)  # all at once, as exported: a third of the time
+        loss = self.loss(self.enlarged(network.head(fused), batch), batch.truth_m, batch.valid)
+        hint = patch_hint(tokens, batch, network.config.vision.patch)
+        return {"loss": loss + HINT_WEIGHT * hint, "silog": loss, "hint": hint}
+
+    def start(self, seed: int) -> None:
+        """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and queries that hear their words:
+        where all prompts look at a picture alike, all words grow alike with it, and a softmax over words forgets what they have in common.
+        """
+        network = self.network
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.reset_parameters()
+            for name, module in network.image_encoder.encoder.named_modules():
+                if name.endswith((".out_proj", ".projection", ".fc2")):
+                    nn.init.zeros_(module.weight)
+                    nn.init.zeros_(module.bias)
+            places = network.image_encoder.embeddings.position_embedding
+            places = places.weight if isinstance(places, nn.Embedding) else places[0]  # [1 + patches, width]
+            mixed = torch.linalg.qr(torch.randn(places.shape[1], places.shape[1], generator=torch.Generator().manual_seed(seed))).Q
+            places[1:] = PLACE_LOUDNESS * (waves(math.isqrt(len(places) - 1), places.shape[1]) @ mixed).to(places.device)
+            layers = network.qformer.former.encoder.layer
+            for layer in layers:
+                layer.attention.output.dense.weight.mul_(LOUD_WORDS)
+                if layer.has_cross_attention:
+                    layer.crossattention.output.dense.weight.mul_(LOUD_PICTURE)
+            layers[-1].output_query.LayerNorm.weight.fill_(START_SPREAD * network.config.temperature)
+
+
+def patch_hint(tokens: Tensor, batch: Batch, patch: int) -> Tensor:
+    """Mean absolute error of the first channel of each patch's token as the patch's mean logarithm of depth; patches half unknown do not count.
+
+    Args:
+        tokens: [B, 1 + patches, width], class token first.
+        patch: pixels per side of a patch.
+    """
+    known = avg_pool2d(batch.valid.float(), patch)  # [B,1,rows,columns]
+    logarithm = avg_pool2d(torch.where(batch.valid, batch.truth_m, 1).clamp_min(FLOOR_M).log(), patch) / known.clamp_min(0.5)
+    said = HINT_MIDDLE + HINT_SPREAD * tokens[:, 1:, 0].view_as(known)
+    counts = known > 0.5
+    return ((said - logarithm).abs() * counts).sum() / counts.sum().clamp_min(1)
+
+
+def waves(side: int, count: int) -> Tensor:
+    """The ``count`` slowest cosines over a square, row by row: [side^2, count]; the slower, the louder."""
+    places = (torch.arange(side) + 0.5) / side * math.pi
+    cosines = torch.stack([torch.cos(number * places) for number in range(side)]) * math.sqrt(2)
+    cosines[0] = 1
+    slowest = sorted(((row, column) for row in range(side) for column in range(side)), key=lambda pair: (sum(pair), max(pair), pair))[:count]
+    return torch.stack([torch.outer(cosines[row], cosines[column]).flatten() / (1 + row + column) ** 0.5 for row, column in slowest], dim=1)
