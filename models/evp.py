@@ -29,7 +29,7 @@ from .metric_bins import BIN_COUNT, BinsConfig, MetricBins, MetricBinsExport
 from .network import DepthNetwork, Stage, WeightsOrigin
 from .random_weights import RANDOM_WARNING, randomise
 from .refinement import Aggregation, Refinement
-from .stable_diffusion import TAP_NAMES, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
+from .stable_diffusion import TAP_NAMES, TINY_BACKBONE, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
 from .text_context import TextContext, read_text_pack
 
 PUBLISHED = {  # SHA-256 (or its known start) -> where the file was published
@@ -83,13 +83,13 @@ class EVPConfig:
 OFFICIAL = EVPConfig()
 TINY = EVPConfig(
     name="evp-tiny",
-    backbone=BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8),
+    backbone=TINY_BACKBONE,
     refinement_groups=4,
     aggregation_groups=8,
-    decoder=DecoderConfig(64, (16, 16, 16), 48),
-    bins=BinsConfig(64, 64, 32, (16, 8, 4, 1), (16, 16, 16, 48)),
-    nyu_window=224,
-    kitti_window=160,
+    decoder=DecoderConfig(192, (32, 32, 32), 16),
+    bins=BinsConfig(192, 64, 16, (16, 8, 4, 1), (32, 32, 32, 16)),
+    nyu_window=160,
+    kitti_window=96,
 )
 
 

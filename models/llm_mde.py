@@ -118,19 +118,19 @@ PAPER = replace(
 )
 TINY = LlmMdeConfig(
     window=(96, 128),
-    vit=VitConfig(image=64, patch=16, width=64, blocks=2, heads=4, mlp=128, lora_rank=4),
-    reprogramming=ReprogrammingConfig(image_width=64, text_width=64, heads=3, head_width=64, prototypes=40),
-    llm_layers=2,
+    vit=VitConfig(image=96, patch=12, width=128, blocks=4, heads=4, mlp=256, lora_rank=4),
+    reprogramming=ReprogrammingConfig(image_width=128, text_width=192, heads=3, head_width=64, prototypes=64),
+    llm_layers=3,
     llm_heads=4,
-    llm_mlp=128,
+    llm_mlp=384,
     vocabulary=len(compact_words()),
-    positions=160,
-    code=16,
+    positions=192,
+    code=24,
     compact_vocabulary=True,
 )
 TINY_PAPER = replace(
     TINY,
-    reprogramming=ReprogrammingConfig(image_width=64, text_width=64, heads=4, head_width=16, prototypes=40, keys_as_values=False),
+    reprogramming=ReprogrammingConfig(image_width=128, text_width=192, heads=4, head_width=32, prototypes=64, keys_as_values=False),
     drop="class",
     llm_lora_rank=4,
     prompt="level-statistics",

@@ -52,6 +52,9 @@ class BackboneConfig:
             raise ValueError(f"the widths {self.unet_channels} do not divide into {self.heads} heads")
 
 
+TINY_BACKBONE = BackboneConfig((32, 64, 64, 64), 8, 2, 64, (8, 16, 32, 64), 4)  # of every small network, so that one can start from another
+
+
 def square_map(name: str, channels: int, side: int) -> TensorSpec:
     """The spec of a square feature map [batch, channels, side, side]."""
     return TensorSpec(name, "float32", ("batch", channels, side, side))

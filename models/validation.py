@@ -59,9 +59,14 @@ def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch
                 if valid.any():
                     found_m = depth[valid]
                     if examples.contract.output.kind == "relative":
-                        found_m = found_m * (np.median(truth[valid]) / np.median(found_m))
+                        found_m = at_median(found_m, truth[valid])
                     scores.append(errors(found_m, truth[valid]))
     return mean_of(scores)
+
+
+def at_median(depth: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
+    """Depths multiplied so that their median is the truth's."""
+    return depth * (np.median(truth_m) / np.median(depth))
 
 
 def baselines(examples: Examples) -> dict[str, dict[str, float]]:
@@ -69,7 +74,9 @@ def baselines(examples: Examples) -> dict[str, dict[str, float]]:
     data set (all rooms are one; real pairs are grouped by where they come from; one that stands alone takes the guess of all others).
 
     ``constant`` is the median over all other depths; ``mean_map`` their mean at each pixel (the constant where no other one knows it).
+    Beside a network of relative depth, both are told the truth's median too, as ``validate`` tells the network.
     """
+    relative = examples.contract.output.kind == "relative"
     one_group = {source.provenance.kind for source in examples.samples.sources} != {"pairs"}
     truths, groups = [], []
     for number in range(len(examples.samples)):
@@ -90,6 +97,6 @@ def baselines(examples: Examples) -> dict[str, dict[str, float]]:
         known = np.isfinite(rest).sum(axis=0)
         mean_map = np.where(known > 0, np.nansum(rest, axis=0) / np.maximum(known, 1), constant)
         valid = np.isfinite(truth)
-        scores["constant"].append(errors(np.full(int(valid.sum()), constant), truth[valid]))
-        scores["mean_map"].append(errors(mean_map[valid], truth[valid]))
+        for name, guess_m in (("constant", np.full(int(valid.sum()), constant)), ("mean_map", mean_map[valid])):
+            scores[name].append(errors(at_median(guess_m, truth[valid]) if relative else guess_m, truth[valid]))
     return {name: mean_of(found) for name, found in scores.items()}

@@ -27,7 +27,7 @@ from .metric_bins import RelativeDepth
 from .network import DepthNetwork, Stage, WeightsOrigin
 from .random_weights import RANDOM_WARNING, randomise
 from .refinement import Aggregation
-from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
+from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, TINY_BACKBONE, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
 from .text_context import TextContext, read_text_pack
 
 MAX_DEPTH_M = 10.0
@@ -64,7 +64,7 @@ class VPDConfig:
 
 
 OFFICIAL = VPDConfig()
-TINY = VPDConfig("vpd-tiny", BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8), 8, DecoderConfig(64, (16, 16, 16), 48), 224)
+TINY = VPDConfig("vpd-tiny", TINY_BACKBONE, 8, DecoderConfig(192, (32, 32, 32), 16), 160)
 
 
 def scene_row(scene: str | None) -> int:
