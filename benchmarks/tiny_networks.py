@@ -48,7 +48,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {  # name -> what depth-export wants besi
 }
 MASKS = ("evp-refer-tiny",)
 PROMPTS = ("the chair", "the table", "the bed on the left")
-ROOMS, CALIBRATION_ROOMS = "rooms:50:8", "rooms:49:1"  # with 15 training pairs 64 images, of which a quarter validates
+ROOMS, CALIBRATION_ROOMS = "rooms:50:8", "rooms:49:1:168x224"  # with 15 training pairs 64 images, of which a quarter validates
 INT8 = ("--budget", "abs_rel=0.5%,delta1=0.5pp", "--regions", "6")
 FP16 = ("--budget", "abs_rel=0.1%,delta1=0.1pp", "--precisions", "fp32,fp16", "--regions", "12")
 METRICS = ("abs_rel", "rmse", "delta1")
@@ -221,7 +221,6 @@ def _weights_sha256(name: str) -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
-    found = json.loads(output.read_text()) if output.exists() else {}
     calibration, texts = [CALIBRATION_ROOMS], {"rooms": ROOMS}
     if arguments.pairs:
         calibration.append(f"pairs:{arguments.pairs}:train")
@@ -231,7 +230,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise InputError(str(error), wanted="a folder of pairs whose manifest.json says train and test") from error
     data = {title: source.provenance.to_json() for title, source in sets.items()}
-    networks = found.get("networks", {}) if found.get("data") == data else {}  # numbers of other pictures are not kept
+    networks = _read(output, data)
     names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(NETWORKS)
     if unknown := set(names) - set(NETWORKS):
         raise UsageError(f"there is no small network {', '.join(sorted(unknown))}", wanted=", ".join(NETWORKS))
@@ -242,18 +241,25 @@ def _run(arguments: argparse.Namespace) -> int:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            networks[name] = Trial(name, work, calibration, arguments.threads).run(sets)
+            facts = Trial(name, work, calibration, arguments.threads).run(sets)
         except FathomError as error:
-            networks[name] = {"failed": str(error)}
+            facts = {"failed": str(error)}
             print(f"{name}: {error}", file=sys.stderr)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        networks = _read(output, data) | {name: facts}  # another run may have written others meanwhile
         _write(output, networks, data)
     bad = [f"{name}: {facts['failed']}" for name, facts in networks.items() if "failed" in facts]
     bad += [f"{name}: {p} beyond its limit" for name, facts in networks.items() for p, kept in facts.get("within", {}).items() if not kept]
     if bad:
         raise AccuracyError("; ".join(bad))
     return 0
+
+
+def _read(output: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Networks that the file has already; numbers of other pictures are not kept."""
+    found = json.loads(output.read_text()) if output.exists() else {}
+    return found.get("networks", {}) if found.get("data") == data else {}
 
 
 def _write(output: Path, networks: dict[str, Any], data: dict[str, Any]) -> None:

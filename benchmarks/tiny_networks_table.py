@@ -1,0 +1,91 @@
+"""The table of ``tiny_networks.json`` in the README.
+
+python -m fathom.benchmarks.tiny_networks_table README.md    writes it between its two marks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..runtime.command import run_command
+from ..runtime.errors import InputError
+from ..runtime.files import whole_file
+
+RESULT = Path(__file__).parent / "results" / "tiny_networks.json"
+BEGIN, END = "<!-- tiny networks: made by benchmarks.tiny_networks_table -->", "<!-- end of tiny networks -->"
+HEAD = ("network", "pictures", "abs_rel", "delta1", "FP32", "FP16", "INT8", "INT8 stages; what stays higher")
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: PyTorch's metrics, and by how much abs_rel of each plan is off them.
+
+    Args:
+        record: of ``tiny_networks``.
+    """
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    for name, facts in record["networks"].items():
+        if "failed" in facts:
+            lines.append(f"| {name} | | | | failed: {facts['failed']} | | | |")
+            continue
+        for place, (title, found) in enumerate(facts["sets"].items()):
+            rows, masks = found["rows"], "asked" in found["rows"]["pytorch"]
+            base = ("changed pixels", "") if masks else tuple(f"{rows['pytorch'][metric]:.3f}" for metric in ("abs_rel", "delta1"))
+            fit = "" if found.get("alignment", "none") == "none" else f", {found['alignment']}"
+            pictures = f"{rows['pytorch']['asked']} questions, {title}" if masks else f"{found['images']} {title}{fit}"
+            changes = [_share(rows[p]["changed_pixels"], 3, "") if masks else _share(rows[p]["relative"]["abs_rel"], 3) for p in ("fp32", "fp16", "int8")]
+            changes = [change if facts["within"][p] else f"**{change}**" for p, change in zip(("fp32", "fp16", "int8"), changes, strict=True)]
+            lines.append("| " + " | ".join((name if place == 0 else "", pictures, *base, *changes, kept(facts) if place == 0 else "")) + " |")
+    return "\n".join(lines)
+
+
+def kept(facts: dict[str, Any]) -> str:
+    """Stages in INT8, and those that are not."""
+    stages = facts["int8"]["stages"]
+    low = [stage for stage, precision in stages.items() if precision == "int8"]
+    words = [", ".join(low) or "none"]
+    for title, sign in (("too little gain", "it saves only"), ("over the budget", "breaks the budget"), ("no INT8 layer", "not possible")):
+        held = [text.partition(":")[0] for text in facts["int8"]["verdicts"] if sign in text and text.partition(":")[0] not in low]
+        words += [f"{', '.join(held)} ({title})"] if held else []
+    half = facts["fp16"].get("kept", [])
+    words += [f"FP32 in FP16 plans: {', '.join(sorted({entry['stage'] + ':' + entry['path'] for entry in half}))}"] if half else []
+    return "; ".join(words)
+
+
+def _share(value: float, digits: int, sign: str = "+") -> str:
+    return f"{100 * value:{sign}.{digits}f} %"
+
+
+def replace(text: str, made: str) -> str:
+    """The text with the table between its marks.
+
+    Raises:
+        InputError: if the marks are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError("the text has no place for the table", wanted=f"{BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the table into a Markdown file; returns the exit code."""
+    parser = argparse.ArgumentParser("tiny_networks_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, help="Markdown file with the two marks")
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _run(arguments.page))
+
+
+def _run(page: Path) -> int:
+    made = replace(page.read_text("utf-8"), table(json.loads(RESULT.read_text())))
+    with whole_file(page, force=True) as part:
+        part.write_text(made, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

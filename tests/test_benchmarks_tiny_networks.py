@@ -1,0 +1,125 @@
+"""The run over the small networks: what counts as kept, what it does when one fails, and that the README says what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fathom
+from fathom.benchmarks import tiny_networks
+from fathom.benchmarks.mask_agreement import changed_pixels
+from fathom.benchmarks.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
+from fathom.benchmarks.tiny_networks_table import BEGIN, END, RESULT, replace, table
+from fathom.runtime.errors import FathomError, InputError
+
+README = tiny_networks.Path(fathom.__file__).parent / "README.md"
+
+
+def row(abs_rel, rmse, delta1, base=(0.2, 0.5, 0.8)):
+    values = (abs_rel, rmse, delta1)
+    return dict(zip(METRICS, values, strict=True)) | {"relative": {m: v / b - 1 for m, v, b in zip(METRICS, values, base, strict=True)}}
+
+
+def facts(**within):
+    rows = {"pytorch": row(0.2, 0.5, 0.8), "fp32": row(0.2, 0.5, 0.8), "fp16": row(0.2001, 0.5, 0.8), "int8": row(0.2015, 0.5, 0.8)}
+    verdicts = ["vae: 1 int8 regions; INT8 is kept because it saves 22% of 0.03 ms (modelled).", "unet: INT8 is dropped because it saves only 4% of 1 ms."]
+    int8 = {"stages": {"vae": "int8", "unet": "fp32"}, "verdicts": verdicts, "kept": [], "settings": "", "images": 3, "tried": 4, "regions": {}}
+    found = {"images": 50, "skipped": [], "alignment": "none", "rows": rows}
+    return {"weights": {"sha256": "s"}, "fp16": {"kept": []}, "int8": int8, "sets": {"rooms": found}, "within": dict.fromkeys(LIMITS, True) | within}
+
+
+def test_what_is_kept():
+    assert all(_kept(facts()["sets"], precision) for precision in LIMITS)
+    for precision, values, judged in (
+        ("fp32", (0.2, 0.5006, 0.8), True),
+        ("fp32", (0.2, 0.5, 0.7991), True),
+        ("fp16", (0.2003, 0.5, 0.8), True),
+        ("fp16", (0.2, 0.52, 0.78), False),
+        ("int8", (0.1979, 0.5, 0.8), True),
+        ("int8", (0.1981, 0.52, 0.75), False),
+    ):
+        sets = facts()["sets"]
+        sets["rooms"]["rows"][precision] = row(*values)
+        assert _kept(sets, precision) is not judged, (precision, values)
+    masks = {"rooms": {"rows": {"fp32": {"changed_pixels": 0.0}, "fp16": {"changed_pixels": 0.0005}, "int8": {"changed_pixels": 0.02}}}}
+    assert _kept(masks, "fp16") and not _kept(masks, "int8")
+
+
+def test_the_table_marks_what_was_not_kept():
+    text = table({"networks": {"evp-tiny": facts(int8=False), "vpd-tiny": {"failed": "depth-export ended with 7"}}})
+    assert "| evp-tiny | 50 rooms | 0.200 | 0.800 | +0.000 % | +0.050 % | **+0.750 %** | vae; unet (too little gain) |" in text
+    assert "vpd-tiny | | | | failed: depth-export ended with 7" in text
+    assert replace(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
+    with pytest.raises(InputError):
+        replace("no marks", "new")
+
+
+def test_the_readme_shows_the_result():
+    if not RESULT.is_file():
+        pytest.skip("nothing was measured yet")
+    text = README.read_text()
+    assert replace(text, table(json.loads(RESULT.read_text()))) == text, "run python -m fathom.benchmarks.tiny_networks_table README.md"
+
+
+def test_a_result_holds_no_folder_of_the_machine():
+    if RESULT.is_file():
+        text = RESULT.read_text()
+        assert "/tmp" not in text and "/home" not in text and "/root" not in text
+
+
+def test_one_that_fails_does_not_stop_the_others_and_nothing_is_measured_twice(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(self, sets):
+        asked.append(self.name)
+        if self.name == "vpd-tiny":
+            raise FathomError("no memory")
+        return facts()
+
+    monkeypatch.setattr(tiny_networks.Trial, "run", run)
+    monkeypatch.setattr(tiny_networks, "_weights_sha256", lambda name: "s")
+    words = ["--work", str(tmp_path / "w"), "-o", str(tmp_path / "r.json")]
+    assert main(words) == 4
+    assert asked == list(NETWORKS) and "vpd-tiny: no memory" in capsys.readouterr().err
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert list(record["networks"]) == list(NETWORKS) and record["networks"]["vpd-tiny"] == {"failed": "no memory"} and record["limits"] == LIMITS
+    asked.clear()
+    assert main(words) == 4 and asked == ["vpd-tiny"]
+    asked.clear()
+    assert main([*words, "--only", "evp-tiny"]) == 4 and asked == ["evp-tiny"]
+    asked.clear()
+    monkeypatch.setattr(tiny_networks, "_weights_sha256", lambda name: "other" if name == "llm-mde-tiny" else "s")
+    monkeypatch.setattr(tiny_networks.Trial, "run", lambda self, sets: asked.append(self.name) or facts())
+    assert main(words) == 0 and asked == ["vpd-tiny", "llm-mde-tiny"]
+    asked.clear()
+    monkeypatch.setattr(tiny_networks, "ROOMS", "rooms:50:9")
+    assert main(words) == 0 and asked == list(NETWORKS)
+    assert main([*words, "--only", "evp"]) == 2
+    assert main([*words, "--pairs", str(tmp_path / "none")]) == 3
+
+
+def test_masks_are_compared_pixel_by_pixel(monkeypatch):
+    from types import SimpleNamespace
+
+    photo = np.zeros((4, 10, 3), np.uint8)
+    pytorch, plan = np.zeros((4, 10), np.float32), np.zeros((4, 10), np.float32)
+    pytorch[0, :5], plan[0, 1:7] = 1, 1
+
+    class Fake:
+        def __init__(self, mask):
+            self.mask = mask
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *rest):
+            pass
+
+        def predict(self, photo, prompt):
+            return SimpleNamespace(kind="mask", values=self.mask if prompt == "the chair" else self.mask * 0)
+
+    monkeypatch.setattr("fathom.benchmarks.mask_agreement.open_reference", lambda bundle: Fake(pytorch))
+    monkeypatch.setattr("fathom.benchmarks.mask_agreement.Pipeline", SimpleNamespace(open=lambda path, threads: Fake(plan)))
+    found = changed_pixels("b", {"int8": "p"}, [SimpleNamespace(rgb=photo)], ("the chair", "the bed"))
+    assert found["pytorch"] == {"asked": 2, "drawn": pytest.approx(5 / 80)}
+    assert found["int8"] == {"changed_pixels": pytest.approx((3 / 40) / 2), "most_changed": pytest.approx(3 / 40), "oIoU": pytest.approx(4 / 7)}
