@@ -14,9 +14,11 @@ from typing import Any
 from ..runtime.command import run_command
 from ..runtime.errors import InputError
 from ..runtime.files import whole_file
+from .model_cards import WEIGHTS, CardResult, read_card
+from .tiny_networks import NETWORKS
 
 RESULT = Path(__file__).parent / "results" / "tiny_networks.json"
-BEGIN, END = "<!-- tiny networks: made by benchmarks.tiny_networks_table -->", "<!-- end of tiny networks -->"
+BEGIN, END = "<!-- {}: made by benchmarks.tiny_networks_table -->", "<!-- end of {} -->"
 HEAD = ("network", "pictures", "abs_rel", "delta1", "FP32", "FP16", "INT8", "INT8 stages; what stays higher")
 
 
@@ -59,31 +61,53 @@ def _share(value: float, digits: int, sign: str = "+") -> str:
     return f"{100 * value:{sign}.{digits}f} %"
 
 
-def replace(text: str, made: str) -> str:
-    """The text with the table between its marks.
+def cards_table(folder: Path = WEIGHTS) -> str:
+    """Markdown: what each network reached by its card, beside the best blind guess, on rooms and on real pairs."""
+    lines = ["| network | size | rooms it never saw | best blind guess | real pairs | best blind guess |", "|---|---|---|---|---|---|"]
+    for name in NETWORKS:
+        file, results = folder / f"{name}.safetensors", read_card(name, folder)
+        if file.is_file() and results:
+            cells = [cell for result in (*results, None)[:2] for cell in _reached(result)]
+            lines.append(f"| {name} | {file.stat().st_size / 1e6:.1f} MB | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
-    Raises:
-        InputError: if the marks are not there.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError("the text has no place for the table", wanted=f"{BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+
+def _reached(result: CardResult | None) -> tuple[str, str]:
+    return (result.words(), result.blind_words()) if result else ("", "")
+
+
+def tables() -> dict[str, str]:
+    """Name of each table that can be made here -> Markdown."""
+    made = {"demo weights": cards_table()}
+    if RESULT.is_file():
+        made["tiny networks"] = table(json.loads(RESULT.read_text()))
+    return made
+
+
+def replace(text: str, name: str, made: str) -> str:
+    """The text with a table between its marks; the text itself if it has no such marks."""
+    before, begin, rest = text.partition(BEGIN.format(name))
+    _, end, after = rest.partition(END.format(name))
+    return f"{before}{begin}\n{made}\n{end}{after}" if begin and end else text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the table into a Markdown file; returns the exit code."""
+    """Write the tables into Markdown files; returns the exit code."""
     parser = argparse.ArgumentParser("tiny_networks_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, help="Markdown file with the two marks")
+    parser.add_argument("pages", type=Path, nargs="+", help="Markdown files with marks")
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _run(arguments.page))
+    return run_command(lambda: _run(arguments.pages))
 
 
-def _run(page: Path) -> int:
-    made = replace(page.read_text("utf-8"), table(json.loads(RESULT.read_text())))
-    with whole_file(page, force=True) as part:
-        part.write_text(made, "utf-8")
+def _run(pages: list[Path]) -> int:
+    for page in pages:
+        old = new = page.read_text("utf-8")
+        for name, made in tables().items():
+            new = replace(new, name, made)
+        if new == old and not any(BEGIN.format(name) in old for name in tables()):
+            raise InputError(f"{page} has no place for a table", wanted=BEGIN.format("tiny networks"))
+        with whole_file(page, force=True) as part:
+            part.write_text(new, "utf-8")
     return 0
 
 

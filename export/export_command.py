@@ -85,7 +85,10 @@ def _list(arguments: argparse.Namespace) -> int:
             facts = {key: getattr(entry, key) for key in ("summary", "weights", "licence", "variants", "options", "demo")}
             print(json.dumps({"name": name, **facts}))
         else:
-            small = "demo weights that ship with Fathom" if (DEMO_WEIGHTS / f"{name}.safetensors").is_file() else "none yet: seeded random numbers, untrained"
+            small = "seeded random numbers, untrained"
+            if (DEMO_WEIGHTS / f"{name}.safetensors").is_file():
+                others = f"; other variants: {small}" if len(entry.variants) > 1 else ""
+                small = f"demo weights that ship with Fathom, models/weights/{name}.md says what they are worth{others}"
             weights = small if entry.demo else entry.weights or "none published"
             print(f"{name}\n  {entry.summary}\n  variants: {', '.join(entry.variants)}\n  weights: {weights}\n  licence: {entry.licence}")
     return 0

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import fathom
-from fathom.benchmarks import tiny_networks
+from fathom.benchmarks import tiny_networks, tiny_networks_table
 from fathom.benchmarks.mask_agreement import changed_pixels
 from fathom.benchmarks.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
-from fathom.benchmarks.tiny_networks_table import BEGIN, END, RESULT, replace, table
-from fathom.runtime.errors import FathomError, InputError
+from fathom.benchmarks.tiny_networks_table import BEGIN, END, RESULT, cards_table, replace, table, tables
+from fathom.runtime.errors import FathomError
 
-README = tiny_networks.Path(fathom.__file__).parent / "README.md"
+ROOT = tiny_networks.Path(fathom.__file__).parent
 
 
 def row(abs_rel, rmse, delta1, base=(0.2, 0.5, 0.8)):
@@ -49,16 +49,25 @@ def test_the_table_marks_what_was_not_kept():
     text = table({"networks": {"evp-tiny": facts(int8=False), "vpd-tiny": {"failed": "depth-export ended with 7"}}})
     assert "| evp-tiny | 50 rooms | 0.200 | 0.800 | +0.000 % | +0.050 % | **+0.750 %** | vae; unet (too little gain) |" in text
     assert "vpd-tiny | | | | failed: depth-export ended with 7" in text
-    assert replace(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
-    with pytest.raises(InputError):
-        replace("no marks", "new")
 
 
-def test_the_readme_shows_the_result():
-    if not RESULT.is_file():
+def test_tables_go_between_their_marks(tmp_path, capsys):
+    begin, end = BEGIN.format("x"), END.format("x")
+    assert replace(f"a\n{begin}\nold\n{end}\nb", "x", "new") == f"a\n{begin}\nnew\n{end}\nb"
+    assert replace("no marks", "x", "new") == "no marks"
+    (tmp_path / "page.md").write_text("no marks")
+    assert tiny_networks_table.main([str(tmp_path / "page.md")]) == 3 and "no place" in capsys.readouterr().err
+    (tmp_path / "page.md").write_text(f"a\n{BEGIN.format('demo weights')}\n{END.format('demo weights')}\n")
+    assert tiny_networks_table.main([str(tmp_path / "page.md")]) == 0 and cards_table() in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(("page", "name"), [("README.md", "tiny networks"), ("docs/training.md", "demo weights")])
+def test_the_documentation_shows_the_results(page, name):
+    text, made = (ROOT / page).read_text(), tables()
+    assert BEGIN.format(name) in text
+    if name not in made:
         pytest.skip("nothing was measured yet")
-    text = README.read_text()
-    assert replace(text, table(json.loads(RESULT.read_text()))) == text, "run python -m fathom.benchmarks.tiny_networks_table README.md"
+    assert replace(text, name, made[name]) == text, f"run python -m fathom.benchmarks.tiny_networks_table {page}"
 
 
 def test_a_result_holds_no_folder_of_the_machine():
