@@ -29,7 +29,7 @@ from .position_buffers import restore_position_buffers
 from .random_weights import RANDOM_WARNING, randomise
 from .refinement import Refinement
 from .simple_decoding import FoldedSimpleDecoding, SimpleDecoding
-from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
+from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, TINY_BACKBONE, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
 from .stable_diffusion_keys import unet_ldm_key, vae_ldm_key, vae_ldm_shape
 from .text_context import TextAdapter
 
@@ -42,7 +42,8 @@ LICENCE = "MIT (EVP repository); made from Stable Diffusion 1.5 (CreativeML Open
 TINY_WORDS = (
     "the a an of on in at to with and is left right top bottom middle front back behind near far man woman person boy girl child guy lady kid "
     "cup bowl chair table dog cat car bus train horse bike ball book bed sofa lamp door window white black red blue green yellow brown big small "
-    "one two three first second third standing sitting holding wearing shirt hat"
+    "one two three first second third standing sitting holding wearing shirt hat "
+    "floor ceiling wall curtain radiator picture clock rug shelf cupboard desk screen counter fridge plant box bottle"
 )
 
 
@@ -87,14 +88,15 @@ TINY_TOKENIZER = tokenizer_json(whole_word_merges(TINY_WORDS.split()))
 OFFICIAL = EVPReferConfig()
 TINY = EVPReferConfig(
     name="evp-refer-tiny",
-    backbone=BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8),
+    backbone=TINY_BACKBONE,
+    tokens=24,
     vocabulary=514 + len({"".join(pair) for pair in whole_word_merges(TINY_WORDS.split())}),
     clip_layers=2,
     clip_heads=2,
     clip_mlp=128,
     refinement_groups=4,
     hidden=48,
-    window=256,
+    window=128,
 )
 
 

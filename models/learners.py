@@ -17,7 +17,8 @@ from .depth_protocols import FEATURE_SCALE
 from .losses import LOSSES, MOA_WEIGHTS, moa_parts
 from .network import DepthNetwork
 from .recipes import Recipe
-from .training_data import Batch
+from .training_data import Batch, Examples, KeptSamples
+from .validation import baselines, validate
 
 ROOM_SCENES = {"living": "living_room", "dining": "dining_room", "store": "furniture_store"}  # synthetic rooms' kinds that VPD calls otherwise
 RELATIVE_FAR_M = 10.0
@@ -29,7 +30,10 @@ class Learner(nn.Module):
 
     Attributes:
         cells: how many feature cells a side are decoded, where the network can decode a part; 0 for all.
+        measures: ``depth`` or ``masks``, what its metrics are about (``training_card.TABLES``).
     """
+
+    measures = "depth"
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__()
@@ -45,6 +49,18 @@ class Learner(nn.Module):
 
     def start(self, seed: int) -> None:
         """Called once before the first step of a network with random weights."""
+
+    def examples(self, samples: KeptSamples, geometry: str = "protocol") -> Examples:
+        """The samples as this network learns from them."""
+        return Examples(samples, self.network.contract, geometry)
+
+    def validate(self, samples: KeptSamples, batch: int, device: torch.device) -> dict[str, float]:
+        """The network's metrics on held-out samples."""
+        return validate(self.predict, self.examples(samples), batch, device)
+
+    def baselines(self, samples: KeptSamples) -> dict[str, dict[str, float]]:
+        """What blind guesses reach on the same samples, by the guess's name."""
+        return baselines(self.examples(samples))
 
     def at_window(self, side: int) -> DepthNetwork:
         """A network for another square window that shares this one's modules."""
@@ -199,6 +215,10 @@ def learner_for(network: DepthNetwork, recipe: Recipe) -> Learner:
         from .words_learners import DepthBlip2Learner
 
         return DepthBlip2Learner(network, recipe)
+    if kind == "evp_refer":
+        from .refer_learner import ReferLearner
+
+        return ReferLearner(network, recipe)
     return LEARNERS[kind](network, recipe)
 
 
@@ -218,6 +238,8 @@ def _names(network: DepthNetwork) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         from .evp import evp_keys as keys
     elif kind == "vpd":
         from .vpd import vpd_keys as keys
+    elif kind == "evp_refer":
+        from .evp_refer import evp_refer_keys as keys
     else:  # all others read their own state
         for own, tensor in network.state_dict().items():
             yield own, own, tuple(tensor.shape)

@@ -16,7 +16,7 @@ class Recipe:
 
     Args:
         source: where the constants come from.
-        loss: ``silog``, ``ssi``, ``l1_and_rmse`` or ``moa``.
+        loss: ``silog``, ``ssi``, ``l1_and_rmse``, ``moa`` or, for words and masks, ``cross_entropy``.
         rate, least_rate: highest and lowest learning rate.
         schedule: ``cosine`` (after a linear warm-up), ``ramp`` (up as share^0.9 for the first half, down again), ``constant``,
             ``steps`` (a tenth every 20 of 50 epochs) or ``poly`` (power 0.9 down to the lowest).
@@ -31,6 +31,7 @@ class Recipe:
         augmentation: what is done to the pictures.
         phases: for networks that take any window: up to which share of all steps, the window's side, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
+        sentences: for networks that are asked in words, about each picture of a batch.
     """
 
     source: str
@@ -49,11 +50,12 @@ class Recipe:
     geometry: str = "window"
     augmentation: Augmentation = field(default_factory=Augmentation)
     phases: tuple[tuple[float, int, int], ...] = ()
+    sentences: int = 1
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}, wanted one of {', '.join(SCHEDULES)}")
-        if not 0 <= self.least_rate <= self.rate or self.rate == 0 or not 0 <= self.warmup < 1 or min(self.batch, self.epochs) < 1:
+        if not 0 <= self.least_rate <= self.rate or self.rate == 0 or not 0 <= self.warmup < 1 or min(self.batch, self.epochs, self.sentences) < 1:
             raise ValueError(f"positive rates, sizes and a warm-up below 1 were wanted, got {self}")
         shares = [share for share, _, _ in self.phases]
         if shares != sorted(set(shares)) or (shares and (shares[0] <= 0 or shares[-1] != 1)):
@@ -160,6 +162,21 @@ RECIPES: dict[str, Recipe] = {
         slow=(r"unet\.", r"vae\."),
     ),
     "evp-tiny": TINY_DIFFUSION,
+    "evp-refer": Recipe(
+        source="EVP for referring segmentation (arXiv 2312.08548), published RefCOCO settings: backbone and text learn at a hundredth of the rate",
+        loss="cross_entropy",
+        rate=8e-5,
+        least_rate=1e-7,
+        schedule="cosine",
+        warmup=1 / 20,
+        decay=0.01,
+        batch=3,
+        epochs=20,
+        slow=(r"unet\.", r"vae\.", r"text\.clip\."),
+        geometry="protocol",
+        augmentation=Augmentation(flip=0.0, colour=0.0, cut_depth=0.0),
+    ),
+    "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
     "vpd": Recipe(
         source="VPD (arXiv 2303.02153), published NYU settings: the U-Net learns at a hundredth of the rate, the VAE not at all",
         loss="silog",

@@ -20,9 +20,8 @@ from ..runtime.files import whole_file
 from .learners import Learner, learner_for, published_tensors
 from .network import DepthNetwork
 from .recipes import Recipe
-from .training_data import Examples, KeptSamples
+from .training_data import KeptSamples
 from .training_state import load_state, save_state, state_path, write_tensors
-from .validation import validate
 
 LOG_EVERY = 10  # steps between two lines of the log
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -126,7 +125,7 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
             side = wanted
             if side:
                 learner.network = learner.at_window(side)
-            examples = Examples(run.data, learner.network.contract, recipe.geometry)
+            examples = learner.examples(run.data, recipe.geometry)
         _set_modes(learner.network)
         rate = recipe.rate_at(share)
         for group in optimiser.param_groups:
@@ -233,5 +232,4 @@ def _check_gradients(names: dict[Tensor, str], step: int) -> None:
 
 def _validate(learner: Learner, run: Run) -> dict[str, float]:
     learner.network.eval()
-    examples = Examples(run.held_out, learner.network.contract)
-    return validate(learner.predict, examples, run.recipe.batch, run.device)
+    return learner.validate(run.held_out, run.recipe.batch, run.device)

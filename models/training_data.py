@@ -65,10 +65,14 @@ class KeptSamples:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, number: int) -> Sample:
+    def place(self, number: int) -> tuple[int, int]:
+        """Which source sample ``number`` is from, and its number there."""
         number = int(self.numbers[number])
         which = bisect_right(self.ends, number)
-        inside = number - (self.ends[which - 1] if which else 0)
+        return which, number - (self.ends[which - 1] if which else 0)
+
+    def __getitem__(self, number: int) -> Sample:
+        which, inside = self.place(number)
         if self.folder is None:
             return self.sources[which][inside]
         file = self.folder / self.names[which] / f"{inside:06d}.npz"

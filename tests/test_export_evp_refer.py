@@ -23,7 +23,7 @@ PROMPT = "the cup on the left"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refer")
-    network = load("evp-refer-tiny", seed=2)
+    network = load("evp-refer-tiny", random_init=True, seed=2)
     manifest = write_bundle(network, folder / "bundle")
     build_plan(folder / "bundle", folder / "x.plan", BuildOptions("onnxruntime", "fp32", (), (1, 2, 2)))
     return network, manifest, folder

@@ -48,7 +48,7 @@ def test_the_official_network_has_exactly_the_published_tensors():
 
 
 def test_tiny_has_every_published_name_below_two_text_layers_and_few_parameters(network):
-    assert sum(p.numel() for p in network.parameters()) < 4e6
+    assert sum(p.numel() for p in network.parameters()) < 5e6
     listed = {line.split("\t")[0] for line in gzip.decompress(KEYS.read_bytes()).decode().splitlines()}
     missing = listed - set(evp_refer_keys(network).wanted) - set(evp_refer_keys(network).ignored)
     assert {name.split(".")[4] for name in missing} == {str(n) for n in range(2, 12)}  # text layers only

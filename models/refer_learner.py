@@ -1,0 +1,78 @@
+"""How a network learns to find what words mean."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+
+from .evp_refer import LATENT_DIVISOR
+from .learners import EvpLearner
+from .mask_validation import blind_masks, validate_masks
+from .network import DepthNetwork
+from .recipes import Recipe
+from .referring_data import NamedSamples, WordsBatch, WordsExamples
+from .training_data import KeptSamples
+
+CLASS_WEIGHTS = (0.9, 1.1)  # of what is not meant and of what is
+PLACES = 0.1  # of the random embeddings of a word's place
+HEARD = 0.25  # of the usual size of random weights, where attention joins the picture
+
+
+class ReferLearner(EvpLearner):
+    """EVP's referring network. A picture is encoded once for all sentences about it."""
+
+    measures = "masks"
+
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__(network, recipe)
+        self.sentences = recipe.sentences
+        self.register_buffer("weights", torch.tensor(CLASS_WEIGHTS), persistent=False)
+
+    def predict(self, batch: WordsBatch) -> Tensor:
+        """Logits [S, 2, window, window], enlarged as at inference."""
+        network = self.network
+        latent = (network.vae(batch.image) / LATENT_DIVISOR)[batch.picture]
+        logits = network.classifier(*network.refinement(*network.unet(latent, network.text(batch.ids))))
+        return interpolate(logits, batch.mask.shape[-2:], mode="bilinear", align_corners=True)
+
+    def forward(self, batch: WordsBatch) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(self.predict(batch), batch.mask.long(), self.weights)}
+
+    def at_window(self, side: int) -> DepthNetwork:
+        network = self.network
+        with torch.device("meta"):
+            other = type(network)(dataclasses.replace(network.config, window=side), network.tokenizer, network.variant)
+        for name, module in network.named_children():
+            setattr(other, name, module)
+        other.origin = network.origin
+        return other
+
+    def start(self, seed: int) -> None:
+        """As EVP, but the words are heard from the first step on, and differ at every one of their places: the tokens that pad them begin
+        as nothing but what they have read of the words before them, and attention is not silenced."""
+        super().start(seed)
+        embeddings, draw = self.network.text.clip.embeddings, torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            embeddings.position_embedding.weight.mul_(PLACES)
+            embeddings.token_embedding.weight[self.network.contract.text.pad_id].zero_()
+            for name, module in self.network.unet.named_modules():
+                if name.endswith(".proj_out"):
+                    module.weight.copy_(torch.randn(module.weight.shape, generator=draw) * HEARD / module.weight.shape[1] ** 0.5)
+
+    def spread_bins(self) -> None:
+        """There are none."""
+
+    def examples(self, samples: KeptSamples, geometry: str = "protocol") -> WordsExamples:
+        """Raises:
+        UsageError: if the samples are no synthetic rooms.
+        """
+        return WordsExamples(NamedSamples(samples), self.network.contract, self.network.tokenizer, self.sentences)
+
+    def validate(self, samples: KeptSamples, batch: int, device: torch.device) -> dict[str, float]:
+        return validate_masks(self.predict, self.examples(samples), device)
+
+    def baselines(self, samples: KeptSamples) -> dict[str, dict[str, float]]:
+        return blind_masks(self.examples(samples))
