@@ -13,7 +13,7 @@ from ..runtime.errors import AccuracyError, InputError
 from .chain import Chain
 from .int8_stage import Choices, make_int8, ranges_for
 from .journal import Journal
-from .objective import Score, depth_errors, failed
+from .objective import Score, at_median, depth_errors, failed
 from .observe import Photo, StageObservation, item_name
 from .rounding import fp16_overflows, round_through, stays_fp32
 from .session import StageSession, check_finite
@@ -36,7 +36,8 @@ class Evaluator:
         also: see ``quantize.activation_inputs``.
 
     Attributes:
-        truth: ``ground truth``; ``fp32 output`` if the images have no depth or the network has no unit; ``fp32 mask``.
+        truth: ``ground truth``; ``ground truth, fitted by the median`` if the maps are relative; ``fp32 output`` if the images have no depth or
+            the maps grow toward the camera; ``fp32 mask``.
         baseline: score of the FP32 network.
         tried: how many choices were scored.
 
@@ -66,9 +67,12 @@ class Evaluator:
         self._sample = {photo.number: sample(photo.number) for photo in photos}
         self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
         self._reference = self._maps({})
-        metric = chain.contract.output.kind == "metric"
-        self._truths = {n: t for n, s in self._sample.items() if metric and (t := self._truth(s, *self._reference[n])) is not None}
-        self.truth = "ground truth" if self._truths else "fp32 output"
+        output = chain.contract.output
+        self._relative = output.kind == "relative"
+        known = output.kind == "metric" or (self._relative and output.larger_is == "far")
+        self._truths = {n: t for n, s in self._sample.items() if known and (t := self._truth(s, *self._reference[n])) is not None}
+        self._fitted = self._relative and bool(self._truths)
+        self.truth = "ground truth" + ", fitted by the median" * self._fitted if self._truths else "fp32 output"
         if self._mask:
             self.truth, self._truths = "fp32 mask", dict(self._reference)
         elif not self._truths:
@@ -81,12 +85,12 @@ class Evaluator:
     def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
         """abs_rel and delta1; of a mask the share of pixels that changed sides, and of those that did not."""
         if not self._mask:
-            return depth_errors(found, truth, valid)
+            return depth_errors(at_median(found, truth, valid) if self._fitted else found, truth, valid)
         changed = float(np.mean(found[valid] != truth[valid]))
         return changed, 1 - changed
 
     def _truth(self, sample: Sample, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        near, far = self.chain.contract.output.near, self.chain.contract.output.far
+        near, far = (0, math.inf) if self._relative else (self.chain.contract.output.near, self.chain.contract.output.far)
         counts = sample.valid & valid & (sample.depth_m >= near) & (sample.depth_m <= far)
         return (sample.depth_m, counts) if counts.any() else None
 

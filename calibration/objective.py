@@ -35,6 +35,12 @@ def depth_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) ->
     return float(np.mean(np.abs(p - t) / t)), float(np.mean(ratio < 1.25))
 
 
+def at_median(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """A map without a unit, multiplied so that its median over ``valid`` is the truth's; as it is if its median is not above zero."""
+    middle = float(np.median(predicted[valid])) if valid.any() else 0.0
+    return predicted * (float(np.median(truth[valid])) / middle) if middle > 0 else predicted
+
+
 @dataclass(frozen=True)
 class Budget:
     """How far a network may move from its FP32 self.

@@ -1,5 +1,6 @@
 """The whole calibration on small networks with planted faults: what is wrong is found, named, and kept out of harm's way."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -199,6 +200,22 @@ def test_the_command_puts_table_and_plan_into_the_bundle(bundle, capsys):
     assert "INT8" in capsys.readouterr().out
 
 
+def test_relative_maps_are_judged_against_the_truth_at_its_median(calibration_bundles, tmp_path, run):
+    from fathom.runtime.pipeline import Pipeline
+
+    contract = calibration_bundles.small_contract()
+    relative = dataclasses.replace(contract, output=dataclasses.replace(contract.output, kind="relative", unit=""))
+    path = calibration_bundles.write_bundle(tmp_path / "bundle", calibration_bundles.token_models(), relative)
+    plan = run(path).plan
+    wanted = []
+    with Pipeline.open(path) as pipeline:
+        for sample in list(Chosen(DATA).source)[1::2]:  # the half that validates
+            found, truth = pipeline.predict(sample.rgb).values[sample.valid].astype(np.float64), sample.depth_m[sample.valid].astype(np.float64)
+            wanted.append(np.mean(np.abs(found * np.median(truth) / np.median(found) - truth) / truth))
+    assert plan.truth == "ground truth, fitted by the median"
+    assert next(v for v in plan.variants if v.name == "all fp32").score["abs_rel"] == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
 def test_several_data_sets_are_looked_at_together(bundle, capsys):
     path = bundle()
     words = ["--data", "rooms:3:1:48x64", "--data", "rooms:3:2:48x64", "--budget", "abs_rel=5%,delta1=5pp", "-q"]
@@ -227,7 +244,6 @@ def test_bad_arguments_end_with_one_message(bundle, capsys, arguments, code, wor
 
 
 def test_a_typed_bundle_and_an_unknown_protocol_are_refused(tiny, tmp_path):
-    import dataclasses
     import shutil
 
     from fathom.runtime.manifest_json import manifest_bytes
