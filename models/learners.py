@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from ..runtime.text import TextEncoder
 from .catalog import NETWORKS
 from .depth_decoder import double
+from .depth_hint import map_hint, patch_hint, waves
 from .depth_protocols import FEATURE_SCALE
 from .losses import LOSSES, MOA_WEIGHTS, moa_parts
 from .network import DepthNetwork
@@ -22,6 +23,9 @@ from .validation import baselines, validate
 
 ROOM_SCENES = {"living": "living_room", "dining": "dining_room", "store": "furniture_store"}  # synthetic rooms' kinds that VPD calls otherwise
 RELATIVE_FAR_M = 10.0
+WORD_SHARE, LOUD_PROTOTYPES, SHARP = 0.2, 10.0, 2.0  # so that LLM-MDE's reprogramming chooses between its prototypes
+HINT_WEIGHT, MAP_HINT_WEIGHT = 4.0, 0.5  # LLM-MDE's loss is counted ten times
+SEED_SHARE = 0.1  # of the random weights that say where bins are
 NEAREST_M = 0.1  # LLM-MDE's code learns nothing from what is nearer
 
 
@@ -70,24 +74,52 @@ class Learner(nn.Module):
 class EvpLearner(Learner):
     """EVP, whose modules do not depend on the window, and whose decoder sees only a little around each place."""
 
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__(network, recipe)
+        self.hint = MAP_HINT_WEIGHT if recipe.hint else 0.0
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """With ``cells`` set, a random block of that many feature cells a side is decoded and learned from: most of a step's time goes
         into the last two resolutions. At the block's edges the decoder meets zeros where a picture goes on, so training ends without it.
+
+        With ``hint``, the first channels of latent and taps learn the depth around their places too: a new backbone is too deep to hear
+        of it from the other end alone.
         """
-        features = self.features(batch)  # [B, C, side, side]
+        maps = self.maps(batch)
+        features = self.features(maps)  # [B, C, side, side]
         rows = columns = slice(None)
         if self.cells:
             top, left = (int(torch.randint(0, features.shape[-1] - self.cells + 1, ())) for _ in range(2))
             features = features[..., top : top + self.cells, left : left + self.cells]
             rows, columns = (slice(FEATURE_SCALE * start, FEATURE_SCALE * (start + self.cells)) for start in (top, left))
-        return {"loss": self.loss(self.decode(features), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])}
+        loss = self.loss(self.decode(features), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])
+        if not self.hint:
+            return {"loss": loss}
+        hint = sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
+        return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint}
 
-    def features(self, batch: Batch) -> Tensor:
-        """The aggregated features [B, C, side, side]."""
-        network = self.network
-        latent = network.vae(batch.image) / network.constants.latent_divisor
-        side = network.constants.window // FEATURE_SCALE
-        return network.aggregation(*network.refinement(*network.unet(latent, network.text())))[..., :side, :side]
+    @property
+    def latent_divisor(self) -> float:
+        """What the latent is divided by before the U-Net sees it."""
+        return self.network.constants.latent_divisor
+
+    def context(self, batch: Batch) -> Tensor:
+        """The text that the U-Net attends to."""
+        return self.network.text()
+
+    def maps(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The latent as the VAE says it, and the taps."""
+        latent = self.network.vae(batch.image)
+        return latent, *self.network.unet(latent / self.latent_divisor, self.context(batch))
+
+    def features(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The aggregated features [B, C, side, side] of the maps."""
+        side = self.network.contract.input.window[0] // FEATURE_SCALE
+        return self.network.aggregation(*self.refined(maps[1:]))[..., :side, :side]
+
+    def refined(self, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The taps as the aggregation takes them."""
+        return self.network.refinement(*taps)
 
     def decode(self, features: Tensor) -> Tensor:
         """Depth [B, 1, 32 h, 32 w] of features or a block of them."""
@@ -110,30 +142,49 @@ class EvpLearner(Learner):
         return type(self.network)(config, self.network.variant)
 
     def start(self, seed: int) -> None:
-        """Norms that change nothing, and residual branches that add nothing yet: the first gradients see a shallow network."""
+        """He's weights without biases, norms that change nothing, residual branches that add nothing yet, and bins everywhere in a room.
+
+        The random weights of a network without a checkpoint are made to show every mistake, not to learn from: with them, what differs
+        between two pictures is a small part of what reaches the decoder.
+        """
+        torch.manual_seed(seed)
         with torch.no_grad():
             for name, module in self.network.named_modules():
                 if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)):
                     module.reset_parameters()
-                elif name.endswith((".conv2", ".proj_out", "mid_block.attentions.0.to_out.0")) and name.startswith(("vae.", "unet.")):
-                    nn.init.zeros_(module.weight)
-                    nn.init.zeros_(module.bias)
+                elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                    backbone = name.startswith(("vae.", "unet."))
+                    adds = backbone and name.endswith((".conv2", ".proj_out", "mid_block.attentions.0.to_out.0"))
+                    rectified = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and (not backbone or name.endswith(".conv1"))
+                    fan_in = module.weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()  # kernel 2, stride 2
+                    module.weight.normal_(0, 0 if adds else math.sqrt((2 if rectified else 1) / fan_in))
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            self.spread_bins()
+
+    def spread_bins(self) -> None:
+        """Bin centres that begin everywhere in a room: at random they all begin below a metre."""
+        last = self.network.bins.seed_bin_regressor._net[-1]
+        far_m = self.network.constants.max_depth_m
+        last.weight.mul_(SEED_SHARE)
+        last.bias.copy_(torch.logspace(math.log10(far_m / 30), math.log10(far_m), len(last.bias)).expm1().log())
 
 
 class VpdLearner(EvpLearner):
     """VPD, which is told of every picture what kind of room it shows."""
 
     def predict(self, batch: Batch) -> Tensor:
-        return self.decode(self.features(batch))
+        return self.decode(self.features(self.maps(batch)))
 
-    def features(self, batch: Batch) -> Tensor:
-        network = self.network
-        text = network.text
+    latent_divisor = 1.0
+
+    def context(self, batch: Batch) -> Tensor:
+        text = self.network.text
         known = text.class_embeddings[[self.row(scene) for scene in batch.scenes]].unsqueeze(1)  # [B, 1, width]
-        context = known + text.gamma * text.text_adapter(known)
-        latent = network.vae(batch.image)
-        side = network.config.nyu_window // FEATURE_SCALE
-        return network.aggregation(*network.unet(latent, context))[..., :side, :side]
+        return known + text.gamma * text.text_adapter(known)
+
+    def refined(self, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return taps
 
     def decode(self, features: Tensor) -> Tensor:
         network = self.network
@@ -141,6 +192,9 @@ class VpdLearner(EvpLearner):
 
     def rebuilt(self, config) -> DepthNetwork:
         return type(self.network)(config, self.network.scene, self.network.variant)
+
+    def spread_bins(self) -> None:
+        """VPD has none."""
 
     def row(self, scene: str) -> int:
         """Which of the known scenes a sample's is (``kitchen_0004`` is a kitchen); the network's own for one that is not known."""
@@ -189,24 +243,69 @@ class LlmMdeLearner(Learner):
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
         tokenizer = network.artefact_files()[network.contract.text.tokenizer]
+        self.hint = HINT_WEIGHT if recipe.hint else 0.0
         self.write = TextEncoder(network.contract.text, network.contract.input, tokenizer)
 
+    def words(self, batch: Batch) -> dict[str, Tensor]:
+        """The prompts of the pictures."""
+        return {name: torch.from_numpy(values).to(batch.image.device) for name, values in self.write(batch.image.cpu().numpy()).items()}
+
     def predict(self, batch: Batch) -> Tensor:
-        text = {name: torch.from_numpy(values).to(batch.image.device) for name, values in self.write(batch.image.cpu().numpy()).items()}
-        return self.network.boundaries({"image": batch.image, **text})["depth"]
+        return self.network.boundaries({"image": batch.image, **self.words(batch)})["depth"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Maps from 0 to 1 learn the depth as a share of 10 m: the loss forgives most of a common factor, a sigmoid cannot say metres."""
+        """Maps from 0 to 1 learn the depth as a share of 10 m: the loss forgives most of a common factor, a sigmoid cannot say metres.
+
+        With ``hint``, the first channel of each patch's token learns the patch's depth too. A new ViT needs it: between its tokens and the
+        loss stand prototypes, a language model, and a head that sums over all tokens.
+        """
         truth = batch.truth_m if self.network.config.far_m else batch.truth_m / RELATIVE_FAR_M
-        return {"loss": self.loss(self.predict(batch), truth, batch.valid & (batch.truth_m > NEAREST_M))}
+        valid = batch.valid & (batch.truth_m > NEAREST_M)
+        found = self.network.boundaries({"image": batch.image, **self.words(batch)})
+        loss = self.loss(found["depth"].float(), truth, valid)
+        if not self.hint:
+            return {"loss": loss}
+        side = self.network.config.vit.image // self.network.config.vit.patch
+        hint = patch_hint(found["vit_tokens"].float(), batch.truth_m, valid, side)
+        return {"loss": loss + self.hint * hint, "ssi": loss, "hint": hint}
+
+    def start(self, seed: int) -> None:
+        """He's weights without biases, norms that change nothing, places told apart by waves, and prototypes that differ: the picture's
+        tokens are heard through the prototypes, behind a long prompt that is mostly the same.
+        """
+        network = self.network
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+                    module.reset_parameters()
+                elif isinstance(module, (nn.Linear, nn.Conv2d)):
+                    if isinstance(module, nn.Conv2d):
+                        module.weight.mul_(math.sqrt(2))
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            network.llm.embeddings.word_embeddings.weight.mul_(WORD_SHARE)
+            network.prototypes.weight.mul_(LOUD_PROTOTYPES)
+            network.reprogramming.key_projection.weight.mul_(SHARP)
+            places = network.vit.pos_embed[0]
+            mixed = torch.linalg.qr(torch.randn(places.shape[1], places.shape[1], generator=torch.Generator().manual_seed(seed))).Q
+            places[1:] = (waves(math.isqrt(len(places) - 1), places.shape[1]) @ mixed[: len(places) - 1]).to(places.device)
 
 
-LEARNERS: dict[str, type[Learner]] = {"evp": EvpLearner, "vpd": VpdLearner, "moa_depthclip": MoaLearner, "llm_mde": LlmMdeLearner}
+LEARNERS: dict[str, type[Learner]] = {
+    "evp": EvpLearner,
+    "vpd": VpdLearner,
+    "moa_depthclip": MoaLearner,
+    "llm_mde": LlmMdeLearner,
+}
 
 
 def learner_for(network: DepthNetwork, recipe: Recipe) -> Learner:
     """The learner of a catalog network."""
     kind = NETWORKS[network.name].module
+    if kind == "evp_refer":
+        from .refer_learner import ReferLearner
+
+        return ReferLearner(network, recipe)
     if kind == "depthclip":
         from .words_learners import DepthClipLearner
 
@@ -215,10 +314,6 @@ def learner_for(network: DepthNetwork, recipe: Recipe) -> Learner:
         from .words_learners import DepthBlip2Learner
 
         return DepthBlip2Learner(network, recipe)
-    if kind == "evp_refer":
-        from .refer_learner import ReferLearner
-
-        return ReferLearner(network, recipe)
     return LEARNERS[kind](network, recipe)
 
 

@@ -29,6 +29,8 @@ class Recipe:
         clip: largest norm of the gradient, or 0.
         geometry: of ``training_data.Examples``.
         augmentation: what is done to the pictures.
+        autocast: products and convolutions in bfloat16 while learning; weights, norms and the loss stay FP32.
+        hint: places in the backbone say their depth while they learn (``depth_hint``), for backbones that start from nothing.
         phases: for networks that take any window: up to which share of all steps, the window's side, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
         sentences: for networks that are asked in words, about each picture of a batch.
@@ -49,6 +51,8 @@ class Recipe:
     clip: float = 0.0
     geometry: str = "window"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    autocast: bool = False
+    hint: bool = False
     phases: tuple[tuple[float, int, int], ...] = ()
     sentences: int = 1
 
@@ -82,21 +86,22 @@ class Recipe:
 
 
 LIGHT = Augmentation(cut_depth=0.0)
-TINY_PHASES = ((0.72, 96, 0), (0.95, 224, 3), (1.0, 224, 0))
+TINY_PHASES = ((0.86, 96, 2), (0.97, 160, 2), (1.0, 160, 0))
 TINY_SOURCE = "this project: from nothing, so nothing is slowed down; smaller windows and parts of the decoder first, the last steps as it is used"
 TINY_DIFFUSION = Recipe(
     source=TINY_SOURCE,
     loss="silog",
-    rate=4e-4,
+    rate=1e-3,
     least_rate=1e-5,
     schedule="cosine",
     warmup=0.03,
-    decay=0.01,
-    batch=4,
-    epochs=20,
+    decay=0.05,
+    batch=16,
+    epochs=3,
     clip=1.0,
     geometry="protocol",
     augmentation=LIGHT,
+    hint=True,
     phases=TINY_PHASES,
 )
 VPD_LEARNS = (r"unet\.", r"text\.", r"aggregation\.", r"decoder\.", r"depth_head\.")
@@ -197,7 +202,18 @@ RECIPES: dict[str, Recipe] = {
     ),
     "llm-mde": LLM_MDE,
     "llm-mde-tiny": replace(
-        LLM_MDE, source="this project: LLM-MDE's loss, from nothing", rate=1e-3, warmup=0.03, batch=8, clip=1.0, trained=(".",), augmentation=LIGHT
+        LLM_MDE,
+        source="this project: LLM-MDE's loss, from nothing",
+        rate=1e-3,
+        schedule="cosine",
+        warmup=0.03,
+        batch=16,
+        epochs=4,
+        clip=1.0,
+        trained=(".",),
+        augmentation=LIGHT,
+        autocast=True,
+        hint=True,
     ),
     "depthclip-tiny": Recipe(
         source="this project: DepthCLIP's published formula from seven words to depth, and behind it everything learns (published: zero-shot, nothing does)",

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     start = parser.add_argument_group("start")
     start.add_argument("--weights", metavar="FILE", help="checkpoint to start from (small networks start from random numbers without one)")
     start.add_argument("--visual-weights", metavar="FILE", help="the image encoder's checkpoint, for networks that are published in two files")
+    start.add_argument("--backbone", metavar="NAME", help="take over VAE and U-Net from the demo weights of another small network, such as evp-tiny")
     start.add_argument("--random-init", action="store_true", help="start a full-size network from random numbers")
     start.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
     start.add_argument("--scene", metavar="NAME", help="kind of room to measure with, for networks that must be told and data that does not say")
@@ -93,7 +94,7 @@ def command_words(arguments: argparse.Namespace) -> str:
     for flag in ("data", "val"):
         for value in getattr(arguments, flag):
             words += [f"--{flag}", value]
-    for flag in ("shots", "weights", "visual_weights", "variant", "scene", "steps", "batch", "lr", "seed", "store"):
+    for flag in ("shots", "weights", "visual_weights", "backbone", "variant", "scene", "steps", "batch", "lr", "seed", "store"):
         value = getattr(arguments, flag)
         if value not in (None, DEFAULTS.get(flag)):
             words += [f"--{flag.replace('_', '-')}", str(value)]

@@ -43,6 +43,7 @@ class Run:
         store: ``fp32`` or ``fp16``, how the weights are written.
         device: where to compute.
         facts: what identifies the run, for ``resume`` and for the log, as JSON values.
+        backbone: a trained network whose VAE and U-Net a network with random weights takes over before the first step, or None.
     """
 
     network: DepthNetwork
@@ -56,6 +57,7 @@ class Run:
     store: str
     device: torch.device
     facts: dict
+    backbone: DepthNetwork | None = None
 
     def __post_init__(self):
         if self.steps < 1 or self.every < 1 or self.seed < 0 or self.store not in DTYPES:
@@ -109,6 +111,8 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
     learner = learner_for(network, recipe)
     if not resume and network.origin.kind == "random-init":
         learner.start(run.seed)
+        if run.backbone is not None:
+            take_backbone(learner, learner_for(run.backbone, recipe))
     optimiser = torch.optim.AdamW(parameter_groups(names, recipe), lr=recipe.rate)
     step, earlier_s, lines = 0, 0.0, []
     if resume:
@@ -133,7 +137,8 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
         mine = numbers_of_step(step, recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
         draws = [np.random.Generator(np.random.PCG64([run.seed, step, ranks.rank, place, 1])) for place in range(len(mine))]
         torch.manual_seed(run.seed * 1_000_003 + step)  # of dropout
-        parts = called(examples.batch(mine, draws, recipe.augmentation).to(run.device))
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.autocast):
+            parts = called(examples.batch(mine, draws, recipe.augmentation).to(run.device))
         loss = parts["loss"]
         if not bool(torch.isfinite(loss)):
             raise AccuracyError(f"the loss of step {step} is {float(loss.detach())}", wanted="a finite number", mend="train with a lower --lr")
@@ -169,6 +174,28 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return {"loss": float(np.mean(losses[-max(1, len(losses) // 10) :])), "wall_s": wall_s, "steps": run.steps, "log": lines}
+
+
+BACKBONE = ("vae", "unet")
+
+
+def take_backbone(learner: Learner, other: Learner) -> None:
+    """Copy the VAE and U-Net of another network, as VPD and EVP both begin with those of Stable Diffusion. What the other one divides the
+    latent by goes into the first weights, so that the U-Net goes on as it was.
+
+    Raises:
+        UsageError: if one of the two has none, or they are not of one size.
+    """
+    network, theirs = learner.network, other.network
+    for name in BACKBONE:
+        parts = [getattr(each, name, None) for each in (network, theirs)]
+        sizes = [part and {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()} for part in parts]
+        if parts[0] is None or sizes[0] != sizes[1]:
+            was = f"{network.name} cannot begin with the {name} of {theirs.name}"
+            raise UsageError(was, wanted="a network with a Stable Diffusion backbone of the same size")
+        parts[0].load_state_dict(parts[1].state_dict())
+    with torch.no_grad():
+        network.unet.conv_in.weight.mul_(learner.latent_divisor / other.latent_divisor)
 
 
 def parameter_groups(names: dict[Tensor, str], recipe: Recipe) -> list[dict]:

@@ -16,13 +16,14 @@ from ..runtime.files import refuse_existing, sha256_of, whole_file
 from . import catalog
 from .bins_training import train_bins
 from .learners import learner_for
+from .network import DepthNetwork
 from .recipes import RECIPES, Recipe
 from .referring_data import NamedSamples
 from .training import Run, train
 from .training_card import card
 from .training_data import KeptSamples
 
-ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's. The baselines were not."
+ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
 WORDS = (
     "It was asked only for things in synthetic rooms, and always for something that was there: it does not know how to find nothing. "
     "Photos with words and masks are not read here, so there is no row for real photos."
@@ -73,6 +74,7 @@ class Session:
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
         network = catalog.load(arguments.model, **began, **options)
+        backbone = _backbone(arguments)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
         facts = {
             "model": arguments.model,
@@ -85,10 +87,14 @@ class Session:
             "lr": recipe.rate,
             "seed": arguments.seed,
             "shots": arguments.shots,
+            "backbone": backbone and backbone.origin.sha256,
             "every": arguments.every,
         }
-        run = Run(network, recipe, data, held_out[0] if held_out else None, output, steps, arguments.seed, arguments.every, arguments.store, device, facts)
+        watched = held_out[0] if held_out else None
+        run = Run(network, recipe, data, watched, output, steps, arguments.seed, arguments.every, arguments.store, device, facts, backbone)
         start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
+        if backbone is not None:
+            start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
         if recipe.loss == "l1_and_rmse" and arguments.resume:
             raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", mend="leave out --resume")
         return cls(run, command, start, held_out, options, began)
@@ -140,6 +146,19 @@ class Session:
     def _alone(self) -> dict:
         """What the trained file is loaded with: it holds the whole network."""
         return {name: value for name, value in self.options.items() if name != "visual_weights"}
+
+
+def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
+    name = arguments.backbone
+    if name is None:
+        return None
+    entry = catalog.NETWORKS.get(name)
+    if entry is None or not entry.demo or arguments.weights is not None:
+        raise UsageError(f"--backbone {name}", wanted="a small network of the catalog, such as evp-tiny, and no --weights")
+    backbone = catalog.load(name, scene=(arguments.scene or "living_room") if "scene" in entry.options else None)
+    if not backbone.origin.sha256:
+        raise UsageError(f"--backbone {name}: there are no demo weights of it", mend="train it first, or leave out --backbone")
+    return backbone
 
 
 def recipe_for(arguments: argparse.Namespace) -> Recipe:

@@ -6,18 +6,18 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, normalize
+from torch.nn.functional import interpolate, normalize
 
+from .depth_hint import patch_hint, waves
 from .depthclip import WORD_SHARE
 from .learners import Learner
-from .losses import FLOOR_M
 from .network import DepthNetwork
 from .qformer import PromptedQFormer
 from .recipes import Recipe
 from .training_data import Batch
 
 START_SPREAD, LOUD_WORDS, LOUD_PICTURE = 8.0, 4.0, 2.0  # DepthBLIP-2's first answers in temperatures; what a query hears of others, times as loud
-HINT_WEIGHT, HINT_MIDDLE, HINT_SPREAD = 0.5, 1.0, 0.5  # of what a patch says of its depth; logarithms of metres
+HINT_WEIGHT = 0.5  # of what a patch says of its depth
 PLACE_LOUDNESS = 0.7
 
 
@@ -67,7 +67,7 @@ class DepthBlip2Learner(WordsLearner):
         tokens = network.image_encoder(batch.image)
         fused = PromptedQFormer(network.qformer, network.config.prompt_ids, learns=True)(tokens)  # all at once, as exported: a third of the time
         loss = self.loss(self.enlarged(network.head(fused), batch), batch.truth_m, batch.valid)
-        hint = patch_hint(tokens, batch, network.config.vision.patch)
+        hint = patch_hint(tokens, batch.truth_m, batch.valid, network.config.vision.image // network.config.vision.patch)
         return {"loss": loss + HINT_WEIGHT * hint, "silog": loss, "hint": hint}
 
     def start(self, seed: int) -> None:
@@ -93,26 +93,3 @@ class DepthBlip2Learner(WordsLearner):
                 if layer.has_cross_attention:
                     layer.crossattention.output.dense.weight.mul_(LOUD_PICTURE)
             layers[-1].output_query.LayerNorm.weight.fill_(START_SPREAD * network.config.temperature)
-
-
-def patch_hint(tokens: Tensor, batch: Batch, patch: int) -> Tensor:
-    """Mean absolute error of the first channel of each patch's token as the patch's mean logarithm of depth; patches half unknown do not count.
-
-    Args:
-        tokens: [B, 1 + patches, width], class token first.
-        patch: pixels per side of a patch.
-    """
-    known = avg_pool2d(batch.valid.float(), patch)  # [B,1,rows,columns]
-    logarithm = avg_pool2d(torch.where(batch.valid, batch.truth_m, 1).clamp_min(FLOOR_M).log(), patch) / known.clamp_min(0.5)
-    said = HINT_MIDDLE + HINT_SPREAD * tokens[:, 1:, 0].view_as(known)
-    counts = known > 0.5
-    return ((said - logarithm).abs() * counts).sum() / counts.sum().clamp_min(1)
-
-
-def waves(side: int, count: int) -> Tensor:
-    """The ``count`` slowest cosines over a square, row by row: [side^2, count]; the slower, the louder."""
-    places = (torch.arange(side) + 0.5) / side * math.pi
-    cosines = torch.stack([torch.cos(number * places) for number in range(side)]) * math.sqrt(2)
-    cosines[0] = 1
-    slowest = sorted(((row, column) for row in range(side) for column in range(side)), key=lambda pair: (sum(pair), max(pair), pair))[:count]
-    return torch.stack([torch.outer(cosines[row], cosines[column]).flatten() / (1 + row + column) ** 0.5 for row, column in slowest], dim=1)

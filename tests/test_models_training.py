@@ -20,7 +20,7 @@ from fathom.models.augmentation import Augmentation, cut_depth, hue_matrix, mirr
 from fathom.models.catalog import load
 from fathom.models.depth_decoder import DecoderConfig
 from fathom.models.evp import TINY, load_evp, random_evp, variant_of
-from fathom.models.learners import published_tensors
+from fathom.models.learners import learner_for, published_tensors
 from fathom.models.llm_mde import TINY as LLM_MDE_TINY
 from fathom.models.llm_mde import random_llm_mde
 from fathom.models.losses import l1_and_rmse, moa_parts, silog, ssi
@@ -29,10 +29,12 @@ from fathom.models.network import WeightsOrigin
 from fathom.models.recipes import RECIPES, Recipe
 from fathom.models.stable_diffusion import BackboneConfig
 from fathom.models.train_command import main
-from fathom.models.training import Run, numbers_of_step, parameter_groups, read_log, train
+from fathom.models.training import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
 from fathom.models.training_data import Examples, KeptSamples
 from fathom.models.training_state import state_path
 from fathom.models.validation import baselines, errors
+from fathom.models.vpd import TINY as VPD_TINY
+from fathom.models.vpd import random_vpd
 from fathom.runtime.errors import AccuracyError, UsageError
 
 PREDICTION = [1.0, 2.0, 4.0, 9.0]
@@ -301,13 +303,26 @@ def test_a_run_can_begin_with_the_backbone_of_another_network(tmp_path):
     wanted = backbone.state_dict()
     mine = run.network.state_dict()
     assert all(torch.equal(mine[name], wanted[name]) for name in wanted if name.startswith(("vae.", "unet.")))
+
+
+def test_a_backbone_goes_on_as_it_was():
+    evp = random_evp("nyu", dataclasses.replace(SMALLER, nyu_window=96))
+    vpd = random_vpd(config=dataclasses.replace(VPD_TINY, backbone=SMALLER.backbone, decoder=SMALLER.decoder, nyu_window=96), scene="kitchen", seed=4)
+    take_backbone(learner_for(vpd, QUICK), learner_for(evp, QUICK))
+    image, context = torch.rand(1, 3, 128, 128), torch.rand(1, 4, 8)
+    with torch.no_grad():  # EVP divides its latent by 5.07543 and VPD does not
+        bias = evp.unet.conv_in.bias[None, :, None, None]
+        divided = evp.unet.conv_in(evp.vae(image) / 5.07543) - bias
+        torch.testing.assert_close(vpd.unet.conv_in(vpd.vae(image)) - bias, divided)
+        torch.testing.assert_close(vpd.unet(vpd.vae(image), context)[0], evp.unet(evp.vae(image) / 5.07543, context)[0], rtol=1e-4, atol=1e-4)
     wider = random_evp("nyu", dataclasses.replace(SMALLER, backbone=dataclasses.replace(SMALLER.backbone, vae_channels=(8, 8, 8, 16))))
     with pytest.raises(UsageError, match="cannot begin with the vae"):
-        training.take_backbone(run.network, wider)
+        take_backbone(learner_for(vpd, QUICK), learner_for(wider, QUICK))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     run = quick_run(tmp_path / "x.safetensors")
+    run.network.origin = WeightsOrigin("trained")  # or it would begin with other numbers
     run.network.decoder.conv_layers[0].weight[0, 0, 0, 0] = math.nan
     with pytest.raises(AccuracyError, match="loss of step 0 is nan"):
         train(run)
