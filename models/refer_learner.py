@@ -6,8 +6,9 @@ import dataclasses
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate
 
+from .depth_hint import map_hint
 from .evp_refer import LATENT_DIVISOR
 from .learners import EvpLearner
 from .mask_validation import blind_masks, validate_masks
@@ -18,11 +19,16 @@ from .training_data import KeptSamples
 
 CLASS_WEIGHTS = (0.9, 1.1)  # of what is not meant and of what is
 PLACES = 0.1  # of the random embeddings of a word's place
+DEPTH_HINT, MASK_HINT = 0.1, 0.5
 HEARD = 0.25  # of the usual size of random weights, where attention joins the picture
 
 
 class ReferLearner(EvpLearner):
-    """EVP's referring network. A picture is encoded once for all sentences about it."""
+    """EVP's referring network. A picture is encoded once for all sentences about it.
+
+    With ``hint``, the first channel of the latent learns the depth around its place, and the second one of each tap whether the words mean
+    it: a new backbone is too deep to hear of it from the other end alone.
+    """
 
     measures = "masks"
 
@@ -33,13 +39,26 @@ class ReferLearner(EvpLearner):
 
     def predict(self, batch: WordsBatch) -> Tensor:
         """Logits [S, 2, window, window], enlarged as at inference."""
-        network = self.network
-        latent = (network.vae(batch.image) / LATENT_DIVISOR)[batch.picture]
-        logits = network.classifier(*network.refinement(*network.unet(latent, network.text(batch.ids))))
-        return interpolate(logits, batch.mask.shape[-2:], mode="bilinear", align_corners=True)
+        return self.logits(self.maps(batch)[1:], batch.mask.shape[-1])
+
+    def maps(self, batch: WordsBatch) -> tuple[Tensor, ...]:
+        """The latent of each picture as the VAE says it, and the taps of each sentence."""
+        latent = self.network.vae(batch.image)
+        return latent, *self.network.unet((latent / LATENT_DIVISOR)[batch.picture], self.network.text(batch.ids))
+
+    def logits(self, taps: tuple[Tensor, ...], side: int) -> Tensor:
+        """Logits [S, 2, side, side] of the taps."""
+        found = self.network.classifier(*self.network.refinement(*taps))
+        return interpolate(found, (side, side), mode="bilinear", align_corners=True)
 
     def forward(self, batch: WordsBatch) -> dict[str, Tensor]:
-        return {"loss": cross_entropy(self.predict(batch), batch.mask.long(), self.weights)}
+        latent, *taps = self.maps(batch)
+        loss = cross_entropy(self.logits(taps, batch.mask.shape[-1]), batch.mask.long(), self.weights)
+        if not self.hint:
+            return {"loss": loss}
+        depth = map_hint(latent, batch.truth_m, batch.valid, batch.image.shape[-1])
+        meant = sum(binary_cross_entropy_with_logits(tap[:, 1], adaptive_avg_pool2d(batch.mask.float(), tap.shape[-1])) for tap in taps) / len(taps)
+        return {"loss": loss + DEPTH_HINT * depth + MASK_HINT * meant, "cross_entropy": loss, "depth_hint": depth, "mask_hint": meant}
 
     def at_window(self, side: int) -> DepthNetwork:
         network = self.network

@@ -27,19 +27,22 @@ class WordsBatch:
 
     Args:
         image: [B, 3, window, window], normalised.
+        truth_m, valid: depth of the pictures in metres and where it is known, [B, 1, window, window].
         ids: of the sentences, int64 [S, tokens].
         picture: which picture each sentence is about, int64 [S].
         mask: bool [S, window, window], the pixels each sentence means.
     """
 
     image: Tensor
+    truth_m: Tensor
+    valid: Tensor
     ids: Tensor
     picture: Tensor
     mask: Tensor
 
     def to(self, device: torch.device) -> WordsBatch:
         """The same on another device."""
-        return WordsBatch(self.image.to(device), self.ids.to(device), self.picture.to(device), self.mask.to(device))
+        return WordsBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 class NamedSamples:
@@ -111,7 +114,7 @@ class WordsExamples:
         """A room, changed at random if asked to. A mirrored one is named anew, so that left stays left.
 
         Returns:
-            image float32 [3, window, window], and for each meaning its pixels, bool [window, window].
+            image float32 [3, window, window], depth float32 and validity bool [window, window], and for each meaning its pixels, bool like it.
         """
         sample, things, image = self.samples.samples[number], self.samples.things(number), self.contract.input
         if augmentation is not None and draw.random() < augmentation.flip:
@@ -122,7 +125,8 @@ class WordsExamples:
             picture = recoloured(picture, augmentation, draw)
         found = meanings(things, sample.depth_m)
         masks = {meaning: shape_truth(sample.depth_m, mask, placed)[1] for meaning, mask in found.items()}
-        return window_tensor(picture, Window(0, False, False), image), masks
+        truth, valid = shape_truth(sample.depth_m, sample.valid, placed)
+        return window_tensor(picture, Window(0, False, False), image), np.where(valid, truth, np.float32(0)), valid, masks
 
     def batch(self, numbers: list[int], draws: list[np.random.Generator], augmentation: Augmentation | None = None) -> WordsBatch:
         """Several rooms, of each some of its meanings (with repetition where it has fewer), each said in one of its ways.
@@ -130,23 +134,24 @@ class WordsExamples:
         Args:
             draws: one random generator per number.
         """
-        images, texts, pictures, masks = [], [], [], []
+        shown, texts, pictures, masks = [], [], [], []
         for place, (number, draw) in enumerate(zip(numbers, draws, strict=True)):
-            image, found = self.example(number, draw, augmentation)
-            images.append(image)
+            *maps, found = self.example(number, draw, augmentation)
+            shown.append(maps)
             known = list(found)
             for k in draw.choice(len(known), self.sentences, replace=len(known) < self.sentences):
                 texts.append(str(draw.choice(known[k].sentences())))
                 pictures.append(place)
                 masks.append(found[known[k]])
-        return self._batch(images, texts, pictures, masks)
+        return self._batch(shown, texts, pictures, masks)
 
     def whole(self, number: int) -> tuple[list[Meaning], WordsBatch]:
         """One room with all its meanings, each said in its shortest way."""
-        image, found = self.example(number)
+        *maps, found = self.example(number)
         texts = [meaning.sentences()[0] for meaning in found]
-        return list(found), self._batch([image], texts, [0] * len(found), list(found.values()))
+        return list(found), self._batch([maps], texts, [0] * len(found), list(found.values()))
 
-    def _batch(self, images: list[np.ndarray], texts: list[str], pictures: list[int], masks: list[np.ndarray]) -> WordsBatch:
+    def _batch(self, shown: list[list[np.ndarray]], texts: list[str], pictures: list[int], masks: list[np.ndarray]) -> WordsBatch:
         ids = torch.from_numpy(self.write.tokenize(texts)[self.contract.text.ids])
-        return WordsBatch(torch.from_numpy(np.stack(images)), ids, torch.tensor(pictures), torch.from_numpy(np.stack(masks)))
+        image, truth, valid = (torch.from_numpy(np.stack([maps[k] for maps in shown])) for k in range(3))
+        return WordsBatch(image, truth[:, None], valid[:, None], ids, torch.tensor(pictures), torch.from_numpy(np.stack(masks)))

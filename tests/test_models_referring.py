@@ -62,13 +62,14 @@ def examples(network, samples, sentences=3):
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_words_mean_the_same_pixels_when_the_picture_is_mirrored(network, flip):
-    image, found = examples(network, squares()).example(0, np.random.default_rng(0), dataclasses.replace(STILL, flip=flip))
+    image, truth, valid, found = examples(network, squares()).example(0, np.random.default_rng(0), dataclasses.replace(STILL, flip=flip))
     assert image.shape == (3, 64, 64) and {(meaning.name, meaning.place) for meaning in found} >= {("wall", ""), ("chair", "left"), ("chair", "far")}
     left, right = found[Meaning("chair", "left")], found[Meaning("chair", "right")]
     assert not left[:, 32:].any() and not right[:, :32].any()
     first, second = (1, 0) if flip else (0, 1)  # red is left, and in a mirror right
     assert image[first][left].mean() > 0.8 and image[second][right].mean() > 0.8
     assert np.array_equal(found[Meaning("chair", "far")], left if flip else right)
+    assert valid.all() and (truth[found[Meaning("chair", "near")]] == 2).all() and (truth[found[Meaning("chair", "far")]] == 4).all()
 
 
 def test_a_batch_asks_several_things_about_each_picture_in_words_of_the_tokenizer(network):
@@ -110,7 +111,11 @@ def test_the_loss_is_the_published_weighted_cross_entropy(network):
     assert (learner.predict(batch) - logits).abs().max() < 1e-4 * logits.abs().max()
     weight = torch.where(batch.mask, 1.1, 0.9).double()
     wanted = torch.logsumexp(logits, 1) - torch.where(batch.mask, logits[:, 1], logits[:, 0])
-    assert float(learner(batch)["loss"]) == pytest.approx(float((weight * wanted).sum() / weight.sum()), rel=1e-5)
+    found = learner(batch)
+    assert float(found["cross_entropy"]) == pytest.approx(float((weight * wanted).sum() / weight.sum()), rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(float(found["cross_entropy"] + 0.1 * found["depth_hint"] + 0.5 * found["mask_hint"]), rel=1e-6)
+    plain = learner_for(network, dataclasses.replace(RECIPES["evp-refer-tiny"], hint=False))(batch)
+    assert plain.keys() == {"loss"} and float(plain["loss"]) == pytest.approx(float(found["cross_entropy"]), rel=1e-6)
 
 
 def test_metrics_are_those_of_the_benchmark():
@@ -166,9 +171,10 @@ def test_it_learns_two_rooms_by_heart_and_listens(network):
     optimiser = torch.optim.AdamW(learner.parameters(), 3e-3)
     losses = []
     for _ in range(40):
-        losses.append(learner(batch)["loss"])
+        found = learner(batch)
+        losses.append(float(found["cross_entropy"].detach()))
         optimiser.zero_grad()
-        losses[-1].backward()
+        found["loss"].backward()
         optimiser.step()
     assert losses[-1] < 0.5 * losses[0]
 
