@@ -242,9 +242,24 @@ class LlmMdeLearner(Learner):
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
-        tokenizer = network.artefact_files()[network.contract.text.tokenizer]
         self.hint = HINT_WEIGHT if recipe.hint else 0.0
-        self.write = TextEncoder(network.contract.text, network.contract.input, tokenizer)
+        self.write = self.writer(network)
+
+    @staticmethod
+    def writer(network: DepthNetwork) -> TextEncoder:
+        """What writes prompts about pictures of the network's window."""
+        return TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[network.contract.text.tokenizer])
+
+    def at_window(self, side: int) -> DepthNetwork:
+        """The same for windows of that width: the ViT shrinks every picture to its own size, and only the decoder works at the window's."""
+        network = self.network
+        height, width = network.config.window
+        with torch.device("meta"):
+            other = type(network)(dataclasses.replace(network.config, window=(round(height * side / width), side)), network.variant)
+        for name, module in network.named_children():
+            setattr(other, name, module)
+        other.origin, self.write = network.origin, self.writer(other)
+        return other
 
     def words(self, batch: Batch) -> dict[str, Tensor]:
         """The prompts of the pictures."""
@@ -283,6 +298,9 @@ class LlmMdeLearner(Learner):
                         module.weight.mul_(math.sqrt(2))
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
+            for name, module in network.vit.named_modules():
+                if name.endswith((".attn.proj", ".mlp.fc2")):
+                    nn.init.zeros_(module.weight)
             network.llm.embeddings.word_embeddings.weight.mul_(WORD_SHARE)
             network.prototypes.weight.mul_(LOUD_PROTOTYPES)
             network.reprogramming.key_projection.weight.mul_(SHARP)

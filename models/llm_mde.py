@@ -118,7 +118,7 @@ PAPER = replace(
 )
 TINY = LlmMdeConfig(
     window=(96, 128),
-    vit=VitConfig(image=96, patch=16, width=128, blocks=4, heads=4, mlp=256, lora_rank=4),
+    vit=VitConfig(image=64, patch=8, width=128, blocks=4, heads=4, mlp=256, lora_rank=4),
     reprogramming=ReprogrammingConfig(image_width=128, text_width=192, heads=3, head_width=64, prototypes=64),
     llm_layers=3,
     llm_heads=4,

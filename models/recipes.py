@@ -31,7 +31,7 @@ class Recipe:
         augmentation: what is done to the pictures.
         autocast: products and convolutions in bfloat16 while learning; weights, norms and the loss stay FP32.
         hint: places in the backbone say their depth while they learn (``depth_hint``), for backbones that start from nothing.
-        phases: for networks that take any window: up to which share of all steps, the window's side, and how many feature cells a side
+        phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
         sentences: for networks that are asked in words, about each picture of a batch.
     """
@@ -214,6 +214,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=LIGHT,
         autocast=True,
         hint=True,
+        phases=((0.88, 64, 0), (1.0, 128, 0)),
     ),
     "depthclip-tiny": Recipe(
         source="this project: DepthCLIP's published formula from seven words to depth, and behind it everything learns (published: zero-shot, nothing does)",

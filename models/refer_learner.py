@@ -31,6 +31,7 @@ class ReferLearner(EvpLearner):
     """
 
     measures = "masks"
+    latent_divisor = LATENT_DIVISOR
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)

@@ -174,10 +174,10 @@ def test_without_padding_the_numbers_are_the_published_ones():
         prototypes = network.prototypes(words.permute(1, 0)).permute(1, 0)
         reprog = network.l2d(network.reprogramming(tokens, prototypes))
         sequence = torch.cat([words[inputs["prompt_ids"][0, :114]][None], reprog], dim=1)
-        out = _bert_like(network, config.llm_layers)(inputs_embeds=sequence).last_hidden_state[:, : 114 + 16]
+        out = _bert_like(network, config.llm_layers)(inputs_embeds=sequence).last_hidden_state[:, : 114 + config.vit.patches]
         torch.testing.assert_close(got["llm_out"], out, atol=5e-6, rtol=5e-6)
         mixed = network.head.token_mix(out.permute(0, 2, 1)).permute(0, 2, 1)
-        code = network.head.channel_mix(mixed).reshape(-1, 3, 16, 16)
+        code = network.head.channel_mix(mixed).reshape(-1, 3, config.code, config.code)
         torch.testing.assert_close(got["depth"], network.head.decoder(code, inputs["image"]).sigmoid(), atol=1e-6, rtol=1e-6)
         assert got["depth"].std() > 1e-3
 
@@ -195,7 +195,7 @@ def test_no_image_token_is_lost_whatever_the_prompt(word):
     with torch.no_grad():
         got = network.boundaries(inputs)
         real = torch.cat([got["llm_in"][:, :used], got["llm_in"][:, 116:]], dim=1)
-        out = _bert_like(network, 2)(inputs_embeds=real).last_hidden_state
+        out = _bert_like(network, network.config.llm_layers)(inputs_embeds=real).last_hidden_state
         torch.testing.assert_close(got["llm_out"][:, 114:], out[:, used:], atol=5e-6, rtol=5e-6)
         torch.testing.assert_close(got["llm_out"][:, :114], out[:, :114], atol=5e-6, rtol=5e-6)
 

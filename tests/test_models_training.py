@@ -305,6 +305,18 @@ def test_a_run_can_begin_with_the_backbone_of_another_network(tmp_path):
     assert all(torch.equal(mine[name], wanted[name]) for name in wanted if name.startswith(("vae.", "unet.")))
 
 
+def test_llm_mde_learns_at_a_smaller_window_with_the_same_weights():
+    network = random_llm_mde("official", LLM_MDE_TINY)
+    learner = learner_for(network, RECIPES["llm-mde-tiny"])
+    smaller = learner.at_window(64)
+    assert smaller.config.window == (48, 64) and smaller.contract.input.window == (48, 64)
+    assert all(one is other for one, other in zip(network.parameters(), smaller.parameters(), strict=True))
+    learner.network = smaller
+    rooms = KeptSamples([Rooms(2, 1, (32, 48))])
+    parts = learner(Examples(rooms, smaller.contract).batch([0, 1]))
+    assert float(parts["loss"]) == pytest.approx(float(parts["ssi"]) + 4 * float(parts["hint"]), rel=1e-5)
+
+
 def test_a_backbone_goes_on_as_it_was():
     evp = random_evp("nyu", dataclasses.replace(SMALLER, nyu_window=96))
     vpd = random_vpd(config=dataclasses.replace(VPD_TINY, backbone=SMALLER.backbone, decoder=SMALLER.decoder, nyu_window=96), scene="kitchen", seed=4)
