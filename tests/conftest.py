@@ -156,6 +156,26 @@ def small_bundle(small_network, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory):
+    """Callable(name) -> an FP32 bundle of a small network of the catalog with random weights, exported once and not to be changed."""
+    made = {}
+
+    def bundle(name):
+        if name not in made:
+            pytest.importorskip("open_clip" if "depthclip" in name else "torch")
+            from fathom.export import export_command
+            from fathom.models.catalog import NETWORKS
+
+            path = tmp_path_factory.mktemp("tiny") / name
+            scene = ["--scene", "kitchen"] if "scene" in NETWORKS[name].options else []
+            assert export_command.main(["--model", name, "--random-init", *scene, "-o", str(path), "--quiet"]) == 0
+            made[name] = path
+        return made[name]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def calibration_bundles():
     """The module with what the calibration tests run: small networks with planted faults, and FastDepth, as bundles."""
     return _load_beside("calibration_bundles")

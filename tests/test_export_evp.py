@@ -17,10 +17,8 @@ STAGES = ["vae", "unet", "refine", "decoder", "bins"]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    path = tmp_path_factory.mktemp("evp") / "evp-tiny"
-    assert export_command.main(["--model", "evp-tiny", "--random-init", "-o", str(path), "--quiet"]) == 0
-    return path
+def bundle(tiny_bundle):
+    return tiny_bundle("evp-tiny")
 
 
 def test_every_stage_passed_the_gate_with_margin(bundle):

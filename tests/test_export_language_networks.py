@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fathom.export.build import BuildOptions, build_plan
-from fathom.export.bundle import write_bundle
 from fathom.models import catalog
 from fathom.runtime import Pipeline
+from fathom.runtime.bundle import BundleDirectory
 from fathom.runtime.errors import UsageError
 from fathom.runtime.interpolate import resize
 from fathom.runtime.preprocess import network_inputs
@@ -18,11 +18,10 @@ skimage_data = pytest.importorskip("skimage.data")
 
 
 @pytest.fixture(scope="module", params=["depthblip2-tiny", "llm-mde-tiny"])
-def exported(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    network = catalog.load(request.param, random_init=True, seed=3)
-    manifest = write_bundle(network, folder / "bundle")
-    return network, manifest, folder
+def exported(request, tiny_bundle, tmp_path_factory):
+    """The network in PyTorch, its bundle and a folder for what is built of it."""
+    bundle = tiny_bundle(request.param)
+    return catalog.load(request.param, random_init=True), BundleDirectory.open(bundle).manifest, bundle, tmp_path_factory.mktemp(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +31,17 @@ def photos():
 
 
 def test_the_bundle_passes_parity_and_says_what_it_is(exported):
-    network, manifest, folder = exported
+    network, manifest, bundle, _ = exported
     assert manifest.parity["passed"] and manifest.network.untrained
     assert manifest.contract == network.contract
     if manifest.contract.text:
-        assert (folder / "bundle" / manifest.contract.text.tokenizer).read_bytes() == network.artefact_files()[manifest.contract.text.tokenizer]
+        assert (bundle / manifest.contract.text.tokenizer).read_bytes() == network.artefact_files()[manifest.contract.text.tokenizer]
 
 
 def test_photos_give_what_pytorch_gives(exported, photos):
     """Batch 2 through ONNX Runtime, prompts written per photo; one output map is brought to the photo as the contract says."""
-    network, _, folder = exported
-    build_plan(folder / "bundle", folder / "x.plan", BuildOptions("onnxruntime", "fp32", (), (1, 2, 2)), force=True)
+    network, _, bundle, folder = exported
+    build_plan(bundle, folder / "x.plan", BuildOptions("onnxruntime", "fp32", (), (1, 2, 2)), force=True)
     with Pipeline.open(folder / "x.plan") as pipeline:
         maps = pipeline.predict_batch(photos)
         assert (pipeline.contract.text is None) == (network.contract.text is None)
@@ -66,8 +65,8 @@ def test_photos_give_what_pytorch_gives(exported, photos):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_fp16_engines_build_for_batches_of_two(exported):
-    _, manifest, folder = exported
-    report = build_plan(folder / "bundle", folder / "rtx.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86",), (1, 2, 2)), force=True)
+    _, manifest, bundle, folder = exported
+    report = build_plan(bundle, folder / "rtx.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86",), (1, 2, 2)), force=True)
     assert report.manifest.batch == (1, 2, 2) and len(report.stages) == len(manifest.stages)
     assert report.parity.label == "graph-only" and not report.parity.failures
     products = [stage for stage in report.stages if stage.layers]

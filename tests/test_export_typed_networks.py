@@ -1,0 +1,83 @@
+"""FP16 and INT8 stages of every small network: typed, run in ONNX Runtime, and compiled for TensorRT-RTX, which needs no GPU for it.
+
+The weights are random, INT8 is wherever it can be, and its ranges come from two rooms: what is checked here is that every graph can be
+typed and compiled and holds what it should. What precision costs is measured with the trained weights (``benchmarks/tiny_networks.py``).
+"""
+
+import shutil
+
+import pytest
+
+from fathom.calibration.calibrate import Calibrated, add_to_bundle, make_table
+from fathom.calibration.chain import Chain
+from fathom.calibration.images import Chosen, split
+from fathom.calibration.int8_stage import ranges_for
+from fathom.calibration.journal import Journal
+from fathom.calibration.objective import Budget
+from fathom.calibration.observe import observe, prepare_photos, silent
+from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan
+from fathom.calibration.quantize import activation_inputs
+from fathom.calibration.regions import find_regions
+from fathom.calibration.rounding import stays_fp32
+from fathom.calibration.table import model_fingerprint
+from fathom.export.build import build_plan
+from fathom.export.build_options import BuildOptions
+from fathom.runtime.bundle import BundleDirectory
+from fathom.runtime.plan import PlanFile
+from fathom.runtime.tensorrt_environment import RTX_MAGIC
+
+TINY = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
+INT8 = Choice("int8", "max")
+
+
+def all_int8(path, folder):
+    """Calibrate with INT8 wherever a stage can have it, whatever that does to the depth: no search, ranges of two pictures."""
+    opened = BundleDirectory.open(path)
+    asked = opened.manifest.contract.output.kind == "mask"
+    chain, data = Chain(opened, prompt="the chair" if asked else None), Chosen("rooms:2:0:48x64")
+    journal = Journal(folder, {"a": "test"})
+    photos = prepare_photos(chain, data, journal, silent)
+    seen = observe(chain, photos, journal, count={photo.number for photo in photos})
+    model, regions = model_fingerprint(opened.manifest), []
+    table = make_table(model, chain, split(photos, set(), "rooms"), data.provenance(), seen)
+    for stage, graph in chain.graphs.items():
+        able, choices = set(activation_inputs(graph)) - set(stays_fp32(graph, chain.islands[stage])), {}
+        for region in find_regions(stage, graph, 1):
+            choices[region.nodes] = Choice("fp16") if able.isdisjoint(region.nodes) else INT8
+            regions.append(RegionPlan(stage, region.path, region.kind, region.nodes, choices[region.nodes], "a test", {}))
+        table = table.with_ranges(stage, ranges_for(graph, choices, seen[stage]))
+    budget, cost = Budget().to_json(), {"kind": "modelled", "device": "none"}
+    plan = PrecisionPlan(model, budget, "fp32 output", cost, tuple(regions), (), dict.fromkeys(chain.graphs, "a test"), (), ())
+    add_to_bundle(opened, Calibrated(table, plan, 0))
+    return plan
+
+
+def build(bundle, folder, precision):
+    """A plan for one card; its report says how the typed graphs did in ONNX Runtime."""
+    pytest.importorskip("tensorrt_rtx")
+    report = build_plan(bundle, folder / f"{precision}.plan", BuildOptions("tensorrt-rtx", precision, ("sm86",)))
+    assert report.parity.label == "graph-only" and not report.parity.failures
+    assert report.parity.runner.startswith("ONNX Runtime") and report.parity.output_error < (0.02 if precision == "fp16" else 0.2)
+    with PlanFile.open(folder / f"{precision}.plan") as plan:
+        for stage in plan.manifest.stages:
+            with plan.view(stage.engine) as engine:
+                assert engine[: len(RTX_MAGIC)] == RTX_MAGIC
+    return report
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_fp16_stages_run_and_compile(tiny_bundle, tmp_path, name):
+    report = build(tiny_bundle(name), tmp_path, "fp16")
+    with_layers = [stage for stage in report.stages if stage.layers]
+    assert with_layers and sum(stage.layers.get("half", 0) for stage in with_layers) > 0
+    assert not any("int8" in stage.layers for stage in with_layers)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_int8_stages_run_and_compile(tiny_bundle, tmp_path, name):
+    bundle = shutil.copytree(tiny_bundle(name), tmp_path / "bundle")
+    plan = all_int8(bundle, tmp_path / "journal")
+    report = build(bundle, tmp_path, "int8")
+    for stage, facts in zip(report.manifest.stages, report.stages, strict=True):
+        assert stage.precision == plan.precision(stage.spec.name) and bool(facts.layers.get("int8")) == (stage.precision == "int8"), facts.name
+    assert any(stage.precision == "int8" for stage in report.manifest.stages)
