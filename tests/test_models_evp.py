@@ -12,12 +12,26 @@ import torch
 from safetensors.torch import save_file
 
 from fathom.models import catalog
+from fathom.models.depth_decoder import DecoderConfig
 from fathom.models.diffusion_checkpoint import clip_names, published_name
 from fathom.models.evp import DEPTH_HEAD, EVP, OFFICIAL, TINY, EVPConfig, evp_keys, load_evp, random_evp, variant_of
+from fathom.models.learners import published_tensors
+from fathom.models.metric_bins import BinsConfig
+from fathom.models.stable_diffusion import BackboneConfig
 from fathom.runtime.contract import Contract
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.spec import check_chain
 
+SMALL = EVPConfig(  # widths repeat where the published ones do, so that every shortcut is where it is there, and every name
+    name="evp-tiny",
+    backbone=BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8),
+    refinement_groups=4,
+    aggregation_groups=8,
+    decoder=DecoderConfig(64, (16, 16, 16), 48),
+    bins=BinsConfig(64, 64, 32, (16, 8, 4, 1), (16, 16, 16, 48)),
+    nyu_window=224,
+    kitti_window=160,
+)
 KEYS = Path(__file__).parent / "data" / "keys"
 STAGES = {
     "vae": (["image"], ["latent"]),
@@ -47,7 +61,7 @@ def as_published(network):
 
 @pytest.fixture(scope="module")
 def network():
-    return random_evp("nyu", TINY, seed=1)
+    return random_evp("nyu", SMALL, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +105,7 @@ def test_official_parameter_counts():
     assert len(clip_names()) == len(set(clip_names())) == 196
 
 
-def test_tiny_has_every_official_name_and_few_parameters(network):
+def test_a_small_network_has_every_official_name_and_few_parameters(network):
     assert set(evp_keys(network).wanted) == set(published())
     assert sum(p.numel() for p in network.parameters()) < 4_000_000
     with torch.device("meta"):
@@ -99,7 +113,7 @@ def test_tiny_has_every_official_name_and_few_parameters(network):
     assert [type(m) for m in network.modules()] == [type(m) for m in official.modules()]
 
 
-@pytest.mark.parametrize(("config", "variant", "window", "canvas"), [(OFFICIAL, "nyu", 480, 512), (OFFICIAL, "kitti", 352, 384), (TINY, "nyu", 224, 256)])
+@pytest.mark.parametrize(("config", "variant", "window", "canvas"), [(OFFICIAL, "nyu", 480, 512), (OFFICIAL, "kitti", 352, 384), (TINY, "nyu", 160, 192)])
 def test_constants_belong_to_the_variant(config, variant, window, canvas):
     constants = variant_of(config, variant)
     contract = constants.contract
@@ -183,7 +197,7 @@ def test_depth_of_random_weights_is_finite_and_varied(truth):
 
 
 def test_kitti_runs_on_its_own_canvas():
-    network = random_evp("kitti", TINY, seed=2)
+    network = random_evp("kitti", SMALL, seed=2)
     picture = network.example_inputs(1)
     truth = network.boundaries(picture) | picture
     assert truth["depth"].shape == (1, 1, 160, 160)
@@ -198,14 +212,14 @@ def test_batches_do_not_mix(network, picture, truth):
 
 
 def test_seed_decides_the_random_weights(network):
-    again, other = random_evp("nyu", TINY, seed=1), random_evp("nyu", TINY, seed=2)
+    again, other = random_evp("nyu", SMALL, seed=1), random_evp("nyu", SMALL, seed=2)
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in network.state_dict().items())
     assert not torch.equal(other.vae.encoder.conv_in.weight, network.vae.encoder.conv_in.weight)
     assert network.origin.kind == "random-init" and network.origin.warnings
 
 
 def test_forward_can_be_trained():
-    network = random_evp("nyu", TINY, seed=1).requires_grad_(True)
+    network = random_evp("nyu", SMALL, seed=1).requires_grad_(True)
     depth = network(network.example_inputs(1)["image"])
     depth.log().mean().backward()
     lacking = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -225,7 +239,7 @@ def file(checkpoint, tmp_path_factory):
 
 
 def test_safetensors_round_trip(file, network, picture, truth):
-    loaded = load_evp(file, "nyu", TINY)
+    loaded = load_evp(file, "nyu", SMALL)
     assert torch.equal(loaded.boundaries(picture)["depth"], truth["depth"])
     assert loaded.origin.kind == "trained" and loaded.origin.file == "model.safetensors" and len(loaded.origin.sha256) == 64
     assert loaded.origin.warnings == ()
@@ -238,21 +252,21 @@ def test_ckpt_with_module_prefix_clip_inside_and_no_integer_buffers(checkpoint, 
     tensors |= {name: torch.zeros(2) for name in clip_names()}
     torch.save({"model": {"module." + name: tensor for name, tensor in tensors.items()}}, tmp_path / "best.ckpt")
     with pytest.raises(InputError, match=r"one caption per image.*--text-pack"):
-        load_evp(tmp_path / "best.ckpt", "nyu", TINY)
+        load_evp(tmp_path / "best.ckpt", "nyu", SMALL)
     save_file({"context": text}, tmp_path / "text.safetensors")
-    loaded = load_evp(tmp_path / "best.ckpt", "nyu", TINY, tmp_path / "text.safetensors")
+    loaded = load_evp(tmp_path / "best.ckpt", "nyu", SMALL, tmp_path / "text.safetensors")
     assert torch.equal(loaded.boundaries(picture)["depth"], truth["depth"])
 
 
 def test_half_precision_files_become_fp32(checkpoint, tmp_path):
     save_file({n: t.half() if t.is_floating_point() else t for n, t in checkpoint.items()}, tmp_path / "half.safetensors")
-    loaded = load_evp(tmp_path / "half.safetensors", "nyu", TINY)
+    loaded = load_evp(tmp_path / "half.safetensors", "nyu", SMALL)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
 def test_a_text_pack_replaces_the_checkpoints_text(file, tmp_path, picture, truth):
     save_file({"context": torch.randn(1, 40, 64)}, tmp_path / "text.safetensors")
-    other = load_evp(file, "nyu", TINY, tmp_path / "text.safetensors")
+    other = load_evp(file, "nyu", SMALL, tmp_path / "text.safetensors")
     assert relative(other.boundaries(picture)["f32"], truth["f32"]) > 1e-3
 
 
@@ -271,7 +285,7 @@ def test_a_text_pack_replaces_the_checkpoints_text(file, tmp_path, picture, trut
 def test_what_does_not_fit_is_refused_by_name(checkpoint, tmp_path, change, words):
     save_file({n: t for n, t in {**checkpoint, **change}.items() if t is not None}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=words) as caught:
-        load_evp(tmp_path / "x.safetensors", "nyu", TINY)
+        load_evp(tmp_path / "x.safetensors", "nyu", SMALL)
     assert caught.value.exit_code == 3
 
 
@@ -287,7 +301,7 @@ FOREIGN = {
 def test_checkpoints_of_other_networks_are_recognised(tmp_path, kind):
     torch.save({"model": {name: torch.ones(1) for name in FOREIGN[kind]}}, tmp_path / "x.pth")
     with pytest.raises(InputError, match=kind):
-        load_evp(tmp_path / "x.pth", "nyu", TINY)
+        load_evp(tmp_path / "x.pth", "nyu", SMALL)
 
 
 def test_weights_that_never_learned_are_warned_about(checkpoint, tmp_path):
@@ -297,11 +311,18 @@ def test_weights_that_never_learned_are_warned_about(checkpoint, tmp_path):
         fresh[f"decoder.{place}.running_mean"] = torch.zeros_like(fresh[f"decoder.{place}.running_mean"])
     fresh["decoder.deconv_layers.0.weight"] = torch.randn_like(fresh["decoder.deconv_layers.0.weight"]) * 1e-3
     save_file(fresh, tmp_path / "fresh.safetensors")
-    warnings = load_evp(tmp_path / "fresh.safetensors", "nyu", TINY).origin.warnings
+    warnings = load_evp(tmp_path / "fresh.safetensors", "nyu", SMALL).origin.warnings
     assert len(warnings) == 3 and "gamma" in warnings[0] and "batch norms" in warnings[1] and "first weights" in warnings[2]
 
 
-def test_catalog_gives_evp_and_says_what_to_pass(file, monkeypatch, tmp_path):
+@pytest.fixture
+def tiny_file(tmp_path):
+    save_file(dict(published_tensors(random_evp("nyu", TINY))), tmp_path / "some.safetensors")
+    return tmp_path / "some.safetensors"
+
+
+def test_catalog_gives_evp_and_says_what_to_pass(tiny_file, monkeypatch, tmp_path):
+    file = tiny_file
     monkeypatch.setattr(catalog, "DEMO_WEIGHTS", tmp_path)
     tiny = catalog.load("evp-tiny", file)
     assert (tiny.name, tiny.variant, tiny.origin.kind) == ("evp-tiny", "nyu", "trained")
@@ -319,9 +340,9 @@ def test_catalog_gives_evp_and_says_what_to_pass(file, monkeypatch, tmp_path):
             catalog.load(**bad)
 
 
-def test_catalog_uses_demo_weights_where_they_are(file, monkeypatch, tmp_path):
+def test_catalog_uses_demo_weights_where_they_are(tiny_file, monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "DEMO_WEIGHTS", tmp_path)
-    (tmp_path / "evp-tiny.safetensors").write_bytes(file.read_bytes())
+    tiny_file.rename(tmp_path / "evp-tiny.safetensors")
     assert catalog.load("evp-tiny").origin.kind == "demo"
     assert catalog.load("evp-tiny", random_init=True).origin.kind == "random-init"
 

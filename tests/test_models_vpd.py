@@ -8,11 +8,16 @@ import torch
 from safetensors.torch import save_file
 
 from fathom.models import catalog
+from fathom.models.depth_decoder import DecoderConfig
 from fathom.models.diffusion_checkpoint import published_name
-from fathom.models.vpd import DEPTH_HEAD, OFFICIAL, SCENES, TINY, VPD, VPDConfig, load_vpd, random_vpd, vpd_keys
+from fathom.models.stable_diffusion import BackboneConfig
+from fathom.models.vpd import DEPTH_HEAD, OFFICIAL, SCENES, VPD, VPDConfig, load_vpd, random_vpd, vpd_keys
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.spec import check_chain
 
+SMALL = VPDConfig(
+    "vpd-tiny", BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8), 8, DecoderConfig(64, (16, 16, 16), 48), 224
+)
 KEYS = Path(__file__).parent / "data" / "keys"
 POST_QUANT = {"encoder.encoder_vq.post_quant_conv.weight": (4, 4, 1, 1), "encoder.encoder_vq.post_quant_conv.bias": (4,)}
 
@@ -29,7 +34,7 @@ def published():
 
 @pytest.fixture(scope="module")
 def network():
-    return random_vpd("kitchen", "nyu", TINY, seed=1)
+    return random_vpd("kitchen", "nyu", SMALL, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -121,33 +126,33 @@ def test_a_single_token_gets_all_the_attention(network):
 def test_the_scene_matters_and_must_be_one_of_the_27(checkpoint, tmp_path, network, picture, truth):
     assert len(SCENES) == 27 and (SCENES[0], SCENES[6], SCENES[14], SCENES[26]) == ("printer_room", "kitchen", "excercise_room", "bookstore")
     save_file(checkpoint, tmp_path / "vpd.safetensors")
-    kitchen, cafe = (load_vpd(tmp_path / "vpd.safetensors", scene, "nyu", TINY) for scene in ("kitchen", "cafe"))
+    kitchen, cafe = (load_vpd(tmp_path / "vpd.safetensors", scene, "nyu", SMALL) for scene in ("kitchen", "cafe"))
     assert torch.equal(kitchen.boundaries(picture)["depth"], truth["depth"])
     assert relative(cafe.boundaries(picture)["depth"], truth["depth"]) > 1e-3
     assert kitchen.config_json()["scene"] == "kitchen"
     for scene in (None, "spaceship"):
         with pytest.raises(UsageError, match=r"printer_room, bathroom.*bookstore"):
-            load_vpd(tmp_path / "vpd.safetensors", scene, "nyu", TINY)
+            load_vpd(tmp_path / "vpd.safetensors", scene, "nyu", SMALL)
 
 
 def test_pth_with_prefix_and_without_what_may_be_missing(checkpoint, tmp_path, picture, truth):
     tensors = {"module." + n: t for n, t in checkpoint.items() if n not in POST_QUANT and not n.endswith("num_batches_tracked")}
     torch.save({"model": tensors}, tmp_path / "vpd.pth")
-    assert torch.equal(load_vpd(tmp_path / "vpd.pth", "kitchen", "nyu", TINY).boundaries(picture)["depth"], truth["depth"])
+    assert torch.equal(load_vpd(tmp_path / "vpd.pth", "kitchen", "nyu", SMALL).boundaries(picture)["depth"], truth["depth"])
 
 
 def test_a_text_pack_replaces_all_scenes(checkpoint, tmp_path):
     save_file(checkpoint, tmp_path / "vpd.safetensors")
     rows = torch.randn(27, 64)
     save_file({"class_embeddings": rows}, tmp_path / "text.safetensors")
-    loaded = load_vpd(tmp_path / "vpd.safetensors", "cafe", "nyu", TINY, tmp_path / "text.safetensors")
+    loaded = load_vpd(tmp_path / "vpd.safetensors", "cafe", "nyu", SMALL, tmp_path / "text.safetensors")
     assert torch.equal(loaded.text.class_embeddings, rows)
 
 
 def test_an_evp_checkpoint_is_recognised(tmp_path):
     torch.save({"model": {"encoder.gamma": torch.ones(1), "encoder.aggregation.layer1.conv1.bias": torch.ones(1)}}, tmp_path / "x.pth")
     with pytest.raises(InputError, match=r"EVP checkpoint.*--model evp"):
-        load_vpd(tmp_path / "x.pth", "kitchen", "nyu", TINY)
+        load_vpd(tmp_path / "x.pth", "kitchen", "nyu", SMALL)
 
 
 def test_what_does_not_fit_is_refused_by_name(checkpoint, tmp_path):
@@ -155,7 +160,7 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint, tmp_path):
     for change, words in (({name: torch.ones(5)}, f"misshapen: {name}"), ({"last_layer_depth.2.bias": None}, "missing: last_layer_depth.2.bias")):
         save_file({n: t for n, t in {**checkpoint, **change}.items() if t is not None}, tmp_path / "x.safetensors")
         with pytest.raises(InputError, match=words):
-            load_vpd(tmp_path / "x.safetensors", "kitchen", "nyu", TINY)
+            load_vpd(tmp_path / "x.safetensors", "kitchen", "nyu", SMALL)
 
 
 def test_catalog_gives_vpd(monkeypatch, tmp_path):
@@ -168,4 +173,4 @@ def test_catalog_gives_vpd(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="window"):
         VPDConfig(nyu_window=470)
     with pytest.raises(ValueError, match="no variant"):
-        random_vpd("office", "kitti", TINY)
+        random_vpd("office", "kitti", SMALL)

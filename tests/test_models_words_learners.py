@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fathom.datasets.rooms import Rooms
 from fathom.models import training
 from fathom.models.catalog import load
+from fathom.models.depth_hint import waves
 from fathom.models.depthblip2 import TINY as BLIP2
 from fathom.models.depthblip2 import load_depthblip2, random_depthblip2
 from fathom.models.learners import learner_for
@@ -18,7 +19,6 @@ from fathom.models.qformer import PromptedQFormer, QFormer, QFormerConfig
 from fathom.models.recipes import RECIPES
 from fathom.models.training import Run, train
 from fathom.models.training_data import Batch, Examples, KeptSamples
-from fathom.models.words_learners import patch_hint, waves
 
 CASES = [("depthclip-tiny", None), ("depthblip2-tiny", "v1"), ("depthblip2-tiny", "v2")]
 
@@ -121,15 +121,6 @@ def test_prompts_that_learn_together_have_the_slopes_of_one_by_one():
     assert set(wanted) - set(found) <= idle and all(not wanted[key].any() for key in idle)
     for key, slope in found.items():
         torch.testing.assert_close(slope, wanted[key], atol=2e-6, rtol=2e-4)
-
-
-def test_a_patch_learns_the_mean_logarithm_of_what_is_known_in_it():
-    truth = torch.tensor([[1.0, 2, 4, 9], [4, 8, 9, 9]]).view(1, 1, 2, 4)
-    valid = torch.tensor([[True, True, True, False], [True, True, False, False]]).view(1, 1, 2, 4)  # of the second patch too little is known
-    tokens = torch.zeros(1, 3, 5, dtype=torch.float32)
-    tokens[0, 1, 0], tokens[0, 2, 0] = 0.4, 7.0
-    wanted = abs(1 + 0.5 * 0.4 - np.mean(np.log([1, 2, 4, 8])))
-    assert float(patch_hint(tokens, Batch(torch.zeros(1, 3, 2, 4), truth, valid, ("",)), 2)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_places_begin_as_independent_waves():
