@@ -84,7 +84,8 @@ def load_network(artefact: BundleDirectory, weights: str | Path | None):
         raise UsageError(f"the bundle holds the network {facts.name!r}, which Fathom has no PyTorch form of", wanted=f"one of {', '.join(catalog.NETWORKS)}")
     if weights is None and origin["kind"] not in ("demo", "random-init"):
         raise UsageError(f"{facts.name} was exported from {origin['file'] or 'a checkpoint'}", mend="give that file with --reference-weights")
-    network = catalog.load(facts.name, weights, variant=facts.variant or None, random_init=weights is None and origin["kind"] == "random-init")
+    scene = facts.config.get("scene") if "scene" in catalog.NETWORKS[facts.name].options else None  # what kind of room VPD was exported for
+    network = catalog.load(facts.name, weights, variant=facts.variant or None, scene=scene, random_init=weights is None and origin["kind"] == "random-init")
     if network.origin.sha256 != origin["sha256"]:
         raise InputError(
             f"the bundle was exported from weights with SHA-256 {origin['sha256'][:12] or 'unknown'}…, PyTorch has {network.origin.sha256[:12] or 'none'}…",
