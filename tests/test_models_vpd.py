@@ -15,9 +15,7 @@ from fathom.models.vpd import DEPTH_HEAD, OFFICIAL, SCENES, VPD, VPDConfig, load
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.spec import check_chain
 
-SMALL = VPDConfig(
-    "vpd-tiny", BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8), 8, DecoderConfig(64, (16, 16, 16), 48), 224
-)
+SMALL = VPDConfig("vpd-tiny", BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8), 8, DecoderConfig(64, (16, 16, 16), 48), 224)
 KEYS = Path(__file__).parent / "data" / "keys"
 POST_QUANT = {"encoder.encoder_vq.post_quant_conv.weight": (4, 4, 1, 1), "encoder.encoder_vq.post_quant_conv.bias": (4,)}
 
