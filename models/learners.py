@@ -67,7 +67,20 @@ class Learner(nn.Module):
         return baselines(self.examples(samples))
 
     def at_window(self, side: int) -> DepthNetwork:
-        """A network for another square window that shares this one's modules."""
+        """A network for windows of another width that shares this one's modules."""
+        with torch.device("meta"):
+            other = self.rebuilt(side)
+        for name, module in self.network.named_children():
+            setattr(other, name, module)
+        other.origin = self.network.origin
+        return other
+
+    def rebuilt(self, side: int) -> DepthNetwork:
+        """The same network for windows of that width, with weights of its own.
+
+        Raises:
+            ValueError: if it has one window only.
+        """
         raise ValueError(f"{self.network.name} has one window only")
 
 
@@ -128,18 +141,12 @@ class EvpLearner(Learner):
         out = double(levels[-1])
         return network.bins(features, levels, out, network.depth_head(out))
 
-    def at_window(self, side: int) -> DepthNetwork:
-        network = self.network
-        with torch.device("meta"):
-            other = self.rebuilt(dataclasses.replace(network.config, **{f"{network.variant}_window": side}))
-        for name, module in network.named_children():
-            setattr(other, name, module)
-        other.origin = network.origin
-        return other
+    def rebuilt(self, side: int) -> DepthNetwork:
+        return type(self.network)(self.windowed(side), self.network.variant)
 
-    def rebuilt(self, config) -> DepthNetwork:
-        """The same network with another config."""
-        return type(self.network)(config, self.network.variant)
+    def windowed(self, side: int):
+        """The config for another window."""
+        return dataclasses.replace(self.network.config, **{f"{self.network.variant}_window": side})
 
     def start(self, seed: int) -> None:
         """He's weights without biases, norms that change nothing, residual branches that add nothing yet, and bins everywhere in a room.
@@ -190,8 +197,8 @@ class VpdLearner(EvpLearner):
         network = self.network
         return network.relative(network.depth_head(double(network.decoder(features)[-1])))
 
-    def rebuilt(self, config) -> DepthNetwork:
-        return type(self.network)(config, self.network.scene, self.network.variant)
+    def rebuilt(self, side: int) -> DepthNetwork:
+        return type(self.network)(self.windowed(side), self.network.scene, self.network.variant)
 
     def spread_bins(self) -> None:
         """VPD has none."""
@@ -251,15 +258,15 @@ class LlmMdeLearner(Learner):
         return TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[network.contract.text.tokenizer])
 
     def at_window(self, side: int) -> DepthNetwork:
-        """The same for windows of that width: the ViT shrinks every picture to its own size, and only the decoder works at the window's."""
+        """As usual; the ViT shrinks every picture to its own size, and only the decoder works at the window's."""
+        other = super().at_window(side)
+        self.write = self.writer(other)
+        return other
+
+    def rebuilt(self, side: int) -> DepthNetwork:
         network = self.network
         height, width = network.config.window
-        with torch.device("meta"):
-            other = type(network)(dataclasses.replace(network.config, window=(round(height * side / width), side)), network.variant)
-        for name, module in network.named_children():
-            setattr(other, name, module)
-        other.origin, self.write = network.origin, self.writer(other)
-        return other
+        return type(network)(dataclasses.replace(network.config, window=(round(height * side / width), side)), network.variant)
 
     def words(self, batch: Batch) -> dict[str, Tensor]:
         """The prompts of the pictures."""

@@ -88,7 +88,7 @@ class Recipe:
 LIGHT = Augmentation(cut_depth=0.0)
 TINY_PHASES = ((0.86, 96, 2), (0.97, 160, 2), (1.0, 160, 0))
 TINY_SOURCE = "this project: from nothing, so nothing is slowed down; smaller windows and parts of the decoder first, the last steps as it is used"
-TINY_DIFFUSION = Recipe(
+FROM_NOTHING = Recipe(
     source=TINY_SOURCE,
     loss="silog",
     rate=1e-3,
@@ -97,13 +97,12 @@ TINY_DIFFUSION = Recipe(
     warmup=0.03,
     decay=0.05,
     batch=16,
-    epochs=3,
+    epochs=2,
     clip=1.0,
     geometry="protocol",
     augmentation=LIGHT,
-    hint=True,
-    phases=TINY_PHASES,
 )
+TINY_DIFFUSION = replace(FROM_NOTHING, epochs=3, hint=True, phases=TINY_PHASES)
 VPD_LEARNS = (r"unet\.", r"text\.", r"aggregation\.", r"decoder\.", r"depth_head\.")
 MOA = Recipe(
     source="MoA-DepthCLIP (arXiv 2604.01118), section 4: CLIP frozen but for its last four blocks, constant rate",
@@ -216,35 +215,19 @@ RECIPES: dict[str, Recipe] = {
         hint=True,
         phases=((0.88, 64, 0), (1.0, 128, 0)),
     ),
-    "depthclip-tiny": Recipe(
+    "depthclip-tiny": replace(
+        FROM_NOTHING,
         source="this project: DepthCLIP's published formula from seven words to depth, and behind it everything learns (published: zero-shot, nothing does)",
-        loss="silog",
         rate=3e-3,
-        least_rate=1e-5,
-        schedule="cosine",
-        warmup=0.03,
         decay=1e-4,
-        batch=16,
-        epochs=2,
         slow=(r"text_features",),  # a step of theirs is a thousand times as large in the logits
-        clip=1.0,
-        geometry="protocol",
-        augmentation=LIGHT,
     ),
     "depthblip2": BINS,
-    "depthblip2-tiny": Recipe(
+    "depthblip2-tiny": replace(
+        FROM_NOTHING,
         source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
-        loss="silog",
-        rate=1e-3,
-        least_rate=1e-5,
-        schedule="cosine",
         warmup=0.05,
         decay=0.01,
-        batch=16,
-        epochs=2,
         trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # nobody looks at the words of the last layer
-        clip=1.0,
-        geometry="protocol",
-        augmentation=LIGHT,
     ),
 }

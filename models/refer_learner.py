@@ -45,7 +45,7 @@ class ReferLearner(EvpLearner):
     def maps(self, batch: WordsBatch) -> tuple[Tensor, ...]:
         """The latent of each picture as the VAE says it, and the taps of each sentence."""
         latent = self.network.vae(batch.image)
-        return latent, *self.network.unet((latent / LATENT_DIVISOR)[batch.picture], self.network.text(batch.ids))
+        return latent, *self.network.unet((latent / self.latent_divisor)[batch.picture], self.network.text(batch.ids))
 
     def logits(self, taps: tuple[Tensor, ...], side: int) -> Tensor:
         """Logits [S, 2, side, side] of the taps."""
@@ -61,14 +61,9 @@ class ReferLearner(EvpLearner):
         meant = sum(binary_cross_entropy_with_logits(tap[:, 1], adaptive_avg_pool2d(batch.mask.float(), tap.shape[-1])) for tap in taps) / len(taps)
         return {"loss": loss + DEPTH_HINT * depth + MASK_HINT * meant, "cross_entropy": loss, "depth_hint": depth, "mask_hint": meant}
 
-    def at_window(self, side: int) -> DepthNetwork:
+    def rebuilt(self, side: int) -> DepthNetwork:
         network = self.network
-        with torch.device("meta"):
-            other = type(network)(dataclasses.replace(network.config, window=side), network.tokenizer, network.variant)
-        for name, module in network.named_children():
-            setattr(other, name, module)
-        other.origin = network.origin
-        return other
+        return type(network)(dataclasses.replace(network.config, window=side), network.tokenizer, network.variant)
 
     def start(self, seed: int) -> None:
         """As EVP, but the words are heard from the first step on, and differ at every one of their places: the tokens that pad them begin
