@@ -34,6 +34,7 @@ class Learner(nn.Module):
 
     Attributes:
         cells: how many feature cells a side are decoded, where the network can decode a part; 0 for all.
+        alone: only the backbone is computed, and only the hint learned, where the network has one.
         measures: ``depth`` or ``masks``, what its metrics are about (``training_card.TABLES``).
     """
 
@@ -42,7 +43,7 @@ class Learner(nn.Module):
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__()
         self.network, self.loss = network, LOSSES.get(recipe.loss)
-        self.cells = 0
+        self.cells, self.alone = 0, False
 
     def predict(self, batch: Batch) -> Tensor:
         """Depth [B, 1, h, w]."""
@@ -99,6 +100,9 @@ class EvpLearner(Learner):
         of it from the other end alone.
         """
         maps = self.maps(batch)
+        hint = self.hint and sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
+        if self.alone:
+            return {"loss": self.hint * hint, "hint": hint}
         features = self.features(maps)  # [B, C, side, side]
         rows = columns = slice(None)
         if self.cells:
@@ -108,7 +112,6 @@ class EvpLearner(Learner):
         loss = self.loss(self.decode(features), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])
         if not self.hint:
             return {"loss": loss}
-        hint = sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
         return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint}
 
     @property
@@ -250,23 +253,8 @@ class LlmMdeLearner(Learner):
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
         self.hint = HINT_WEIGHT if recipe.hint else 0.0
-        self.write = self.writer(network)
-
-    @staticmethod
-    def writer(network: DepthNetwork) -> TextEncoder:
-        """What writes prompts about pictures of the network's window."""
-        return TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[network.contract.text.tokenizer])
-
-    def at_window(self, side: int) -> DepthNetwork:
-        """As usual; the ViT shrinks every picture to its own size, and only the decoder works at the window's."""
-        other = super().at_window(side)
-        self.write = self.writer(other)
-        return other
-
-    def rebuilt(self, side: int) -> DepthNetwork:
-        network = self.network
-        height, width = network.config.window
-        return type(network)(dataclasses.replace(network.config, window=(round(height * side / width), side)), network.variant)
+        text = network.contract.text
+        self.write = TextEncoder(text, network.contract.input, network.artefact_files()[text.tokenizer])
 
     def words(self, batch: Batch) -> dict[str, Tensor]:
         """The prompts of the pictures."""
@@ -278,22 +266,26 @@ class LlmMdeLearner(Learner):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Maps from 0 to 1 learn the depth as a share of 10 m: the loss forgives most of a common factor, a sigmoid cannot say metres.
 
-        With ``hint``, the first channel of each patch's token learns the patch's depth too. A new ViT needs it: between its tokens and the
-        loss stand prototypes, a language model, and a head that sums over all tokens.
+        With ``hint``, the first channel of each patch's token learns the patch's depth, and the first channel of the head's code the depth of
+        its place. A new ViT needs it: between its tokens and the loss stand prototypes, a language model, and a head that sums over all tokens.
         """
         truth = batch.truth_m if self.network.config.far_m else batch.truth_m / RELATIVE_FAR_M
         valid = batch.valid & (batch.truth_m > NEAREST_M)
+        side = self.network.config.vit.image // self.network.config.vit.patch
+        if self.alone:
+            hint = patch_hint(self.network.tokens(batch.image).float(), batch.truth_m, valid, side)
+            return {"loss": self.hint * hint, "hint": hint}
         found = self.network.boundaries({"image": batch.image, **self.words(batch)})
         loss = self.loss(found["depth"].float(), truth, valid)
         if not self.hint:
             return {"loss": loss}
-        side = self.network.config.vit.image // self.network.config.vit.patch
         hint = patch_hint(found["vit_tokens"].float(), batch.truth_m, valid, side)
-        return {"loss": loss + self.hint * hint, "ssi": loss, "hint": hint}
+        code = map_hint(self.network.head.code_map(found["llm_out"]).float(), batch.truth_m, valid, batch.truth_m.shape[-1])
+        return {"loss": loss + self.hint * (hint + code), "ssi": loss, "hint": hint, "code_hint": code}
 
     def start(self, seed: int) -> None:
-        """He's weights without biases, norms that change nothing, places told apart by waves, and prototypes that differ: the picture's
-        tokens are heard through the prototypes, behind a long prompt that is mostly the same.
+        """He's weights without biases, norms and adapters that change nothing, places told apart by waves, and prototypes that differ: the
+        picture's tokens are heard through the prototypes, behind a long prompt that is mostly the same.
         """
         network = self.network
         with torch.no_grad():
@@ -306,7 +298,7 @@ class LlmMdeLearner(Learner):
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
             for name, module in network.vit.named_modules():
-                if name.endswith((".attn.proj", ".mlp.fc2")):
+                if name.endswith((".attn.proj", ".mlp.fc2", ".linear_b_q", ".linear_b_v")):
                     nn.init.zeros_(module.weight)
             network.llm.embeddings.word_embeddings.weight.mul_(WORD_SHARE)
             network.prototypes.weight.mul_(LOUD_PROTOTYPES)

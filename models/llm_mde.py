@@ -118,7 +118,7 @@ PAPER = replace(
 )
 TINY = LlmMdeConfig(
     window=(96, 128),
-    vit=VitConfig(image=64, patch=8, width=128, blocks=4, heads=4, mlp=256, lora_rank=4),
+    vit=VitConfig(image=96, patch=12, width=128, blocks=4, heads=4, mlp=256, lora_rank=4),
     reprogramming=ReprogrammingConfig(image_width=128, text_width=192, heads=3, head_width=64, prototypes=64),
     llm_layers=3,
     llm_heads=4,
@@ -231,10 +231,14 @@ class LlmMde(DepthNetwork):
         """The text prototypes [prototypes, width]: a learned mixture over the whole vocabulary."""
         return self.prototypes(self.llm.embeddings.word_embeddings.weight.T).T
 
+    def tokens(self, image: Tensor) -> Tensor:
+        """What the ViT says of ``image`` [B,3,H,W]: [B, patches, width]."""
+        return vit_tokens(self.vit, image, self.config)
+
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every stage's tensors, of ``image`` [B,3,H,W], ``prompt_ids`` [B,P] and ``prompt_mask`` [B,P]."""
         config, image, ids, mask = self.config, inputs["image"], inputs["prompt_ids"], inputs["prompt_mask"]
-        found = {"vit_tokens": vit_tokens(self.vit, image, config)}
+        found = {"vit_tokens": self.tokens(image)}
         found["reprog"] = self.reprogramming(found["vit_tokens"], self.mixed_words())
         found["llm_in"] = torch.cat([self.llm.embeddings.word_embeddings(ids), self.l2d(found["reprog"])], dim=1)
         batch, budget, patches = len(image), config.prompt_tokens, config.vit.patches
@@ -292,9 +296,13 @@ class DepthHead(nn.Module):
         self.decoder = LanguageDepthDecoder()
 
     def forward(self, llm_out: Tensor, image: Tensor) -> Tensor:
-        mixed = self.channel_mix(self.token_mix(llm_out.transpose(1, 2)).transpose(1, 2))  # [B,3,code^2]
-        depth = self.decoder(mixed.unflatten(2, (self.code, self.code)), image).sigmoid()
+        depth = self.decoder(self.code_map(llm_out), image).sigmoid()
         return depth * self.far if self.far != 1.0 else depth
+
+    def code_map(self, llm_out: Tensor) -> Tensor:
+        """The code [B, 3, code, code] before it is stretched."""
+        mixed = self.channel_mix(self.token_mix(llm_out.transpose(1, 2)).transpose(1, 2))  # [B,3,code^2]
+        return mixed.unflatten(2, (self.code, self.code))
 
     def folded(self) -> nn.Module:
         """The same with the batch norms in the convolutions."""

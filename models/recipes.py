@@ -31,6 +31,7 @@ class Recipe:
         augmentation: what is done to the pictures.
         autocast: products and convolutions in bfloat16 while learning; weights, norms and the loss stay FP32.
         hint: places in the backbone say their depth while they learn (``depth_hint``), for backbones that start from nothing.
+        hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the cheapest.
         phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
         sentences: for networks that are asked in words, about each picture of a batch.
@@ -53,6 +54,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     autocast: bool = False
     hint: bool = False
+    hint_alone: float = 0.0
     phases: tuple[tuple[float, int, int], ...] = ()
     sentences: int = 1
 
@@ -61,6 +63,8 @@ class Recipe:
             raise ValueError(f"unknown schedule {self.schedule!r}, wanted one of {', '.join(SCHEDULES)}")
         if not 0 <= self.least_rate <= self.rate or self.rate == 0 or not 0 <= self.warmup < 1 or min(self.batch, self.epochs, self.sentences) < 1:
             raise ValueError(f"positive rates, sizes and a warm-up below 1 were wanted, got {self}")
+        if not 0 <= self.hint_alone < 1 or (self.hint_alone and not self.hint):
+            raise ValueError(f"hint_alone must be a share below 1, of a recipe with hints, got {self.hint_alone}")
         shares = [share for share, _, _ in self.phases]
         if shares != sorted(set(shares)) or (shares and (shares[0] <= 0 or shares[-1] != 1)):
             raise ValueError(f"growing shares that end with 1 were wanted, got {self.phases}")
@@ -202,18 +206,20 @@ RECIPES: dict[str, Recipe] = {
     "llm-mde": LLM_MDE,
     "llm-mde-tiny": replace(
         LLM_MDE,
-        source="this project: LLM-MDE's loss, from nothing",
-        rate=1e-3,
+        source="this project: LLM-MDE's loss, from nothing: first the ViT alone, then all, the head ten times as fast as what it listens to",
+        rate=1e-2,
         schedule="cosine",
-        warmup=0.03,
+        warmup=0.02,
         batch=16,
-        epochs=4,
+        epochs=20,
         clip=1.0,
         trained=(".",),
+        slow=(r"(?!head\.)",),
+        slow_factor=0.1,
         augmentation=LIGHT,
         autocast=True,
         hint=True,
-        phases=((0.88, 64, 0), (1.0, 128, 0)),
+        hint_alone=0.8,
     ),
     "depthclip-tiny": replace(
         FROM_NOTHING,
@@ -228,6 +234,9 @@ RECIPES: dict[str, Recipe] = {
         source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
         warmup=0.05,
         decay=0.01,
+        epochs=10,
+        hint=True,
+        hint_alone=0.5,
         trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # nobody looks at the words of the last layer
     ),
 }

@@ -118,13 +118,15 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
     if resume:
         step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
-    called = nn.parallel.DistributedDataParallel(learner) if ranks.world > 1 else learner
-    started, side, examples = time.monotonic(), 0, None
+    unused = recipe.hint_alone > 0  # for a while, most of the network
+    called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
+    started, side, examples, checked = time.monotonic(), 0, None, False
     losses = [line["loss"] for line in lines if "loss" in line]
     say(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
     while step < run.steps:
         share = step / run.steps
         wanted, learner.cells = recipe.phase_at(share)
+        learner.alone = share < recipe.hint_alone
         if examples is None or wanted != side:
             side = wanted
             if side:
@@ -144,7 +146,9 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
             raise AccuracyError(f"the loss of step {step} is {float(loss.detach())}", wanted="a finite number", mend="train with a lower --lr")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        _check_gradients(names, step)
+        if not (checked or learner.alone):
+            _check_gradients(names)
+            checked = True
         if recipe.clip:
             nn.utils.clip_grad_norm_(list(names), recipe.clip, error_if_nonfinite=True)
         optimiser.step()
@@ -250,11 +254,10 @@ def _set_modes(network: nn.Module) -> None:
             module.eval()
 
 
-def _check_gradients(names: dict[Tensor, str], step: int) -> None:
-    if step == 0:
-        unreached = sorted(name for parameter, name in names.items() if parameter.grad is None)
-        if unreached:
-            raise AccuracyError(f"no gradient reaches {len(unreached)} tensor(s) that should learn, {unreached[0]} is one")
+def _check_gradients(names: dict[Tensor, str]) -> None:
+    unreached = sorted(name for parameter, name in names.items() if parameter.grad is None)
+    if unreached:
+        raise AccuracyError(f"no gradient reaches {len(unreached)} tensor(s) that should learn, {unreached[0]} is one")
 
 
 def _validate(learner: Learner, run: Run) -> dict[str, float]:

@@ -59,16 +59,22 @@ class DepthClipLearner(WordsLearner):
 class DepthBlip2Learner(WordsLearner):
     """DepthBLIP-2, small: everything learns. (Of the full size only the bins do; ``bins_training`` fits them in one go, this one measures.)"""
 
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__(network, recipe)
+        self.hint = HINT_WEIGHT if recipe.hint else 0.0
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Also ``hint``: the first channel of each patch's token learns the patch's depth. Between a new encoder and the loss stands the narrow
+        """With ``hint``, the first channel of each patch's token learns the patch's depth. Between a new encoder and the loss stands the narrow
         path through seven times eight queries; the published encoder had seen millions of pictures before.
         """
         network = self.network.eval()  # without dropout: nothing is seen often enough to be learned by heart
         tokens = network.image_encoder(batch.image)
+        hint = self.hint and patch_hint(tokens, batch.truth_m, batch.valid, network.config.vision.image // network.config.vision.patch)
+        if self.alone:
+            return {"loss": self.hint * hint, "hint": hint}
         fused = PromptedQFormer(network.qformer, network.config.prompt_ids, learns=True)(tokens)  # all at once, as exported: a third of the time
         loss = self.loss(self.enlarged(network.head(fused), batch), batch.truth_m, batch.valid)
-        hint = patch_hint(tokens, batch.truth_m, batch.valid, network.config.vision.image // network.config.vision.patch)
-        return {"loss": loss + HINT_WEIGHT * hint, "silog": loss, "hint": hint}
+        return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint} if self.hint else {"loss": loss}
 
     def start(self, seed: int) -> None:
         """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and queries that hear their words:

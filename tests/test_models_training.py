@@ -251,8 +251,9 @@ def quick_run(output: Path, steps: int = 4, recipe: Recipe = QUICK, rooms: int =
                every=2, store="fp32", device=torch.device("cpu"), facts=facts)  # fmt: skip
 
 
-def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path):
-    whole = quick_run(tmp_path / "whole.safetensors", held_out=KeptSamples([Rooms(1, 9, (32, 48))]))
+@pytest.mark.parametrize("recipe", [QUICK, dataclasses.replace(QUICK, hint_alone=0.6)], ids=["all", "hint-alone"])
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(recipe, tmp_path):
+    whole = quick_run(tmp_path / "whole.safetensors", recipe=recipe, held_out=KeptSamples([Rooms(1, 9, (32, 48))]))
     train(whole)
 
     def stop(step: int) -> None:
@@ -305,16 +306,36 @@ def test_a_run_can_begin_with_the_backbone_of_another_network(tmp_path):
     assert all(torch.equal(mine[name], wanted[name]) for name in wanted if name.startswith(("vae.", "unet.")))
 
 
-def test_llm_mde_learns_at_a_smaller_window_with_the_same_weights():
+def test_llm_mde_counts_the_hints_of_its_vit_and_of_its_head():
     network = random_llm_mde("official", LLM_MDE_TINY)
     learner = learner_for(network, RECIPES["llm-mde-tiny"])
-    smaller = learner.at_window(64)
-    assert smaller.config.window == (48, 64) and smaller.contract.input.window == (48, 64)
-    assert all(one is other for one, other in zip(network.parameters(), smaller.parameters(), strict=True))
-    learner.network = smaller
-    rooms = KeptSamples([Rooms(2, 1, (32, 48))])
-    parts = learner(Examples(rooms, smaller.contract).batch([0, 1]))
-    assert float(parts["loss"]) == pytest.approx(float(parts["ssi"]) + 4 * float(parts["hint"]), rel=1e-5)
+    learner.start(0)
+    batch = Examples(KeptSamples([Rooms(2, 1, (48, 64))]), network.contract).batch([0, 1])
+    parts = learner(batch)
+    assert float(parts["loss"]) == pytest.approx(float(parts["ssi"] + 4 * (parts["hint"] + parts["code_hint"])), rel=1e-5)
+    learner.alone = True
+    alone = learner(batch)
+    assert float(alone["loss"]) == pytest.approx(4 * float(parts["hint"]), rel=1e-5) and alone.keys() == {"loss", "hint"}
+
+
+ALONE = {"evp-tiny": ("vae.", "unet.", "text."), "depthblip2-tiny": ("image_encoder.",), "llm-mde-tiny": ("vit.",)}
+
+
+@pytest.mark.parametrize("model", ALONE)
+def test_the_hint_alone_teaches_the_backbone_and_nothing_else(model, tmp_path):
+    recipe = dataclasses.replace(RECIPES[model], batch=1, warmup=0.0, hint_alone=0.6, phases=())
+    network, data = load(model, random_init=True), KeptSamples([Rooms(1, 1, (48, 64))])
+    run = Run(network, recipe, data, None, tmp_path / "w.safetensors", 4, 0, 100, "fp32", torch.device("cpu"), {})
+    seen = []
+    train(run, reach=lambda step: seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()}))
+    changed = {name for name in seen[0] if not torch.equal(seen[0][name], seen[2][name])}  # steps 2 and 3 of 4
+    assert changed and all(name.startswith(ALONE[model]) for name in changed)
+    assert any(not name.startswith(ALONE[model]) and not torch.equal(seen[2][name], seen[3][name]) for name in seen[0])
+
+
+def test_a_hint_alone_wants_a_hint():
+    with pytest.raises(ValueError, match="hint_alone"):
+        dataclasses.replace(RECIPES["evp"], hint_alone=0.5)
 
 
 def test_a_backbone_goes_on_as_it_was():
