@@ -17,7 +17,8 @@ from typing import Any
 
 from ..runtime.command import run_command
 from ..runtime.errors import FathomError, UsageError
-from .evp_fullsize import TARGETS, machine, measured
+from .evp_fullsize import TARGETS
+from .measured_commands import machine, measured
 
 RUNS: dict[str, tuple[str, ...]] = {  # name of the run -> how depth-export is asked for it
     "depthclip": ("--model", "depthclip"),

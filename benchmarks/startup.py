@@ -19,7 +19,7 @@ from typing import Any
 
 from ..runtime.command import run_command
 from ..runtime.errors import FathomError
-from .evp_fullsize import machine
+from .measured_commands import machine
 
 PACKAGE = __package__.rpartition(".")[0]
 LIMITS_MS = {"import fathom.runtime": 150, "depth-run --help": 300, "depth-export --help": 300, "depth-build --help": 300, "depth-run, one photo": 2000}

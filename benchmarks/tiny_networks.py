@@ -35,6 +35,7 @@ from .accuracy import measure, to_json
 from .accuracy_journal import Journal
 from .accuracy_rows import fitted, open_rows
 from .mask_agreement import changed_pixels
+from .measured_commands import MODULES
 from .published import EVALUATIONS
 
 NETWORKS: dict[str, tuple[str, ...]] = {  # name -> what depth-export wants besides
@@ -54,7 +55,6 @@ FP16 = ("--budget", "abs_rel=0.1%,delta1=0.1pp", "--precisions", "fp32,fp16", "-
 METRICS = ("abs_rel", "rmse", "delta1")
 LIMITS = {"fp32": 0.001, "fp16": 0.001, "int8": 0.01}  # of abs_rel relative to PyTorch; FP32: of rmse and delta1 too; of a mask: changed pixels
 WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
-MODULES = {"depth-export": "export.export_command", "depth-calibrate": "calibration.calibrate_command", "depth-build": "export.build_command"}
 
 
 class Held:

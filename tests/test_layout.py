@@ -30,7 +30,7 @@ OTHERS = {
     "benchmarks": {"numpy", "h5py", "onnxruntime", "matplotlib", "PIL"},
 }
 AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used
-PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/pytorch_latency.py", "benchmarks/evp_fullsize.py", "benchmarks/network_fullsize.py"}
+PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/pytorch_latency.py", "benchmarks/evp_fullsize.py"}
 RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "text", "preprocess", "files", "command", "progress"}
 
 

@@ -1,0 +1,44 @@
+"""Seconds and memory of our commands: what a process holds is seen, what fails is said, and INT8 is set against FP16 stage by stage."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fathom.benchmarks.int8_fullsize import ratios
+from fathom.benchmarks.measured_commands import TreeMemory, machine, measured
+from fathom.runtime.errors import FathomError
+
+MIB = 1 << 20
+CHILD = f"import time; held = bytearray({200 * MIB}); held[::4096] = held[1::4096]; time.sleep(1)"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
+
+
+def test_the_memory_of_descendants_counts():
+    process = subprocess.Popen([sys.executable, "-c", PARENT])
+    memory = TreeMemory(process.pid)
+    process.wait()
+    memory.stop()
+    assert 200 * MIB < memory.peak_anonymous_nbytes <= memory.peak_nbytes < 400 * MIB
+
+
+def test_a_command_that_fails_is_named(tmp_path):
+    with pytest.raises(FathomError, match="depth-build ended with exit code 3"):
+        measured("depth-build", str(tmp_path / "nothing"), "-o", str(tmp_path / "x.plan"), threads=1)
+
+
+def test_the_result_of_a_command_and_what_it_took(tmp_path):
+    found = measured("depth-export", "--model", "depthblip2-tiny", "--random-init", "-o", str(tmp_path / "bundle"), threads=1)
+    assert found["command"] == "depth-export --model depthblip2-tiny --random-init -o bundle"
+    assert found["result"]["network"] == "depthblip2-tiny" and found["result"]["bundle"] == "bundle"
+    assert 0.05 < found["peak_gib"] < 4 and found["seconds"] > 0
+    assert machine()["cores"] >= 1
+
+
+def test_int8_engines_are_set_against_fp16_engines():
+    def stage(name, engine, weights, **layers):
+        return {"name": name, "engine_nbytes": engine, "weights_nbytes": weights, "layers": layers}
+
+    high = [stage("unet", 1000, 900, half=9), stage("bins", 50, 40, half=3)]
+    low = [stage("unet", 520, 450, half=1, int8=8), stage("bins", 50, 40, half=3)]
+    assert ratios(low, high) == {"unet": {"engine": 0.52, "weights": 0.5}}
