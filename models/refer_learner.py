@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate
 
 from .depth_hint import map_hint
+from .diffusion_learners import EvpLearner
 from .evp_refer import LATENT_DIVISOR
-from .learners import EvpLearner
 from .mask_validation import blind_masks, validate_masks
 from .network import DepthNetwork
 from .recipes import Recipe

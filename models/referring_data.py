@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ..runtime.errors import InputError, UsageError
 from ..runtime.preprocess import Window, place_steps, shape_photo, window_tensor
 from ..runtime.text import TextEncoder
 from .augmentation import Augmentation, mirrored, recoloured
-from .training_data import KeptSamples, shape_truth
+from .training_data import KeptSamples, keep, shape_truth
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,7 @@ class NamedSamples:
         if file.is_file():
             return _kept(file)
         things = rooms.things(inside)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-        np.savez(part, map=things.map, names=np.str_(json.dumps(things.names)))
-        os.replace(part, file)
+        keep(file, map=things.map, names=np.str_(json.dumps(things.names)))
         return things
 
 

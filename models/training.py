@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..runtime.errors import AccuracyError, UsageError
 from ..runtime.files import whole_file
-from .learners import Learner, learner_for, published_tensors
+from .learner import Learner
+from .learners import learner_for, published_tensors
 from .network import DepthNetwork
 from .recipes import Recipe
 from .training_data import KeptSamples

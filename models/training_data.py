@@ -79,11 +79,16 @@ class KeptSamples:
         if file.is_file():
             return _kept(file)
         sample = self.sources[which][inside]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-        np.savez(part, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, scene=np.str_(sample.scene))
-        os.replace(part, file)
+        keep(file, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, scene=np.str_(sample.scene))
         return sample
+
+
+def keep(file: Path, **arrays: np.ndarray) -> None:
+    """Write arrays into a file, whole or not at all, also where several processes make it at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    np.savez(part, **arrays)
+    os.replace(part, file)
 
 
 def _kept(file: Path) -> Sample:

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate, normalize
 
 from .depth_hint import patch_hint, waves
 from .depthclip import WORD_SHARE
-from .learners import Learner
+from .learner import Learner
 from .network import DepthNetwork
 from .qformer import PromptedQFormer
 from .recipes import Recipe

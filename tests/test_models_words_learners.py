@@ -27,7 +27,7 @@ def run_of(name, variant, output, steps, **changes) -> Run:
     if name == "depthclip-tiny":
         pytest.importorskip("open_clip")
     network = load(name, variant=variant, random_init=True)
-    recipe = dataclasses.replace(RECIPES[name], batch=2, warmup=0.0, **changes)
+    recipe = dataclasses.replace(RECIPES[name], batch=2, warmup=0.0, hint_alone=0.0, **changes)
     data = KeptSamples([Rooms(2, 1, (48, 64))])
     return Run(network, recipe, data, None, output, steps, 0, 100, "fp32", torch.device("cpu"), {})
 
