@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from typing import Any, TextIO
 
 EVERY_S = 10.0
+PAST_LINES = 12  # the time that is left follows from what was done since then
 
 
 class Progress:
@@ -24,7 +26,7 @@ class Progress:
         self.total, self.what, self.done = total, what, 0
         self._quiet, self._every_s = quiet, every_s
         self._stream = sys.stderr if stream is None else stream
-        self._start = self._last = time.monotonic()
+        self._past = deque([(time.monotonic(), 0)], PAST_LINES)
         self._bar = None if quiet else self._make_bar()
 
     def _make_bar(self) -> Any:
@@ -43,12 +45,13 @@ class Progress:
             self._bar.update(steps)
             return
         now = time.monotonic()
-        if not self._quiet and (self.done < self.total or not self.total) and now - self._last >= self._every_s:
-            self._last = now
+        if not self._quiet and (self.done < self.total or not self.total) and now - self._past[-1][0] >= self._every_s:
+            then, before = self._past[0]
+            self._past.append((now, self.done))
             if not self.total:
                 self.say(f"{self.done} {self.what}")
                 return
-            left_s = (now - self._start) / self.done * (self.total - self.done) if self.done else 0.0
+            left_s = (now - then) / (self.done - before) * (self.total - self.done) if self.done > before else 0.0
             self.say(f"{self.done} of {self.total} {self.what}, about {_duration(left_s)} to go")
 
     def reach(self, done: int) -> None:

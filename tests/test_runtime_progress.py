@@ -30,6 +30,15 @@ def test_plain_lines_come_at_most_every_ten_seconds(clock):
     assert len(lines) == 5 and lines[0] == "10 of 100 photos, about 90 s to go"
 
 
+def test_the_time_left_follows_the_last_minutes(clock):
+    out = io.StringIO()
+    with Progress(2000, "steps", stream=out) as bar:
+        for step in range(1500):
+            clock[0] += 0.1 if step < 1000 else 1  # the last steps take ten times as long
+            bar.advance()
+    assert out.getvalue().splitlines()[-1].endswith(" of 2000 steps, about 8 min to go")
+
+
 def test_short_work_says_nothing(clock):
     out = io.StringIO()
     with Progress(3, "photos", stream=out) as bar:
