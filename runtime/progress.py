@@ -51,8 +51,9 @@ class Progress:
             if not self.total:
                 self.say(f"{self.done} {self.what}")
                 return
-            left_s = (now - then) / (self.done - before) * (self.total - self.done) if self.done > before else 0.0
-            self.say(f"{self.done} of {self.total} {self.what}, about {_duration(left_s)} to go")
+            steps = self.done - before
+            left = f", about {_duration((now - then) / steps * (self.total - self.done))} to go" if steps else ""
+            self.say(f"{self.done} of {self.total} {self.what}{left}")
 
     def reach(self, done: int) -> None:
         """At least that many steps are done."""

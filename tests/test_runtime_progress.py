@@ -39,6 +39,14 @@ def test_the_time_left_follows_the_last_minutes(clock):
     assert out.getvalue().splitlines()[-1].endswith(" of 2000 steps, about 8 min to go")
 
 
+def test_nothing_is_foretold_before_the_first_step(clock):
+    out = io.StringIO()
+    with Progress(3, "photos", stream=out) as bar:
+        clock[0] += 11
+        bar.advance(0)
+    assert out.getvalue() == "0 of 3 photos\n"
+
+
 def test_short_work_says_nothing(clock):
     out = io.StringIO()
     with Progress(3, "photos", stream=out) as bar:
