@@ -223,23 +223,32 @@ def _plan(graph: StageGraph, batch: int, memory_nbytes: int, also: tuple[str, ..
 
 
 def _watching(graph: StageGraph, names: list[str], with_peaks: bool) -> tuple[StageSession, dict[str, str]]:
-    """A session that also puts out the tensors ``names`` and, as scalars, the peaks; returns tensor -> output of its peak."""
+    """A session that also puts out the tensors ``names`` and, as scalars, the peaks; returns tensor -> output of its peak.
+
+    Each peak is taken right behind the node that makes its tensor, and nodes run in that order: otherwise every activation of the stage would
+    wait in memory for the peaks at the end.
+    """
     watched = graph.copy()
     kinds, _ = watched.types_and_shapes()
     outputs = set(watched.outputs)
     peaks: dict[str, str] = {}
     if with_peaks:
-        floats = [name for name in [*watched.inputs, *watched.maker] if kinds.get(name) == FLOAT]
-        for number, name in enumerate(floats):
-            peaks[name] = f"peak:{number}"
-            watched.model.graph.node.append(helper.make_node("Abs", [name], [f"peak:{number}:abs"], name=f"peak_abs_{number}"))
-            watched.model.graph.node.append(helper.make_node("ReduceMax", [f"peak:{number}:abs"], [peaks[name]], name=f"peak_{number}", keepdims=0))
-            watched.model.graph.output.append(helper.make_tensor_value_info(peaks[name], FLOAT, []))
+        nodes = []
+        for node in [None, *watched.model.graph.node]:
+            nodes += [node] if node else []
+            for name in node.output if node else watched.inputs:
+                if kinds.get(name) == FLOAT:
+                    number, peaks[name] = len(peaks), f"peak:{len(peaks)}"
+                    nodes.append(helper.make_node("Abs", [name], [f"peak:{number}:abs"], name=f"peak_abs_{number}"))
+                    nodes.append(helper.make_node("ReduceMax", [f"peak:{number}:abs"], [peaks[name]], name=f"peak_{number}", keepdims=0))
+                    watched.model.graph.output.append(helper.make_tensor_value_info(peaks[name], FLOAT, []))
+        del watched.model.graph.node[:]
+        watched.model.graph.node.extend(nodes)
     for name in names:
         if name not in outputs and name in watched.maker:
             watched.model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
     watched.index()
-    return StageSession(watched, optimise=False), peaks
+    return StageSession(watched, optimise=False, as_written=True), peaks
 
 
 def resident_nbytes() -> int:

@@ -19,12 +19,13 @@ class StageSession:
         graph: the stage; outputs can be added to it before.
         real_int8: let ONNX Runtime use its INT8 kernels; otherwise Q/DQ only rounds, and the sums are FP32.
         optimise: let it fuse; off, every tensor is what its node computes.
+        as_written: run the nodes in the order of the graph.
 
     Raises:
         BuildFailedError: if ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, graph: StageGraph, *, real_int8: bool = False, optimise: bool = True):
+    def __init__(self, graph: StageGraph, *, real_int8: bool = False, optimise: bool = True, as_written: bool = False):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -32,6 +33,8 @@ class StageSession:
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if optimise else level.ORT_ENABLE_BASIC
+        if as_written:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.enable_cpu_mem_arena = False  # an arena keeps its peak for ever
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.realpath(graph.folder))
         if not real_int8:

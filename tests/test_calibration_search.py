@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,6 +167,33 @@ def test_little_memory_means_more_passes_and_the_same_ranges(bundle, tmp_path, m
     with pytest.raises(OutOfMemoryError, match="larger --memory"):
         module._plan(graph, 1, 1000, ())
     assert resident_nbytes() > 0
+
+
+LONG_STAGE = """
+import resource, numpy as np, onnx
+from onnx import TensorProto, helper
+from pathlib import Path
+from fathom.calibration.observe import _watching
+from fathom.calibration.stage_graph import StageGraph
+
+names = ["x", *(f"t{k}" for k in range(24))]
+nodes = [helper.make_node("Sin", [one], [other]) for one, other in zip(names, names[1:])]
+nodes.append(helper.make_node("ReduceMean", [names[-1]], ["y"], keepdims=0))
+image, mean = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 1024, 1024]), helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+model = helper.make_model(helper.make_graph(nodes, "long", [image], [mean]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+session, peaks = _watching(StageGraph(model, Path(".")), [], with_peaks=True)
+x = np.full((4, 1024, 1024), 2, np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+values = session.run({"x": x})
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, float(values[peaks["x"]]), float(values[peaks["t0"]]))
+"""
+
+
+def test_a_look_at_the_peaks_keeps_no_activation_waiting():
+    done = subprocess.run([sys.executable, "-c", LONG_STAGE], capture_output=True, text=True, check=True)
+    peak_mib, of_x, of_t0 = map(float, done.stdout.split())
+    assert of_x == 2 and of_t0 == pytest.approx(np.sin(2), rel=1e-6)
+    assert peak_mib < 8 * 16  # 24 activations of 16 MiB each
 
 
 def test_an_interrupted_observation_goes_on_and_ends_the_same(bundle, tmp_path, monkeypatch):
