@@ -168,7 +168,7 @@ def test_without_padding_the_numbers_are_the_published_ones():
     assert inputs["prompt_mask"].sum() == 114
     with torch.no_grad():
         got = network.boundaries(inputs)
-        x = interpolate(inputs["image"], (64, 64), mode="bilinear", align_corners=False)
+        x = interpolate(inputs["image"], (96, 96), mode="bilinear", align_corners=False)
         tokens = network.vit(x)[:, :-1]
         words = network.llm.embeddings.word_embeddings.weight
         prototypes = network.prototypes(words.permute(1, 0)).permute(1, 0)
@@ -219,7 +219,7 @@ def test_contract(network):
     check_chain(tuple(stage.spec for stage in network.stages()))
     assert sum(weight.numel() for weight in network.parameters()) < 2_000_000
     if network.variant == "official":
-        assert (output.kind, output.unit, output.far, text.kind, text.size) == ("relative", "", 1.0, "position-statistics", 64)
+        assert (output.kind, output.unit, output.far, text.kind, text.size) == ("relative", "", 1.0, "position-statistics", 96)
     else:
         assert (output.kind, output.unit, output.far, text.kind, text.size) == ("metric", "m", 10.0, "level-statistics", 0)
 
