@@ -50,3 +50,9 @@ def waves(side: int, count: int) -> Tensor:
     cosines[0] = 1
     slowest = sorted(((row, column) for row in range(side) for column in range(side)), key=lambda pair: (sum(pair), max(pair), pair))[:count]
     return torch.stack([torch.outer(cosines[row], cosines[column]).flatten() / (1 + row + column) ** 0.5 for row, column in slowest], dim=1)
+
+
+def scattered_waves(side: int, width: int, seed: int) -> Tensor:
+    """``waves`` over a square of patches, spread over all channels by a random rotation: [side^2, width]."""
+    slowest = waves(side, width)
+    return slowest @ torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q[: slowest.shape[1]]

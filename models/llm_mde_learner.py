@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.text import TextEncoder
-from .depth_hint import map_hint, patch_hint, waves
+from .depth_hint import map_hint, patch_hint, scattered_waves
 from .learner import Learner
 from .network import DepthNetwork
 from .recipes import Recipe
@@ -77,5 +77,4 @@ class LlmMdeLearner(Learner):
             network.prototypes.weight.mul_(LOUD_PROTOTYPES)
             network.reprogramming.key_projection.weight.mul_(SHARP)
             places = network.vit.pos_embed[0]
-            mixed = torch.linalg.qr(torch.randn(places.shape[1], places.shape[1], generator=torch.Generator().manual_seed(seed))).Q
-            places[1:] = (waves(math.isqrt(len(places) - 1), places.shape[1]) @ mixed[: len(places) - 1]).to(places.device)
+            places[1:] = scattered_waves(math.isqrt(len(places) - 1), places.shape[1], seed).to(places.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from .depth_hint import patch_hint, waves
+from .depth_hint import patch_hint, scattered_waves
 from .depthclip import WORD_SHARE
 from .learner import Learner
 from .network import DepthNetwork
@@ -91,8 +91,7 @@ class DepthBlip2Learner(WordsLearner):
                     nn.init.zeros_(module.bias)
             places = network.image_encoder.embeddings.position_embedding
             places = places.weight if isinstance(places, nn.Embedding) else places[0]  # [1 + patches, width]
-            mixed = torch.linalg.qr(torch.randn(places.shape[1], places.shape[1], generator=torch.Generator().manual_seed(seed))).Q
-            places[1:] = PLACE_LOUDNESS * (waves(math.isqrt(len(places) - 1), places.shape[1]) @ mixed).to(places.device)
+            places[1:] = PLACE_LOUDNESS * scattered_waves(math.isqrt(len(places) - 1), places.shape[1], seed).to(places.device)
             layers = network.qformer.former.encoder.layer
             for layer in layers:
                 layer.attention.output.dense.weight.mul_(LOUD_WORDS)
