@@ -168,14 +168,13 @@ class _Typing:
         self._new.extend([node, *tail])
 
     def _read(self, name: str, kind: int) -> str:
-        suffix = "fp16" if kind == HALF else "fp32"
+        target = f"{name}:{WORDS[kind]}"
         if name in self.constants:
             taken = any(source == name for source, _ in self.initialisers)
-            return self.initialisers.setdefault((name, kind), f"{name}:{suffix}" if taken else name)
+            return self.initialisers.setdefault((name, kind), target if taken else name)
         if self._stored[name] == kind:
             return name
         if (name, kind) not in self._cast:
-            target = f"{name}:{suffix}"
             self._new.append(self._make_cast(name, target, kind))
             self._cast[name, kind] = target
         return self._cast[name, kind]

@@ -150,6 +150,22 @@ def test_an_initialiser_read_in_both_types_is_stored_in_both(tmp_path):
     _session(tmp_path / "t.onnx")
 
 
+def test_what_is_read_in_three_types_has_three_names(tmp_path):
+    """A plan with BF16 in it: one tensor and one weight go to an FP16, a BF16 and an FP32 product."""
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["a"], name="first/MatMul_0")]
+    nodes += [helper.make_node("MatMul", ["a", "weight"], [kind], name=f"{kind}/MatMul_0") for kind in ("half", "brain", "full")]
+    nodes += [helper.make_node("Sum", ["half", "brain", "full"], ["y"], name="last/Sum_0")]
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    file, spec = _graph(tmp_path, nodes, {"weight": weight})
+    type_stage(file, tmp_path / "t.onnx", spec, precisions={"brain/MatMul_0": "bf16", "full/MatMul_0": "fp32"})
+    model = onnx.load(str(tmp_path / "t.onnx"))
+    onnx.checker.check_model(model)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True)
+    assert {t.name: t.data_type for t in model.graph.initializer} == {"weight": HALF, "weight:bf16": TensorProto.BFLOAT16, "weight:fp32": FLOAT}
+    products = {node.name.split("/")[0]: list(node.input) for node in model.graph.node if node.op_type == "MatMul"}
+    assert products["brain"] == ["a:bf16", "weight:bf16"] and products["full"] == ["a:fp32", "weight:fp32"] and products["half"] == ["a", "weight"]
+
+
 def test_islands_are_paths_not_substrings(tmp_path):
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["a"], name="header.fc/MatMul_0"),
