@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError, missing_package
+from .engine_weights import stored_weights
 
 PACKAGES = {"tensorrt": ("tensorrt", ""), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 OLDEST = (10, 3)
@@ -58,11 +60,12 @@ def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str,
         say: sends one event to the parent.
 
     Returns:
-        ``nbytes`` of the engine, ``version``, ``counts`` (layers by type really held), ``activations_nbytes`` (0 if not told).
+        ``nbytes`` of the engine, ``version``, ``counts`` (layers by type really held), ``activations_nbytes`` (0 if not told), ``stored`` (see
+        ``BuiltStage``).
 
     Raises:
         BuildFailedError: naming the stage and, where the parser knows it, the node.
-        PrecisionError: if the parsed network holds another precision than the typed graph says.
+        PrecisionError: if the parsed network holds another precision than the typed graph says, or the engine's INT8 weights are not INT8.
     """
     stage = request["stage"]
     trt = load_backend(request["backend"])
@@ -90,8 +93,9 @@ def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str,
     with open(request["target"], "wb") as file, memoryview(engine) as view:
         for start in range(0, nbytes, CHUNK):
             file.write(view[start : start + CHUNK])
+    stored = _check_stored(request) if request["backend"] == "tensorrt-rtx" else {}
     say("progress", what=f"{stage}: written", done=1.0)
-    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": logger.activations}
+    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": logger.activations, "stored": stored}
 
 
 def _logger(trt: ModuleType, say: Callable[..., None]):
@@ -190,6 +194,18 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
             mend="build from a bundle that depth-export made",
         )
     return counts
+
+
+def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Look for the weights in the finished engine; INT8 ones must be there as they are (others may have been merged with a neighbour)."""
+    found = stored_weights(Path(request["target"]), Path(request["source"]))
+    if (int8 := found.get("int8")) and int8.missing:
+        raise PrecisionError(
+            f"stage {request['stage']}: {len(int8.missing)} of {int8.looked_for} INT8 weights are not in the engine as INT8, {int8.missing[0]} first",
+            wanted="every one of them",
+            mend="report it with the version of the backend",
+        )
+    return {kind: (weights.stored, weights.looked_for) for kind, weights in found.items()}
 
 
 def _makers(network: Any) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def test_tensorrt_rtx_compiles_int8_and_holds_it(bundle, rtx, tmp_path):
     report = build_plan(bundle, tmp_path / "x.plan", BuildOptions("tensorrt-rtx", "int8", ("sm86", "sm89", "sm120")))
     plan = require_calibration(BundleDirectory.open(bundle)).plan
     assert report.stages[0].layers["int8"] >= 2
+    assert report.stages[0].stored["int8"] == (2, 2)  # the feed-forward's, byte for byte; the patch embedding has three channels
     assert [stage.precision for stage in report.manifest.stages] == [plan.precision("encoder"), plan.precision("head")]
 
 

@@ -147,10 +147,10 @@ def test_a_missing_package_is_named_with_the_pip_install_that_mends_it(module, a
 
 def test_a_compiler_that_takes_too_much_is_exit_7_with_the_numbers(foreign, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
-    from fathom.export import build
+    from fathom.export import stage_builder
 
     assert export_command.main([*foreign, "-o", str(tmp_path / "net"), "--quiet"]) == 0
-    monkeypatch.setattr(build, "default_limit_nbytes", lambda: 20 << 20)
+    monkeypatch.setattr(stage_builder, "default_limit_nbytes", lambda: 20 << 20)
     assert build_command.main([str(tmp_path / "net"), "-o", str(tmp_path / "x.plan"), "--backend", "tensorrt-rtx"]) == 7
     shown = capsys.readouterr().err
     assert "stopped at the limit of 0.02 GiB" in shown and "--memory" in shown and sorted(p.name for p in tmp_path.iterdir()) == ["net"]

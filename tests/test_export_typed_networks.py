@@ -71,6 +71,8 @@ def test_fp16_stages_run_and_compile(tiny_bundle, tmp_path, name):
     with_layers = [stage for stage in report.stages if stage.layers]
     assert with_layers and sum(stage.layers.get("half", 0) for stage in with_layers) > 0
     assert not any("int8" in stage.layers for stage in with_layers)
+    found, of = map(sum, zip(*(stage.stored["float16"] for stage in with_layers if "float16" in stage.stored), strict=True))
+    assert found > 0.9 * of  # some are merged with their neighbours
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -81,3 +83,5 @@ def test_int8_stages_run_and_compile(tiny_bundle, tmp_path, name):
     for stage, facts in zip(report.manifest.stages, report.stages, strict=True):
         assert stage.precision == plan.precision(stage.spec.name) and bool(facts.layers.get("int8")) == (stage.precision == "int8"), facts.name
     assert any(stage.precision == "int8" for stage in report.manifest.stages)
+    stored = [facts.stored["int8"] for facts in report.stages if "int8" in facts.stored]
+    assert stored and all(found == of > 0 for found, of in stored)
