@@ -19,8 +19,9 @@ from .objective import Budget
 from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, observe, prepare_photos, silent
 from .observers import OBSERVERS
 from .precision_plan import PrecisionPlan, write_plan
-from .search import CANDIDATES, MOST_REGIONS, Measured, Search
+from .search import CANDIDATES, MOST_REGIONS, Search
 from .sensitivity import FIRST_OBSERVER
+from .stage_times import StageTimes
 from .table import CalibrationTable, model_fingerprint, write_table
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
@@ -46,7 +47,7 @@ class Settings:
     prompt: str | None = None
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES
     regions: int = MOST_REGIONS
-    measured: Measured | None = None
+    measured: StageTimes | None = None
     also: tuple[str, ...] = ()
 
     def __post_init__(self):

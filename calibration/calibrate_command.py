@@ -15,7 +15,7 @@ from ..runtime.errors import InputError, UsageError
 EPILOG = """\
 exit codes: 0 ok, 2 usage, 3 bad input, 4 the FP32 network itself is broken, 7 out of memory, 130 interrupted
 An interrupted calibration is taken up where it stopped when the same command is given again.
-example: depth-calibrate evp/ --data nyu:nyu_depth_v2_labeled.mat --budget abs_rel=0.5%%,delta1=0.2pp
+example: depth-calibrate evp/ --data nyu:nyu_depth_v2_labeled.mat --budget abs_rel=0.5%,delta1=0.2pp
 """
 
 
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="bound for the observation; less means more passes (default: %(default)s)")
     parser.add_argument("--regions", type=int, default=48, metavar="N", help="most regions per stage; fewer are faster to search (default: %(default)s)")
     parser.add_argument("--also", default="", metavar="LIST", help="quantise these too: residual-adds, attention-products (default: neither)")
-    parser.add_argument("--latency", type=Path, metavar="FILE", help="measured stage times of a card, JSON: {device, stages: {stage: {precision: ms}}}")
+    parser.add_argument("--stage-times", type=Path, metavar="FILE", help="decide by times of a card, made by depth-build --stage-times (default: modelled)")
     common_flags(parser)
     return parser
 
@@ -57,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     from .quantize import ALSO
     from .report import report_lines
     from .search import CANDIDATES
+    from .stage_times import read_stage_times
 
     precisions = tuple(word.strip() for word in options.precisions.split(","))
     if unknown := set(precisions) - set(CANDIDATES):
@@ -67,10 +68,10 @@ def _run(options: argparse.Namespace) -> int:
     if unknown := set(also) - set(ALSO):
         raise UsageError(f"--also {sorted(unknown)[0]!r}", wanted=", ".join(ALSO))
     budget = Budget.parse(options.budget)
-    measured = _measured(options.latency) if options.latency else None
     with BundleDirectory.open(options.bundle) as bundle:
         if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
             raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", mend="pass --force to replace its calibration")
+        measured = read_stage_times(options.stage_times, bundle.manifest) if options.stage_times else None
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
         settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured, also)
@@ -119,22 +120,6 @@ def _facts(bundle: Path, result) -> list[dict]:
     return found + [
         {"kind": "variant", "name": v.name, "cost_ms": v.cost_ms, "within": v.within, "pareto": v.pareto, "chosen": v.chosen, **v.score} for v in plan.variants
     ]
-
-
-def _measured(path: Path):
-    from ..runtime.spec import fields
-    from .search import Measured
-
-    try:
-        device, stages = fields(json.loads(path.read_bytes()), "latency", device=str, stages=dict)
-        for stage, times in stages.items():
-            if not isinstance(times, dict) or not all(isinstance(t, (int, float)) and not isinstance(t, bool) and 0 < t < 1e9 for t in times.values()):
-                raise ValueError(f"stages.{stage}: milliseconds by precision were wanted")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path} holds no stage times ({error})", wanted='{"device": "…", "stages": {"unet": {"fp16": 12.3, "int8": 9.1}}}') from error
-    return Measured(device, stages)
 
 
 if __name__ == "__main__":

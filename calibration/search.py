@@ -13,19 +13,12 @@ from .observe import StageObservation, Tick, silent
 from .precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
 from .regions import Region
 from .sensitivity import Sensitivity, measure
+from .stage_times import StageTimes
 from .table import TensorRange
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
 CANDIDATES = ("fp32", "bf16", "fp16", "int8")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Times of whole stages on a card: stage -> precision -> milliseconds."""
-
-    device: str
-    stages: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Search:
         model_sha256: str,
         budget: Budget,
         precisions: tuple[str, ...] = CANDIDATES,
-        measured: Measured | None = None,
+        measured: StageTimes | None = None,
         card: Card = RTX_3090,
         most_regions: int = MOST_REGIONS,
         tick: Tick = silent,
@@ -204,15 +197,16 @@ class Search:
         return replaced, f"{stage}: INT8 is dropped because it saves only {gain:.0%} of {slow:.3g} ms ({kind}; {PAYS_FROM:.0%} is wanted)."
 
     def _is_measured(self, stage: str) -> bool:
-        return self.measured is not None and {"fp16", "int8"} <= set(self.measured.stages.get(stage, {}))
+        return self.measured is not None and self.measured.compares(stage)
 
     def stage_ms(self, stage: str, choices: dict[Region, Choice]) -> float:
-        """Time of a stage: modelled, or the measured time of its lowest precision."""
+        """Time of a stage: modelled, or the measured time of its lowest precision (of BF16 that of FP16: it is as wide)."""
         if self._is_measured(stage):
-            present = {choice.precision for choice in choices.values()}
+            times, present = self.measured.stages[stage], {choice.precision for choice in choices.values()}
             lowest = next((p for p in ("int8", "fp16", "bf16") if p in present), "fp32")
-            if lowest in self.measured.stages[stage]:
-                return self.measured.stages[stage][lowest]
+            lowest = lowest if lowest in times or lowest != "bf16" else "fp16"
+            if lowest in times:
+                return times[lowest]
         quantised = {name for region in choices for name in self._lines[region].quantised}
         return self._models[stage].total_ms(choices, quantised)
 
@@ -234,7 +228,9 @@ class Search:
             reason = self._reasons.get(region, "")
             regions.append(RegionPlan(region.stage, region.path, region.kind, region.nodes, chosen[region], reason, line.evidence(), macs))
             overflows += [{"stage": region.stage, "region": region.path, "tensor": name, "peak": peak} for name, peak in line.overflows.items()]
-        cost = {"kind": "measured" if any(map(self._is_measured, graphs)) else "modelled", "device": self.measured.device if self.measured else self.card.name}
+        measured = [stage for stage in graphs if self._is_measured(stage)]
+        kind = "modelled" if not measured else "measured" if len(measured) == len(graphs) else f"measured in {', '.join(measured)}, else modelled"
+        cost = {"kind": kind, "device": self.measured.device if measured else self.card.name}
         overflows.sort(key=lambda fact: -fact["peak"])
         keep = self.evaluator.keep_fp32(plan)
         truth, variants = self.evaluator.truth, mark_pareto(list(self._variants.values()))

@@ -6,15 +6,19 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..runtime.command import common_flags
+from ..runtime.errors import UsageError
+from ..runtime.files import refuse_existing
 from .command_line import build_flags, build_options, file_nbytes, require_packages, run_and_close
 
 EPILOG = """\
 examples:
   depth-build evp/ -o evp.plan
   depth-build evp/ --backend tensorrt-rtx --precision fp16 --target sm86,sm89,sm120 -o evp.plan
+  depth-build evp/ --backend tensorrt --stage-times times.json
 TensorRT-RTX compiles without a GPU; tensorrt compiles for the GPU of the machine it runs on.
 """
 
@@ -24,7 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("depth-build", description="Compile a bundle into a plan.", epilog=EPILOG, formatter_class=form, allow_abbrev=False)
     parser.add_argument("bundle", metavar="BUNDLE", help="directory that depth-export made")
-    parser.add_argument("-o", "--output", metavar="PLAN", required=True, help="the plan to make")
+    made = parser.add_mutually_exclusive_group(required=True)
+    made.add_argument("-o", "--output", metavar="PLAN", help="the plan to make")
+    times = "instead of a plan: how long every stage takes on this machine's card in every precision, for depth-calibrate --stage-times"
+    made.add_argument("--stage-times", metavar="FILE", help=times)
     build_flags(parser)
     common_flags(parser)
     return parser
@@ -33,7 +40,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run ``depth-build``; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    return run_and_close("depth-build", arguments.output, arguments.quiet, lambda say, progress: _run(arguments, say, progress))
+    work = _time if arguments.stage_times else _run
+    made = arguments.stage_times or arguments.output
+    return run_and_close("depth-build", made, arguments.quiet, lambda say, progress: work(arguments, say, progress))
+
+
+def _time(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
+    require_packages(("onnx", "onnxruntime"), "export", "graphs are read, typed and written with it")
+    if arguments.precision or arguments.target:
+        raise UsageError("--stage-times takes every precision on the card that is here", mend="leave --precision and --target out")
+    options, path = build_options(arguments), Path(arguments.stage_times)
+    from ..calibration.stage_times import write_stage_times
+    from .time_stages import time_stages
+
+    refuse_existing(path, arguments.force)
+    times = time_stages(arguments.bundle, path, options, say=say, progress=progress)
+    write_stage_times(times, path, arguments.force)
+    print(json.dumps(times.to_json(), allow_nan=False) if arguments.json else path)
+    return 0
 
 
 def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:

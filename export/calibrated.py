@@ -12,6 +12,7 @@ from ..calibration.int8_stage import write_int8_stage
 from ..calibration.objective import Budget
 from ..calibration.precision_plan import Choice, PrecisionPlan, RegionPlan, read_plan
 from ..calibration.report import report_lines
+from ..calibration.stage_times import StageTimes
 from ..calibration.table import CalibrationTable, read_table
 from ..runtime.bundle import BundleDirectory
 from ..runtime.errors import UsageError
@@ -106,13 +107,22 @@ def require_calibration(bundle: BundleDirectory) -> Calibration:
     return found
 
 
-def calibrate_bundle(path: Path, data: str, budget: str | None, folder: Path, say: Callable[[str], None], tick: Callable[[str, int], None]) -> None:
+def calibrate_bundle(
+    path: Path,
+    data: str,
+    budget: str | None,
+    measured: StageTimes | None,
+    folder: Path,
+    say: Callable[[str], None],
+    tick: Callable[[str, int], None],
+) -> None:
     """What ``depth-calibrate`` does with its usual settings, on a bundle that is about to be built.
 
     Args:
         path: of the bundle; table and plan are put into it.
         data: a ``--data`` argument.
         budget: a ``--budget`` argument, None for the usual one.
+        measured: times of a card, or None.
         folder: for the journal.
         say: told the warnings about the images and the report.
         tick: told what is counted and how many of it there are, after every step.
@@ -120,7 +130,7 @@ def calibrate_bundle(path: Path, data: str, budget: str | None, folder: Path, sa
     Raises:
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.
     """
-    settings = Settings(Budget.parse(budget) if budget else Budget())
+    settings = Settings(Budget.parse(budget) if budget else Budget(), measured=measured)
     with BundleDirectory.open(path) as bundle:
         result = calibrate(bundle, Chosen(data), settings, folder / "calibration", tick)
         for warning in result.table.warnings:

@@ -114,8 +114,11 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
         _bundle(arguments, bundle, False, say, lambda what, done: progress(what, done / 2))
         if arguments.data:
             from .calibrated import calibrate_bundle
+            from .time_stages import times_if_possible
 
-            calibrate_bundle(bundle, arguments.data, arguments.budget, scratch, say, lambda what, total: progress(f"calibrating: {what}", 0.5))
+            measured = times_if_possible(bundle, scratch / "times", options, say=say, progress=lambda what, done: progress(what, 0.5))
+            ticks = {"say": say, "tick": lambda what, total: progress(f"calibrating: {what}", 0.5)}
+            calibrate_bundle(bundle, arguments.data, arguments.budget, measured, scratch, **ticks)
         report = build_plan(bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, 0.5 + done / 2))
     say(summary(report, file_nbytes(arguments.output)))
     _result(arguments, {"plan": str(output), "network": report.manifest.network.name, "backend": options.backend, "precision": options.precision})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,11 @@ class RunJob:
 
 @dataclass(frozen=True)
 class TimeJob:
-    """The same tensors through the network again and again, timed on the device."""
+    """The same tensors through the network again and again, timed on the device: as a whole, or stage after stage."""
 
     inputs: dict[str, np.ndarray]
     runs: int
+    by_stage: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,11 @@ class TensorRTSession:
         chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
         for name, array in job.inputs.items():
             chain.upload(name, np.ascontiguousarray(array))
-        marks = [Event(self.device) for _ in range(job.runs + 1)]
+        steps = [partial(chain.run_stage, index) for index in range(len(self.engines))] if job.by_stage else [chain.run]
+        marks = [Event(self.device) for _ in range(job.runs * len(steps) + 1)]
         marks[0].record(chain.stream)
-        for mark in marks[1:]:
-            chain.run()
+        for number, mark in enumerate(marks[1:]):
+            steps[number % len(steps)]()
             mark.record(chain.stream)
 
         def collect() -> list[float]:

@@ -106,6 +106,8 @@ def test_tensors_in_and_out(gpu, tiny, tmp_path, backend, batch):
                 engines.run(wrong)
         times_ms = engines.device_times_ms(inputs, 3)
         assert len(times_ms) == 3 and min(times_ms) > 0
+        by_stage = engines.stage_times_ms(inputs, 4)
+        assert list(by_stage) == ["encoder", "head"] and all(len(taken) == 4 and min(taken) > 0 for taken in by_stage.values())
         with pytest.raises(ValueError, match="no stage makes"):
             engines.run(inputs, frozenset({"nothing"}))
         engines.close()
