@@ -1,4 +1,4 @@
-"""How far masks of plans differ from PyTorch's: the share of pixels that change sides, photo by photo and sentence by sentence."""
+"""How far masks of plans differ from PyTorch's: their overlap, and the share of pixels that change sides, photo by photo and sentence by sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .pytorch_reference import open_reference
 from .segmentation import MaskTotals
 
 
-def changed_pixels(bundle: Path, plans: dict[str, Path], samples: Iterable[Sample], prompts: Sequence[str], threads: int | None = None) -> dict[str, dict]:
+def compare_masks(bundle: Path, plans: dict[str, Path], samples: Iterable[Sample], prompts: Sequence[str], threads: int | None = None) -> dict[str, dict]:
     """Masks of plans against those of the network in PyTorch.
 
     Args:
@@ -26,14 +26,16 @@ def changed_pixels(bundle: Path, plans: dict[str, Path], samples: Iterable[Sampl
 
     Returns:
         ``pytorch``: ``asked`` (photos times sentences), ``drawn`` (mean share of pixels in the mask); for every plan ``changed_pixels``
-        (mean share that changed sides) and ``oIoU`` with PyTorch's masks (1 where both are empty everywhere).
+        (mean share that changed sides) and ``oIoU``, the overlap with PyTorch's masks.
 
     Raises:
-        AccuracyError: if a network gives no mask.
+        AccuracyError: if a network gives no mask, or PyTorch's masks are empty everywhere: then nothing was compared.
     """
     asked = [(sample.rgb, prompt) for sample in samples for prompt in prompts]
     with open_reference(bundle) as pipeline:
         wanted = [_mask(pipeline, *question) for question in asked]
+    if not any(mask.any() for mask in wanted):
+        raise AccuracyError(f"all {len(asked)} masks of PyTorch are empty", wanted="words for something that is in the pictures")
     found: dict[str, dict] = {"pytorch": {"asked": len(asked), "drawn": float(np.mean([mask.mean() for mask in wanted]))}}
     for name, plan in plans.items():
         totals, changed = MaskTotals(), []
@@ -42,7 +44,7 @@ def changed_pixels(bundle: Path, plans: dict[str, Path], samples: Iterable[Sampl
                 mask = _mask(pipeline, *question)
                 totals = totals.add(mask, truth)
                 changed.append(float((mask != truth).mean()))
-        found[name] = {"changed_pixels": float(np.mean(changed)), "most_changed": max(changed), "oIoU": totals.metrics()["oIoU"] if totals.union else 1.0}
+        found[name] = {"changed_pixels": float(np.mean(changed)), "most_changed": max(changed), "oIoU": totals.metrics()["oIoU"]}
     return found
 
 

@@ -36,10 +36,10 @@ def table(record: dict[str, Any]) -> str:
             continue
         for place, (title, found) in enumerate(facts["sets"].items()):
             rows, masks = found["rows"], "asked" in found["rows"]["pytorch"]
-            base = ("changed pixels", "") if masks else tuple(f"{rows['pytorch'][metric]:.3f}" for metric in ("abs_rel", "delta1"))
+            base = ("overlap", "") if masks else tuple(f"{rows['pytorch'][metric]:.3f}" for metric in ("abs_rel", "delta1"))
             fit = "" if found.get("alignment", "none") == "none" else f", {found['alignment']}"
             pictures = f"{rows['pytorch']['asked']} questions, {title}" if masks else f"{found['images']} {title}{fit}"
-            changes = [_share(rows[p]["changed_pixels"], 3, "") if masks else _share(rows[p]["relative"]["abs_rel"], 3) for p in ("fp32", "fp16", "int8")]
+            changes = [_share(rows[p]["oIoU"] - 1, 3) if masks else _share(rows[p]["relative"]["abs_rel"], 3) for p in ("fp32", "fp16", "int8")]
             changes = [change if facts["within"][p] else f"**{change}**" for p, change in zip(("fp32", "fp16", "int8"), changes, strict=True)]
             lines.append("| " + " | ".join((name if place == 0 else "", pictures, *base, *changes, kept(facts) if place == 0 else "")) + " |")
     return "\n".join(lines)

@@ -34,7 +34,8 @@ class Settings:
     Args:
         budget: what the result must keep.
         precisions: candidates.
-        protocol, prompt: of the network; None for its first, and for none.
+        protocol: how photos are shown; None for the first of the contract.
+        prompts: words, for a network that is asked in words.
         memory_nbytes: bound for the observation.
         regions: most regions per stage.
         measured: stage times of a card, or None.
@@ -44,7 +45,7 @@ class Settings:
     budget: Budget = field(default_factory=Budget)
     precisions: tuple[str, ...] = CANDIDATES
     protocol: str | None = None
-    prompt: str | None = None
+    prompts: tuple[str, ...] = ()
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES
     regions: int = MOST_REGIONS
     measured: StageTimes | None = None
@@ -78,9 +79,9 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
         OutOfMemoryError: if a stage does not fit the memory.
     """
     model = model_fingerprint(bundle.manifest)
-    chain = Chain(bundle, settings.protocol, settings.prompt)
-    provenance = data.provenance()
-    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "prompt": settings.prompt or "", "memory": settings.memory_nbytes}
+    chain = Chain(bundle, settings.protocol, settings.prompts)
+    provenance = data.provenance() | ({"prompts": list(settings.prompts)} if settings.prompts else {})
+    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes}
     key |= {"also": list(settings.also)}
     journal = Journal(journal_folder, key)
     photos = prepare_photos(chain, data, journal, tick)

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=512, metavar="N", help="how many images at most; more are drawn by --seed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
     parser.add_argument("--protocol", help="how photos are shown to the network (default: the bundle's first)")
-    parser.add_argument("--prompt", help="words, for a network that is asked in words")
+    parser.add_argument("--prompt", action="append", default=[], help="words, for a network that is asked in words; may be given several times")
     parser.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="bound for the observation; less means more passes (default: %(default)s)")
     parser.add_argument("--regions", type=int, default=48, metavar="N", help="most regions per stage; fewer are faster to search (default: %(default)s)")
     parser.add_argument("--also", default="", metavar="LIST", help="quantise these too: residual-adds, attention-products (default: neither)")
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
         measured = read_stage_times(options.stage_times, bundle.manifest) if options.stage_times else None
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
-        settings = Settings(budget, precisions, options.protocol, options.prompt, int(options.memory * (1 << 30)), options.regions, measured, also)
+        settings = Settings(budget, precisions, options.protocol, tuple(options.prompt), int(options.memory * (1 << 30)), options.regions, measured, also)
         ticker = _Ticker(options.quiet, Progress)
         try:
             result = calibrate(bundle, data, settings, journal, ticker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,16 +33,16 @@ class Chain:
     Args:
         bundle: open and checked; its stages must be FP32.
         protocol: one of the contract's; None for its first.
-        prompt: for a network that is asked in words.
+        prompts: for a network that is asked in words; every photo is shown with one of them.
 
     Raises:
-        UsageError: if there is no such protocol.
+        UsageError: if there is no such protocol, or prompts are missing or not wanted.
         InputError: if a stage is not FP32.
     """
 
-    def __init__(self, bundle: BundleDirectory, protocol: str | None = None, prompt: str | None = None):
+    def __init__(self, bundle: BundleDirectory, protocol: str | None = None, prompts: tuple[str, ...] = ()):
         manifest = bundle.manifest
-        self.manifest, self.contract, self.prompt = manifest, manifest.contract, prompt
+        self.manifest, self.contract, self.prompts = manifest, manifest.contract, prompts
         self.protocol: Protocol = _choose(manifest.contract.protocols, protocol)
         self.specs: tuple[StageSpec, ...] = manifest.specs()
         self.graphs: dict[str, StageGraph] = {}
@@ -56,14 +57,25 @@ class Chain:
         self.islands = {stage.spec.name: stage.fp32_islands for stage in manifest.stages}
         text = self.contract.text
         self._text = TextEncoder(text, self.contract.input, bundle.path(text.tokenizer).read_bytes()) if text else None
+        asked = text is not None and text.kind == "prompt"
+        if prompts and not asked:
+            raise UsageError("--prompt: this network is not asked in words", mend="leave it out")
+        if asked and not prompts:
+            raise UsageError("this network is asked in words, and so it is calibrated", mend='say what to look for, as in --prompt "the cup on the left"')
         first = next(tensor for spec in self.specs for tensor in spec.inputs if tensor.name == self.contract.input.tensor)
         self.batch = first.shape[0] if isinstance(first.shape[0], int) else 1
 
-    def inputs(self, photo: np.ndarray) -> tuple[ShapedPhoto, list[dict[str, np.ndarray]]]:
+    def prompt_of(self, number: int) -> str | None:
+        """The words a photo is shown with. They are dealt out by a hash of its number, so that those kept back for validation see all of them."""
+        digest = hashlib.sha256(f"prompt of photo {number}".encode()).digest()
+        return self.prompts[int.from_bytes(digest[:8], "big") % len(self.prompts)] if self.prompts else None
+
+    def inputs(self, photo: np.ndarray, number: int = 0) -> tuple[ShapedPhoto, list[dict[str, np.ndarray]]]:
         """What the first stages get for one photo, one dict of tensors [batch, ...] per window.
 
         Args:
             photo: uint8 [H, W, 3], RGB.
+            number: of the photo in its data set.
 
         Raises:
             InputError: if the protocol does not apply to a picture of this size.
@@ -76,7 +88,7 @@ class Chain:
         feeds = []
         for window in looks:
             tensor = np.repeat(window_tensor(picture, window, self.contract.input)[None], self.batch, axis=0)  # [B, 3, h, w]
-            feeds.append({self.contract.input.tensor: tensor, **(self._text(tensor, self.prompt) if self._text else {})})
+            feeds.append({self.contract.input.tensor: tensor, **(self._text(tensor, self.prompt_of(number)) if self._text else {})})
         return ShapedPhoto(photo.shape[:2], placed, looks), feeds
 
     def assemble(self, shaped: ShapedPhoto, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

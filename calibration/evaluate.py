@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,8 +25,21 @@ HOLD_NBYTES = 512 << 20
 Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
 
 
+@dataclass(frozen=True)
+class _Map:
+    """What became of one photo: values float32 [H, W] and valid bool [H, W]; for a mask also how probable the object is in every window,
+    float32 [looks, h, w]."""
+
+    values: np.ndarray
+    valid: np.ndarray
+    object_share: np.ndarray | None = None
+
+
 class Evaluator:
     """Scores of precision choices on the validation images.
+
+    Of a mask, abs_rel is what its overlap with the FP32 mask lacks to 1 (intersection over union), delta1 the share of pixels that do not change
+    sides, and ``disagreement`` the mean change of the object's probability, which moves before any pixel does.
 
     Args:
         chain: the FP32 network.
@@ -42,7 +56,7 @@ class Evaluator:
         tried: how many choices were scored.
 
     Raises:
-        InputError: if there is no image, or no pixel has a usable depth.
+        InputError: if there is no image, no pixel has a usable depth, or the words find nothing, or nothing else, in any image.
         AccuracyError: if the FP32 network itself gives no depth.
     """
 
@@ -70,28 +84,34 @@ class Evaluator:
         output = chain.contract.output
         self._relative = output.kind == "relative"
         known = output.kind == "metric" or (self._relative and output.larger_is == "far")
-        self._truths = {n: t for n, s in self._sample.items() if known and (t := self._truth(s, *self._reference[n])) is not None}
+        self._truths = {n: t for n, s in self._sample.items() if known and (t := self._truth(s, self._reference[n])) is not None}
         self._fitted = self._relative and bool(self._truths)
         self.truth = "ground truth" + ", fitted by the median" * self._fitted if self._truths else "fp32 output"
         if self._mask:
-            self.truth, self._truths = "fp32 mask", dict(self._reference)
+            self.truth, self._truths = "fp32 mask", {n: (m.values, m.valid) for n, m in self._reference.items()}
+            if not any(0 < m.values[m.valid].mean() < 1 for m in self._reference.values()):
+                raise InputError(
+                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} validation images",
+                    wanted="words for something that is in the images: a mask without an edge says nothing",
+                    mend="give another --prompt, or other images",
+                )
         elif not self._truths:
-            self._truths = {n: (values, valid & (values > 0)) for n, (values, valid) in self._reference.items() if (valid & (values > 0)).any()}
+            self._truths = {n: (m.values, m.valid & (m.values > 0)) for n, m in self._reference.items() if (m.valid & (m.values > 0)).any()}
         if not self._truths:
             raise InputError("no pixel of the validation images has a depth above zero", mend="give other images")
-        self._base = np.array([self._errors(self._reference[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
+        self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
     def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-        """abs_rel and delta1; of a mask the share of pixels that changed sides, and of those that did not."""
+        """abs_rel and delta1; of a mask see above."""
         if not self._mask:
             return depth_errors(at_median(found, truth, valid) if self._fitted else found, truth, valid)
-        changed = float(np.mean(found[valid] != truth[valid]))
-        return changed, 1 - changed
+        changed, either = float(np.mean(found[valid] != truth[valid])), float(np.mean((found[valid] > 0) | (truth[valid] > 0)))
+        return changed / either if either else 0.0, 1 - changed
 
-    def _truth(self, sample: Sample, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def _truth(self, sample: Sample, reference: _Map) -> tuple[np.ndarray, np.ndarray] | None:
         near, far = (0, math.inf) if self._relative else (self.chain.contract.output.near, self.chain.contract.output.far)
-        counts = sample.valid & valid & (sample.depth_m >= near) & (sample.depth_m <= far)
+        counts = sample.valid & reference.valid & (sample.depth_m >= near) & (sample.depth_m <= far)
         return (sample.depth_m, counts) if counts.any() else None
 
     def score(self, plan: Plan) -> Score:
@@ -112,7 +132,7 @@ class Evaluator:
             found = self._maps(plan)
         except AccuracyError as error:
             return failed(error.was)
-        errors = np.array([self._errors(found[n][0], *self._truths[n]) for n in self._truths])  # [photos, 2]
+        errors = np.array([self._errors(found[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         change = errors - self._base
         doubt = change.std(axis=0, ddof=1) / math.sqrt(len(change)) if len(change) > 1 else np.zeros(2)
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
@@ -149,8 +169,8 @@ class Evaluator:
         round_through(graph, precisions, self.stays[stage], boundaries)
         return graph
 
-    def _maps(self, plan: Plan) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Depth maps of all photos; stage after stage, so that one stage is in memory at a time."""
+    def _maps(self, plan: Plan) -> dict[int, _Map]:
+        """Maps of all photos; stage after stage, so that one stage is in memory at a time."""
         changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
         items = {(photo.number, look): self._item(photo, look) for photo in self.photos for look in range(photo.looks)}
@@ -170,7 +190,7 @@ class Evaluator:
             del session
         output = self.chain.contract.output.tensor
         looks = {photo.number: [items[photo.number, look][output] for look in range(photo.looks)] for photo in self.photos}
-        return {number: self.chain.assemble(self._shapes[number], tensors) for number, tensors in looks.items()}
+        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in looks.items()}
 
     def _item(self, photo: Photo, look: int) -> dict[str, np.ndarray]:
         """What flows between the FP32 stages for one window; held in memory while there is room."""
@@ -197,7 +217,16 @@ def _digest(plan: Plan) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _apart(found: tuple[np.ndarray, np.ndarray], reference: tuple[np.ndarray, np.ndarray]) -> float:
-    values, valid = reference
-    counts = valid & found[1] & (np.abs(values) > 0)
-    return float(np.mean(np.abs(found[0][counts] - values[counts]) / np.abs(values[counts]))) if counts.any() else 0.0
+def _apart(found: _Map, reference: _Map) -> float:
+    """How far a map moved: relative, pixel by pixel; of a mask the object's probability."""
+    if reference.object_share is not None:
+        return float(np.mean(np.abs(found.object_share - reference.object_share)))
+    counts = reference.valid & found.valid & (np.abs(reference.values) > 0)
+    values = reference.values[counts]
+    return float(np.mean(np.abs(found.values[counts] - values) / np.abs(values))) if counts.any() else 0.0
+
+
+def _object_share(tensors: list[np.ndarray]) -> np.ndarray:
+    """Probability of the object from logits [batch, 2, h, w] of every window: float32 [looks, h, w]."""
+    logits = np.stack([tensor[0] for tensor in tensors]).astype(np.float32)
+    return 0.5 * (1 + np.tanh(0.5 * (logits[:, 1] - logits[:, 0])))  # the logistic function, without its overflow

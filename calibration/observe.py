@@ -105,7 +105,7 @@ def prepare_photos(chain: Chain, source: Source, journal: Journal, tick: Tick) -
     photos: list[Photo] = [Photo(*facts) for facts in journal.fact("photos") or []]
     for number in range(len(photos), len(source)):
         sample = source[number]
-        _, feeds = chain.inputs(sample.rgb)
+        _, feeds = chain.inputs(sample.rgb, number)
         photo = Photo(number, sample.id, photo_sha256(sample), len(feeds))
         for look, tensors in enumerate(feeds):
             journal.put(item_name(photo, look), tensors)

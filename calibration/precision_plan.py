@@ -101,7 +101,7 @@ class PrecisionPlan:
     Args:
         model_sha256: see ``table.model_fingerprint``.
         budget: see ``Budget.to_json``.
-        truth: see ``evaluate.Evaluator``: what the metrics compare with (of a mask, abs_rel is the share that changed).
+        truth: see ``evaluate.Evaluator``: what the metrics compare with (and what they are of a mask).
         cost: how costs were come by (``modelled`` or ``measured``) and on what.
         regions: every region of every stage.
         keep_fp32: tensors between stages that stay float32.

@@ -18,6 +18,7 @@ from .table import TensorRange
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
+GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
 CANDIDATES = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -66,8 +67,8 @@ class Search:
         """Measure, choose, verify.
 
         The start is, for every region, the fastest choice that keeps the budget alone. If all of them together break it, the regions
-        that move the depth most for the time they save go one step up, as few of them as will do (found by halving). Then every
-        stage must show that its INT8 pays.
+        that move the depth most, or most for the time they save, go one step up, as few of them as will do (found by halving; the cheaper
+        of the two counts). Then every stage must show that its INT8 pays.
         """
         lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._tick)
         self._lines = {line.region: line for stage in lines.values() for line in stage}
@@ -128,31 +129,51 @@ class Search:
         return score
 
     def _fit(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
-        """Raise as few regions as will bring the whole into the budget."""
+        """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
         if self._try("every region's fastest", chosen).within(self.budget):
             return chosen
         ladders = {region: self._lines[region].ladder(self.precisions) for region in chosen}
         raised = dict(chosen)
-        for _ in range(len(CANDIDATES)):  # each round takes one rung
-            above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice != FP32}
-            order = sorted(above, key=lambda region: -self._harm_per_ms(region, raised[region], above[region]))
-            low, high = 1, len(order)
-            if not order:
-                break
-            best = self._with(raised, above, order[:high])
-            if self._try(f"{high} regions raised", best).within(self.budget):
-                while low < high:
-                    middle = (low + high) // 2
-                    trial = self._with(raised, above, order[:middle])
-                    if self._try(f"{middle} regions raised, {sum(c == FP32 for c in trial.values())} in fp32", trial).within(self.budget):
-                        best, high = trial, middle
-                    else:
-                        low = middle + 1
-                for region in order[:high]:
-                    self._reasons[region] = f"{raised[region].words} keeps the budget alone but not together with the others"
-                return best
-            raised = best
+        for precision in ("int8", "fp16", "bf16"):
+            above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice.precision == precision}
+            if not above:
+                continue
+            whole = raised | above
+            if self._try(f"every {precision} region raised", whole).within(self.budget):
+                return self._fewest(precision, raised, above)
+            raised = whole
         return dict.fromkeys(chosen, FP32)
+
+    def _fewest(self, precision: str, chosen: dict[Region, Choice], above: dict[Region, Choice]) -> dict[Region, Choice]:
+        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
+        found = chosen | above
+        for words, key in (
+            ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
+            ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
+        ):
+            order, low, high = sorted(above, key=key), 1, len(above)
+            while low < high:
+                middle = (low + high) // 2
+                trial = self._with(chosen, above, order[:middle])
+                if self._try(f"{middle} {precision} regions raised, {words}", trial).within(self.budget):
+                    high = middle
+                else:
+                    low = middle + 1
+            found = min(found, self._with(chosen, above, order[:high]), key=self.cost_ms)
+        found = self._given_back(precision, chosen, found)
+        for region in above:
+            if found[region] != chosen[region]:
+                self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
+        return found
+
+    def _given_back(self, precision: str, chosen: dict[Region, Choice], raised: dict[Region, Choice]) -> dict[Region, Choice]:
+        """Of the raised regions those that cost most go down again, one by one, where the budget allows it: not every one of an order was to blame."""
+        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self._saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
+        for number, region in enumerate(costly, 1):
+            trial = raised | {region: chosen[region]}
+            if self.cost_ms(trial) < self.cost_ms(raised) and self._try(f"costly region {number} in {precision} again", trial).within(self.budget):
+                raised = trial
+        return raised
 
     @staticmethod
     def _with(chosen: dict[Region, Choice], above: dict[Region, Choice], some: list[Region]) -> dict[Region, Choice]:
@@ -163,11 +184,17 @@ class Search:
         place = ladder.index(choice) if choice in ladder else -1
         return ladder[min(place + 1, len(ladder) - 1)]
 
+    def _harm(self, region: Region, now: Choice, above: Choice) -> float:
+        scores = self._lines[region].scores
+        return scores[now].harm - (scores[above].harm if above in scores else 0.0)
+
+    def _saved_ms(self, region: Region, now: Choice, above: Choice) -> float:
+        model, quantised = self._models[region.stage], set(self._lines[region].quantised)
+        return model.total_ms({region: above}, quantised) - model.total_ms({region: now}, quantised)
+
     def _harm_per_ms(self, region: Region, now: Choice, above: Choice) -> float:
-        line, model = self._lines[region], self._models[region.stage]
-        harm = line.scores[now].harm - (line.scores[above].harm if above in line.scores else 0.0)
-        saved = model.total_ms({region: above}, set(line.quantised)) - model.total_ms({region: now}, set(line.quantised))
-        return harm / max(saved, 1e-9) if harm > 0 else harm
+        harm = self._harm(region, now, above)
+        return harm / max(self._saved_ms(region, now, above), 1e-9) if harm > 0 else harm
 
     def _keep_or_drop(self, stage: str, chosen: dict[Region, Choice]) -> tuple[dict[Region, Choice], str]:
         """INT8 stays in a stage only if it pays; one sentence about the stage."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..calibration.calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
 from ..calibration.images import Chosen
 from ..calibration.int8_stage import write_int8_stage
-from ..calibration.objective import Budget
 from ..calibration.precision_plan import Choice, PrecisionPlan, RegionPlan, read_plan
 from ..calibration.report import report_lines
-from ..calibration.stage_times import StageTimes
 from ..calibration.table import CalibrationTable, read_table
 from ..runtime.bundle import BundleDirectory
 from ..runtime.errors import UsageError
@@ -107,36 +105,40 @@ def require_calibration(bundle: BundleDirectory) -> Calibration:
     return found
 
 
-def calibrate_bundle(
-    path: Path,
-    data: str,
-    budget: str | None,
-    measured: StageTimes | None,
-    folder: Path,
-    say: Callable[[str], None],
-    tick: Callable[[str, int], None],
-) -> None:
-    """What ``depth-calibrate`` does with its usual settings, on a bundle that is about to be built.
+def calibrate_bundle(path: Path, data: Sequence[str], settings: Settings, folder: Path, say: Callable[[str], None], tell: Callable[[str, float], None]) -> None:
+    """What ``depth-calibrate`` does, on a bundle that is about to be built.
 
     Args:
         path: of the bundle; table and plan are put into it.
-        data: a ``--data`` argument.
-        budget: a ``--budget`` argument, None for the usual one.
-        measured: times of a card, or None.
+        data: ``--data`` arguments.
+        settings: see there.
         folder: for the journal.
         say: told the warnings about the images and the report.
-        tick: told what is counted and how many of it there are, after every step.
+        tell: told (what is done now, part done from 0 to 1).
 
     Raises:
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.
     """
-    settings = Settings(Budget.parse(budget) if budget else Budget(), measured=measured)
     with BundleDirectory.open(path) as bundle:
-        result = calibrate(bundle, Chosen(data), settings, folder / "calibration", tick)
+        result = calibrate(bundle, Chosen(*data), settings, folder / "calibration", _Phases(len(bundle.manifest.stages), tell))
         for warning in result.table.warnings:
             say(f"warning: {warning}")
         add_to_bundle(bundle, result)
     say("\n".join(report_lines(result)))
+
+
+class _Phases:
+    """Turns the steps of a calibration into one part done: images, the pictures and then the regions of every stage, whole variants."""
+
+    def __init__(self, stages: int, tell: Callable[[str, float], None]):
+        self._phases, self._tell, self._begun, self._done, self._what = 2 + 2 * stages, tell, 0, 0, ""
+
+    def __call__(self, what: str, total: int) -> None:
+        """One step of ``what`` is done, of ``total``."""
+        if what != self._what:
+            self._what, self._begun, self._done = what, self._begun + 1, 0
+        self._done += 1
+        self._tell(f"calibrating: {what}", min(1.0, (self._begun - 1 + self._done / max(total, 1)) / self._phases))
 
 
 def planned_boundaries(bundle: BundleDirectory, calibration: Calibration) -> dict[str, str]:

@@ -56,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     foreign.add_argument("--licence", default="unknown", help="of the weights, written into the bundle (default: %(default)s)")
     building = parser.add_argument_group("for -o x.plan")
     build_flags(building)
-    building.add_argument(
-        "--data", metavar="DATA", help="images to calibrate on, for --precision int8: nyu:FILE.mat, pairs:DIR, images:DIR (see depth-calibrate)"
-    )
+    data = "images to calibrate on, for --precision int8: nyu:FILE.mat, pairs:DIR, images:DIR (see depth-calibrate); may be given several times"
+    building.add_argument("--data", metavar="DATA", action="append", help=data)
+    building.add_argument("--prompt", action="append", help="words to calibrate with, for a network that is asked in words; may be given several times")
     building.add_argument("--budget", metavar="BUDGET", help="greatest change from FP32 (default: abs_rel=0.5%%,delta1=0.2pp)")
     common_flags(parser)
     return parser
@@ -111,15 +111,21 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
 
     with scratch_beside(output) as scratch:
         bundle = scratch / "bundle"
-        _bundle(arguments, bundle, False, say, lambda what, done: progress(what, done / 2))
+        exported, calibrated = (0.3, 0.7) if arguments.data else (0.5, 0.5)
+        _bundle(arguments, bundle, False, say, lambda what, done: progress(what, exported * done))
         if arguments.data:
+            from ..calibration.calibrate import Settings
+            from ..calibration.objective import Budget
             from .calibrated import calibrate_bundle
             from .time_stages import times_if_possible
 
-            measured = times_if_possible(bundle, scratch / "times", options, say=say, progress=lambda what, done: progress(what, 0.5))
-            ticks = {"say": say, "tick": lambda what, total: progress(f"calibrating: {what}", 0.5)}
-            calibrate_bundle(bundle, arguments.data, arguments.budget, measured, scratch, **ticks)
-        report = build_plan(bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, 0.5 + done / 2))
+            measured = times_if_possible(bundle, scratch / "times", options, say=say, progress=lambda what, done: progress(what, exported))
+            budget = Budget.parse(arguments.budget) if arguments.budget else Budget()
+            settings = Settings(budget, prompts=tuple(arguments.prompt or ()), measured=measured)
+            calibrate_bundle(bundle, arguments.data, settings, scratch, say, lambda what, done: progress(what, exported + (calibrated - exported) * done))
+        report = build_plan(
+            bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, calibrated + (1 - calibrated) * done)
+        )
     say(summary(report, file_nbytes(arguments.output)))
     _result(arguments, {"plan": str(output), "network": report.manifest.network.name, "backend": options.backend, "precision": options.precision})
     return 0
@@ -130,8 +136,9 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         was = "--precision int8 needs images to calibrate on" if not arguments.data else "--data goes with --precision int8"
         mend = "pass --data nyu:FILE.mat, pairs:DIR or images:DIR; or export a bundle, run depth-calibrate on it and depth-build"
         raise UsageError(was, mend=mend if not arguments.data else "leave it out")
-    if arguments.budget and not arguments.data:
-        raise UsageError("--budget goes with --data", mend="leave it out")
+    for flag in ("budget", "prompt"):
+        if getattr(arguments, flag) is not None and not arguments.data:
+            raise UsageError(f"--{flag} goes with --data", mend="leave it out")
     for flag in ("weights", "variant", *LOAD_OPTIONS):
         if arguments.onnx and getattr(arguments, flag) is not None:
             raise UsageError(f"--{flag.replace('_', '-')} does not go with --onnx", mend="leave it out")
@@ -145,12 +152,22 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--backend, --precision and --target go with -o x.plan", mend="name the output x.plan, or run depth-build on the bundle")
 
 
+def _check_prompt(arguments: argparse.Namespace, contract: Any) -> None:
+    """Before minutes of exporting: words, if and only if the network is asked in words and is to be calibrated."""
+    asked = contract.text is not None and contract.text.kind == "prompt"
+    if arguments.data and asked and not arguments.prompt:
+        raise UsageError("this network is asked in words, and so it is calibrated", mend='say what to look for, as in --prompt "the cup on the left"')
+    if arguments.prompt is not None and not asked:
+        raise UsageError("--prompt: this network is not asked in words", mend="leave it out")
+
+
 def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, progress: Any) -> Any:
     if arguments.onnx:
         require_packages(FOREIGN_PACKAGES, "export", "graphs are read, run and written with it")
         from .foreign import read_contract, write_foreign_bundle
 
         contract = read_contract(arguments.contract)
+        _check_prompt(arguments, contract)
         facts = {"name": arguments.name, "licence": arguments.licence}
         return write_foreign_bundle(arguments.onnx, contract, path, force=force, say=say, progress=progress, **facts)
     from ..runtime.files import refuse_existing
@@ -168,6 +185,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
         **{name: getattr(arguments, name) for name in LOAD_OPTIONS},
     }
     network = load(arguments.model, arguments.weights, **options)
+    _check_prompt(arguments, network.contract)
     for warning in network.origin.warnings:
         warn(warning)
     return write_bundle(network, path, force=force, release=True, say=say, progress=progress)

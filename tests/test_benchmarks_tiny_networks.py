@@ -7,7 +7,7 @@ import pytest
 
 import fathom
 from fathom.benchmarks import tiny_networks, tiny_networks_table
-from fathom.benchmarks.mask_agreement import changed_pixels
+from fathom.benchmarks.mask_agreement import compare_masks
 from fathom.benchmarks.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
 from fathom.benchmarks.tiny_networks_table import BEGIN, END, RESULT, cards_table, replace, table, tables
 from fathom.runtime.errors import FathomError
@@ -41,7 +41,7 @@ def test_what_is_kept():
         sets = facts()["sets"]
         sets["rooms"]["rows"][precision] = row(*values)
         assert _kept(sets, precision) is not judged, (precision, values)
-    masks = {"rooms": {"rows": {"fp32": {"changed_pixels": 0.0}, "fp16": {"changed_pixels": 0.0005}, "int8": {"changed_pixels": 0.02}}}}
+    masks = {"rooms": {"rows": {"fp32": {"oIoU": 1.0}, "fp16": {"oIoU": 0.9995}, "int8": {"oIoU": 0.98}}}}
     assert _kept(masks, "fp16") and not _kept(masks, "int8")
 
 
@@ -129,6 +129,6 @@ def test_masks_are_compared_pixel_by_pixel(monkeypatch):
 
     monkeypatch.setattr("fathom.benchmarks.mask_agreement.open_reference", lambda bundle: Fake(pytorch))
     monkeypatch.setattr("fathom.benchmarks.mask_agreement.Pipeline", SimpleNamespace(open=lambda path, threads: Fake(plan)))
-    found = changed_pixels("b", {"int8": "p"}, [SimpleNamespace(rgb=photo)], ("the chair", "the bed"))
+    found = compare_masks("b", {"int8": "p"}, [SimpleNamespace(rgb=photo)], ("the chair", "the bed"))
     assert found["pytorch"] == {"asked": 2, "drawn": pytest.approx(5 / 80)}
     assert found["int8"] == {"changed_pixels": pytest.approx((3 / 40) / 2), "most_changed": pytest.approx(3 / 40), "oIoU": pytest.approx(4 / 7)}

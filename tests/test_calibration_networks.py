@@ -50,9 +50,9 @@ def test_every_network_calibrates_compiles_and_runs(name, tmp_path):
     write_bundle(load(name, **options), tmp_path / "bundle")
     bundle = BundleDirectory.open(tmp_path / "bundle")
     text = bundle.manifest.contract.text
-    prompt = "the chair" if text and text.kind == "prompt" else None
+    prompt = "the wall" if text and text.kind == "prompt" else None
     data = Chosen("rooms:4:0:240x320")
-    result = calibrate(bundle, data, Settings(Budget(0.01, 0.01), prompt=prompt, regions=4), tmp_path / "journal")
+    result = calibrate(bundle, data, Settings(Budget(0.01, 0.01), prompts=(prompt,) if prompt else (), regions=4), tmp_path / "journal")
     assert next(v for v in result.plan.variants if v.chosen).within
     add_to_bundle(bundle, result)
     plan = require_calibration(BundleDirectory.open(tmp_path / "bundle")).plan

@@ -34,7 +34,7 @@ def all_int8(path, folder):
     """Calibrate with INT8 wherever a stage can have it, whatever that does to the depth: no search, ranges of two pictures."""
     opened = BundleDirectory.open(path)
     asked = opened.manifest.contract.output.kind == "mask"
-    chain, data = Chain(opened, prompt="the chair" if asked else None), Chosen("rooms:2:0:48x64")
+    chain, data = Chain(opened, prompts=("the chair",) if asked else ()), Chosen("rooms:2:0:48x64")
     journal = Journal(folder, {"a": "test"})
     photos = prepare_photos(chain, data, journal, silent)
     seen = observe(chain, photos, journal, count={photo.number for photo in photos})
