@@ -1,10 +1,12 @@
 """INT8 of one network by Fathom, by ONNX Runtime and by NVIDIA ModelOpt, in one run: same images, preprocessing and metrics.
 
-    python -m fathom.benchmarks.int8_peers --network fastdepth_7.onnx --contract fastdepth.json --pairs DIR -o int8_peers.json
-        [--modelopt-python VENV/bin/python]   (made by int8_peers_setup)
+    python -m fathom.benchmarks.int8_peers --network fastdepth_7.onnx --contract fastdepth.json --protocol nyu-benchmark --pairs DIR
+        -o int8_peers.json [--modelopt-python VENV/bin/python]   (made by int8_peers_setup; fastdepth.json stands in docs/contract.md)
 
 Every arm is calibrated on the pairs marked ``train`` and measured on those marked ``test``, by ONNX Runtime on the CPU. The peers are
-given a grid of their settings and the best result on the *test* pairs counts: an advantage for them.
+given a grid of their settings and the best result on the *test* pairs counts: an advantage for them. Besides the metrics against the true
+depth, which INT8 can also better by chance, ``moved`` tells how far the depth itself is from the FP32 network's: the mean of |depth - FP32
+depth| / FP32 depth over the pixels of a pair, then over the pairs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ import numpy as np
 
 from ..datasets.pairs import Pairs
 from ..datasets.sample import Sample
+from ..runtime.command import run_command
 from ..runtime.contract import Contract
+from ..runtime.errors import UsageError
 from ..runtime.pipeline import Pipeline
 from ..runtime.postprocess import Assembly
 from ..runtime.preprocess import network_inputs, place_steps, windows
@@ -72,12 +77,26 @@ class Network:
         return whole.finish()
 
 
-def judge(run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], pairs: Pairs, contract: Contract) -> dict[str, Any]:
-    """Mean abs_rel and delta1 over the pairs, and of each pair."""
-    rows = {sample.id: _errors(sample, *run(sample.rgb), contract) for sample in pairs}
+Maps = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def judge(run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], pairs: Pairs, contract: Contract, reference: Maps) -> dict[str, Any]:
+    """Mean abs_rel and delta1 over the pairs, and of each pair; how far the maps moved from ``reference``, which the first arm fills."""
+    rows, moved = {}, []
+    for sample in pairs:
+        values, valid = run(sample.rgb)
+        rows[sample.id] = _errors(sample, values, valid, contract)
+        wide, also_valid = reference.setdefault(sample.id, (values, valid))
+        counts = valid & also_valid & (wide > 0)
+        moved.append(float(np.mean(np.abs(values[counts] - wide[counts]) / wide[counts])))
     nyu = [row for name, row in rows.items() if name.startswith("nyu")]
     means = {metric: float(np.mean([row[metric] for row in rows.values()])) for metric in ("abs_rel", "delta1")}
-    return {**means, "nyu": {metric: float(np.mean([row[metric] for row in nyu])) for metric in means} if nyu else {}, "pairs": rows}
+    return {
+        **means,
+        "moved": float(np.mean(moved)),
+        "nyu": {metric: float(np.mean([row[metric] for row in nyu])) for metric in means} if nyu else {},
+        "pairs": rows,
+    }
 
 
 def _errors(sample: Sample, values: np.ndarray, valid: np.ndarray, contract: Contract) -> dict[str, float]:
@@ -165,12 +184,18 @@ def modelopt_arms(python: Path, network: Path, inputs: list[np.ndarray], folder:
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """All arms; see the module."""
     contract = Contract.from_json(json.loads(options.contract.read_text()))
+    shown = [protocol for protocol in contract.protocols if options.protocol in (None, protocol.name)][:1]
+    if not shown:
+        raise UsageError(f"the contract has no protocol {options.protocol!r}", wanted=", ".join(protocol.name for protocol in contract.protocols))
+    contract = replace(contract, protocols=tuple(shown))
     train, test = Pairs(options.pairs, "train"), Pairs(options.pairs, "test")
     inputs = [tensor for sample in train for tensor in network_inputs(sample.rgb, contract, contract.protocols[0], 1)]
     arms: dict[str, Any] = {}
+    reference: Maps = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        plans, facts = fathom_plans(options.network, options.contract, options.pairs, options.budget, folder)
+        (folder / "contract.json").write_text(json.dumps(contract.to_json()))
+        plans, facts = fathom_plans(options.network, folder / "contract.json", options.pairs, options.budget, folder)
         for name, plan in plans.items():
             with Pipeline.open(plan) as pipeline:
 
@@ -178,18 +203,26 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                     found = pipeline.predict(photo)
                     return found.values, found.valid
 
-                arms[f"fathom {name}"] = judge(run, test, contract)
+                arms[f"fathom {name}"] = judge(run, test, contract, reference)
         network = folder / "opset18.onnx"
         subprocess.run([sys.executable, "-c", MODERN_CODE, str(options.network), str(network)], check=True)
         for name, file in onnxruntime_arms(network, contract, inputs, folder):
-            arms[name] = judge(Network(file, contract), test, contract)
+            arms[name] = judge(Network(file, contract), test, contract, reference)
         for name, file in modelopt_arms(options.modelopt_python, network, inputs, folder) if options.modelopt_python else ():
-            arms[name] = judge(Network(file, contract), test, contract) if isinstance(file, Path) else {"failed": file}
+            arms[name] = judge(Network(file, contract), test, contract, reference) if isinstance(file, Path) else {"failed": file}
     base = arms["fathom fp32"]
     for arm in arms.values():
         if "abs_rel" in arm:
             arm["abs_rel_change"], arm["delta1_change"] = arm["abs_rel"] / base["abs_rel"] - 1, arm["delta1"] / base["delta1"] - 1
-    return {"network": options.network.name, "budget": options.budget, "train": len(train), "test": len(test), "calibration": facts, "arms": arms}
+    return {
+        "network": options.network.name,
+        "protocol": shown[0].name,
+        "budget": options.budget,
+        "train": len(train),
+        "test": len(test),
+        "calibration": facts,
+        "arms": arms,
+    }
 
 
 def main() -> int:
@@ -197,16 +230,21 @@ def main() -> int:
     parser = argparse.ArgumentParser("int8_peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", type=Path, required=True)
     parser.add_argument("--contract", type=Path, required=True)
+    parser.add_argument("--protocol", help="how photos are shown to the network (default: the contract's first)")
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--budget", default="abs_rel=1%,delta1=0.5pp")
     parser.add_argument("--modelopt-python", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     result = compare(options)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     for name, arm in result["arms"].items():
         numbers = (
-            f"abs_rel {arm['abs_rel']:.4f} ({arm['abs_rel_change']:+.2%})  delta1 {arm['delta1']:.4f} ({arm['delta1_change']:+.2%})"
+            f"abs_rel {arm['abs_rel']:.4f} ({arm['abs_rel_change']:+.2%})  delta1 {arm['delta1']:.4f} ({arm['delta1_change']:+.2%})  moved {arm['moved']:.2%}"
             if "abs_rel" in arm
             else arm["failed"]
         )

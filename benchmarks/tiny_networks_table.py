@@ -50,7 +50,7 @@ def kept(facts: dict[str, Any]) -> str:
     stages = facts["int8"]["stages"]
     low = [stage for stage, precision in stages.items() if precision == "int8"]
     words = [", ".join(low) or "none"]
-    for title, sign in (("too little gain", "it saves only"), ("over the budget", "breaks the budget"), ("no INT8 layer", "not possible")):
+    for title, sign in (("too little gain", "because it saves"), ("over the budget", "breaks the budget"), ("no INT8 layer", "not possible")):
         held = [text.partition(":")[0] for text in facts["int8"]["verdicts"] if sign in text and text.partition(":")[0] not in low]
         words += [f"{', '.join(held)} ({title})"] if held else []
     half = facts["fp16"].get("kept", [])

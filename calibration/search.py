@@ -18,6 +18,7 @@ from .table import TensorRange
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
+USELESS = "INT8 is slower here than FP16, with its neighbours as they are"
 GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
 CANDIDATES = ("fp32", "bf16", "fp16", "int8")
 
@@ -72,7 +73,7 @@ class Search:
         """
         lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._tick)
         self._lines = {line.region: line for stage in lines.values() for line in stage}
-        chosen = {region: self._start(line) for region, line in self._lines.items()}
+        chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
         self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
         for name in ("fp16", "bf16", "int8"):
             if name in self.precisions:
@@ -81,7 +82,7 @@ class Search:
                 )
         verdicts: dict[str, str] = {}
         for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
-            chosen = self._fit(chosen)
+            chosen = self._profitable(self._fit(chosen))
             for spec in self.evaluator.chain.specs:
                 chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
             if self._try("chosen", chosen).within(self.budget):
@@ -99,6 +100,21 @@ class Search:
                 self._reasons[line.region] = self._why(line, choice)
                 return choice
         return FP32
+
+    def _profitable(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
+        """INT8 goes where it makes its stage slower: a region between FP16 ones pays for turning its input into INT8."""
+        chosen, half = dict(chosen), Choice("fp16")
+        for stage in {region.stage: None for region in chosen}:
+            mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
+            changed = True
+            while changed:
+                changed = False
+                for region in [r for r, choice in mine.items() if choice.precision == "int8" and half in self._lines[r].ladder(self.precisions)]:
+                    if self.stage_ms(stage, mine | {region: half}) < self.stage_ms(stage, mine):
+                        mine[region], changed = half, True
+                        self._reasons[region] = USELESS
+            chosen |= mine
+        return chosen
 
     def _why(self, line: Sensitivity, choice: Choice) -> str:
         if (line.overflows or line.reads) and choice.precision in ("fp32", "bf16"):
@@ -146,7 +162,7 @@ class Search:
 
     def _fewest(self, precision: str, chosen: dict[Region, Choice], above: dict[Region, Choice]) -> dict[Region, Choice]:
         """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
-        found = chosen | above
+        kept = [chosen | above]
         for words, key in (
             ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
             ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
@@ -157,10 +173,10 @@ class Search:
                 trial = self._with(chosen, above, order[:middle])
                 if self._try(f"{middle} {precision} regions raised, {words}", trial).within(self.budget):
                     high = middle
+                    kept.append(trial)
                 else:
                     low = middle + 1
-            found = min(found, self._with(chosen, above, order[:high]), key=self.cost_ms)
-        found = self._given_back(precision, chosen, found)
+        found = self._given_back(precision, chosen, min(kept, key=self.cost_ms))
         for region in above:
             if found[region] != chosen[region]:
                 self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
@@ -206,7 +222,10 @@ class Search:
             able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
             if not able or "int8" not in self.precisions:
                 return chosen, f"{stage}: {words} regions; INT8 was not possible or not asked for."
-            return chosen, f"{stage}: {words} regions; INT8 is dropped because it breaks the budget."
+            useless = [line.region for line in able if self._reasons.get(line.region) == USELESS]
+            kind = "measured" if self._is_measured(stage) else "modelled"
+            why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
+            return chosen, f"{stage}: {words} regions; INT8 is dropped because {why}."
         slow, fast = self.stage_ms(stage, without), self.stage_ms(stage, mine)
         gain = 1 - fast / slow if slow else 0.0
         kind = "measured" if self._is_measured(stage) else "modelled"
