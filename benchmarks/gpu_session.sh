@@ -96,6 +96,9 @@ latency() {
       engines+=(--engine "$out/$name-$backend-fp16.plan")
     fi
   done
+  for backend in tensorrt-rtx tensorrt; do
+    fathom export.build_command "$bundle" --backend "$backend" --stage-times "$out/stage_times_$name-$backend.json" --force --quiet
+  done
   fathom benchmarks.bench_command latency "$bundle" "${engines[@]}" --pytorch eager-fp32,eager-fp16,compile-fp16 --device cuda \
     --onnxruntime cpu,cuda --rounds "$2" -o "$out/latency_$name.json" --force
 }

@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 
 from .precision_plan import Choice
+from .precision_regions import takes_bf16
 from .regions import Region
 from .stage_graph import StageGraph
 
@@ -103,6 +104,8 @@ class CostModel:
         for name, precision in precisions.items():
             if precision == "int8" and name not in quantised:
                 precisions[name] = "fp16"
+            elif precision == "bf16" and not takes_bf16(self._nodes[name].op_type):
+                precisions[name] = "fp32"
         total = 0.0
         for name, precision in precisions.items():
             int8 = precision == "int8"

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 FP16_MAX = 65504.0
+BF16_OPSET = 19
 FP16_MIN_NORMAL = 2.0**-14
 NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization", "LRN", "LpNormalization")
 SUMMING = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "CumSum", "GlobalAveragePool")
@@ -52,6 +53,23 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
     _written_out_norms(graph, reasons)
     _between(graph, reasons)
     return reasons
+
+
+@lru_cache(maxsize=1024)
+def takes_bf16(op_type: str) -> bool:
+    """Whether an operator may compute in BF16; others of a BF16 region compute in FP32.
+
+    What ONNX allows up to opset 19, which TensorRT 10.3 reads, and convolutions, which ONNX allows from opset 22 and TensorRT takes in any.
+    TensorRT-RTX 1.7.1 cannot compile a transposed convolution in BF16.
+    """
+    if op_type == "Conv":
+        return True
+    try:
+        schema = onnx.defs.get_schema(op_type, BF16_OPSET)
+    except onnx.defs.SchemaError:
+        return False
+    kinds = [set(constraint.allowed_type_strs) for constraint in schema.type_constraints]
+    return all("tensor(bfloat16)" in allowed for allowed in kinds if "tensor(float16)" in allowed)
 
 
 def module_path(node_name: str) -> str:

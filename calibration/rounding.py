@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from .precision_regions import FLOAT32_ONLY, fp32_nodes
+from .precision_regions import FLOAT32_ONLY, fp32_nodes, takes_bf16
 from .stage_graph import StageGraph
 
 FLOAT = TensorProto.FLOAT
@@ -39,9 +39,11 @@ def round_through(graph: StageGraph, precisions: dict[str, str], stays: dict[str
     floats = {name for name, kind in kinds.items() if kind == FLOAT}
     work = _Rounding(graph, floats, {name: "fp16" for name, kind in (boundaries or {}).items() if kind == "float16"})
     for node in graph.model.graph.node:
-        precision = (
-            "fp32" if node.name in stays or node.op_type in QDQ else {"int8": "fp16"}.get(precisions.get(node.name, "fp32"), precisions.get(node.name, "fp32"))
-        )
+        precision = precisions.get(node.name, "fp32")
+        if node.name in stays or node.op_type in QDQ or (precision == "bf16" and not takes_bf16(node.op_type)):
+            precision = "fp32"
+        elif precision == "int8":
+            precision = "fp16"
         work.node(node, precision)
     graph.replace_nodes(work.nodes)
     return work.casts

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..calibration.precision_regions import FLOAT32_ONLY, fp32_nodes
+from ..calibration.precision_regions import FLOAT32_ONLY, fp32_nodes, takes_bf16
 from ..runtime.errors import BuildFailedError
 from ..runtime.spec import StageSpec, TensorSpec
 from .onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, point_outside
@@ -144,6 +144,7 @@ class _Typing:
 
     def _node(self, node: onnx.NodeProto, wanted: dict[str, int]) -> None:
         kind = FLOAT if node.name in self.fp32 else BRAIN if node.name in self.brain else HALF
+        kind = FLOAT if kind == BRAIN and not takes_bf16(node.op_type) else kind
         touches = [name for name in [*node.input, *node.output] if name in self.floats]
         if touches:
             self.counted[{FLOAT: "float32", HALF: "float16", BRAIN: "bfloat16"}[kind]] += 1

@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from fathom.calibration.precision_regions import takes_bf16
 from fathom.calibration.rounding import fp16_overflows, round_through, stays_fp32
 from fathom.calibration.session import StageSession, check_finite
 from fathom.runtime.errors import AccuracyError
@@ -94,3 +95,11 @@ def test_overflows_are_sorted():
 def test_constant_output_is_a_failure():
     with pytest.raises(AccuracyError, match="is 3 everywhere"):
         check_finite("x", {"y": np.full((2, 2), 3, np.float32)})
+
+
+def test_an_operator_without_bf16_computes_in_fp32(calibration_bundles, tmp_path):
+    """TensorRT-RTX cannot compile a transposed convolution in BF16; what follows it in the same region is BF16 all the same."""
+    graph = calibration_bundles.load_graph(tmp_path / "g", calibration_bundles.token_models()[1])
+    round_through(graph, dict.fromkeys(["deconv/ConvTranspose_0", "deconv/Relu_0"], "bf16"), {})
+    assert "u:bf16" in graph.maker and graph.maker["u:bf16:bits1"].input[0] == "u"  # the reader rounds, the maker does not
+    assert takes_bf16("Conv") and takes_bf16("MatMul") and not takes_bf16("ConvTranspose") and not takes_bf16("HardSwish") and not takes_bf16("Unheard")

@@ -294,3 +294,13 @@ def test_onnxruntime_on_the_gpu(tiny):
         wanted = pipeline.predict(photo()).depth_m
     with Pipeline.open(tiny.plan, device="cuda") as pipeline:
         np.testing.assert_allclose(pipeline.predict(photo()).depth_m, wanted, rtol=1e-2)
+
+
+def test_stages_are_timed_in_every_precision(backend, bundle, tmp_path):
+    from fathom.export.build_options import BuildOptions
+    from fathom.export.time_stages import time_stages
+
+    times = time_stages(bundle, tmp_path / "times", BuildOptions(backend), say=print, progress=lambda what, done: None)
+    print(times)
+    assert all({"fp32", "fp16"} <= set(found) and min(found.values()) > 0 for found in times.stages.values())
+    assert any("int8" in found for found in times.stages.values())
