@@ -232,15 +232,15 @@ class Search:
         if gain >= PAYS_FROM:
             return chosen, f"{stage}: {words} regions; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
-            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.0%} ({kind}), but FP16 was not a candidate."
+            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
         replaced = chosen | without
         if not self.evaluator.score(self._plan(replaced)).within(self.budget):
-            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.0%} ({kind}), but FP16 in its place breaks the budget."
+            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
         for region, choice in mine.items():
             if choice.precision == "int8":
                 self._reasons[region] = "INT8 does not pay in this stage"
         self._try(f"{stage} kept in int8", chosen)
-        return replaced, f"{stage}: INT8 is dropped because it saves only {gain:.0%} of {slow:.3g} ms ({kind}; {PAYS_FROM:.0%} is wanted)."
+        return replaced, f"{stage}: INT8 is dropped because it saves only {gain:.1%} of {slow:.3g} ms ({kind}; {PAYS_FROM:.0%} is wanted)."
 
     def _is_measured(self, stage: str) -> bool:
         return self.measured is not None and self.measured.compares(stage)

@@ -110,7 +110,7 @@ def test_int8_that_does_not_pay_is_dropped_in_one_sentence(bundle, run):
     times = {"encoder": {"fp32": 2.0, "fp16": 1.0, "int8": 0.99}, "head": {"fp32": 2.5, "fp16": 1.0, "int8": 2.0}}
     result = run(bundle(), measured=StageTimes("a test card", times, "0" * 64))
     assert all(r.choice.precision != "int8" for r in result.plan.regions)
-    assert "INT8 is dropped because it saves only 1% of 1 ms (measured" in result.plan.verdicts["encoder"]
+    assert "INT8 is dropped because it saves only 1.0% of 1 ms (measured" in result.plan.verdicts["encoder"]
     assert result.plan.cost == {"kind": "measured", "device": "a test card"}
     assert any("kept in int8" in v.name for v in result.plan.variants)  # the losing variant stays in the report
     costs = {v.name: v.cost_ms for v in result.plan.variants}

@@ -184,3 +184,14 @@ def test_an_unwritable_folder_is_found_before_the_work(foreign, tmp_path, capsys
     assert export_command.main([*foreign, "-o", target]) == 3
     assert time.monotonic() - start < 10 and "Traceback" not in capsys.readouterr().err
     assert not Path(target).exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "words"),
+    [("evp-refer-tiny", [], "asked in words, and so it is calibrated"), ("llm-mde-tiny", ["--prompt", "the chair"], "not asked in words")],
+)
+def test_words_to_calibrate_with_are_checked_before_anything_is_exported(tmp_path, capsys, model, extra, words):
+    command = ["--model", model, "--random-init", "--precision", "int8", "--data", "rooms:2", *extra, "-o", str(tmp_path / "x.plan")]
+    assert export_command.main(command) == 2
+    shown = capsys.readouterr().err
+    assert words in shown and "exporting" not in shown and list(tmp_path.iterdir()) == []

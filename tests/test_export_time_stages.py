@@ -53,7 +53,7 @@ def test_the_command_times_every_stage_and_calibration_decides_by_it(gpu, tiny, 
     assert calibrate([str(bundle), "--data", "rooms:4:0:48x64", "--stage-times", str(path), *wide, "--json", "-q"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     verdict = next(line["text"] for line in lines if line["kind"] == "verdict" and line["stage"] == "encoder")
-    assert "INT8 is dropped because it saves only 0%" in verdict and "(measured;" in verdict  # equal engines take equally long
+    assert "INT8 is dropped because it saves only 0.0%" in verdict and "(measured;" in verdict  # equal engines take equally long
 
 
 def test_without_a_card_nothing_is_written_and_the_reason_told(tiny, tmp_path, capsys, monkeypatch):
