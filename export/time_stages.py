@@ -17,7 +17,7 @@ from ..calibration.stage_times import StageTimes
 from ..calibration.table import CalibrationTable, TensorRange, model_fingerprint
 from ..runtime.bundle import BundleDirectory
 from ..runtime.cuda import open_device
-from ..runtime.errors import EnvironmentMismatchError, UsageError
+from ..runtime.errors import FathomError, UsageError
 from ..runtime.plan import PlanFile
 from ..runtime.spec import DTYPES, StageSpec
 from ..runtime.tensorrt_backend import TensorRTBackend
@@ -83,12 +83,12 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
 
 
 def times_if_possible(bundle_path: Path, beside: Path, options: BuildOptions, *, say: Callable[[str], None], progress: Progress) -> StageTimes | None:
-    """``time_stages`` where this machine can run the engines, else None, with a remark."""
+    """``time_stages`` where this machine can build and run the engines, else None, with a remark: a plan can be made without."""
     if options.backend == "onnxruntime":
         return None
     try:
         return time_stages(bundle_path, beside, options, say=say, progress=progress)
-    except EnvironmentMismatchError as error:
+    except FathomError as error:  # no card, one that the backend does not build for, too little memory for the FP32 engines
         say(f"no engine can be timed here ({error.was}): what INT8 saves is modelled")
         return None
 

@@ -69,6 +69,16 @@ def test_without_a_card_nothing_is_written_and_the_reason_told(tiny, tmp_path, c
     assert len(said) == 1  # nobody asked for engines
 
 
+def test_a_card_that_the_backend_does_not_build_for_stops_no_export(monkeypatch, tiny, tmp_path):
+    """A machine with a Hopper card makes plans for RTX cards all the same."""
+    machine = fake_cuda.Machine(capability=(9, 0))
+    fake_cuda.install(monkeypatch, machine)
+    said = []
+    options = BuildOptions("tensorrt-rtx", "int8", ("sm86",))
+    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", options, say=said.append, progress=lambda what, done: None) is None
+    assert "sm90 is refused" in said[0] and said[0].endswith("what INT8 saves is modelled") and machine.leaks() == {}
+
+
 def no_card():
     from fathom.runtime.errors import EnvironmentMismatchError
 
