@@ -16,7 +16,7 @@ from .evaluate import Evaluator
 from .images import Chosen, Split, split
 from .journal import Journal
 from .objective import Budget
-from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, observe, prepare_photos, silent
+from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, left_out, observe, prepare_photos, silent
 from .observers import OBSERVERS
 from .precision_plan import PrecisionPlan, write_plan
 from .search import CANDIDATES, MOST_REGIONS, Search
@@ -85,7 +85,7 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     key |= {"also": list(settings.also)}
     journal = Journal(journal_folder, key)
     photos = prepare_photos(chain, data, journal, tick)
-    chosen = split(photos, data.evaluation_ids(), provenance["kind"])
+    chosen = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal))
     used = sorted([*chosen.ranges, *chosen.validation], key=lambda photo: photo.number)
     counted = {photo.number for photo in chosen.ranges}
     seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, tick=tick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ class Split:
     warnings: tuple[str, ...]
 
 
-def split(photos: list[Photo], evaluation: set[str], kind: str, most_validated: int = MOST_VALIDATED) -> Split:
+def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequence[str] = (), most_validated: int = MOST_VALIDATED) -> Split:
     """Every fourth different photo (every second of few) is kept back for validation, at most ``most_validated``; doubles count once.
 
     Raises:
@@ -136,4 +137,4 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, most_validated: 
     kept_back = {photo.number for photo in validation}
     ranges = [photo for photo in different if photo.number not in kept_back]
     named = [photo.id for photo in different if photo.id in evaluation]
-    return Split(tuple(ranges), tuple(validation), image_warnings(len(different), duplicates, named, kind))
+    return Split(tuple(ranges), tuple(validation), image_warnings(len(different), duplicates, named, kind, left_out))

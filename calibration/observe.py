@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from ..datasets.sample import Sample
-from ..runtime.errors import OutOfMemoryError
+from ..runtime.errors import InputError, OutOfMemoryError
 from .chain import Chain
 from .journal import Journal
 from .observers import OBSERVERS, Histogram
@@ -97,22 +97,36 @@ def item_name(photo: Photo, look: int) -> str:
 
 
 def prepare_photos(chain: Chain, source: Source, journal: Journal, tick: Tick) -> list[Photo]:
-    """Shape every image once and keep what the first stages get.
+    """Shape every image once and keep what the first stages get; see ``left_out`` for those that cannot be used.
 
     Raises:
-        InputError: if an image cannot be read or the protocol does not apply to it.
+        InputError: if none can be used.
     """
     photos: list[Photo] = [Photo(*facts) for facts in journal.fact("photos") or []]
-    for number in range(len(photos), len(source)):
-        sample = source[number]
-        _, feeds = chain.inputs(sample.rgb, number)
+    unfit = left_out(journal)
+    for number in range(len(photos) + len(unfit), len(source)):
+        try:
+            sample = source[number]
+            _, feeds = chain.inputs(sample.rgb, number)
+        except InputError as error:
+            unfit.append(error.was)
+            journal.note("left out", unfit)
+            tick("images", len(source))
+            continue
         photo = Photo(number, sample.id, photo_sha256(sample), len(feeds))
         for look, tensors in enumerate(feeds):
             journal.put(item_name(photo, look), tensors)
         photos.append(photo)
         journal.note("photos", [(p.number, p.id, p.sha256, p.looks) for p in photos])
         tick("images", len(source))
+    if not photos:
+        raise InputError(f"none of the {len(source)} images can be used; the first: {unfit[0]}" if unfit else "the data holds no image")
     return photos
+
+
+def left_out(journal: Journal) -> list[str]:
+    """Why images were left out: they could not be read, or the protocol does not apply to them."""
+    return list(journal.fact("left out") or [])
 
 
 def observe(

@@ -14,6 +14,7 @@ from .quantize import activation_inputs
 from .regions import Region, find_regions
 from .rounding import fp16_overflows
 from .smooth import smoothable
+from .stage_graph import StageGraph
 
 FIRST_OBSERVER = "mse"
 OTHER_OBSERVERS = ("max", "percentile-99.999", "percentile-99.99", "percentile-99.9", "entropy")
@@ -82,10 +83,10 @@ def measure(evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], m
         graph = evaluator.chain.graphs[spec.name]
         inputs = activation_inputs(graph, evaluator.also)
         lines = []
-        overflows = fp16_overflows(evaluator.seen[spec.name].peaks)
+        stays = evaluator.stays[spec.name]
+        overflows = {name: peak for name, peak in fp16_overflows(evaluator.seen[spec.name].peaks).items() if _meets_fp16(graph, name, stays)}
         regions = find_regions(spec.name, graph, most_regions)
         for region in regions:
-            stays = evaluator.stays[spec.name]
             line = Sensitivity(region, quantised=tuple(name for name in region.nodes if name in inputs and name not in stays))
             line.overflows = {name: peak for name, peak in overflows.items() if (maker := graph.maker.get(name)) is not None and maker.name in region.nodes}
             working = {name for name in region.nodes if name not in stays}
@@ -97,6 +98,13 @@ def measure(evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], m
             lines.append(line)
         found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found
+
+
+def _meets_fp16(graph: StageGraph, tensor: str, stays: dict[str, str]) -> bool:
+    """Whether a node that is FP16 in an FP16 stage makes or reads a tensor; what never leaves the FP32 nodes overflows nowhere."""
+    maker = graph.maker.get(tensor)
+    nodes = [reader for reader, _ in graph.readers[tensor]] + ([maker] if maker is not None else [])
+    return any(node.name not in stays for node in nodes)
 
 
 def _measure_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, precisions: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def read_table(path: str | Path, manifest: BundleManifest | None = None) -> Cali
     return table
 
 
-def image_warnings(images: int, duplicates: list[tuple[str, str]], evaluation: list[str], kind: str) -> tuple[str, ...]:
+def image_warnings(images: int, duplicates: list[tuple[str, str]], evaluation: list[str], kind: str, left_out: Sequence[str] = ()) -> tuple[str, ...]:
     """What to say about the choice of images.
 
     Args:
@@ -183,18 +184,26 @@ def image_warnings(images: int, duplicates: list[tuple[str, str]], evaluation: l
         duplicates: pairs of sample names with the same pixels.
         evaluation: names of samples that belong to the split results are reported on.
         kind: word of the ``--data`` grammar.
+        left_out: why images were left out, one reason for each.
     """
     found = []
+    if left_out:
+        shown = "; ".join(left_out[:3])
+        found.append(f"{_images(len(left_out))} left out: {shown}{' …' if len(left_out) > 3 else ''}.")
     if images < FEW_IMAGES:
         found.append(f"{images} different images are few: at least {FEW_IMAGES} are wanted, {USUAL_IMAGES} are usual.")
     if duplicates:
         shown = ", ".join(f"{second} = {first}" for first, second in duplicates[:5])
-        found.append(f"{len(duplicates)} images are there twice and count once: {shown}{' …' if len(duplicates) > 5 else ''}.")
+        found.append(f"{_images(len(duplicates))} there twice and counted once: {shown}{' …' if len(duplicates) > 5 else ''}.")
     if evaluation:
         shown = ", ".join(evaluation[:5])
         found.append(
-            f"{len(evaluation)} images belong to the evaluation split, results measured on it are not honest: {shown}{' …' if len(evaluation) > 5 else ''}."
+            f"{_images(len(evaluation))} of the evaluation split, results measured on it are not honest: {shown}{' …' if len(evaluation) > 5 else ''}."
         )
     if kind == "rooms":
         found.append("Synthetic rooms are no photographs: calibrate on real images before relying on the result.")
     return tuple(found)
+
+
+def _images(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count} images are"

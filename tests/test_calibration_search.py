@@ -400,3 +400,44 @@ def test_photos_are_dealt_all_prompts_in_every_split(bundle):
     for step in (1, 2, 3, 4, 6):
         dealt = [chain.prompt_of(number) for number in range(step - 1, 16 * step, step)]
         assert set(dealt) == {"a", "b", "c"} and max(map(dealt.count, "abc")) <= 10
+
+
+@pytest.mark.parametrize("island", [True, False])
+def test_what_overflows_inside_an_fp32_island_is_no_overflow(calibration_bundles, tmp_path, run, island):
+    """A tensor goes beyond 65504 and comes back: harmless where the network declares that part FP32, named where it does not."""
+    from onnx import helper
+
+    models = calibration_bundles.token_models()
+    graph = models[0].graph
+    graph.initializer.extend(numpy_helper.from_array(np.float32(value), name) for name, value in (("up", 1.5e4), ("down", 1 / 1.5e4)))
+    place = next(k for k, node in enumerate(graph.node) if node.output[0] == "t")
+    graph.node[place].input[0] = "back"
+    for k, (source, factor, target) in enumerate((("s", "up", "beyond"), ("beyond", "down", "back"))):
+        graph.node.insert(place + k, helper.make_node("Mul", [source, factor], [target], name=f"big/Mul_{k}"))
+    path = calibration_bundles.write_bundle(tmp_path / "b", models, calibration_bundles.small_contract(), islands={"encoder": ("big",)} if island else None)
+    plan = run(path).plan
+    named = {fact["tensor"] for fact in plan.overflows}
+    region = next(r for r in plan.regions if r.path == "big")
+    assert ("beyond" in named) is not island
+    assert region.reason == "the network declares it FP32" if island else "FP16 cannot hold it" in region.reason
+    wide = {r.path for r in plan.regions if r.choice.precision in ("fp32", "bf16")}
+    assert wide == {"big"}
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_named(bundle, tmp_path, capsys):
+    from PIL import Image
+
+    folder, path = tmp_path / "photos", bundle()
+    folder.mkdir()
+    (folder / "a_torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    words = [str(path), "--data", f"images:{folder}", "--budget", "abs_rel=5%,delta1=5pp", "-q"]
+    assert main(words) == 3
+    assert "none of the 1 images can be used; the first: " in (err := capsys.readouterr().err) and "a_torn.png" in err
+    for number, sample in enumerate(Chosen(DATA).source):
+        Image.fromarray(sample.rgb).save(folder / f"room_{number}.png")
+    (folder / "room_9.png").write_bytes(b"")
+    assert main(words) == 0
+    assert "2 images are left out: " in (err := capsys.readouterr().err) and "a_torn.png" in err and "room_9.png" in err
+    opened = BundleDirectory.open(path)
+    table = read_table(opened.path(TABLE), opened.manifest)
+    assert table.images == 3 and any("a_torn.png" in warning for warning in table.warnings)
