@@ -25,6 +25,7 @@ from .stage_times import StageTimes
 from .table import CalibrationTable, model_fingerprint, write_table
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
+SCORES = 2  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     model = model_fingerprint(bundle.manifest)
     chain = Chain(bundle, settings.protocol, settings.prompts)
     provenance = data.provenance() | ({"prompts": list(settings.prompts)} if settings.prompts else {})
-    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes}
+    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "scores": SCORES}
     key |= {"also": list(settings.also)}
     journal = Journal(journal_folder, key)
     photos = prepare_photos(chain, data, journal, tick)
