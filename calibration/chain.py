@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..runtime.bundle import BundleDirectory
-from ..runtime.contract import Protocol
+from ..runtime.contract import Contract, Protocol
 from ..runtime.errors import InputError, UsageError
 from ..runtime.postprocess import Assembly
 from ..runtime.preprocess import Placed, Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows
@@ -16,6 +17,19 @@ from ..runtime.spec import StageSpec
 from ..runtime.text import TextEncoder
 from .fold_batch_norm import fold_batch_norms
 from .stage_graph import StageGraph
+
+
+def check_prompts(contract: Contract, prompts: Sequence[str]) -> None:
+    """Words, if and only if the network is asked in words.
+
+    Raises:
+        UsageError: if they are missing or not wanted.
+    """
+    asked = contract.text is not None and contract.text.kind == "prompt"
+    if prompts and not asked:
+        raise UsageError("--prompt: this network is not asked in words", mend="leave it out")
+    if asked and not prompts:
+        raise UsageError("this network is asked in words, and so it is calibrated", mend='say what to look for, as in --prompt "the cup on the left"')
 
 
 @dataclass(frozen=True)
@@ -57,11 +71,7 @@ class Chain:
         self.islands = {stage.spec.name: stage.fp32_islands for stage in manifest.stages}
         text = self.contract.text
         self._text = TextEncoder(text, self.contract.input, bundle.path(text.tokenizer).read_bytes()) if text else None
-        asked = text is not None and text.kind == "prompt"
-        if prompts and not asked:
-            raise UsageError("--prompt: this network is not asked in words", mend="leave it out")
-        if asked and not prompts:
-            raise UsageError("this network is asked in words, and so it is calibrated", mend='say what to look for, as in --prompt "the cup on the left"')
+        check_prompts(self.contract, prompts)
         first = next(tensor for spec in self.specs for tensor in spec.inputs if tensor.name == self.contract.input.tensor)
         self.batch = first.shape[0] if isinstance(first.shape[0], int) else 1
 

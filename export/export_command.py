@@ -152,13 +152,12 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--backend, --precision and --target go with -o x.plan", mend="name the output x.plan, or run depth-build on the bundle")
 
 
-def _check_prompt(arguments: argparse.Namespace, contract: Any) -> None:
-    """Before minutes of exporting: words, if and only if the network is asked in words and is to be calibrated."""
-    asked = contract.text is not None and contract.text.kind == "prompt"
-    if arguments.data and asked and not arguments.prompt:
-        raise UsageError("this network is asked in words, and so it is calibrated", mend='say what to look for, as in --prompt "the cup on the left"')
-    if arguments.prompt is not None and not asked:
-        raise UsageError("--prompt: this network is not asked in words", mend="leave it out")
+def _check_prompts(arguments: argparse.Namespace, contract: Any) -> None:
+    """Before minutes of exporting."""
+    if arguments.data:
+        from ..calibration.chain import check_prompts
+
+        check_prompts(contract, arguments.prompt or ())
 
 
 def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, progress: Any) -> Any:
@@ -167,7 +166,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
         from .foreign import read_contract, write_foreign_bundle
 
         contract = read_contract(arguments.contract)
-        _check_prompt(arguments, contract)
+        _check_prompts(arguments, contract)
         facts = {"name": arguments.name, "licence": arguments.licence}
         return write_foreign_bundle(arguments.onnx, contract, path, force=force, say=say, progress=progress, **facts)
     from ..runtime.files import refuse_existing
@@ -185,7 +184,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
         **{name: getattr(arguments, name) for name in LOAD_OPTIONS},
     }
     network = load(arguments.model, arguments.weights, **options)
-    _check_prompt(arguments, network.contract)
+    _check_prompts(arguments, network.contract)
     for warning in network.origin.warnings:
         warn(warning)
     return write_bundle(network, path, force=force, release=True, say=say, progress=progress)
