@@ -11,6 +11,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of, whole_file
 from ..runtime.manifest import FileFacts
 from ..runtime.manifest_json import manifest_bytes
+from .artefact import model_fingerprint
 from .chain import Chain
 from .evaluate import Evaluator
 from .images import Chosen, Split, split
@@ -22,7 +23,7 @@ from .precision_plan import PrecisionPlan, write_plan
 from .search import CANDIDATES, MOST_REGIONS, Search
 from .sensitivity import FIRST_OBSERVER
 from .stage_times import StageTimes
-from .table import CalibrationTable, model_fingerprint, write_table
+from .table import CalibrationTable, write_table
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
 SCORES = 2  # raised whenever the score of a choice means something else: a journal of older ones is not taken up

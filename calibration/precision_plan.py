@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError
-from ..runtime.files import whole_file
 from ..runtime.manifest import SHA256, BundleManifest
 from ..runtime.spec import PRECISIONS, fields
+from .artefact import read_artefact, require_model, write_artefact
 from .observers import OBSERVERS
 from .quantize import ALSO
-from .table import model_fingerprint
 
 FORMAT, VERSION = "fathom-precision-plan", 1
 MAX_PLAN_BYTES = 64 << 20
@@ -99,7 +96,7 @@ class PrecisionPlan:
     """The whole plan.
 
     Args:
-        model_sha256: see ``table.model_fingerprint``.
+        model_sha256: see ``artefact.model_fingerprint``.
         budget: see ``Budget.to_json``.
         truth: see ``evaluate.Evaluator``: what the metrics compare with (and what they are of a mask).
         cost: how costs were come by (``modelled`` or ``measured``) and on what.
@@ -186,13 +183,8 @@ class PrecisionPlan:
 
 
 def write_plan(plan: PrecisionPlan, path: str | Path, force: bool = False) -> None:
-    """Write the plan; it appears when it is whole.
-
-    Raises:
-        InputError: if the file exists and ``force`` is False, or cannot be written.
-    """
-    with whole_file(path, force) as part:
-        part.write_text(json.dumps(plan.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Write the plan; see ``write_artefact``."""
+    write_artefact(plan.to_json(), path, force)
 
 
 def read_plan(path: str | Path, manifest: BundleManifest | None = None) -> PrecisionPlan:
@@ -201,18 +193,9 @@ def read_plan(path: str | Path, manifest: BundleManifest | None = None) -> Preci
     Raises:
         InputError: if it is missing, no plan of a known version, or was made on another network.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes", wanted=f"at most {MAX_PLAN_BYTES}")
-        plan = PrecisionPlan.from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", mend="make it with depth-calibrate") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no precision plan ({error})", mend="make it with depth-calibrate") from error
-    if manifest is not None and plan.model_sha256 != (wanted := model_fingerprint(manifest)):
-        was = f"{path} was made on the network {plan.model_sha256[:12]}…"
-        raise InputError(was, wanted=f"a plan of this bundle ({wanted[:12]}…)", mend="run depth-calibrate on this bundle")
+    plan = read_artefact(path, PrecisionPlan.from_json, "is no precision plan", MAX_PLAN_BYTES, "make it with depth-calibrate")
+    if manifest is not None:
+        require_model(path, plan.model_sha256, manifest, "a plan", "run depth-calibrate on this bundle")
     return plan
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InputError
-from ..runtime.files import whole_file
 from ..runtime.manifest import SHA256, BundleManifest
 from ..runtime.spec import PRECISIONS, fields
-from .table import model_fingerprint
+from .artefact import read_artefact, require_model, write_artefact
 
 FORMAT, VERSION = "fathom-stage-times", 1
 MAX_TIMES_BYTES = 1 << 20
@@ -26,7 +24,7 @@ class StageTimes:
     Args:
         device: which card, and what ran the engines, in words.
         stages: stage -> precision -> milliseconds of one run on the device.
-        model_sha256: see ``table.model_fingerprint``.
+        model_sha256: see ``artefact.model_fingerprint``.
     """
 
     device: str
@@ -65,13 +63,8 @@ class StageTimes:
 
 
 def write_stage_times(times: StageTimes, path: str | Path, force: bool = False) -> None:
-    """Write the times; the file appears when it is whole.
-
-    Raises:
-        InputError: if the file exists and ``force`` is False, or cannot be written.
-    """
-    with whole_file(path, force) as part:
-        part.write_text(json.dumps(times.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Write the times; see ``write_artefact``."""
+    write_artefact(times.to_json(), path, force)
 
 
 def read_stage_times(path: str | Path, manifest: BundleManifest) -> StageTimes:
@@ -80,17 +73,8 @@ def read_stage_times(path: str | Path, manifest: BundleManifest) -> StageTimes:
     Raises:
         InputError: if the file is missing, holds no stage times of a known version, or those of another network.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_TIMES_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes", wanted=f"at most {MAX_TIMES_BYTES}", mend=MAKE)
-        times = StageTimes.from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", mend=MAKE) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} holds no stage times ({error})", mend=MAKE) from error
-    if times.model_sha256 != (wanted := model_fingerprint(manifest)):
-        raise InputError(f"{path} was measured with the network {times.model_sha256[:12]}…", wanted=f"times of this bundle ({wanted[:12]}…)", mend=MAKE)
+    times = read_artefact(path, StageTimes.from_json, "holds no stage times", MAX_TIMES_BYTES, MAKE)
+    require_model(path, times.model_sha256, manifest, "times", MAKE, how="was measured with")
     if unknown := set(times.stages) - {stage.spec.name for stage in manifest.stages}:
         raise InputError(f"{path} names the stage {sorted(unknown)[0]}, which the bundle does not have", mend=MAKE)
     return times

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError
-from ..runtime.files import whole_file
 from ..runtime.manifest import SHA256, BundleManifest
-from ..runtime.manifest_json import manifest_to_json
 from ..runtime.spec import fields
+from .artefact import read_artefact, require_model, write_artefact
 from .observers import OBSERVERS
 
 FORMAT, VERSION = "fathom-calibration-table", 1
@@ -53,7 +49,7 @@ class CalibrationTable:
     """Ranges by stage and tensor, with provenance.
 
     Args:
-        model_sha256: see ``model_fingerprint``.
+        model_sha256: see ``artefact.model_fingerprint``.
         data: provenance of the images (kind, name, sha256, count, seed, skipped).
         protocol: name of the protocol that shaped the images.
         images: how many images the ranges were read from.
@@ -134,25 +130,9 @@ def _object(data: Any, what: str) -> dict[str, Any]:
     return data
 
 
-def model_fingerprint(manifest: BundleManifest) -> str:
-    """SHA-256 over network, contract and stages with the hashes of their files: what a calibration stands for.
-
-    Goldens, parity and the calibration's own files do not count, so that adding those to a bundle leaves it calibrated.
-    """
-    whole = manifest_to_json(manifest)
-    names = {name for stage in manifest.stages for name in manifest.stage_files(stage)}
-    facts = {key: whole[key] for key in ("network", "contract", "stages")} | {"files": {name: whole["files"][name]["sha256"] for name in sorted(names)}}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def write_table(table: CalibrationTable, path: str | Path, force: bool = False) -> None:
-    """Write the table; it appears when it is whole.
-
-    Raises:
-        InputError: if the file exists and ``force`` is False, or cannot be written.
-    """
-    with whole_file(path, force) as part:
-        part.write_text(json.dumps(table.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Write the table; see ``write_artefact``."""
+    write_artefact(table.to_json(), path, force)
 
 
 def read_table(path: str | Path, manifest: BundleManifest | None = None) -> CalibrationTable:
@@ -161,18 +141,9 @@ def read_table(path: str | Path, manifest: BundleManifest | None = None) -> Cali
     Raises:
         InputError: if it is missing, no table of a known version, or was made on another network.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_TABLE_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes", wanted=f"at most {MAX_TABLE_BYTES}")
-        table = CalibrationTable.from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", mend="make it with depth-calibrate") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no calibration table ({error})", mend="make it with depth-calibrate") from error
-    if manifest is not None and table.model_sha256 != (wanted := model_fingerprint(manifest)):
-        was = f"{path} was made on the network {table.model_sha256[:12]}…"
-        raise InputError(was, wanted=f"a table of this bundle ({wanted[:12]}…)", mend="run depth-calibrate on this bundle")
+    table = read_artefact(path, CalibrationTable.from_json, "is no calibration table", MAX_TABLE_BYTES, "make it with depth-calibrate")
+    if manifest is not None:
+        require_model(path, table.model_sha256, manifest, "a table", "run depth-calibrate on this bundle")
     return table
 
 

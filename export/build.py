@@ -77,13 +77,13 @@ def build_plan(
         parity = builder.type_stages()
         if parity is not None:
             say(parity.table())
-        built = [builder.build(stage, number) for number, stage in enumerate(bundle.manifest.stages)]
+        built = builder.build_all()
         if options.backend == "onnxruntime":
             parity = builder.check_engines([stage for stage, _, _ in built])
             if parity is not None:
                 say(parity.table())
         tell("writing the plan", 0.95)
-        manifest, sources = builder.plan([stage for stage, _, _ in built], {k: v for _, files, _ in built for k, v in files.items()})
+        manifest, sources = builder.plan(built)
         write_plan(path, manifest, sources, force)
     tell("written", 1.0)
     return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)

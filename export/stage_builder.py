@@ -118,6 +118,10 @@ class StageBuilder:
         tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
         return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
 
+    def build_all(self) -> list[tuple[PlanStage, dict[str, Path], BuiltStage]]:
+        """Compile stage after stage; see ``build``."""
+        return [self.build(stage, number) for number, stage in enumerate(self.manifest.stages)]
+
     def build(self, stage: BundleStage, number: int) -> tuple[PlanStage, dict[str, Path], BuiltStage]:
         """Compile one stage in a child process."""
         name = stage.spec.name
@@ -220,8 +224,9 @@ class StageBuilder:
         report.require()
         return report
 
-    def plan(self, stages: list[PlanStage], files: dict[str, Path]) -> tuple[PlanManifest, dict[str, Path]]:
-        """Manifest and sources of the plan."""
+    def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path]]:
+        """Manifest and sources of the plan, of what ``build_all`` made."""
+        stages, files = [stage for stage, _, _ in built], {name: file for _, made, _ in built for name, file in made.items()}
         manifest, options = self.manifest, self.options
         sources = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
         stages = [stage if stage.weights in sources else replace(stage, weights="", initializers=()) for stage in stages]

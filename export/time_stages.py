@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..calibration.artefact import model_fingerprint
 from ..calibration.chain import prepare
 from ..calibration.precision_plan import Choice, PrecisionPlan, RegionPlan
 from ..calibration.quantize import activation_inputs
 from ..calibration.rounding import stays_fp32
 from ..calibration.stage_graph import StageGraph
 from ..calibration.stage_times import StageTimes
-from ..calibration.table import CalibrationTable, TensorRange, model_fingerprint
+from ..calibration.table import CalibrationTable, TensorRange
 from ..runtime.bundle import BundleDirectory
 from ..runtime.cuda import open_device
 from ..runtime.errors import FathomError, UsageError
@@ -113,8 +114,7 @@ def _build(bundle: BundleDirectory, options: BuildOptions, calibration: Calibrat
     """Write ``timed.plan``; returns the version of the backend."""
     builder = StageBuilder(bundle, options, scratch, tell, calibration, compare=False)
     builder.type_stages()
-    built = [builder.build(stage, number) for number, stage in enumerate(bundle.manifest.stages)]
-    manifest, sources = builder.plan([stage for stage, _, _ in built], {name: file for _, files, _ in built for name, file in files.items()})
+    manifest, sources = builder.plan(builder.build_all())
     write_plan(scratch / "timed.plan", manifest, sources)
     return manifest.backend_version
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.stage_times import StageTimes, read_stage_times, write_stage_times
-from fathom.calibration.table import model_fingerprint
 from fathom.runtime.bundle import BundleDirectory
 from fathom.runtime.errors import InputError
 

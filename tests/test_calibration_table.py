@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from fathom.benchmarks.metrics import depth_errors as independent
+from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.images import split
 from fathom.calibration.journal import Journal
 from fathom.calibration.objective import Budget, Score, depth_errors, failed
 from fathom.calibration.observe import Photo
 from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
-from fathom.calibration.table import CalibrationTable, TensorRange, model_fingerprint, read_table, write_table
+from fathom.calibration.table import CalibrationTable, TensorRange, read_table, write_table
 from fathom.runtime.bundle import BundleDirectory
 from fathom.runtime.errors import InputError, UsageError
 

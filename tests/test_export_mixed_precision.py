@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.chain import prepare
 from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.quantize import activation_inputs
 from fathom.calibration.regions import find_regions
 from fathom.calibration.rounding import stays_fp32
 from fathom.calibration.stage_graph import StageGraph
-from fathom.calibration.table import CalibrationTable, TensorRange, model_fingerprint
+from fathom.calibration.table import CalibrationTable, TensorRange
 from fathom.export.calibrated import Calibration, planned_boundaries, type_by_plan
 from fathom.runtime.bundle import BundleDirectory
 

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.calibrate import Calibrated, add_to_bundle, make_table
 from fathom.calibration.chain import Chain
 from fathom.calibration.images import Chosen, split
@@ -19,7 +20,6 @@ from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.quantize import activation_inputs
 from fathom.calibration.regions import find_regions
 from fathom.calibration.rounding import stays_fp32
-from fathom.calibration.table import model_fingerprint
 from fathom.export.build import build_plan
 from fathom.export.build_options import BuildOptions
 from fathom.runtime.bundle import BundleDirectory
