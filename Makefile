@@ -20,7 +20,7 @@ $(VENV)/.dev: $(VENV)/.export
 	@touch $@
 
 demo: $(VENV)/.export
-	$(BIN)/python -m fathom.benchmarks.demo
+	$(BIN)/python -m fathom.benchmarks.demo.demo
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ setup(
     package_dir={"fathom": "."},
     package_data={
         "fathom": ["py.typed"],
-        "fathom.runtime": ["schemas/*.json", "*.npz", "kernels/*"],
+        "fathom.runtime": ["artefact/schemas/*.json", "kernels/*"],
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
@@ -72,14 +72,14 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "depth-run = fathom.runtime.run:main",
-            "depth-doctor = fathom.runtime.doctor:main",
-            "depth-inspect = fathom.runtime.inspection:main",
-            "depth-export = fathom.export.export_command:main",
-            "depth-build = fathom.export.build_command:main",
+            "depth-run = fathom.runtime.commands.run:main",
+            "depth-doctor = fathom.runtime.commands.doctor:main",
+            "depth-inspect = fathom.runtime.commands.inspection:main",
+            "depth-export = fathom.export.commands.export_command:main",
+            "depth-build = fathom.export.commands.build_command:main",
             "depth-calibrate = fathom.calibration.calibrate_command:main",
             "depth-bench = fathom.benchmarks.bench_command:main",
-            "depth-train = fathom.models.train_command:main",
+            "depth-train = fathom.models.training.train_command:main",
         ]
     },
     cmdclass={"build_py": BuildWithoutSetup},

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..runtime.command import run_command
-from . import accuracy_command, latency_command
+from ..runtime.commands.command import run_command
+from .accuracy import command as accuracy_command
+from .latency import command as latency_command
 
 COMMANDS = {
     "accuracy": ("engines against the truth and against PyTorch on a data set", accuracy_command),

@@ -79,7 +79,7 @@ prepare() {
 
 fathom() { "$out/venv/bin/python" -m "fathom.$1" "${@:2}"; }
 
-doctor() { fathom runtime.doctor --try --json | tee "$out/doctor.json" && fathom runtime.doctor; }
+doctor() { fathom runtime.commands.doctor --try --json | tee "$out/doctor.json" && fathom runtime.commands.doctor; }
 
 gpu_tests() { (cd "$here" && "$out/venv/bin/python" -m pytest -m gpu -p no:cacheprovider -rs --junitxml "$out/gpu_tests.xml" tests/test_runtime_gpu.py); }
 
@@ -88,16 +88,16 @@ target() { "$out/venv/bin/python" -c 'import json, sys; print(json.load(open(sys
 
 latency() {
   local model=$1 bundle=$out/$1 engines=() name=${1//-/_}
-  fathom export.export_command --model "$model" --random-init -o "$bundle" --force --quiet || return
+  fathom export.commands.export_command --model "$model" --random-init -o "$bundle" --force --quiet || return
   for backend in tensorrt-rtx tensorrt; do
     local extra=()
     [ "$backend" = tensorrt ] || extra=(--target "$(target)")
-    if fathom export.build_command "$bundle" --backend "$backend" --precision fp16 "${extra[@]}" -o "$out/$name-$backend-fp16.plan" --force --quiet; then
+    if fathom export.commands.build_command "$bundle" --backend "$backend" --precision fp16 "${extra[@]}" -o "$out/$name-$backend-fp16.plan" --force --quiet; then
       engines+=(--engine "$out/$name-$backend-fp16.plan")
     fi
   done
   for backend in tensorrt-rtx tensorrt; do
-    fathom export.build_command "$bundle" --backend "$backend" --stage-times "$out/stage_times_$name-$backend.json" --force --quiet
+    fathom export.commands.build_command "$bundle" --backend "$backend" --stage-times "$out/stage_times_$name-$backend.json" --force --quiet
   done
   fathom benchmarks.bench_command latency "$bundle" "${engines[@]}" --pytorch eager-fp32,eager-fp16,compile-fp16 --device cuda \
     --onnxruntime cpu,cuda --rounds "$2" -o "$out/latency_$name.json" --force

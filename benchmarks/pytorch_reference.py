@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.bundle import BundleDirectory
+from ..runtime.artefact.bundle import BundleDirectory
+from ..runtime.artefact.spec import StageSpec
 from ..runtime.errors import InputError, OutOfMemoryError, UsageError, missing_package
 from ..runtime.pipeline import Pipeline
-from ..runtime.spec import StageSpec
 
 
 class TorchBackend:

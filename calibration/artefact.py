@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..runtime.artefact.manifest import BundleManifest
+from ..runtime.artefact.manifest_json import manifest_to_json
 from ..runtime.errors import InputError
 from ..runtime.files import whole_file
-from ..runtime.manifest import BundleManifest
-from ..runtime.manifest_json import manifest_to_json
 
 T = TypeVar("T")
 

@@ -6,24 +6,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import MANIFEST, BundleDirectory
+from ..runtime.artefact.bundle import MANIFEST, BundleDirectory
+from ..runtime.artefact.manifest import FileFacts
+from ..runtime.artefact.manifest_json import manifest_bytes
 from ..runtime.errors import InputError
 from ..runtime.files import sha256_of, whole_file
-from ..runtime.manifest import FileFacts
-from ..runtime.manifest_json import manifest_bytes
 from .artefact import model_fingerprint
-from .chain import Chain
-from .evaluate import Evaluator
-from .images import Chosen, Split, split
-from .journal import Journal
-from .objective import Budget
-from .observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, left_out, observe, prepare_photos, silent
-from .observers import OBSERVERS
-from .precision_plan import PrecisionPlan, write_plan
-from .search import CANDIDATES, MOST_REGIONS, Search
-from .sensitivity import FIRST_OBSERVER
-from .stage_times import StageTimes
-from .table import CalibrationTable, write_table
+from .graph.chain import Chain
+from .observation.images import Chosen, Split, split
+from .observation.journal import Journal
+from .observation.observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, left_out, observe, prepare_photos, silent
+from .precision.precision_plan import PrecisionPlan, write_plan
+from .ranges.observers import OBSERVERS
+from .ranges.table import CalibrationTable, write_table
+from .search.evaluate import Evaluator
+from .search.objective import Budget
+from .search.search import CANDIDATES, MOST_REGIONS, Search
+from .search.sensitivity import FIRST_OBSERVER
+from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
 SCORES = 2  # raised whenever the score of a choice means something else: a journal of older ones is not taken up

@@ -8,8 +8,8 @@ import math
 import sys
 from pathlib import Path
 
-from ..runtime.bundle import BundleDirectory
-from ..runtime.command import common_flags, run_command, warn
+from ..runtime.artefact.bundle import BundleDirectory
+from ..runtime.commands.command import common_flags, run_command, warn
 from ..runtime.errors import InputError, UsageError
 
 EPILOG = """\
@@ -50,14 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ..runtime.progress import Progress
+    from ..runtime.commands.progress import Progress
     from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
-    from .images import Chosen
-    from .objective import Budget
-    from .quantize import ALSO
+    from .int8.quantize import ALSO
+    from .observation.images import Chosen
     from .report import report_lines
-    from .search import CANDIDATES
-    from .stage_times import read_stage_times
+    from .search.objective import Budget
+    from .search.search import CANDIDATES
+    from .search.stage_times import read_stage_times
 
     precisions = tuple(word.strip() for word in options.precisions.split(","))
     if unknown := set(precisions) - set(CANDIDATES):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .calibrate import Calibrated
-from .precision_plan import PrecisionPlan, Variant
+from .precision.precision_plan import PrecisionPlan, Variant
 
 
 def percent(value: float | None, unit: str = "%") -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 from .kitti import KittiEigen
 from .nyu import VARIANTS, NyuFolder, NyuLabeled
 from .pairs import Images, Pairs
-from .rooms import Rooms
+from .rooms.rooms import Rooms
 from .sample import Provenance, Sample, fingerprint
 
 GRAMMAR = """\

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runtime.contract import Contract
-from ..runtime.spec import StageSpec
+from ..runtime.artefact.contract import Contract
+from ..runtime.artefact.spec import StageSpec
 
 
 @dataclass(frozen=True)

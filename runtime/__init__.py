@@ -1,6 +1,6 @@
 """The ground floor: specs, artefact readers, image input and output, backends, pipeline and ``depth-run``. Needs only NumPy and Pillow."""
 
-_HOMES = {"Pipeline": "pipeline", "DepthMap": "depth_map", "Intrinsics": "depth_map", "read_photo": "photo", "FathomError": "errors"}
+_HOMES = {"Pipeline": "pipeline", "DepthMap": "photo.depth_map", "Intrinsics": "photo.depth_map", "read_photo": "photo.photo", "FathomError": "errors"}
 __all__ = list(_HOMES)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
+from .artefact.manifest import BundleManifest
+from .artefact.spec import StageSpec
 from .errors import EnvironmentMismatchError, UsageError
-from .manifest import BundleManifest
-from .spec import StageSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .bundle import BundleDirectory
-    from .plan import PlanFile
+    from .artefact.bundle import BundleDirectory
+    from .artefact.plan import PlanFile
 
 MAX_STREAMS = 16
 DEVICE = re.compile(r"(cpu|cuda)(?::([0-9]{1,3}))?")
@@ -77,7 +77,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
         raise UsageError(f"{streams} streams", wanted=f"1 to {MAX_STREAMS}")
     backend = "onnxruntime" if isinstance(artefact.manifest, BundleManifest) else artefact.manifest.backend
     if backend == "onnxruntime":
-        from .onnxruntime_backend import OnnxRuntimeBackend
+        from .onnxruntime.backend import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(artefact, kind or "cpu", threads, index)
     if kind == "cpu":
@@ -86,7 +86,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
             wanted="a plan for onnxruntime, to run on the CPU",
             mend="depth-build BUNDLE --backend onnxruntime -o x.plan",
         )
-    from .tensorrt_backend import TensorRTBackend
+    from .tensorrt.backend import TensorRTBackend
 
     return TensorRTBackend(artefact, index, streams)
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .artefact.bundle import BundleDirectory
+from .artefact.contract import Contract, Protocol
+from .artefact.manifest import PlanManifest
+from .artefact.plan import MANIFEST, PlanFile
 from .backend import Backend, open_backend
-from .bundle import BundleDirectory
-from .contract import Contract, Protocol
-from .depth_map import DepthMap, Intrinsics, Origin
 from .errors import AccuracyError, InputError, UsageError
-from .manifest import PlanManifest
-from .plan import MANIFEST, PlanFile
-from .postprocess import Assembly
-from .preprocess import Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows
+from .photo.depth_map import DepthMap, Intrinsics, Origin
+from .photo.postprocess import Assembly
+from .photo.preprocess import Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows
 from .submission import Submissions
-from .text import TextEncoder
+from .text.encoder import TextEncoder
 
 GREATEST_BATCH = 1024
 Camera = Intrinsics | Sequence[float]

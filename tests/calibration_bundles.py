@@ -18,10 +18,10 @@ def write_bundle(folder, models, contract, weights="trained", islands=None):
     """Write ONNX models (in running order, named by their graphs) with a contract as a bundle into ``folder``; returns it."""
     import onnx
 
-    from fathom.export.plan_file import file_facts
-    from fathom.runtime.manifest import BundleManifest, BundleStage, NetworkFacts
-    from fathom.runtime.manifest_json import manifest_bytes
-    from fathom.runtime.spec import StageSpec
+    from fathom.export.plan.plan_file import file_facts
+    from fathom.runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
+    from fathom.runtime.artefact.manifest_json import manifest_bytes
+    from fathom.runtime.artefact.spec import StageSpec
 
     (folder / "stages").mkdir(parents=True)
     stages, files = [], {}
@@ -45,7 +45,7 @@ def write_bundle(folder, models, contract, weights="trained", islands=None):
 def _spec(value):
     from onnx import helper
 
-    from fathom.runtime.spec import TensorSpec
+    from fathom.runtime.artefact.spec import TensorSpec
 
     tensor = value.type.tensor_type
     sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
@@ -57,7 +57,7 @@ def write_fastdepth(folder):
     import onnx
     from onnx import version_converter
 
-    from fathom.runtime.contract import Contract, Crop, ImageInput, OutputContract, Protocol, Resize
+    from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Protocol, Resize
 
     model = version_converter.convert_version(onnx.load(FASTDEPTH), 18)
     model.graph.name = "fastdepth"
@@ -76,7 +76,7 @@ HEIGHT, WIDTH, CHANNELS = 32, 48, 16
 
 def small_contract():
     """A 32x48 picture in, metres out."""
-    from fathom.runtime.contract import Contract, ImageInput, OutputContract, Protocol, Resize
+    from fathom.runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Resize
 
     protocol = Protocol("single-image", (Resize(HEIGHT, WIDTH, "bilinear"),), (0,), (), False, "a test")
     output = OutputContract("depth", "metric", "m", 0.1, 10.0, "far", "bilinear")
@@ -172,7 +172,7 @@ def load_graph(folder, model):
     """One model as a stage graph with its weights in a file."""
     import onnx
 
-    from fathom.calibration.stage_graph import StageGraph
+    from fathom.calibration.graph.stage_graph import StageGraph
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{model.graph.name}.onnx"

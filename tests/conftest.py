@@ -45,7 +45,7 @@ def expected_depth(kernel, tensor):
 
 
 def _contract(kind):
-    from fathom.runtime.contract import Contract, ImageInput, OutputContract, Protocol, Resize
+    from fathom.runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Resize
 
     output = {
         "metric": OutputContract("depth", "metric", "m", 0.1, 10.0, "far", "bilinear"),
@@ -65,10 +65,10 @@ def make_artefacts(tmp_path_factory):
     import onnx
     from onnx.external_data_helper import convert_model_to_external_data
 
-    from fathom.export.plan_file import file_facts, write_plan
-    from fathom.runtime.manifest import BundleManifest, BundleStage, Initializer, NetworkFacts, PlanManifest, PlanStage
-    from fathom.runtime.manifest_json import manifest_bytes
-    from fathom.runtime.spec import StageSpec, TensorSpec
+    from fathom.export.plan.plan_file import file_facts, write_plan
+    from fathom.runtime.artefact.manifest import BundleManifest, BundleStage, Initializer, NetworkFacts, PlanManifest, PlanStage
+    from fathom.runtime.artefact.manifest_json import manifest_bytes
+    from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 
     def make(kind="metric", weights="trained", batch=(1, 2, 4), location="weights", poison=None):
         folder = tmp_path_factory.mktemp("artefacts")
@@ -148,7 +148,7 @@ def small_network():
 @pytest.fixture(scope="session")
 def small_bundle(small_network, tmp_path_factory):
     """An exported bundle of ``SmallNetwork``, not to be changed."""
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
 
     path = tmp_path_factory.mktemp("export") / "small"
     write_bundle(small_network.SmallNetwork(), path)
@@ -163,7 +163,7 @@ def tiny_bundle(tmp_path_factory):
     def bundle(name):
         if name not in made:
             pytest.importorskip("open_clip" if "depthclip" in name else "torch")
-            from fathom.export import export_command
+            from fathom.export.commands import export_command
             from fathom.models.catalog import NETWORKS
 
             path = tmp_path_factory.mktemp("tiny") / name

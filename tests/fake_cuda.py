@@ -13,7 +13,7 @@ import types
 
 import numpy as np
 
-from fathom.runtime.device_gather import INSPECT, POSTPROCESS, PREPROCESS
+from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS
 
 ALIGNMENT = 256
 STRUCTS = {"fathom_preprocess": PREPROCESS, "fathom_postprocess": POSTPROCESS, "fathom_inspect": INSPECT}

@@ -22,9 +22,9 @@ def gpu_plan(made, path, backend="tensorrt", batch=(1, 2, 4), release=None, targ
         lies: stage -> what its engine says differently (see ``fake_tensorrt.engine_bytes``).
         facts: further fields of the manifest.
     """
-    from fathom.export.plan_file import file_facts, write_plan
-    from fathom.runtime.manifest import PlanStage
-    from fathom.runtime.plan import PlanFile
+    from fathom.export.plan.plan_file import file_facts, write_plan
+    from fathom.runtime.artefact.manifest import PlanStage
+    from fathom.runtime.artefact.plan import PlanFile
 
     release = release or RELEASES[backend]
     with PlanFile.open(made.plan) as plan:

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fathom.models.network import DepthNetwork, Stage, WeightsOrigin
-from fathom.runtime.contract import Contract, ImageInput, OutputContract, Protocol, Resize
-from fathom.runtime.spec import StageSpec, TensorSpec
+from fathom.runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Resize
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 
 HEIGHT, WIDTH, CHANNELS = 32, 48, 16
 

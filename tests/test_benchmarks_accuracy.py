@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fathom.benchmarks import accuracy, pytorch_reference
-from fathom.benchmarks.accuracy_journal import Journal
+from fathom.benchmarks import pytorch_reference
+from fathom.benchmarks.accuracy import accuracy
+from fathom.benchmarks.accuracy.journal import Journal
+from fathom.benchmarks.accuracy.published import EVALUATIONS
 from fathom.benchmarks.bench_command import main
-from fathom.benchmarks.published import EVALUATIONS
-from fathom.datasets.rooms import Rooms
+from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Sample
-from fathom.runtime.bundle import BundleDirectory
-from fathom.runtime.depth_map import DepthMap
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError, UsageError
+from fathom.runtime.photo.depth_map import DepthMap
 from fathom.runtime.pipeline import Pipeline
 
 DATA = "rooms:5:3:48x64"
@@ -318,7 +319,7 @@ def test_help_starts_without_heavy_imports():
 
 @pytest.mark.slow
 def test_pytorch_and_a_real_bundle_agree(tmp_path):
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
     from fathom.models import catalog
 
     write_bundle(catalog.load("evp-tiny", random_init=True), tmp_path / "evp")

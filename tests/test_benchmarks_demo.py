@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fathom.benchmarks import demo, demo_page
-from fathom.benchmarks.contact_sheet import TOP, Column, Map, MaskRow, Row, draw_masks, draw_sheet, row_range, said
+from fathom.benchmarks.demo import demo
+from fathom.benchmarks.demo import page as demo_page
+from fathom.benchmarks.demo.contact_sheet import TOP, Column, Map, MaskRow, Row, draw_masks, draw_sheet, row_range, said
 from fathom.benchmarks.model_cards import read_card, trained
 
 CARD = """# x-tiny: weights trained with `depth-train`

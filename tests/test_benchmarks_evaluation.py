@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from fathom.benchmarks.evaluation import Evaluation, collect, counted, judge, overall
-from fathom.benchmarks.metrics import compare
-from fathom.benchmarks.published import EIGEN_KITTI, EVALUATIONS, GARG
-from fathom.benchmarks.segmentation import MaskTotals
-from fathom.benchmarks.shaping import shape_pair
-from fathom.runtime.contract import Crop, Resize
+from fathom.benchmarks.accuracy.evaluation import Evaluation, collect, counted, judge, overall
+from fathom.benchmarks.accuracy.published import EIGEN_KITTI, EVALUATIONS, GARG
+from fathom.benchmarks.accuracy.shaping import shape_pair
+from fathom.datasets.depth_metrics import compare
+from fathom.datasets.mask_metrics import MaskTotals
+from fathom.runtime.artefact.contract import Crop, Resize
 from fathom.runtime.errors import InputError
 
 

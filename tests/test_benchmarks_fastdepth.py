@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import fathom
-from fathom.benchmarks.evaluation import Evaluation, collect, judge
-from fathom.benchmarks.published import EVALUATIONS
-from fathom.benchmarks.shaping import shape_pair
+from fathom.benchmarks.accuracy.evaluation import Evaluation, collect, judge
+from fathom.benchmarks.accuracy.published import EVALUATIONS
+from fathom.benchmarks.accuracy.shaping import shape_pair
 from fathom.datasets.pairs import Pairs
 
 SHARED = Path(os.environ.get("FATHOM_SHARED") or Path(fathom.__file__).parent.parent / "shared")

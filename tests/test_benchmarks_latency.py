@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.benchmarks import bench_command, latency, pytorch_reference
+from fathom.benchmarks import bench_command, pytorch_reference
+from fathom.benchmarks.latency import latency
 from fathom.runtime.errors import FathomError
 
 
@@ -101,7 +102,7 @@ def test_the_command(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_pytorch_gives_the_numbers_of_the_network(tiny, monkeypatch):
-    from fathom.benchmarks.pytorch_latency import open_torch
+    from fathom.benchmarks.latency.pytorch_latency import open_torch
     from fathom.runtime.errors import UsageError
 
     monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights: Network(tiny.kernel, artefact.manifest.contract))

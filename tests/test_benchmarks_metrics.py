@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.benchmarks.alignment import align
-from fathom.benchmarks.metrics import METRICS, MeanScore, Score, compare, depth_errors
+from fathom.benchmarks.accuracy.alignment import align
+from fathom.datasets.depth_metrics import METRICS, MeanScore, Score, compare, depth_errors
 
 depths = st.floats(0.05, 80, allow_nan=False)
 pairs = st.lists(st.tuples(depths, depths), min_size=1, max_size=40)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fathom
-from fathom.benchmarks import tiny_networks, tiny_networks_table
-from fathom.benchmarks.mask_agreement import compare_masks
-from fathom.benchmarks.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
-from fathom.benchmarks.tiny_networks_table import BEGIN, END, RESULT, cards_table, replace, table, tables
+from fathom.benchmarks.studies import tiny_networks, tiny_networks_table
+from fathom.benchmarks.studies.mask_agreement import compare_masks
+from fathom.benchmarks.studies.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
+from fathom.benchmarks.studies.tiny_networks_table import BEGIN, END, RESULT, cards_table, replace, table, tables
 from fathom.runtime.errors import FathomError
 
 ROOT = tiny_networks.Path(fathom.__file__).parent
@@ -67,7 +67,7 @@ def test_the_documentation_shows_the_results(page, name):
     assert BEGIN.format(name) in text
     if name not in made:
         pytest.skip("nothing was measured yet")
-    assert replace(text, name, made[name]) == text, f"run python -m fathom.benchmarks.tiny_networks_table {page}"
+    assert replace(text, name, made[name]) == text, f"run python -m fathom.benchmarks.studies.tiny_networks_table {page}"
 
 
 def test_a_result_holds_no_folder_of_the_machine():
@@ -127,8 +127,8 @@ def test_masks_are_compared_pixel_by_pixel(monkeypatch):
         def predict(self, photo, prompt):
             return SimpleNamespace(kind="mask", values=self.mask if prompt == "the chair" else self.mask * 0)
 
-    monkeypatch.setattr("fathom.benchmarks.mask_agreement.open_reference", lambda bundle: Fake(pytorch))
-    monkeypatch.setattr("fathom.benchmarks.mask_agreement.Pipeline", SimpleNamespace(open=lambda path, threads: Fake(plan)))
+    monkeypatch.setattr("fathom.benchmarks.studies.mask_agreement.open_reference", lambda bundle: Fake(pytorch))
+    monkeypatch.setattr("fathom.benchmarks.studies.mask_agreement.Pipeline", SimpleNamespace(open=lambda path, threads: Fake(plan)))
     found = compare_masks("b", {"int8": "p"}, [SimpleNamespace(rgb=photo)], ("the chair", "the bed"))
     assert found["pytorch"] == {"asked": 2, "drawn": pytest.approx(5 / 80)}
     assert found["int8"] == {"changed_pixels": pytest.approx((3 / 40) / 2), "most_changed": pytest.approx(3 / 40), "oIoU": pytest.approx(4 / 7)}

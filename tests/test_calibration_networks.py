@@ -8,15 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
-from fathom.benchmarks.metrics import depth_errors
 from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
-from fathom.calibration.images import Chosen
-from fathom.calibration.objective import Budget
+from fathom.calibration.observation.images import Chosen
+from fathom.calibration.search.objective import Budget
+from fathom.datasets.depth_metrics import depth_errors
 from fathom.datasets.pairs import Pairs
-from fathom.export.build import build_plan
-from fathom.export.build_options import BuildOptions
-from fathom.export.calibrated import require_calibration
-from fathom.runtime.bundle import BundleDirectory
+from fathom.export.plan.build import build_plan
+from fathom.export.plan.build_options import BuildOptions
+from fathom.export.precision.calibrated import require_calibration
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.pipeline import Pipeline
 
 NETWORKS = ["llm-mde-tiny", "depthblip2-tiny", "evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny"]
@@ -43,7 +43,7 @@ def test_every_network_calibrates_compiles_and_runs(name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     if "clip" in name and "blip" not in name:
         pytest.importorskip("open_clip")
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
     from fathom.models.catalog import load
 
     options = {"scene": "office"} if name == "vpd-tiny" else {}

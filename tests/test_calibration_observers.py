@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fathom.calibration.observers import BINS, LEVELS, OBSERVERS, Histogram, entropy, mean_squared_error, percentile
+from fathom.calibration.ranges.observers import BINS, LEVELS, OBSERVERS, Histogram, entropy, mean_squared_error, percentile
 from fathom.runtime.errors import AccuracyError
 
 

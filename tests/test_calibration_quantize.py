@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fathom.calibration.quantize import LEVELS, activation_inputs, activation_scale, quantize, quantize_weight, weight_axis, weight_scales
-from fathom.calibration.session import StageSession
-from fathom.calibration.stage_graph import StageGraph
-from fathom.calibration.table import TensorRange
+from fathom.calibration.graph.session import StageSession
+from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.calibration.int8.quantize import LEVELS, activation_inputs, activation_scale, quantize, quantize_weight, weight_axis, weight_scales
+from fathom.calibration.ranges.table import TensorRange
 
 
 def graph_of(nodes, weights, inputs, outputs, opset=18):

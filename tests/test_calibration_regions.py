@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fathom.calibration.cost import RTX_3090, CostModel, macs
-from fathom.calibration.precision_plan import FP32, Choice
-from fathom.calibration.regions import find_regions, region_path
+from fathom.calibration.precision.precision_plan import FP32, Choice
+from fathom.calibration.precision.regions import find_regions, region_path
+from fathom.calibration.search.cost import RTX_3090, CostModel, macs
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_macs_and_time_by_hand(calibration_bundles, tmp_path):
 def test_a_large_product_gains_from_fewer_bits_and_a_norm_does_not():
     from onnx import TensorProto, helper, numpy_helper
 
-    from fathom.calibration.stage_graph import StageGraph
+    from fathom.calibration.graph.stage_graph import StageGraph
 
     weight = numpy_helper.from_array(np.zeros((2048, 2048), np.float32), "w")
     nodes = [

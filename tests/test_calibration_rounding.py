@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fathom.calibration.precision_regions import takes_bf16
-from fathom.calibration.rounding import fp16_overflows, round_through, stays_fp32
-from fathom.calibration.session import StageSession, check_finite
+from fathom.calibration.graph.session import StageSession, check_finite
+from fathom.calibration.precision.fp32_rules import takes_bf16
+from fathom.calibration.precision.rounding import fp16_overflows, round_through, stays_fp32
 from fathom.runtime.errors import AccuracyError
 
 

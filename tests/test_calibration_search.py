@@ -11,15 +11,15 @@ from onnx import numpy_helper
 
 from fathom.calibration.calibrate import PLAN, TABLE, Settings, calibrate
 from fathom.calibration.calibrate_command import main
-from fathom.calibration.chain import Chain
-from fathom.calibration.images import Chosen
-from fathom.calibration.journal import Journal
-from fathom.calibration.objective import Budget
-from fathom.calibration.observe import observe, prepare_photos, resident_nbytes
-from fathom.calibration.precision_plan import read_plan
-from fathom.calibration.stage_times import StageTimes
-from fathom.calibration.table import read_table
-from fathom.runtime.bundle import BundleDirectory
+from fathom.calibration.graph.chain import Chain
+from fathom.calibration.observation.images import Chosen
+from fathom.calibration.observation.journal import Journal
+from fathom.calibration.observation.observe import observe, prepare_photos, resident_nbytes
+from fathom.calibration.precision.precision_plan import read_plan
+from fathom.calibration.ranges.table import read_table
+from fathom.calibration.search.objective import Budget
+from fathom.calibration.search.stage_times import StageTimes
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import AccuracyError, InputError, OutOfMemoryError, UsageError
 
 DATA = "rooms:6:1:48x64"
@@ -160,8 +160,8 @@ def test_little_memory_means_more_passes_and_the_same_ranges(bundle, tmp_path, m
     path = bundle()
     plenty = look(path, tmp_path / "a")
     passes = []
-    monkeypatch.setattr("fathom.calibration.observe.resident_nbytes", lambda: 0)
-    from fathom.calibration import observe as module
+    monkeypatch.setattr("fathom.calibration.observation.observe.resident_nbytes", lambda: 0)
+    from fathom.calibration.observation import observe as module
 
     graph = Chain(BundleDirectory.open(path)).graphs["encoder"]
     tight = graph.weights_nbytes() + 4 * 4 * 96 * 64 + 2 * 4 * 96 * 64  # the largest activation in flight, and one to look at
@@ -177,8 +177,8 @@ LONG_STAGE = """
 import resource, numpy as np, onnx
 from onnx import TensorProto, helper
 from pathlib import Path
-from fathom.calibration.observe import _watching
-from fathom.calibration.stage_graph import StageGraph
+from fathom.calibration.observation.observe import _watching
+from fathom.calibration.graph.stage_graph import StageGraph
 
 names = ["x", *(f"t{k}" for k in range(24))]
 nodes = [helper.make_node("Sin", [one], [other]) for one, other in zip(names, names[1:])]
@@ -203,7 +203,7 @@ def test_a_look_at_the_peaks_keeps_no_activation_waiting():
 def test_an_interrupted_observation_goes_on_and_ends_the_same(bundle, tmp_path, monkeypatch):
     path = bundle()
     whole = look(path, tmp_path / "a")
-    monkeypatch.setattr("fathom.calibration.observe.SAVE_EVERY_S", -1)
+    monkeypatch.setattr("fathom.calibration.observation.observe.SAVE_EVERY_S", -1)
     for stop in (3, 9, 15):
         count = 0
 
@@ -279,7 +279,7 @@ def test_bad_arguments_end_with_one_message(bundle, capsys, arguments, code, wor
 def test_a_typed_bundle_and_an_unknown_protocol_are_refused(tiny, tmp_path):
     import shutil
 
-    from fathom.runtime.manifest_json import manifest_bytes
+    from fathom.runtime.artefact.manifest_json import manifest_bytes
 
     path = tmp_path / "b"
     shutil.copytree(tiny.bundle, path)
@@ -293,7 +293,7 @@ def test_a_typed_bundle_and_an_unknown_protocol_are_refused(tiny, tmp_path):
 
 
 def test_an_interrupted_search_measures_nothing_twice(bundle, tmp_path, monkeypatch):
-    from fathom.calibration.evaluate import Evaluator
+    from fathom.calibration.search.evaluate import Evaluator
 
     path, measured = bundle(), []
     real = Evaluator._measure
@@ -332,7 +332,7 @@ def masks(calibration_bundles, tmp_path):
     """Callable(shift) -> a bundle that draws masks: logits [batch, 2, h, w], the object's moved by ``shift``."""
     from onnx import TensorProto, helper
 
-    from fathom.runtime.contract import OutputContract
+    from fathom.runtime.artefact.contract import OutputContract
 
     def make(shift=0.0):
         models = calibration_bundles.token_models()
@@ -355,7 +355,7 @@ def masks(calibration_bundles, tmp_path):
 
 
 def test_masks_are_judged_by_their_overlap_and_by_what_moves_before_a_pixel_does(masks, run):
-    from fathom.calibration.evaluate import Evaluator
+    from fathom.calibration.search.evaluate import Evaluator
 
     seen = {}
     real = Evaluator._maps

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fathom.calibration.quantize import quantize
-from fathom.calibration.session import StageSession
-from fathom.calibration.smooth import smooth, smoothable
-from fathom.calibration.table import TensorRange
+from fathom.calibration.graph.session import StageSession
+from fathom.calibration.int8.quantize import quantize
+from fathom.calibration.int8.smooth import smooth, smoothable
+from fathom.calibration.ranges.table import TensorRange
 
 NODES = ["blocks.0.ff.0/MatMul_0", "blocks.0.ff.2/MatMul_0"]
 

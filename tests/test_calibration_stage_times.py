@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.calibration.artefact import model_fingerprint
-from fathom.calibration.stage_times import StageTimes, read_stage_times, write_stage_times
-from fathom.runtime.bundle import BundleDirectory
+from fathom.calibration.search.stage_times import StageTimes, read_stage_times, write_stage_times
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError
 
 SHA = "0" * 64

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from fathom.benchmarks.metrics import depth_errors as independent
 from fathom.calibration.artefact import model_fingerprint
-from fathom.calibration.images import split
-from fathom.calibration.journal import Journal
-from fathom.calibration.objective import Budget, Score, depth_errors, failed
-from fathom.calibration.observe import Photo
-from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
-from fathom.calibration.table import CalibrationTable, TensorRange, read_table, write_table
-from fathom.runtime.bundle import BundleDirectory
+from fathom.calibration.observation.images import split
+from fathom.calibration.observation.journal import Journal
+from fathom.calibration.observation.observe import Photo
+from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
+from fathom.calibration.ranges.table import CalibrationTable, TensorRange, read_table, write_table
+from fathom.calibration.search.objective import Budget, Score, depth_errors, failed
+from fathom.datasets.depth_metrics import depth_errors as independent
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError, UsageError
 
 SHA = "0" * 64

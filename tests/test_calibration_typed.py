@@ -8,13 +8,13 @@ import pytest
 from onnx import TensorProto
 
 from fathom.calibration.calibrate import PLAN, Settings, add_to_bundle, calibrate
-from fathom.calibration.images import Chosen
-from fathom.calibration.objective import Budget
-from fathom.export.build import build_plan
-from fathom.export.build_command import main
-from fathom.export.build_options import BuildOptions
-from fathom.export.calibrated import planned_boundaries, require_calibration, type_by_plan
-from fathom.runtime.bundle import BundleDirectory
+from fathom.calibration.observation.images import Chosen
+from fathom.calibration.search.objective import Budget
+from fathom.export.commands.build_command import main
+from fathom.export.plan.build import build_plan
+from fathom.export.plan.build_options import BuildOptions
+from fathom.export.precision.calibrated import planned_boundaries, require_calibration, type_by_plan
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import ChecksumError, UsageError
 from fathom.runtime.pipeline import Pipeline
 
@@ -98,7 +98,7 @@ def test_int8_of_an_uncalibrated_bundle_is_refused_and_the_command_named(calibra
 
 def test_export_calibrates_and_builds_in_one_command(calibration_bundles, tmp_path, capsys):
     """A network made elsewhere, one ONNX file: export, calibration and INT8 plan at once."""
-    from fathom.export.export_command import main as export
+    from fathom.export.commands.export_command import main as export
 
     values = [onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", c, 32, 48]) for n, c in (("image", 3), ("depth", 1))]
     weights = {"w": np.random.default_rng(0).normal(size=(1, 3, 3, 3)).astype(np.float32), "three": np.float32(3)}

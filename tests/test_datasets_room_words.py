@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from fathom.datasets.raycast import Group, Shape, View, cast
-from fathom.datasets.room_layout import make_room
-from fathom.datasets.room_words import BACKGROUND, NAMES, NOTHING, PLACES, Meaning, Things, meanings, things_of
-from fathom.datasets.rooms import Rooms
-from fathom.models.evp_refer import TINY_WORDS
+from fathom.datasets.rooms.layout import make_room
+from fathom.datasets.rooms.raycast import Group, Shape, View, cast
+from fathom.datasets.rooms.rooms import Rooms
+from fathom.datasets.rooms.words import BACKGROUND, NAMES, NOTHING, PLACES, Meaning, Things, meanings, things_of
+from fathom.models.diffusion.evp_refer import TINY_WORDS
 
 SIZE = (60, 80)
 

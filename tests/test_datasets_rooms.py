@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.datasets.raycast import Group, Shape, View, blocked, cast, distance
-from fathom.datasets.room_textures import PATTERNS, Material, reflectance
-from fathom.datasets.rooms import Rooms
+from fathom.datasets.rooms.raycast import Group, Shape, View, blocked, cast, distance
+from fathom.datasets.rooms.rooms import Rooms
+from fathom.datasets.rooms.textures import PATTERNS, Material, reflectance
 from fathom.datasets.source import open_source
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float64)  # right, down, forward of a camera that looks along +y

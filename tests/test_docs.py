@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import fathom
-from fathom.runtime.contract import Contract
+from fathom.runtime.artefact.contract import Contract
 from fathom.runtime.pipeline import Pipeline
 
 ROOT = Path(fathom.__file__).parent
@@ -65,8 +65,8 @@ def test_files_that_the_documentation_points_to_are_there():
 def test_the_documented_commands_give_real_metric_depth_of_real_photos(tmp_path):
     (tmp_path / "fastdepth.json").write_text(json.dumps(shown_contract()))
     commands = (
-        ("export.export_command", "--onnx", NETWORK, "--contract", tmp_path / "fastdepth.json", "--licence", "MIT", "-o", tmp_path / "fastdepth"),
-        ("export.build_command", tmp_path / "fastdepth", "-o", tmp_path / "fastdepth.plan"),
+        ("export.commands.export_command", "--onnx", NETWORK, "--contract", tmp_path / "fastdepth.json", "--licence", "MIT", "-o", tmp_path / "fastdepth"),
+        ("export.commands.build_command", tmp_path / "fastdepth", "-o", tmp_path / "fastdepth.plan"),
     )
     for module, *words in commands:
         subprocess.run([sys.executable, "-m", f"fathom.{module}", *map(str, words), "--quiet"], check=True, capture_output=True)

@@ -13,16 +13,16 @@ import numpy as np
 import onnx
 import pytest
 
-from fathom.export import child
-from fathom.export.build import BuildOptions, build_plan
-from fathom.export.child import run_child
-from fathom.export.product_types import product_types
+from fathom.export.child import child
+from fathom.export.child.child import run_child
+from fathom.export.graph.product_types import product_types
+from fathom.export.plan.build import BuildOptions, build_plan
+from fathom.runtime.artefact.manifest import BundleManifest, FileFacts
+from fathom.runtime.artefact.manifest_json import manifest_bytes, manifest_from_bytes
+from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, BuildFailedError, ChecksumError, InputError, OutOfMemoryError, PrecisionError, UsageError
 from fathom.runtime.files import sha256_of
-from fathom.runtime.manifest import BundleManifest, FileFacts
-from fathom.runtime.manifest_json import manifest_bytes, manifest_from_bytes
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.plan import PlanFile
 
 
 def _nothing_left(folder):
@@ -210,7 +210,7 @@ def test_interruption_ends_the_child(sleepy_child, tmp_path):
 def test_a_child_ends_when_its_parent_is_gone(small_bundle):
     import subprocess
 
-    process = subprocess.Popen([sys.executable, "-m", "fathom.export.build_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "fathom.export.plan.build_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(b'{"task": "parity"')  # never finished: the parent dies while it writes
     process.stdin.close()
     assert process.wait(30) != 0

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fathom.export import build_command, command_line, export_command
-from fathom.runtime.manifest import BACKENDS
+from fathom.export.commands import build_command, command_line, export_command
+from fathom.runtime.artefact.manifest import BACKENDS
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_missing_package_is_named_with_the_pip_install_that_mends_it(module, a
 
 def test_a_compiler_that_takes_too_much_is_exit_7_with_the_numbers(foreign, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
-    from fathom.export import stage_builder
+    from fathom.export.plan import stage_builder
 
     assert export_command.main([*foreign, "-o", str(tmp_path / "net"), "--quiet"]) == 0
     monkeypatch.setattr(stage_builder, "default_limit_nbytes", lambda: 20 << 20)
@@ -162,7 +162,7 @@ def test_a_compiler_that_takes_too_much_is_exit_7_with_the_numbers(foreign, tmp_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing_and_is_code_130(small_bundle, tmp_path, number):
     """The build is interrupted while its child works."""
-    command = [sys.executable, "-m", "fathom.export.build_command", str(small_bundle), "-o", str(tmp_path / "x.plan")]
+    command = [sys.executable, "-m", "fathom.export.commands.build_command", str(small_bundle), "-o", str(tmp_path / "x.plan")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     for line in process.stderr:
         if "encoder" in line:

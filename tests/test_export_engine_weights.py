@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from fathom.export import tensorrt_build
-from fathom.export.engine_weights import stored_weights
+from fathom.export.tensorrt import build as tensorrt_build
+from fathom.export.tensorrt.engine_weights import stored_weights
 from fathom.runtime.errors import PrecisionError
 
 SHAPES = {

@@ -7,10 +7,10 @@ import onnx
 import pytest
 import torch
 
-from fathom.export import export_command
-from fathom.export.build import BuildOptions, build_plan
+from fathom.export.commands import export_command
+from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.models.catalog import load
-from fathom.runtime.bundle import BundleDirectory
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.pipeline import Pipeline
 
 STAGES = ["vae", "unet", "refine", "decoder", "bins"]
@@ -29,7 +29,7 @@ def test_every_stage_passed_the_gate_with_margin(bundle):
 
 
 def test_self_attention_is_one_pattern_and_only_the_collected_ones_are_explicit(bundle):
-    from fathom.export.ort_rewrites import rewrite
+    from fathom.export.onnxruntime.rewrites import rewrite
 
     fused = {}
     for name in ("vae", "unet"):

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from fathom.export.build import BuildOptions, build_plan
-from fathom.export.bundle import write_bundle
+from fathom.export.bundle.bundle import write_bundle
+from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.models.catalog import load
+from fathom.runtime.photo.preprocess import network_inputs
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.preprocess import network_inputs
 
 PROMPT = "the cup on the left"
 
@@ -71,7 +71,7 @@ def run(folder, *words):
     command = [
         sys.executable,
         "-m",
-        "fathom.runtime.run",
+        "fathom.runtime.commands.run",
         "--engine",
         folder / "x.plan",
         folder / "photo.png",

@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
-from fathom.export.build import BuildOptions, build_plan
-from fathom.export.bundle_files import GOLDEN
-from fathom.export.foreign import example_picture, read_contract, write_foreign_bundle
-from fathom.runtime.bundle import BundleDirectory
+from fathom.export.bundle.bundle_files import GOLDEN
+from fathom.export.bundle.foreign import example_picture, read_contract, write_foreign_bundle
+from fathom.export.plan.build import BuildOptions, build_plan
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import AccuracyError, InputError
 from fathom.runtime.pipeline import Pipeline
 

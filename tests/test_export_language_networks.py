@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.export.build import BuildOptions, build_plan
+from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.models import catalog
 from fathom.runtime import Pipeline
-from fathom.runtime.bundle import BundleDirectory
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import UsageError
-from fathom.runtime.interpolate import resize
-from fathom.runtime.preprocess import network_inputs
+from fathom.runtime.photo.interpolate import resize
+from fathom.runtime.photo.preprocess import network_inputs
 
 skimage_data = pytest.importorskip("skimage.data")
 

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from fathom.calibration.artefact import model_fingerprint
-from fathom.calibration.chain import prepare
-from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan
-from fathom.calibration.quantize import activation_inputs
-from fathom.calibration.regions import find_regions
-from fathom.calibration.rounding import stays_fp32
-from fathom.calibration.stage_graph import StageGraph
-from fathom.calibration.table import CalibrationTable, TensorRange
-from fathom.export.calibrated import Calibration, planned_boundaries, type_by_plan
-from fathom.runtime.bundle import BundleDirectory
+from fathom.calibration.graph.chain import prepare
+from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.calibration.int8.quantize import activation_inputs
+from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
+from fathom.calibration.precision.regions import find_regions
+from fathom.calibration.precision.rounding import stays_fp32
+from fathom.calibration.ranges.table import CalibrationTable, TensorRange
+from fathom.export.precision.calibrated import Calibration, planned_boundaries, type_by_plan
+from fathom.runtime.artefact.bundle import BundleDirectory
 
 CHOICES = [Choice("fp32"), Choice("bf16"), Choice("fp16"), Choice("int8", "max")]
 TYPES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}

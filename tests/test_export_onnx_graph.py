@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fathom.export.onnx_graph import OPSET, export_graph
+from fathom.export.graph.onnx_graph import OPSET, export_graph
 from fathom.models.network import Stage
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.errors import BuildFailedError
-from fathom.runtime.spec import StageSpec, TensorSpec
 
 
 def _stage(module, shape_in, shape_out, name="part"):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fathom.export.child import run_child
-from fathom.export.onnx_graph import export_graph
-from fathom.export.ort_rewrites import rewrite
+from fathom.export.child.child import run_child
+from fathom.export.graph.onnx_graph import export_graph
+from fathom.export.onnxruntime.rewrites import rewrite
 from fathom.models.network import Stage
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.errors import BuildFailedError
-from fathom.runtime.spec import StageSpec, TensorSpec
 
 
 def _export(module, shape, folder):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fathom.export.bundle import write_bundle
-from fathom.export.bundle_files import GOLDEN
-from fathom.export.parity import ParityReport, ParityRow, Tolerances, measure_parity
-from fathom.export.stage_runner import compare, compare_output, sickness
-from fathom.runtime.bundle import BundleDirectory
+from fathom.export.bundle.bundle import write_bundle
+from fathom.export.bundle.bundle_files import GOLDEN
+from fathom.export.parity.parity import ParityReport, ParityRow, Tolerances, measure_parity
+from fathom.export.parity.stage_runner import compare, compare_output, sickness
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.manifest import BundleManifest
 from fathom.runtime.errors import AccuracyError, BuildFailedError, InputError
-from fathom.runtime.manifest import BundleManifest
 
 
 def _stages(bundle):

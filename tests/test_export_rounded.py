@@ -6,13 +6,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fathom.calibration.precision_plan import Choice, RegionPlan
-from fathom.export.build import BuildOptions, build_plan
-from fathom.export.rounded import write_rounded_stage
-from fathom.runtime.inspection import describe
-from fathom.runtime.manifest import BundleStage
+from fathom.calibration.precision.precision_plan import Choice, RegionPlan
+from fathom.export.plan.build import BuildOptions, build_plan
+from fathom.export.precision.rounded import write_rounded_stage
+from fathom.runtime.artefact.manifest import BundleStage
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
+from fathom.runtime.commands.inspection import describe
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.spec import StageSpec, TensorSpec
 
 
 def half(values):

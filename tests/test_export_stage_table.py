@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fathom.export.stage_table import page, stage_rows
+from fathom.export.commands.stage_table import page, stage_rows
 
 DOCS = Path(__file__).parent.parent / "docs" / "stages.md"
 needs_open_clip = pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
@@ -67,4 +67,4 @@ def test_whole_networks_have_the_published_number_of_parameters():
 
 @needs_open_clip
 def test_the_documented_page_is_what_the_code_says():
-    assert DOCS.read_text() == page(), "run: python -m fathom.export.stage_table > docs/stages.md"
+    assert DOCS.read_text() == page(), "run: python -m fathom.export.commands.stage_table > docs/stages.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import fathom.export.tensorrt_build as module
+import fathom.export.tensorrt.build as module
 
 DUMPS = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
 GUARDED = {  # used only where ``hasattr`` found them first: TensorRT-RTX's cross-compilation

@@ -8,11 +8,12 @@ import fake_tensorrt
 import pytest
 
 from fathom.calibration.calibrate_command import main as calibrate
-from fathom.calibration.stage_times import read_stage_times
-from fathom.export import build_command, time_stages
-from fathom.export.build_options import BuildOptions
-from fathom.runtime.bundle import BundleDirectory
-from fathom.runtime.plan import PlanFile
+from fathom.calibration.search.stage_times import read_stage_times
+from fathom.export.commands import build_command
+from fathom.export.plan import time_stages
+from fathom.export.plan.build_options import BuildOptions
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.plan import PlanFile
 
 
 @pytest.fixture

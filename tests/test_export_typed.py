@@ -6,9 +6,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fathom.export.typed import boundary_types, type_stage
+from fathom.export.precision.typed import boundary_types, type_stage
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.errors import BuildFailedError
-from fathom.runtime.spec import StageSpec, TensorSpec
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 

@@ -1,7 +1,7 @@
 """FP16 and INT8 stages of every small network: typed, run in ONNX Runtime, and compiled for TensorRT-RTX, which needs no GPU for it.
 
 The weights are random, INT8 is wherever it can be, and its ranges come from two rooms: what is checked here is that every graph can be
-typed and compiled and holds what it should. What precision costs is measured with the trained weights (``benchmarks/tiny_networks.py``).
+typed and compiled and holds what it should. What precision costs is measured with the trained weights (``benchmarks/studies/tiny_networks.py``).
 """
 
 import shutil
@@ -10,21 +10,21 @@ import pytest
 
 from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.calibrate import Calibrated, add_to_bundle, make_table
-from fathom.calibration.chain import Chain
-from fathom.calibration.images import Chosen, split
-from fathom.calibration.int8_stage import ranges_for
-from fathom.calibration.journal import Journal
-from fathom.calibration.objective import Budget
-from fathom.calibration.observe import observe, prepare_photos, silent
-from fathom.calibration.precision_plan import Choice, PrecisionPlan, RegionPlan
-from fathom.calibration.quantize import activation_inputs
-from fathom.calibration.regions import find_regions
-from fathom.calibration.rounding import stays_fp32
-from fathom.export.build import build_plan
-from fathom.export.build_options import BuildOptions
-from fathom.runtime.bundle import BundleDirectory
-from fathom.runtime.plan import PlanFile
-from fathom.runtime.tensorrt_environment import RTX_MAGIC
+from fathom.calibration.graph.chain import Chain
+from fathom.calibration.int8.quantize import activation_inputs
+from fathom.calibration.observation.images import Chosen, split
+from fathom.calibration.observation.journal import Journal
+from fathom.calibration.observation.observe import observe, prepare_photos, silent
+from fathom.calibration.precision.int8_stage import ranges_for
+from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
+from fathom.calibration.precision.regions import find_regions
+from fathom.calibration.precision.rounding import stays_fp32
+from fathom.calibration.search.objective import Budget
+from fathom.export.plan.build import build_plan
+from fathom.export.plan.build_options import BuildOptions
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.tensorrt.compatibility import RTX_MAGIC
 
 TINY = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
 INT8 = Choice("int8", "max")

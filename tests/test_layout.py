@@ -30,8 +30,9 @@ OTHERS = {
     "benchmarks": {"numpy", "h5py", "onnxruntime", "matplotlib", "PIL"},
 }
 AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used
-PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/pytorch_latency.py", "benchmarks/evp_fullsize.py"}
-RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "text", "preprocess", "files", "command", "progress"}
+PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/latency/pytorch_latency.py", "benchmarks/studies/evp_fullsize.py"}
+ROOM_FILES = 15
+RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress"}
 
 
 def _imports(path: Path):
@@ -66,7 +67,7 @@ def test_a_folder_imports_only_what_lies_below_it(folder):
                 in_root = len(name) == 1 and name[0] == "__version__"
                 assert name[0] == folder or name[0] in allowed or in_root, f"{where}: {folder}/ may not import {'/'.join(name)}"
                 if folder == "models" and name[0] == "runtime":
-                    assert name[1] in RUNTIME_PARTS_OF_MODELS, f"{where}: models/ may use only {RUNTIME_PARTS_OF_MODELS} of runtime/"
+                    assert name[-1] in RUNTIME_PARTS_OF_MODELS, f"{where}: models/ may use only {RUNTIME_PARTS_OF_MODELS} of runtime/"
             else:
                 assert name[0] not in {"fathom", *OURS}, f"{where}: write the import of {name[0]} with dots"
                 outside = name[0] not in sys.stdlib_module_names
@@ -81,9 +82,59 @@ def test_every_folder_is_covered():
     assert folders == set(OURS)
 
 
+def _rooms_and_files():
+    """Every import between two of our files: (importer, imported), as paths without their ending, ``__init__`` left out."""
+    files = {path.relative_to(ROOT).with_suffix("").parts for folder in OURS for path in _sources(folder) if path.name != "__init__.py"}
+    for file in sorted(files):
+        for name, _, relative, _ in _imports(ROOT / Path(*file).with_suffix(".py")):
+            if relative and name in files:
+                yield file, name
+
+
+def _circle(edges):
+    """A circle in a directed graph of (from, to) pairs, as a list of nodes; [] if there is none."""
+    after = {}
+    for start, end in edges:
+        if start != end:
+            after.setdefault(start, set()).add(end)
+    done, path = set(), []
+
+    def visit(node):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        path.append(node)
+        found = next((circle for following in sorted(after.get(node, ())) if (circle := visit(following))), [])
+        path.pop()
+        done.add(node)
+        return found
+
+    return next((circle for node in sorted(after) if (circle := visit(node))), [])
+
+
+def test_the_search_for_circles_finds_one():
+    assert _circle([("a", "b"), ("b", "c"), ("c", "b")]) == ["b", "c", "b"]
+    assert _circle([("a", "b"), ("a", "c"), ("b", "c"), ("c", "c")]) == []
+
+
+def test_no_circle_between_files_or_rooms():
+    edges = list(_rooms_and_files())
+    assert len(edges) > 300
+    assert not _circle(edges)
+    rooms = [tuple(file[:-1] if len(file) > 2 else file for file in edge) for edge in edges]  # a file at a folder's root is a room of its own
+    assert not _circle(rooms)
+
+
+def test_no_room_is_a_row_of_files():
+    rooms = {path.parent for folder in OURS for path in _sources(folder)}
+    crowded = {str(room.relative_to(ROOT)): n for room in rooms if (n := len(list(room.glob("[!_]*.py")))) > ROOM_FILES}
+    assert not crowded
+
+
 def test_the_runtime_loads_without_the_exporting_world():
     heavy = {"torch", "transformers", "diffusers", "onnx", "onnxruntime", "safetensors", "open_clip", "fathom.models", "fathom.export"}
-    modules = [f"fathom.runtime.{path.stem}" for path in (ROOT / "runtime").glob("[!_]*.py")]
+    modules = [".".join(("fathom", *path.relative_to(ROOT).with_suffix("").parts)) for path in (ROOT / "runtime").rglob("[!_]*.py")]
     code = f"""
 import importlib, json, sys
 for name in {modules}: importlib.import_module(name)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fathom.models.checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint, read_tensors, strip_prefix
-from fathom.models.text_context import TextContext, read_text_pack
+from fathom.models.diffusion.text_context import TextContext, read_text_pack
 from fathom.runtime.errors import InputError
 from fathom.runtime.files import sha256_of
 

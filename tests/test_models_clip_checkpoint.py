@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fathom.models.clip_checkpoint import OPENAI_SHA256, assemble_clip, clip_origin, read_clip
-from fathom.models.clip_text import prompt_features, token_ids
-from fathom.models.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower, image_tower_tensors, open_clip
-from fathom.models.lively_weights import draw_weights
+from fathom.models.clip.clip_checkpoint import OPENAI_SHA256, assemble_clip, clip_origin, read_clip
+from fathom.models.clip.clip_text import prompt_features, token_ids
+from fathom.models.clip.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower, image_tower_tensors, open_clip
+from fathom.models.random_init import draw_weights
 from fathom.runtime.errors import EnvironmentMismatchError, InputError
 
 SMALL_RESNET = replace(RN50, embed_dim=128, image_size=64, vision_layers=(1, 2, 1, 1), vision_width=8, text_width=32, text_heads=2, text_layers=2)

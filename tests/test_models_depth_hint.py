@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fathom.models.depth_hint import HINT_MIDDLE, HINT_SPREAD, map_hint, patch_hint, waves
+from fathom.models.training.learners.depth_hint import HINT_MIDDLE, HINT_SPREAD, map_hint, patch_hint, waves
 
 
 def test_a_place_that_says_the_logarithm_of_its_depth_is_right():

@@ -11,14 +11,14 @@ from torch.nn.functional import gelu, layer_norm, linear
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
-from fathom.models.adaptive_bins import PREFIX_BINS_M, AdaptiveBins, check_bins, fit_bins, folded_bins
-from fathom.models.blip2_vision import ImageEncoder, VisionConfig
-from fathom.models.depthblip2 import TINY, V1, V2, DepthBlip2, PromptDepth, contract, load_depthblip2, of_variant, random_depthblip2
-from fathom.models.lively_weights import draw_weights
-from fathom.models.qformer import PromptedQFormer, QFormer, QFormerConfig
-from fathom.runtime.contract import Contract
+from fathom.models.blip2.adaptive_bins import PREFIX_BINS_M, AdaptiveBins, check_bins, fit_bins, folded_bins
+from fathom.models.blip2.blip2_vision import ImageEncoder, VisionConfig
+from fathom.models.blip2.depthblip2 import TINY, V1, V2, DepthBlip2, PromptDepth, contract, load_depthblip2, of_variant, random_depthblip2
+from fathom.models.blip2.qformer import PromptedQFormer, QFormer, QFormerConfig
+from fathom.models.random_init import draw_weights
+from fathom.runtime.artefact.contract import Contract
+from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError
-from fathom.runtime.spec import check_chain
 
 PROMPTS = ((101, 5, 7, 102), (101, 9, 102), (101, 3, 4, 5, 6, 7, 8, 102))
 SMALL = QFormerConfig(image_width=40, width=48, layers=5, heads=4, mlp=96, queries=6, vocabulary=128, positions=16)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from fathom.models.catalog import load
-from fathom.models.clip_text import prompt_features
-from fathom.models.clip_towers import build_clip
-from fathom.models.depthclip import OFFICIAL, TINY, DepthClip, load_depthclip, random_depthclip
-from fathom.models.lively_weights import draw_weights
-from fathom.runtime.contract import Contract, Crop, Require, Resize
+from fathom.models.clip.clip_text import prompt_features
+from fathom.models.clip.clip_towers import build_clip
+from fathom.models.clip.depthclip import OFFICIAL, TINY, DepthClip, load_depthclip, random_depthclip
+from fathom.models.random_init import draw_weights
+from fathom.runtime.artefact.contract import Contract, Crop, Require, Resize
+from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError
-from fathom.runtime.spec import check_chain
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_the_catalog_has_it():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """A tiny trunk that looks at the published window, exported with its parity gate."""
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
 
     network = random_depthclip(config=replace(TINY, window=(416, 544)))
     path = tmp_path_factory.mktemp("bundle") / "depthclip"
@@ -217,7 +217,7 @@ def test_the_published_nyu_evaluation_comes_out_of_the_runtime(bundle):
 
 def test_tensorrt_rtx_compiles_it_in_half_precision(bundle, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    from fathom.export.build import BuildOptions, build_plan
+    from fathom.export.plan.build import BuildOptions, build_plan
 
     network, path = bundle
     report = build_plan(path, tmp_path / "depthclip.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86", "sm89"), (1, 2, 4)))

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from fathom.models import catalog
-from fathom.models.depth_decoder import DecoderConfig
-from fathom.models.diffusion_checkpoint import clip_names, published_name
-from fathom.models.evp import DEPTH_HEAD, EVP, OFFICIAL, TINY, EVPConfig, evp_keys, load_evp, random_evp, variant_of
-from fathom.models.learners import published_tensors
-from fathom.models.metric_bins import BinsConfig
-from fathom.models.stable_diffusion import BackboneConfig
-from fathom.runtime.contract import Contract
+from fathom.models.diffusion.depth_decoder import DecoderConfig
+from fathom.models.diffusion.diffusion_checkpoint import clip_names, published_name
+from fathom.models.diffusion.evp import DEPTH_HEAD, EVP, OFFICIAL, TINY, EVPConfig, evp_keys, load_evp, random_evp, variant_of
+from fathom.models.diffusion.metric_bins import BinsConfig
+from fathom.models.diffusion.stable_diffusion import BackboneConfig
+from fathom.models.training.learners.learners import published_tensors
+from fathom.runtime.artefact.contract import Contract
+from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError, UsageError
-from fathom.runtime.spec import check_chain
 
 SMALL = EVPConfig(  # widths repeat where the published ones do, so that every shortcut is where it is there, and every name
     name="evp-tiny",

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from fathom.models import evp_refer
-from fathom.models.clip_tokenizer import published_tokenizer, tokenizer_json, whole_word_merges
-from fathom.models.evp_refer import OFFICIAL, TINY, EVPRefer, evp_refer_keys, load_evp_refer, published_name, random_evp_refer
-from fathom.models.simple_decoding import SimpleDecoding
+from fathom.models.clip.clip_tokenizer import published_tokenizer, tokenizer_json, whole_word_merges
+from fathom.models.diffusion import evp_refer
+from fathom.models.diffusion.evp_refer import OFFICIAL, TINY, EVPRefer, evp_refer_keys, load_evp_refer, published_name, random_evp_refer
+from fathom.models.diffusion.simple_decoding import SimpleDecoding
 from fathom.runtime.errors import InputError
 
 KEYS = Path(__file__).parent / "data" / "keys" / "evp_refer.txt.gz"

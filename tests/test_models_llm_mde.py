@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from fathom.models.language_depth_decoder import LanguageDepthDecoder, LanguageToDepth, UpSampleBN
-from fathom.models.lively_weights import draw_weights
-from fathom.models.llm_mde import OFFICIAL, PAPER, TINY, TOKENIZER, VARIANTS, LlmMde, load_llm_mde, of_variant, random_llm_mde
+from fathom.models.llm_mde.language_depth_decoder import LanguageDepthDecoder, LanguageToDepth, UpSampleBN
+from fathom.models.llm_mde.llm_mde import OFFICIAL, PAPER, TINY, TOKENIZER, VARIANTS, LlmMde, load_llm_mde, of_variant, random_llm_mde
+from fathom.models.llm_mde.vit import VisionTransformer, VitConfig
 from fathom.models.lora import LoraLinear, LoraQkv, merge_adapters
 from fathom.models.prompt_tokens import DEPTH_CLASSES
-from fathom.models.vit import VisionTransformer, VitConfig
-from fathom.runtime.contract import Contract
+from fathom.models.random_init import draw_weights
+from fathom.runtime.artefact.contract import Contract
+from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError
-from fathom.runtime.spec import check_chain
-from fathom.runtime.text import TextEncoder
+from fathom.runtime.text.encoder import TextEncoder
 
 
 @pytest.fixture(scope="module", params=["official", "paper-metric"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fathom.models.depth_decoder import double
-from fathom.models.metric_bins import BIN_COUNT, BinsConfig, FlatLogBinomial, LogBinomial, MetricBins, MetricBinsExport, RelativeDepth
-from fathom.models.random_weights import randomise
+from fathom.models.diffusion.depth_decoder import double
+from fathom.models.diffusion.metric_bins import BIN_COUNT, BinsConfig, FlatLogBinomial, LogBinomial, MetricBins, MetricBinsExport, RelativeDepth
+from fathom.models.random_init import randomise
 
 CONFIG = BinsConfig(12, 10, 6, (16, 8, 4, 1), (5, 5, 5, 9))
 SIDE = 3
@@ -197,7 +197,7 @@ def test_export_form_shares_its_weights(bins):
 
 
 def test_fp32_islands_hold_arithmetic_only(bins):
-    from fathom.models.evp import FP32_ISLANDS
+    from fathom.models.diffusion.evp import FP32_ISLANDS
 
     module = MetricBinsExport(bins)
     for island in FP32_ISLANDS:

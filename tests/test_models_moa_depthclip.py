@@ -12,14 +12,14 @@ from scipy.signal import correlate
 from torch import nn
 
 from fathom.models.catalog import load
-from fathom.models.clip_text import prompt_features
-from fathom.models.clip_towers import VIT_B_32, build_clip, open_clip
-from fathom.models.lively_weights import draw_weights
-from fathom.models.mixture_of_adapters import FoldedAdapters, MixtureOfAdapters
-from fathom.models.moa_depthclip import OFFICIAL, SCENES, TINY, MoaDepthClip, load_moa_depthclip, random_moa_depthclip
-from fathom.runtime.contract import Contract, Require, Resize
+from fathom.models.clip.clip_text import prompt_features
+from fathom.models.clip.clip_towers import VIT_B_32, build_clip, open_clip
+from fathom.models.clip.mixture_of_adapters import FoldedAdapters, MixtureOfAdapters
+from fathom.models.clip.moa_depthclip import OFFICIAL, SCENES, TINY, MoaDepthClip, load_moa_depthclip, random_moa_depthclip
+from fathom.models.random_init import draw_weights
+from fathom.runtime.artefact.contract import Contract, Require, Resize
+from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError
-from fathom.runtime.spec import check_chain
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_the_catalog_has_it():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, tiny):
     """The tiny network with resized positions, exported with its parity gate."""
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
 
     path = tmp_path_factory.mktemp("bundle") / "moa"
     return write_bundle(tiny, path), path
@@ -355,7 +355,7 @@ def test_a_photo_is_stretched_and_its_map_stretched_back(bundle, tiny):
 
 def test_tensorrt_rtx_compiles_it_in_half_precision(bundle, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    from fathom.export.build import BuildOptions, build_plan
+    from fathom.export.plan.build import BuildOptions, build_plan
 
     report = build_plan(bundle[1], tmp_path / "moa.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86", "sm89"), (1, 2, 4)))
     visual, head = report.stages

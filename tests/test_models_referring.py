@@ -9,22 +9,22 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from fathom.benchmarks.segmentation import MaskTotals
-from fathom.datasets.room_words import Meaning, Things
-from fathom.datasets.rooms import Rooms
+from fathom.datasets.mask_metrics import MaskTotals
+from fathom.datasets.rooms.rooms import Rooms
+from fathom.datasets.rooms.words import Meaning, Things
 from fathom.datasets.sample import Sample
-from fathom.models import recipes
-from fathom.models.augmentation import Augmentation
-from fathom.models.evp_refer import OFFICIAL, TINY, EVPRefer, load_evp_refer, random_evp_refer
-from fathom.models.learners import learner_for
-from fathom.models.mask_validation import blind_masks, mask_metrics
-from fathom.models.recipes import RECIPES
-from fathom.models.refer_learner import ReferLearner
-from fathom.models.referring_data import NamedSamples, WordsExamples
-from fathom.models.stable_diffusion import BackboneConfig
-from fathom.models.train_command import main
-from fathom.models.training import parameter_groups, read_log
-from fathom.models.training_data import KeptSamples
+from fathom.models.diffusion.evp_refer import OFFICIAL, TINY, EVPRefer, load_evp_refer, random_evp_refer
+from fathom.models.diffusion.stable_diffusion import BackboneConfig
+from fathom.models.training.data.augmentation import Augmentation
+from fathom.models.training.data.referring_data import NamedSamples, WordsExamples
+from fathom.models.training.data.training_data import KeptSamples
+from fathom.models.training.learners.learners import learner_for
+from fathom.models.training.learners.mask_validation import blind_masks, mask_metrics
+from fathom.models.training.learners.refer import ReferLearner
+from fathom.models.training.loop import parameter_groups, read_log
+from fathom.models.training.recipes import recipes
+from fathom.models.training.recipes.recipes import RECIPES
+from fathom.models.training.train_command import main
 from fathom.runtime.errors import InputError, UsageError
 
 SMALLER = dataclasses.replace(TINY, backbone=BackboneConfig((8, 8, 16, 16), 4, 2, 8, (8, 8, 8, 8), 4), tokens=16, clip_mlp=16, hidden=8, window=64)

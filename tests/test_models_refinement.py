@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.models.depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
-from fathom.models.random_weights import randomise
-from fathom.models.refinement import Aggregation, Refinement
+from fathom.models.diffusion.depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
+from fathom.models.diffusion.refinement import Aggregation, Refinement
+from fathom.models.random_init import randomise
 
 CHANNELS = (16, 24, 40, 32)
 

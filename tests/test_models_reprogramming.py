@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.models.lively_weights import draw_weights
-from fathom.models.reprogramming import FoldedReprogramming, Reprogramming, ReprogrammingConfig
+from fathom.models.llm_mde.reprogramming import FoldedReprogramming, Reprogramming, ReprogrammingConfig
+from fathom.models.random_init import draw_weights
 
 WIDE = ReprogrammingConfig(image_width=12, text_width=10, heads=3, head_width=12, prototypes=9)  # heads as wide as the tokens
 NARROW = ReprogrammingConfig(image_width=12, text_width=10, heads=3, head_width=4, prototypes=50, keys_as_values=False)  # d = d_m / K

@@ -11,10 +11,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from fathom.models.folding import FoldedUNet, FoldedVAE, reweighted, with_batch_norm
-from fathom.models.random_weights import randomise
-from fathom.models.stable_diffusion import BackboneConfig, TapUNet, VAEEncoder
-from fathom.models.stable_diffusion_keys import unet_ldm_key, vae_ldm_key, vae_ldm_shape
+from fathom.models.diffusion.folding import FoldedUNet, FoldedVAE, reweighted, with_batch_norm
+from fathom.models.diffusion.stable_diffusion import BackboneConfig, TapUNet, VAEEncoder
+from fathom.models.diffusion.stable_diffusion_keys import unet_ldm_key, vae_ldm_key, vae_ldm_shape
+from fathom.models.random_init import randomise
 
 KEYS = Path(__file__).parent / "data" / "keys"
 TINY = BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fathom.models.torchscript_archive import is_torchscript, read_torchscript
+from fathom.models.clip.torchscript_archive import is_torchscript, read_torchscript
 from fathom.runtime.errors import InputError
 
 warnings.filterwarnings("ignore", message=".*torch.jit.*")

@@ -12,29 +12,30 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.benchmarks.metrics import depth_errors
-from fathom.datasets.rooms import Rooms
+from fathom.datasets.depth_metrics import depth_errors
+from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Provenance, Sample
-from fathom.models import recipes, training
-from fathom.models.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
 from fathom.models.catalog import load
-from fathom.models.depth_decoder import DecoderConfig
-from fathom.models.evp import TINY, load_evp, random_evp, variant_of
-from fathom.models.learners import learner_for, published_tensors
-from fathom.models.llm_mde import TINY as LLM_MDE_TINY
-from fathom.models.llm_mde import random_llm_mde
-from fathom.models.losses import l1_and_rmse, moa_parts, silog, ssi
-from fathom.models.metric_bins import BinsConfig
+from fathom.models.diffusion.depth_decoder import DecoderConfig
+from fathom.models.diffusion.evp import TINY, load_evp, random_evp, variant_of
+from fathom.models.diffusion.metric_bins import BinsConfig
+from fathom.models.diffusion.stable_diffusion import BackboneConfig
+from fathom.models.diffusion.vpd import TINY as VPD_TINY
+from fathom.models.diffusion.vpd import random_vpd
+from fathom.models.llm_mde.llm_mde import TINY as LLM_MDE_TINY
+from fathom.models.llm_mde.llm_mde import random_llm_mde
 from fathom.models.network import WeightsOrigin
-from fathom.models.recipes import RECIPES, Recipe
-from fathom.models.stable_diffusion import BackboneConfig
-from fathom.models.train_command import main
-from fathom.models.training import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
-from fathom.models.training_data import Examples, KeptSamples
-from fathom.models.training_state import state_path
-from fathom.models.validation import baselines, errors
-from fathom.models.vpd import TINY as VPD_TINY
-from fathom.models.vpd import random_vpd
+from fathom.models.training import loop as training
+from fathom.models.training.data.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
+from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.learners.learners import learner_for, published_tensors
+from fathom.models.training.learners.losses import l1_and_rmse, moa_parts, silog, ssi
+from fathom.models.training.learners.validation import baselines, errors
+from fathom.models.training.loop import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
+from fathom.models.training.recipes import recipes
+from fathom.models.training.recipes.recipes import RECIPES, Recipe
+from fathom.models.training.state import state_path
+from fathom.models.training.train_command import main
 from fathom.runtime.errors import AccuracyError, UsageError
 
 PREDICTION = [1.0, 2.0, 4.0, 9.0]
@@ -457,7 +458,7 @@ def test_few_shots_are_always_the_same_ones():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["evp-tiny", "llm-mde-tiny"])  # the second one's hint is learned alone first
 def test_two_processes_end_with_one_set_of_weights(model, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", "-m", "fathom.models.train_command"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", "-m", "fathom.models.training.train_command"]
     words = ["--model", model, "--data", "rooms:4:1:48x64", "--steps", "5", "--batch", "1", "--threads", "1"]
     words += ["-o", str(tmp_path / "w.safetensors"), "--json"]
     done = subprocess.run([*command, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)

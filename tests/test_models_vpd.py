@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from fathom.models import catalog
-from fathom.models.depth_decoder import DecoderConfig
-from fathom.models.diffusion_checkpoint import published_name
-from fathom.models.stable_diffusion import BackboneConfig
-from fathom.models.vpd import DEPTH_HEAD, OFFICIAL, SCENES, VPD, VPDConfig, load_vpd, random_vpd, vpd_keys
+from fathom.models.diffusion.depth_decoder import DecoderConfig
+from fathom.models.diffusion.diffusion_checkpoint import published_name
+from fathom.models.diffusion.stable_diffusion import BackboneConfig
+from fathom.models.diffusion.vpd import DEPTH_HEAD, OFFICIAL, SCENES, VPD, VPDConfig, load_vpd, random_vpd, vpd_keys
+from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError, UsageError
-from fathom.runtime.spec import check_chain
 
 SMALL = VPDConfig("vpd-tiny", BackboneConfig((16, 32, 64, 64), 8, 2, 64, (16, 32, 64, 64), 8), 8, DecoderConfig(64, (16, 16, 16), 48), 224)
 KEYS = Path(__file__).parent / "data" / "keys"

@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fathom.datasets.rooms import Rooms
-from fathom.models import training
+from fathom.datasets.rooms.rooms import Rooms
+from fathom.models.blip2.depthblip2 import TINY as BLIP2
+from fathom.models.blip2.depthblip2 import load_depthblip2, random_depthblip2
+from fathom.models.blip2.qformer import PromptedQFormer, QFormer, QFormerConfig
 from fathom.models.catalog import load
-from fathom.models.depth_hint import waves
-from fathom.models.depthblip2 import TINY as BLIP2
-from fathom.models.depthblip2 import load_depthblip2, random_depthblip2
-from fathom.models.learners import learner_for
-from fathom.models.lively_weights import draw_weights
-from fathom.models.qformer import PromptedQFormer, QFormer, QFormerConfig
-from fathom.models.recipes import RECIPES
-from fathom.models.training import Run, train
-from fathom.models.training_data import Batch, Examples, KeptSamples
+from fathom.models.random_init import draw_weights
+from fathom.models.training import loop as training
+from fathom.models.training.data.training_data import Batch, Examples, KeptSamples
+from fathom.models.training.learners.depth_hint import waves
+from fathom.models.training.learners.learners import learner_for
+from fathom.models.training.loop import Run, train
+from fathom.models.training.recipes.recipes import RECIPES
 
 CASES = [("depthclip-tiny", None), ("depthblip2-tiny", "v1"), ("depthblip2-tiny", "v2")]
 

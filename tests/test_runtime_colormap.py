@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fathom.runtime.colormap import COLORMAPS, colorize, table
-from fathom.runtime.scale_bar import label, ticks
+from fathom.runtime.outputs.colormap import COLORMAPS, colorize, table
+from fathom.runtime.outputs.scale_bar import label, ticks
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-PRELUDE = "import sys\nfrom fathom.runtime.command import run_command\nfrom fathom.runtime import errors\n"
+PRELUDE = "import sys\nfrom fathom.runtime.commands.command import run_command\nfrom fathom.runtime import errors\n"
 
 
 def run(code, *, env=None, **how):
@@ -85,7 +85,7 @@ def test_handlers_are_given_back():
 
 
 def test_commands_start_without_the_heavy_world():
-    code = "import fathom.runtime.run as r; r.build_parser(); print(sorted({'numpy', 'PIL', 'onnxruntime', 'torch', 'tqdm'} & set(sys.modules)))"
+    code = "import fathom.runtime.commands.run as r; r.build_parser(); print(sorted({'numpy', 'PIL', 'onnxruntime', 'torch', 'tqdm'} & set(sys.modules)))"
     assert run(code).stdout == "[]\n"
 
 
@@ -94,7 +94,7 @@ def test_help_and_version_are_quick():
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            done = subprocess.run([sys.executable, "-m", "fathom.runtime.run", flag], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-m", "fathom.runtime.commands.run", flag], capture_output=True, text=True)
             times.append(time.perf_counter() - start)
             assert done.returncode == 0 and "depth-run" in done.stdout and not done.stderr
         assert min(times) < 0.3

@@ -10,9 +10,9 @@ import fake_pycuda
 import numpy as np
 import pytest
 
-from fathom.runtime.cuda import open_device
-from fathom.runtime.cuda_bindings_device import CudaBindingsDevice
-from fathom.runtime.cuda_resources import DeviceBuffer, Event, Module, PinnedBuffer, Stream
+from fathom.runtime.cuda.bindings import CudaBindingsDevice
+from fathom.runtime.cuda.open_device import open_device
+from fathom.runtime.cuda.resources import DeviceBuffer, Event, Module, PinnedBuffer, Stream
 from fathom.runtime.errors import DeviceLostError, EnvironmentMismatchError, FathomError, OutOfMemoryError, UsageError
 
 FATBIN = b"\x50\xed\x55\xba" + bytes(60)

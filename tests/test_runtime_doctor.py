@@ -7,10 +7,10 @@ import fake_cuda
 import fake_tensorrt
 import pytest
 
-from fathom.runtime import doctor, doctor_trial
+from fathom.runtime.commands import doctor, doctor_trial
 from fathom.runtime.errors import EnvironmentMismatchError
-from fathom.runtime.tensorrt_engine import Engine, make_logger
-from fathom.runtime.tensorrt_environment import check_header
+from fathom.runtime.tensorrt.compatibility import check_header
+from fathom.runtime.tensorrt.engine import Engine, make_logger
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def trial_engine(trt, target):
 def test_real_rtx_engines_tell_their_release_and_are_refused_without_a_gpu():
     """Built ahead of time by the real package, read from memory as the runtime reads a plan."""
     trt = pytest.importorskip("tensorrt_rtx")
-    from fathom.runtime.spec import StageSpec, TensorSpec
+    from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 
     logger, raw = trial_engine(trt, "sm86")
     spec = StageSpec("trial", (TensorSpec("x", "float32", (1, 64)),), (TensorSpec("y", "float32", (1, 64)),))

@@ -12,16 +12,16 @@ import pytest
 import test_trt_plugins_kernels as kernel_tests
 import torch_engines
 
-from fathom.runtime import doctor, doctor_trial
-from fathom.runtime.cuda import open_device
-from fathom.runtime.cuda_resources import DeviceBuffer, Event, PinnedBuffer, Stream
-from fathom.runtime.device_gather import WINDOW, gather_of, postprocess_record, preprocess_record
-from fathom.runtime.device_kernels import NOTHING_FOUND, DeviceKernels, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.commands import doctor, doctor_trial
+from fathom.runtime.cuda.open_device import open_device
+from fathom.runtime.cuda.resources import DeviceBuffer, Event, PinnedBuffer, Stream
 from fathom.runtime.errors import FathomError, OutOfMemoryError
+from fathom.runtime.kernels.device_kernels import NOTHING_FOUND, DeviceKernels, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
+from fathom.runtime.kernels.records import WINDOW, gather_of, postprocess_record, preprocess_record
+from fathom.runtime.photo.preprocess import windows
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.plan import PlanFile
-from fathom.runtime.preprocess import windows
-from fathom.runtime.tensorrt_backend import TensorRTBackend
+from fathom.runtime.tensorrt.backend import TensorRTBackend
 
 pytestmark = pytest.mark.gpu
 TINY = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
@@ -230,7 +230,7 @@ def test_the_doctor_agrees_with_the_trial():
 @pytest.fixture(scope="module", params=TINY)
 def bundle(request, tmp_path_factory):
     pytest.importorskip("torch")
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
     from fathom.models import catalog
 
     try:
@@ -246,7 +246,7 @@ def bundle(request, tmp_path_factory):
 def goldens(path):
     from safetensors.numpy import load_file
 
-    from fathom.runtime.bundle import BundleDirectory
+    from fathom.runtime.artefact.bundle import BundleDirectory
 
     with BundleDirectory.open(path) as bundle:
         tensors = load_file(bundle.path(bundle.manifest.goldens[0]))
@@ -259,8 +259,8 @@ def goldens(path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_engines_give_the_goldens(backend, bundle, tmp_path, precision):
     """Every stage's output against PyTorch FP32, and the depth against ONNX Runtime."""
-    from fathom.export.build import build_plan
-    from fathom.export.build_options import BuildOptions
+    from fathom.export.plan.build import build_plan
+    from fathom.export.plan.build_options import BuildOptions
 
     inputs, wanted = goldens(bundle)
     size = len(next(iter(inputs.values())))
@@ -297,8 +297,8 @@ def test_onnxruntime_on_the_gpu(tiny):
 
 
 def test_stages_are_timed_in_every_precision(backend, bundle, tmp_path):
-    from fathom.export.build_options import BuildOptions
-    from fathom.export.time_stages import time_stages
+    from fathom.export.plan.build_options import BuildOptions
+    from fathom.export.plan.time_stages import time_stages
 
     times = time_stages(bundle, tmp_path / "times", BuildOptions(backend), say=print, progress=lambda what, done: None)
     print(times)

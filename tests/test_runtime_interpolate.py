@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fathom.runtime.interpolate import resize, resize_mask
+from fathom.runtime.photo.interpolate import resize, resize_mask
 
 TORCH = {
     "bilinear": {"mode": "bilinear", "align_corners": False},

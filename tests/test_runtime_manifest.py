@@ -16,11 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fathom
-from fathom.export.plan_file import file_facts, write_plan
-from fathom.runtime.bundle import BundleDirectory
-from fathom.runtime.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
-from fathom.runtime.errors import ChecksumError, FathomError, InputError
-from fathom.runtime.manifest import (
+from fathom.export.plan.plan_file import file_facts, write_plan
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
+from fathom.runtime.artefact.manifest import (
     BundleManifest,
     BundleStage,
     Initializer,
@@ -28,9 +27,10 @@ from fathom.runtime.manifest import (
     PlanManifest,
     PlanStage,
 )
-from fathom.runtime.manifest_json import manifest_bytes, manifest_from_bytes, manifest_to_json
-from fathom.runtime.plan import PlanFile
-from fathom.runtime.spec import StageSpec, TensorSpec
+from fathom.runtime.artefact.manifest_json import manifest_bytes, manifest_from_bytes, manifest_to_json
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
+from fathom.runtime.errors import ChecksumError, FathomError, InputError
 
 STEPS = (Require(480, 640), Crop(352, 480, "bottom-center"), Resize(440, 480, "bilinear-corners"), Pad(40, 0, 0, 0))
 CONTRACT = Contract(
@@ -248,7 +248,7 @@ def test_mutated_manifests_are_read_or_refused_but_never_crash(plan, data, value
 
 
 def _schema(name):
-    return json.loads((Path(fathom.__file__).parent / "runtime" / "schemas" / name).read_text())
+    return json.loads((Path(fathom.__file__).parent / "runtime" / "artefact" / "schemas" / name).read_text())
 
 
 def test_manifests_keep_to_their_published_schemas(plan, bundle):

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.backend import open_backend
-from fathom.runtime.bundle import BundleDirectory
 from fathom.runtime.errors import EnvironmentMismatchError, FathomError, InputError, UsageError
-from fathom.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from fathom.runtime.plan import PlanFile
+from fathom.runtime.onnxruntime.backend import OnnxRuntimeBackend
 
 
 @pytest.fixture(params=["plan", "bundle"])
@@ -125,7 +125,7 @@ def test_a_missing_onnxruntime_is_named(tiny, monkeypatch):
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused(make_artefacts):
     import dataclasses
 
-    from fathom.export.plan_file import file_facts, write_plan
+    from fathom.export.plan.plan_file import file_facts, write_plan
 
     made = make_artefacts()
     with PlanFile.open(made.plan) as plan:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fathom.runtime.errors import FathomError, InputError
-from fathom.runtime.photo import find_photos, read_photo
+from fathom.runtime.photo.photo import find_photos, read_photo
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fathom.runtime.depth_map import Intrinsics
+from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, ChecksumError, EnvironmentMismatchError, InputError, UsageError
+from fathom.runtime.photo.depth_map import Intrinsics
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.plan import PlanFile
 
 
 def photo(height=60, width=100, seed=0):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.runtime.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
+from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
 from fathom.runtime.errors import AccuracyError, InputError
-from fathom.runtime.postprocess import Assembly, check_output, undo_steps
-from fathom.runtime.preprocess import network_inputs, place_steps, windows
+from fathom.runtime.photo.postprocess import Assembly, check_output, undo_steps
+from fathom.runtime.photo.preprocess import network_inputs, place_steps, windows
 
 METRIC = OutputContract("depth", "metric", "m", 1e-3, 10.0, "far", "bilinear-corners")
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fathom.runtime.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
+from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
 from fathom.runtime.errors import InputError
-from fathom.runtime.preprocess import check_photo, check_windows, network_inputs, place_steps, shape_photo, windows
+from fathom.runtime.photo.preprocess import check_photo, check_windows, network_inputs, place_steps, shape_photo, windows
 
 OUTPUT = OutputContract("depth", "metric", "m", 1e-3, 10.0, "far", "bilinear-corners")
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from fathom.runtime import progress as module
-from fathom.runtime.progress import Progress
+from fathom.runtime.commands import progress as module
+from fathom.runtime.commands.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -17,8 +17,8 @@ import ctypes, gc, sys
 sys.path.insert(0, {tests!r})
 import numpy as np, pytest
 import fake_tensorrt
-from fathom.runtime.cuda import open_device
-from fathom.runtime.cuda_resources import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
+from fathom.runtime.cuda.open_device import open_device
+from fathom.runtime.cuda.resources import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from fathom.runtime.errors import EnvironmentMismatchError, FathomError, OutOfMemoryError
 from fathom.runtime.pipeline import Pipeline
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import EnvironmentMismatchError
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.plan import PlanFile
-from fathom.runtime.tensorrt_environment import RTX_MAGIC, VERSION_AT, check_header
+from fathom.runtime.tensorrt.compatibility import RTX_MAGIC, VERSION_AT, check_header
 
 TINY = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
 
@@ -15,9 +15,9 @@ TINY = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthcl
 def test_plans_of_every_tiny_network(name, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("open_clip" if "depthclip" in name else "torch")
-    from fathom.export.build import build_plan
-    from fathom.export.build_options import BuildOptions
-    from fathom.export.bundle import write_bundle
+    from fathom.export.bundle.bundle import write_bundle
+    from fathom.export.plan.build import build_plan
+    from fathom.export.plan.build_options import BuildOptions
     from fathom.models import catalog
 
     scene = "kitchen" if "scene" in catalog.NETWORKS[name].options else None

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from fathom.runtime.errors import InputError, UsageError
-from fathom.runtime.intrinsics_file import read_intrinsics
+from fathom.runtime.photo.intrinsics_file import read_intrinsics
 
 
 def depth_run(*arguments, **how):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "fathom.runtime.run", *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, **how
+        [sys.executable, "-m", "fathom.runtime.commands.run", *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, **how
     )
 
 
@@ -196,7 +196,7 @@ def test_outputs_that_cannot_be_written(tiny, photos, tmp_path):
 
 def test_a_full_disk_ends_the_run_with_one_message(tiny, photos, tmp_path):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nimport signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code += "from fathom.runtime.run import main; sys.exit(main(sys.argv[1:]))"
+    code += "from fathom.runtime.commands.run import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["--engine", tiny.plan, photos / "0.png", "-o", tmp_path / "out", "--save", "npy"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and "0_depth.npy cannot be written" in done.stderr and "Traceback" not in done.stderr
@@ -210,7 +210,7 @@ def test_interrupting_leaves_only_whole_files(tiny, tmp_path, number):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
     for k in range(150):
         picture.save(folder / f"{k}.png", compress_level=0)
-    arguments = [sys.executable, "-m", "fathom.runtime.run", "--engine", str(tiny.plan), str(folder), "-o", str(out), "--save", "png16,npy,color"]
+    arguments = [sys.executable, "-m", "fathom.runtime.commands.run", "--engine", str(tiny.plan), str(folder), "-o", str(out), "--save", "png16,npy,color"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(3):
         process.stdout.readline()

@@ -17,11 +17,11 @@ import kernel_host
 import numpy as np
 import pytest
 
-from fathom.runtime.contract import Resize
+from fathom.runtime.artefact.contract import Resize
+from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, DeviceLostError, EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, UsageError
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.plan import PlanFile
-from fathom.runtime.tensorrt_backend import TensorRTBackend
+from fathom.runtime.tensorrt.backend import TensorRTBackend
 
 BOTH = ["tensorrt", "tensorrt-rtx"]
 
@@ -492,7 +492,7 @@ def test_every_name_that_is_used_exists_in_the_real_packages(release):
 def test_depth_run_on_a_gpu_plan(gpu, tiny, tmp_path, capsys, streams):
     from PIL import Image
 
-    from fathom.runtime import run
+    from fathom.runtime.commands import run
 
     (tmp_path / "photos").mkdir()
     for k in range(9):
@@ -535,7 +535,7 @@ def test_wrong_devices(device):
 
 def test_places_of_tensors_are_used_again_but_never_shared():
     """Random lives: no two tensors that are alive together overlap, everything is aligned, the least possible is not missed by far."""
-    from fathom.runtime.device_layout import Life, lay_out
+    from fathom.runtime.tensorrt.memory_plan import Life, lay_out
 
     generator = np.random.default_rng(0)
     for _ in range(200):

@@ -11,11 +11,11 @@ import torch
 from torch.nn.functional import interpolate
 
 from fathom.models.prompt_tokens import DEPTH_CLASSES, bert_words, compact_words, sentence_ids, tokenizer_json
-from fathom.runtime.contract import Contract, ImageInput, OutputContract, Protocol
+from fathom.runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol
+from fathom.runtime.artefact.text_input import TextInput
 from fathom.runtime.errors import EnvironmentMismatchError, InputError, UsageError
-from fathom.runtime.image_statistics import fullest_interval, level_statistics, levels, most_frequent, positions, shrink
-from fathom.runtime.text import TextEncoder
-from fathom.runtime.text_input import TextInput
+from fathom.runtime.text.encoder import TextEncoder
+from fathom.runtime.text.image_statistics import fullest_interval, level_statistics, levels, most_frequent, positions, shrink
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE = ImageInput("image", (48, 64), (48, 64), MEAN, STD)
@@ -153,9 +153,9 @@ def test_tokenising_loads_neither_torch_nor_transformers(tmp_path):
 import json, sys
 from pathlib import Path
 import numpy as np
-from fathom.runtime.contract import ImageInput
+from fathom.runtime.artefact.contract import ImageInput
 from fathom.runtime.text import TextEncoder
-from fathom.runtime.text_input import TextInput
+from fathom.runtime.artefact.text_input import TextInput
 text = TextInput.from_json(json.loads({json.dumps(json.dumps(ASKED.to_json()))}))
 image = ImageInput("image", (4, 4), (4, 4), (0.5,) * 3, (0.5,) * 3)
 TextEncoder(text, image, Path({str(tmp_path / "tokenizer.json")!r}).read_bytes())(np.zeros((1, 3, 4, 4), np.float32), "far")

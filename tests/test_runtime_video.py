@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fathom.runtime import run
+from fathom.runtime.commands import run
 from fathom.runtime.errors import AccuracyError, EnvironmentMismatchError, FathomError, InputError
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.video import ColorVideo, Frame, VideoSource, is_live, is_video, shown, stem_of
-from fathom.runtime.video_run import run_video
+from fathom.runtime.video.video import ColorVideo, Frame, VideoSource, is_live, is_video, shown, stem_of
+from fathom.runtime.video.video_run import run_video
 
 av = pytest.importorskip("av")
 COUNT = 12
@@ -237,7 +237,7 @@ def test_a_video_that_breaks_off_leaves_no_half_video(tiny, clip, tmp_path, caps
 
 
 def test_colours_keep_one_scale_over_the_whole_video(tiny, clip, tmp_path):
-    from fathom.runtime import video_command
+    from fathom.runtime.commands import video_command
 
     flags = SimpleNamespace(near=None, far=None, colormap="grey", protocol=None, prompt=None, force=False, quiet=True, json=False)
     with Pipeline.open(tiny.plan) as pipeline:
@@ -249,7 +249,7 @@ def test_colours_keep_one_scale_over_the_whole_video(tiny, clip, tmp_path):
 
 
 def test_progress_without_an_end(capsys):
-    from fathom.runtime.progress import Progress
+    from fathom.runtime.commands.progress import Progress
 
     with Progress(0, "frames", every_s=0.0) as progress:
         for k in range(1, 4):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from fathom.runtime.contract import OutputContract
-from fathom.runtime.depth_map import DepthMap, Intrinsics, Origin
+from fathom.runtime.artefact.contract import OutputContract
 from fathom.runtime.errors import AccuracyError, InputError, UsageError
-from fathom.runtime.writers import color_range, save_color, save_npy, save_ply, save_png16
+from fathom.runtime.outputs.writers import color_range, save_color, save_npy, save_ply, save_png16
+from fathom.runtime.photo.depth_map import DepthMap, Intrinsics, Origin
 
 METRIC = OutputContract("depth", "metric", "m", 0.1, 10.0, "far", "bilinear")
 RELATIVE = OutputContract("depth", "relative", "", 0.0, 1.0, "near", "bilinear")

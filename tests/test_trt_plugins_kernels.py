@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import fathom
-from fathom.runtime import device_kernels
-from fathom.runtime.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
-from fathom.runtime.device_gather import INSPECT, POSTPROCESS, PREPROCESS, WINDOW, gather_of, postprocess_record, preprocess_record
+from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
 from fathom.runtime.errors import InputError
-from fathom.runtime.postprocess import Assembly
-from fathom.runtime.preprocess import place_steps, shape_photo, window_tensor, windows
+from fathom.runtime.kernels import device_kernels
+from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS, WINDOW, gather_of, postprocess_record, preprocess_record
+from fathom.runtime.photo.postprocess import Assembly
+from fathom.runtime.photo.preprocess import place_steps, shape_photo, window_tensor, windows
 from fathom.trt_plugins import build_kernels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,0 +1,217 @@
+"""Engines against the truth and against each other on a data set: streaming, one engine at a time, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...datasets.depth_metrics import METRICS, MeanScore, Score
+from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError, missing_package
+from .evaluation import Evaluation, collect, counted, judge, overall
+from .journal import Journal
+from .shaping import shape_pair
+
+if TYPE_CHECKING:
+    from ...datasets.sample import Sample
+    from ...datasets.source import Source
+    from ...runtime.photo.depth_map import DepthMap
+    from ...runtime.pipeline import Pipeline
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table before it is measured.
+
+    Args:
+        name: unique among the rows.
+        kind: ``engine`` or ``pytorch``.
+        open: opens the pipeline; called once, and only if something is left to measure.
+        facts: what identifies it (network, SHA-256, backend, precision, protocol, flip, untrained), as JSON values.
+    """
+
+    name: str
+    kind: str
+    open: Callable[[], Pipeline]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One line of the table.
+
+    Args:
+        mean: over all images.
+        scores: of every group, in order.
+        ids: of the images of every group.
+        failures: (id, reason) of images without a usable prediction.
+        skipped: (id, reason) of images that do not fit the evaluation or the protocol; they count for nothing.
+        content_sha256: over the digests of all samples in order.
+    """
+
+    row: Row
+    mean: MeanScore
+    scores: tuple[tuple[Score, ...], ...]
+    ids: tuple[tuple[str, ...], ...]
+    failures: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
+    content_sha256: str
+
+
+def read_samples(source: Source, numbers: range) -> Iterator[Sample]:
+    """Samples one by one, with the errors of ``datasets`` as errors for people.
+
+    Raises:
+        InputError: if a file is missing or broken.
+        EnvironmentMismatchError: if h5py or scipy is not installed.
+    """
+    for number in numbers:
+        try:
+            yield source[number]
+        except ImportError as error:
+            raise missing_package(error.name or "h5py", "bench", "to read this data set") from error
+        except (ValueError, OSError) as error:
+            raise InputError(str(error), wanted="data as --data names them", mend="check the files and the words after --data") from error
+
+
+def measure(
+    rows: list[Row], source: Source, count: int, evaluation: Evaluation, protocol: str | None, journal: Journal, advance: Callable[[int], None]
+) -> list[RowResult]:
+    """Run every row over the first ``count`` samples.
+
+    Args:
+        protocol: how photos are shown to the networks; None for each one's first.
+        advance: told how many images are done.
+
+    Raises:
+        InputError: if the data cannot be read, or no image fits. An image that does not fit, or on which a network fails, does not stop
+            the others; the result names it.
+        UsageError: if there is no such protocol, or the evaluation cannot speak about the networks' output.
+    """
+    return [_measure_row(number, row, source, count, evaluation, protocol, journal, advance) for number, row in enumerate(rows)]
+
+
+def _measure_row(number, row, source, count, evaluation, protocol, journal, advance) -> RowResult:
+    groups = [range(start, min(start + evaluation.group, count)) for start in range(0, count, evaluation.group)]
+    left = [index for index in range(len(groups)) if (number, index) not in journal.done]
+    advance(sum(len(groups[index]) for index in range(len(groups)) if (number, index) in journal.done))
+    if left:
+        with row.open() as pipeline:
+            for index in left:
+                journal.add(number, index, _measure_group(pipeline, source, groups[index], evaluation, protocol))
+                advance(len(groups[index]))
+    entries = [journal.done[number, index] for index in range(len(groups))]
+    scores = tuple(tuple(map(Score.from_json, entry["scores"])) for entry in entries)
+    content = hashlib.sha256("".join(digest for entry in entries for digest in entry["digests"]).encode()).hexdigest()
+    mean = overall(evaluation, scores)
+    failures = tuple((name, reason) for entry in entries for name, reason in entry["failures"])
+    mean.failed += sum(entry["lost"] for entry in entries)
+    skipped = tuple((name, reason) for entry in entries for name, reason in entry["skipped"])
+    if count and len(skipped) == count:
+        raise InputError(f"{row.name}: none of the {count} images fits: {skipped[0][0]}: {skipped[0][1]}", mend="another --evaluation or --protocol")
+    return RowResult(row, mean, scores, tuple(tuple(entry["ids"]) for entry in entries), failures, skipped, content)
+
+
+def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluation: Evaluation, protocol: str | None) -> dict[str, Any]:
+    """Score one group; ``lost`` counts images that gave no map at all, ``skipped`` names those that do not fit."""
+    images, scores, ids, digests, failures, skipped, lost = [], [], [], [], [], [], 0
+    for sample in read_samples(source, numbers):
+        ids.append(sample.id)
+        digests.append(sample.digest())
+        try:
+            rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
+            mask = counted(evaluation, truth_m, valid)
+        except (FathomError, ValueError) as error:
+            skipped.append((sample.id, f"does not fit the evaluation {evaluation.name}: {_was(error)}"))
+            continue
+        if not mask.any():
+            scores.append(Score(None, 0))
+            continue
+        try:
+            depth = pipeline.predict(rgb, protocol)
+        except AccuracyError as error:
+            failures.append((sample.id, str(error)))
+            lost += 1
+            continue
+        except InputError as error:
+            skipped.append((sample.id, f"does not fit the protocol {protocol or pipeline.contract.protocols[0].name}: {_was(error)}"))
+            continue
+        if depth.not_positive and evaluation.clamp_m is None:
+            failures.append((sample.id, f"{depth.not_positive} pixels of the map are not above zero"))
+            lost += 1
+            continue
+        images.append(collect(evaluation, *_values(depth, evaluation), truth_m, valid))
+        if evaluation.pooling == "images":
+            scores += judge(evaluation, images)
+            images = []
+    if images:
+        scores += judge(evaluation, images)
+    failures += [("", f"{score.not_finite} pixels not finite, {score.not_positive} not above zero") for score in scores if score.failed]
+    return {"ids": ids, "digests": digests, "scores": [score.to_json() for score in scores], "failures": failures, "skipped": skipped, "lost": lost}
+
+
+def _was(error: Exception) -> str:
+    if not isinstance(error, FathomError):
+        return str(error)
+    return f"{error.was}, wanted {error.wanted}" if error.wanted else error.was
+
+
+def _values(depth: DepthMap, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and where there is one; refuses maps that this evaluation cannot speak about."""
+    if depth.kind == "mask":
+        raise UsageError("this network draws masks, not depth", wanted="a depth network")
+    if depth.kind == "relative" and evaluation.alignment == "none" and not evaluation.min_max:
+        raise UsageError("this network's maps are relative, they are not metres", mend="name a fit with --alignment, or use --evaluation llm-mde-min-max")
+    if depth.kind == "relative" and depth.larger_is == "near" and evaluation.alignment != "scale-shift-inverse":
+        raise UsageError("this network's maps grow toward the camera", mend="--alignment scale-shift-inverse")
+    return depth.values, depth.valid
+
+
+def differences(result: MeanScore, base: MeanScore) -> dict[str, dict[str, float | None]] | None:
+    """Each metric minus the base's, absolute and as a share of the base (None where the base is 0)."""
+    if result.means is None or base.means is None:
+        return None
+    absolute = {name: result.means[name] - base.means[name] for name in METRICS}
+    return {"absolute": absolute, "relative": {name: absolute[name] / base.means[name] if base.means[name] else None for name in METRICS}}
+
+
+def to_json(results: list[RowResult], provenance: dict[str, Any], evaluation: Evaluation, count: int, made_with: dict[str, str]) -> dict[str, Any]:
+    """The whole record; every row's differences are to the first row."""
+    contents = {result.content_sha256 for result in results}
+    if len(contents) != 1:
+        raise InputError("the data changed while it was measured", wanted="the same pictures for every row", mend="remove the journal and measure again")
+    return {
+        "format": "fathom-accuracy",
+        "version": VERSION,
+        "data": {**provenance, "measured": count, "content_sha256": contents.pop()},
+        "evaluation": evaluation.to_json(),
+        "rows": [_row_json(result, results[0]) for result in results],
+        "made_with": made_with,
+    }
+
+
+def _difference(result: RowResult, base: RowResult) -> dict[str, Any]:
+    """Nothing where a row failed; a reason where it was measured on other images."""
+    if {name for name, _ in result.skipped} != {name for name, _ in base.skipped}:
+        return {"reason": "not every image fits both"}
+    return differences(result.mean, base.mean) or {}
+
+
+def _row_json(result: RowResult, base: RowResult) -> dict[str, Any]:
+    mean = result.mean
+    return {
+        "name": result.row.name,
+        "kind": result.row.kind,
+        **result.row.facts,
+        "means": mean.means,
+        "difference": None if result is base else {"to": base.row.name, **_difference(result, base)},
+        **{name: getattr(mean, name) for name in ("images", "empty", "failed", "pixels", "not_finite", "not_positive", "uncovered", "coverage")},
+        "failures": [{"id": name, "reason": reason} for name, reason in result.failures],
+        "skipped": [{"id": name, "reason": reason} for name, reason in result.skipped],
+        "groups": [{"ids": list(ids), "scores": [score.to_json() for score in scores]} for ids, scores in zip(result.ids, result.scores, strict=True)],
+    }

@@ -1,0 +1,214 @@
+"""``depth-bench accuracy``: one table with the PyTorch row, the plan rows and the differences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...runtime.commands.command import common_flags, warn
+from ...runtime.commands.progress import Progress
+from ...runtime.errors import AccuracyError, InputError, UsageError
+from ...runtime.files import refuse_existing, whole_file
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+
+SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
+DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
+
+EPILOG = """\
+The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
+With -o the measurement is remembered image by image in OUTPUT.journal until it is complete: run the same command again after an interruption.
+A picture that does not fit the evaluation or the protocol is left out, counted and named; the default protocol is made for pictures of any size.
+Exit code 4: a prediction held NaN, infinity or depths not above zero, or a --budget was not kept.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``depth-bench accuracy``."""
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--engine", action="append", default=[], metavar="PLAN|BUNDLE", help="what to measure; may be given several times")
+    parser.add_argument("--reference", metavar="BUNDLE", help="also measure the PyTorch network this bundle was exported from, as the first row")
+    parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint that bundle was exported from")
+    parser.add_argument("--data", metavar="DATA", help="nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]")
+    parser.add_argument(
+        "--evaluation", metavar="NAME", help="which pixels count and how; --evaluation list shows all (default: by the kind of data, else full)"
+    )
+    fits = "none, median, scale-shift, scale-shift-inverse (default: the evaluation's, or what relative maps need); named in the result"
+    parser.add_argument("--alignment", metavar="FIT", help=fits)
+    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the networks (default: each one's first; depth-inspect lists them)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
+    parser.add_argument(
+        "--budget", action="append", type=_budget, default=[], metavar="METRIC=PERCENT%", help="fail if a row's metric is off the first row's by more"
+    )
+    parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: the artefact's own; ONNX Runtime: cpu)")
+    parser.add_argument("-o", "--output", metavar="RESULT.json", help="the full record: every image's score, the data's hash, the evaluation")
+    common_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table, write the record; returns the exit code."""
+    from .accuracy import measure, to_json
+    from .journal import Journal
+    from .published import EVALUATIONS
+    from .rows import fitted, open_rows
+
+    evaluation = _evaluation(arguments)
+    if evaluation is None:
+        return 0
+    if not arguments.engine and not arguments.reference:
+        raise UsageError("nothing to measure", mend="give --engine or --reference")
+    if not arguments.data:
+        raise UsageError("no data to measure on", mend="give --data, for example --data rooms:20:1")
+    if arguments.reference_weights and not arguments.reference:
+        raise UsageError("--reference-weights without --reference", mend="name the bundle with --reference")
+    output = Path(arguments.output) if arguments.output else None
+    if output:
+        refuse_existing(output, arguments.force)
+    source, provenance = _source(arguments.data)
+    count = min(len(source), arguments.limit or len(source))
+    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
+    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, **shown)
+    if arguments.alignment is None:
+        evaluation = fitted(evaluation, rows)
+    made_with = _versions(any(row.kind == "pytorch" for row in rows))
+    run_facts = {"data": provenance, "count": count, "evaluation": evaluation.to_json(), "rows": [[row.name, row.kind, row.facts] for row in rows]}
+    journal_path = output.with_name(f"{output.name}.journal") if output else None
+    with Journal(journal_path, {**run_facts, "made_with": made_with}, arguments.force) as journal:
+        with Progress(count * len(rows), "images", arguments.quiet) as progress:
+            if arguments.alignment is None and evaluation.alignment != EVALUATIONS[evaluation.name].alignment:
+                progress.say(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
+            if journal.done:
+                progress.say(f"going on where the journal {journal_path} ends")
+            try:
+                results = measure(rows, source, count, evaluation, arguments.protocol, journal, progress.advance)
+            except KeyboardInterrupt:
+                if journal_path and journal.done:
+                    progress.say(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")
+                raise
+        record = to_json(results, provenance, evaluation, count, made_with)
+        if output:
+            with whole_file(output, arguments.force) as part:
+                part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        journal.remove()
+    for row in record["rows"]:
+        if row["skipped"]:
+            example = row["skipped"][0]
+            warn(f"{row['name']}: {len(row['skipped'])} of {count} images were left out, the first: {example['id']} ({example['reason']})")
+    _print(record, arguments.json)
+    return _judge(record, arguments.budget)
+
+
+def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
+    """The chosen evaluation, or None after the list was printed."""
+    import dataclasses
+
+    from .alignment import ALIGNMENTS
+    from .published import EVALUATIONS
+
+    if arguments.evaluation == "list":
+        for evaluation in EVALUATIONS.values():
+            print(f"{evaluation.name:18} {evaluation.source}")
+        return None
+    name = arguments.evaluation or DEFAULT_EVALUATION.get((arguments.data or "").partition(":")[0], "full")
+    if name not in EVALUATIONS:
+        raise UsageError(f"there is no evaluation {name!r}", wanted=f"one of {', '.join(EVALUATIONS)}")
+    evaluation = EVALUATIONS[name]
+    if arguments.alignment is not None:
+        if arguments.alignment not in ALIGNMENTS:
+            raise UsageError(f"there is no alignment {arguments.alignment!r}", wanted=f"one of {', '.join(ALIGNMENTS)}")
+        evaluation = dataclasses.replace(evaluation, alignment=arguments.alignment)
+    return evaluation
+
+
+def _source(text: str) -> tuple[Any, dict[str, Any]]:
+    from ...datasets.source import GRAMMAR, open_source
+    from ...runtime.errors import missing_package
+
+    try:
+        source = open_source(text)
+        provenance = source.provenance.to_json()
+    except ImportError as error:
+        raise missing_package(error.name or "h5py", "bench", "to read this data set") from error
+    except OSError as error:
+        raise InputError(str(error), wanted="data as --data names them", mend="check the path") from error
+    except ValueError as error:
+        known = text.partition(":")[0] + ":" in GRAMMAR
+        raise (InputError if known and text.partition(":")[0] != "rooms" else UsageError)(str(error)) from error
+    if provenance["kind"] == "images":
+        raise UsageError("photos without depth cannot be measured", wanted="data with a true depth", mend="depth-run makes maps of them")
+    return source, provenance
+
+
+def _versions(with_torch: bool) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from ... import __version__
+
+    found = {"fathom": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("numpy", "onnxruntime", *(("torch",) if with_torch else ())):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _print(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        for row in record["rows"]:
+            print(json.dumps({key: value for key, value in row.items() if key != "groups"}))
+        return
+    from .table import table
+
+    print(table(record, SHOWN, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+
+
+def _judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
+    failed = [row for row in record["rows"] if row["failed"]]
+    if failed:
+        first = failed[0]
+        example = next((failure for failure in first["failures"]), {"id": "", "reason": ""})
+        raise AccuracyError(
+            f"{first['name']}: {first['failed']} of {first['failed'] + first['images']} images gave no usable depth ({example['id']}: {example['reason']})",
+            wanted="positive finite depths everywhere",
+        )
+    for row in record["rows"]:
+        if row["means"] is None:
+            raise InputError(
+                f"no image of the data has a pixel that the evaluation {record['evaluation']['name']} counts", mend="another --evaluation or --data"
+            )
+        if budgets and row["difference"] and "reason" in row["difference"]:
+            raise InputError(f"{row['name']} cannot be compared with {row['difference']['to']}: {row['difference']['reason']}", mend="another --protocol")
+        for metric, percent in budgets if row["difference"] else ():
+            share = row["difference"]["relative"][metric]
+            if share is None and row["difference"]["absolute"][metric]:
+                raise AccuracyError(f"{row['name']}: {metric} left 0", wanted=f"{metric} as in {row['difference']['to']}")
+            if share is not None and abs(share) * 100 > percent:
+                raise AccuracyError(f"{row['name']}: {metric} is {share:+.3%} off {row['difference']['to']}", wanted=f"at most {percent:g} %")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number from 1")
+    return int(text)
+
+
+def _budget(text: str) -> tuple[str, float]:
+    from ...datasets.depth_metrics import METRICS
+
+    metric, _, percent = text.partition("=")
+    try:
+        value = float(percent.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if metric not in METRICS or not percent.endswith("%") or not 0 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted for example abs_rel=0.1%, with one of {', '.join(METRICS)}")
+    return metric, value

@@ -1,0 +1,96 @@
+"""The rows of an accuracy table: which artefacts, identified by their manifests, and the fit that relative maps need."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ...runtime.artefact.manifest_json import manifest_bytes
+from ...runtime.commands.command import warn
+from ...runtime.commands.inspection import read_manifest
+from ...runtime.errors import UsageError
+from ...runtime.pipeline import Pipeline
+from .accuracy import Row
+from .evaluation import Evaluation
+
+UNTRAINED = "random weights: the numbers mean nothing"
+
+
+def open_rows(
+    engines: Iterable[str | Path],
+    reference: str | Path | None = None,
+    reference_weights: str | Path | None = None,
+    *,
+    protocol: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+) -> list[Row]:
+    """One row for each artefact, the first for PyTorch if there is a ``reference``; no network is loaded yet.
+
+    Args:
+        engines: plans or bundles.
+        reference: a bundle whose PyTorch network is measured too.
+        reference_weights: the checkpoint it was exported from.
+        protocol: how photos are shown; None for each one's first.
+        device, threads, batch: see ``Pipeline.open``.
+
+    Raises:
+        InputError: if an artefact is broken.
+        UsageError: if it has no such protocol.
+    """
+    rows: list[Row] = []
+    if reference:
+
+        def torch_pipeline() -> Pipeline:
+            from ..pytorch_reference import open_reference
+
+            return open_reference(reference, reference_weights, batch)
+
+        rows.append(_row(Path(reference), "pytorch", protocol, torch_pipeline, rows))
+    for engine in engines:
+
+        def pipeline(path: str | Path = engine) -> Pipeline:
+            return Pipeline.open(path, device, threads, batch)
+
+        rows.append(_row(Path(engine), "engine", protocol, pipeline, rows))
+    return rows
+
+
+def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
+    """The evaluation with a fit that relative maps need, if all rows are of such networks and it has none."""
+    if evaluation.alignment != "none" or evaluation.min_max or any(row.facts["output"] != "relative" for row in rows):
+        return evaluation
+    grows = {row.facts["larger_is"] for row in rows}
+    return dataclasses.replace(evaluation, alignment="scale-shift-inverse" if "near" in grows else "median")
+
+
+def _row(path: Path, kind: str, protocol_name: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
+    """Identify an artefact from its manifest."""
+    manifest = read_manifest(path)
+    protocols = manifest.contract.protocols
+    protocol = next((p for p in protocols if protocol_name in (None, p.name)), None)
+    if protocol is None:
+        raise UsageError(f"{path} has no protocol {protocol_name!r}", wanted=" or ".join(p.name for p in protocols))
+    network = f"{manifest.network.name} {manifest.network.variant}".strip()
+    bundle = path.is_dir()
+    name = f"{network} (PyTorch)" if kind == "pytorch" else path.absolute().name
+    if any(row.name == name for row in rows):
+        name = f"{name} ({1 + len(rows)})"
+    if manifest.network.untrained:
+        warn(f"{path} holds {UNTRAINED}")
+    facts = {
+        "network": network,
+        "manifest_sha256": hashlib.sha256(manifest_bytes(manifest)).hexdigest(),
+        "backend": "pytorch" if kind == "pytorch" else "onnxruntime" if bundle else manifest.backend,
+        "precision": "fp32" if kind == "pytorch" else "/".join(sorted({stage.precision for stage in manifest.stages})),
+        "protocol": protocol.name,
+        "windows": len(protocol.lefts + protocol.fill_lefts),
+        "flip": protocol.flip,
+        "output": manifest.contract.output.kind,
+        "larger_is": manifest.contract.output.larger_is,
+        "untrained": manifest.network.untrained,
+    }
+    return Row(name, kind, opener, facts)

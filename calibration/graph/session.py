@@ -1,0 +1,77 @@
+"""Running a stage graph in ONNX Runtime on the CPU, with what was changed in it and the weights where they lie."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from ...runtime.errors import AccuracyError, BuildFailedError, FathomError
+from .stage_graph import StageGraph
+
+FOLD_BELOW_NBYTES = 256 << 20  # folding constants of larger stages would hold their weights twice
+
+
+class StageSession:
+    """A stage that runs.
+
+    Args:
+        graph: the stage; outputs can be added to it before.
+        real_int8: let ONNX Runtime use its INT8 kernels; otherwise Q/DQ only rounds, and the sums are FP32.
+        optimise: let it fuse; off, every tensor is what its node computes.
+        as_written: run the nodes in the order of the graph.
+
+    Raises:
+        BuildFailedError: if ONNX Runtime refuses the graph.
+    """
+
+    def __init__(self, graph: StageGraph, *, real_int8: bool = False, optimise: bool = True, as_written: bool = False):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if optimise else level.ORT_ENABLE_BASIC
+        if as_written:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False  # an arena keeps its peak for ever
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.realpath(graph.folder))
+        if not real_int8:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        disabled = ["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else []
+        try:
+            data = graph.complete().SerializeToString()
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        except FathomError:
+            raise
+        except Exception as error:  # ONNX Runtime raises many kinds
+            raise BuildFailedError(f"ONNX Runtime refuses the stage {graph.model.graph.name}: {str(error).splitlines()[0][:400]}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> dict[str, np.ndarray]:
+        """Values of some outputs (all by default) for a dict that holds at least the inputs."""
+        names = outputs or self.outputs
+        try:
+            values = self._session.run(names, {name: feeds[name] for name in self.inputs})
+        except Exception as error:
+            raise BuildFailedError(f"ONNX Runtime could not run a stage: {str(error).splitlines()[0][:400]}") from error
+        return dict(zip(names, values, strict=True))
+
+
+def check_finite(stage: str, tensors: dict[str, np.ndarray]) -> None:
+    """Refuse what no working stage puts out.
+
+    Raises:
+        AccuracyError: naming the stage and the first tensor with NaN or infinity in it, or that is the same number everywhere.
+    """
+    for name, values in tensors.items():
+        if not np.issubdtype(values.dtype, np.floating):
+            continue
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(low) or not np.isfinite(high):
+            bad = int(values.size - np.isfinite(values).sum())
+            raise AccuracyError(f"stage {stage}: the output {name} holds {bad} NaN or infinite values of {values.size}", wanted="finite numbers everywhere")
+        if low == high and values.size > 1:
+            raise AccuracyError(f"stage {stage}: the output {name} is {low:g} everywhere", wanted="values that depend on the picture")

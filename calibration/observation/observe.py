@@ -1,0 +1,276 @@
+"""What flows through every stage of the FP32 chain on real images: streaming, bounded in memory, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from ...datasets.sample import Sample
+from ...runtime.errors import InputError, OutOfMemoryError
+from ..graph.chain import Chain
+from ..graph.session import StageSession, check_finite
+from ..graph.stage_graph import StageGraph
+from ..int8.quantize import activation_inputs
+from ..ranges.observers import OBSERVERS, Histogram
+from ..ranges.table import TensorRange
+from .journal import Journal
+
+if TYPE_CHECKING:
+    from ...datasets.source import Source
+
+SAVE_EVERY_S = 30.0
+DEFAULT_MEMORY_NBYTES = 8 << 30
+FLOAT = TensorProto.FLOAT
+Tick = Callable[[str, int], None]  # what is counted, and how many of it there are
+
+
+def silent(what: str, total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass
+class StageObservation:
+    """What was seen in one stage.
+
+    Args:
+        histograms: of every activation that INT8 can need.
+        channels: greatest magnitude per channel [C] of the activations of matrix products (for SmoothQuant).
+        peaks: greatest magnitude of every floating-point tensor.
+    """
+
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    channels: dict[str, np.ndarray] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def ranges(self, observer: str) -> dict[str, TensorRange]:
+        """The range of every observed activation by one rule."""
+        rule = OBSERVERS[observer]
+        return {name: TensorRange(rule(histogram), observer, histogram.amax) for name, histogram in self.histograms.items()}
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """For the journal."""
+        arrays = {f"h|{n}": np.concatenate([h.counts, np.array([h.exponent])]) for n, h in self.histograms.items()}
+        arrays |= {f"m|{n}": np.array(h.amax) for n, h in self.histograms.items()}
+        arrays |= {f"c|{n}": values for n, values in self.channels.items()}
+        return arrays | {f"p|{n}": np.array(peak) for n, peak in self.peaks.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> StageObservation:
+        """From the journal."""
+        seen = cls()
+        for key, values in arrays.items():
+            kind, _, name = key.partition("|")
+            if kind == "h":
+                seen.histograms[name] = Histogram(int(values[-1]), values[:-1], float(arrays[f"m|{name}"]))
+            elif kind == "c":
+                seen.channels[name] = values
+            elif kind == "p":
+                seen.peaks[name] = float(values)
+        return seen
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image of the data: its place there, its name, a hash of its pixels, and how many windows it becomes."""
+
+    number: int
+    id: str
+    sha256: str
+    looks: int
+
+
+def photo_sha256(sample: Sample) -> str:
+    """SHA-256 over size and pixels of a photo."""
+    return hashlib.sha256(repr(sample.rgb.shape).encode() + np.ascontiguousarray(sample.rgb).tobytes()).hexdigest()
+
+
+def item_name(photo: Photo, look: int) -> str:
+    """Name in the journal of what one window of a photo has become so far."""
+    return f"item_{photo.number:06d}_{look:03d}"
+
+
+def prepare_photos(chain: Chain, source: Source, journal: Journal, tick: Tick) -> list[Photo]:
+    """Shape every image once and keep what the first stages get; see ``left_out`` for those that cannot be used.
+
+    Raises:
+        InputError: if none can be used.
+    """
+    photos: list[Photo] = [Photo(*facts) for facts in journal.fact("photos") or []]
+    unfit = left_out(journal)
+    for number in range(len(photos) + len(unfit), len(source)):
+        try:
+            sample = source[number]
+            _, feeds = chain.inputs(sample.rgb, number)
+        except InputError as error:
+            unfit.append(error.was)
+            journal.note("left out", unfit)
+            tick("images", len(source))
+            continue
+        photo = Photo(number, sample.id, photo_sha256(sample), len(feeds))
+        for look, tensors in enumerate(feeds):
+            journal.put(item_name(photo, look), tensors)
+        photos.append(photo)
+        journal.note("photos", [(p.number, p.id, p.sha256, p.looks) for p in photos])
+        tick("images", len(source))
+    if not photos:
+        raise InputError(f"none of the {len(source)} images can be used; the first: {unfit[0]}" if unfit else "the data holds no image")
+    return photos
+
+
+def left_out(journal: Journal) -> list[str]:
+    """Why images were left out: they could not be read, or the protocol does not apply to them."""
+    return list(journal.fact("left out") or [])
+
+
+def observe(
+    chain: Chain,
+    photos: list[Photo],
+    journal: Journal,
+    *,
+    count: set[int],
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    also: tuple[str, ...] = (),
+    tick: Tick = silent,
+) -> dict[str, StageObservation]:
+    """Run stage after stage over all images and look at what flows.
+
+    One stage is in memory at a time; what it puts out waits in the journal for the next one. A stage whose activations do not fit
+    ``memory_nbytes`` is run several times, each time looking at some of them.
+
+    Args:
+        count: numbers of the photos that count for the ranges; the others only flow through (the validation split).
+        also: see ``quantize.activation_inputs``.
+        tick: called after every window of every pass.
+
+    Raises:
+        AccuracyError: naming the first stage and tensor that is NaN, infinite or constant.
+        OutOfMemoryError: if a stage cannot run within the memory.
+    """
+    seen: dict[str, StageObservation] = {}
+    for place, spec in enumerate(chain.specs):
+        seen[spec.name] = _observe_stage(chain, place, photos, journal, count, memory_nbytes, also, tick)
+    return seen
+
+
+def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict[str, int]:
+    """How often each stage is run over all images."""
+    return {spec.name: len(_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also)) for spec in chain.specs}
+
+
+def _observe_stage(
+    chain: Chain, place: int, photos: list[Photo], journal: Journal, count: set[int], memory_nbytes: int, also: tuple[str, ...], tick: Tick
+) -> StageObservation:
+    spec = chain.specs[place]
+    graph = chain.graphs[spec.name]
+    items = [(photo, look) for photo in photos for look in range(photo.looks)]
+    state = f"stage_{place:03d}"
+    seen = StageObservation.from_arrays(journal.get(state))
+    finished = journal.fact(state) or [0, 0]  # whole passes, items of the next one
+    groups = _plan(graph, chain.batch, memory_nbytes, also)
+    for number, names in enumerate(groups):
+        if number < finished[0]:
+            continue
+        done = finished[1] if number == finished[0] else 0
+        if done < len(items):
+            session, peaks = _watching(graph, names, with_peaks=number == 0)
+            saved = time.monotonic()
+            for position in range(done, len(items)):
+                photo, look = items[position]
+                tensors = journal.get(item_name(photo, look))
+                values = session.run(tensors)
+                outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
+                check_finite(spec.name, outputs)
+                if photo.number in count:
+                    _look(seen, names, {**tensors, **values}, peaks, graph)
+                if number == 0:
+                    journal.put(item_name(photo, look), {**tensors, **outputs})
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    journal.put(state, seen.to_arrays())
+                    journal.note(state, [number, position + 1])
+                    saved = time.monotonic()
+                tick(f"pictures through {spec.name}", len(items) * len(groups))
+            del session
+        journal.put(state, seen.to_arrays())
+        journal.note(state, [number + 1, 0])
+    return seen
+
+
+def _look(seen: StageObservation, names: list[str], values: dict[str, np.ndarray], peaks: dict[str, str], graph: StageGraph) -> None:
+    for name in names:
+        tensor = values[name]
+        seen.histograms.setdefault(name, Histogram()).add(tensor, name)
+        if any(reader.op_type in ("MatMul", "Gemm") for reader, _ in graph.readers[name]) and tensor.ndim >= 2:
+            amax = np.abs(tensor).max(axis=tuple(range(tensor.ndim - 1)))
+            seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), amax)
+    for name, output in peaks.items():
+        if np.isfinite(peak := float(values[output])):  # a mask of -inf is no magnitude
+            seen.peaks[name] = max(seen.peaks.get(name, 0.0), peak)
+
+
+def _plan(graph: StageGraph, batch: int, memory_nbytes: int, also: tuple[str, ...]) -> list[list[str]]:
+    """Which activations are looked at in which pass."""
+    wanted = activation_inputs(graph, also)
+    names = sorted({node.input[p] for node in graph.model.graph.node if node.name in wanted for p in wanted[node.name]})
+    kinds, shapes = graph.types_and_shapes(batch)
+    sizes = {name: 4 * int(np.prod(shapes[name], dtype=np.int64)) if shapes.get(name) else 0 for name in names if kinds.get(name) == FLOAT}
+    largest = max([4 * int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items() if shape and name not in graph.constants], default=0)
+    room = memory_nbytes - resident_nbytes() - graph.weights_nbytes() - 4 * largest
+    if room < max(sizes.values(), default=0):
+        was = f"stage {graph.model.graph.name}: {graph.weights_nbytes() >> 20} MiB of weights and activations of {largest >> 20} MiB do not fit"
+        raise OutOfMemoryError(was, wanted=f"at most {memory_nbytes >> 20} MiB", mend="pass a larger --memory")
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, nbytes in sizes.items():
+        if groups[-1] and used + 2 * nbytes > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += 2 * nbytes  # the tensor and the magnitudes made from it
+    return groups
+
+
+def _watching(graph: StageGraph, names: list[str], with_peaks: bool) -> tuple[StageSession, dict[str, str]]:
+    """A session that also puts out the tensors ``names`` and, as scalars, the peaks; returns tensor -> output of its peak.
+
+    Each peak is taken right behind the node that makes its tensor, and nodes run in that order: otherwise every activation of the stage would
+    wait in memory for the peaks at the end.
+    """
+    watched = graph.copy()
+    kinds, _ = watched.types_and_shapes()
+    outputs = set(watched.outputs)
+    peaks: dict[str, str] = {}
+    if with_peaks:
+        nodes = []
+        for node in [None, *watched.model.graph.node]:
+            nodes += [node] if node else []
+            for name in node.output if node else watched.inputs:
+                if kinds.get(name) == FLOAT:
+                    number, peaks[name] = len(peaks), f"peak:{len(peaks)}"
+                    nodes.append(helper.make_node("Abs", [name], [f"peak:{number}:abs"], name=f"peak_abs_{number}"))
+                    nodes.append(helper.make_node("ReduceMax", [f"peak:{number}:abs"], [peaks[name]], name=f"peak_{number}", keepdims=0))
+                    watched.model.graph.output.append(helper.make_tensor_value_info(peaks[name], FLOAT, []))
+        del watched.model.graph.node[:]
+        watched.model.graph.node.extend(nodes)
+    for name in names:
+        if name not in outputs and name in watched.maker:
+            watched.model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
+    watched.index()
+    return StageSession(watched, optimise=False, as_written=True), peaks
+
+
+def resident_nbytes() -> int:
+    """Memory this process holds; 0 where the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

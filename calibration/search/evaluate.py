@@ -1,0 +1,232 @@
+"""Trying choices of precision on real images: the changed stages and those after them run, what comes before is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...datasets.sample import Sample
+from ...runtime.errors import AccuracyError, InputError
+from ..graph.chain import Chain
+from ..graph.session import StageSession, check_finite
+from ..graph.stage_graph import StageGraph
+from ..observation.journal import Journal
+from ..observation.observe import Photo, StageObservation, item_name
+from ..precision.int8_stage import Choices, make_int8, ranges_for
+from ..precision.rounding import fp16_overflows, round_through, stays_fp32
+from .objective import Score, at_median, depth_errors, failed
+
+KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
+HOLD_NBYTES = 512 << 20
+Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What became of one photo: values float32 [H, W] and valid bool [H, W]; for a mask also how probable the object is in every window,
+    float32 [looks, h, w]."""
+
+    values: np.ndarray
+    valid: np.ndarray
+    object_share: np.ndarray | None = None
+
+
+class Evaluator:
+    """Scores of precision choices on the validation images.
+
+    Of a mask, abs_rel is what its overlap with the FP32 mask lacks to 1 (intersection over union), delta1 the share of pixels that do not change
+    sides, and ``disagreement`` the mean change of the object's probability, which moves before any pixel does.
+
+    Args:
+        chain: the FP32 network.
+        seen: what ``observe`` found, by stage.
+        photos: the validation images, with their stage inputs in the journal.
+        sample: gives the image of a number, with its depth.
+        journal: holds what flows between the FP32 stages.
+        also: see ``quantize.activation_inputs``.
+
+    Attributes:
+        truth: ``ground truth``; ``ground truth, fitted by the median`` if the maps are relative; ``fp32 output`` if the images have no depth or
+            the maps grow toward the camera; ``fp32 mask``.
+        baseline: score of the FP32 network.
+        tried: how many choices were scored.
+
+    Raises:
+        InputError: if there is no image, no pixel has a usable depth, or the words find nothing, or nothing else, in any image.
+        AccuracyError: if the FP32 network itself gives no depth.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        seen: dict[str, StageObservation],
+        photos: list[Photo],
+        sample: Callable[[int], Sample],
+        journal: Journal,
+        also: tuple[str, ...] = (),
+    ):
+        if not photos:
+            raise InputError("no image is left to validate on", wanted="at least one", mend="give more images")
+        self._mask = chain.contract.output.kind == "mask"
+        self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
+        self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
+        self.tried, self.also = 0, also
+        self._held: dict[str, dict[str, np.ndarray]] = {}
+        self._room = HOLD_NBYTES
+        self._sessions: dict[str, StageSession] = {}
+        self._sample = {photo.number: sample(photo.number) for photo in photos}
+        self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
+        self._reference = self._maps({})
+        output = chain.contract.output
+        self._relative = output.kind == "relative"
+        known = output.kind == "metric" or (self._relative and output.larger_is == "far")
+        self._truths = {n: t for n, s in self._sample.items() if known and (t := self._truth(s, self._reference[n])) is not None}
+        self._fitted = self._relative and bool(self._truths)
+        self.truth = "ground truth" + ", fitted by the median" * self._fitted if self._truths else "fp32 output"
+        if self._mask:
+            self.truth, self._truths = "fp32 mask", {n: (m.values, m.valid) for n, m in self._reference.items()}
+            if not any(0 < m.values[m.valid].mean() < 1 for m in self._reference.values()):
+                raise InputError(
+                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} validation images",
+                    wanted="words for something that is in the images: a mask without an edge says nothing",
+                    mend="give another --prompt, or other images",
+                )
+        elif not self._truths:
+            self._truths = {n: (m.values, m.valid & (m.values > 0)) for n, m in self._reference.items() if (m.valid & (m.values > 0)).any()}
+        if not self._truths:
+            raise InputError("no pixel of the validation images has a depth above zero", mend="give other images")
+        self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
+        self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
+
+    def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+        """abs_rel and delta1; of a mask see above."""
+        if not self._mask:
+            return depth_errors(at_median(found, truth, valid) if self._fitted else found, truth, valid)
+        changed, either = float(np.mean(found[valid] != truth[valid])), float(np.mean((found[valid] > 0) | (truth[valid] > 0)))
+        return changed / either if either else 0.0, 1 - changed
+
+    def _truth(self, sample: Sample, reference: _Map) -> tuple[np.ndarray, np.ndarray] | None:
+        near, far = (0, math.inf) if self._relative else (self.chain.contract.output.near, self.chain.contract.output.far)
+        counts = sample.valid & reference.valid & (sample.depth_m >= near) & (sample.depth_m <= far)
+        return (sample.depth_m, counts) if counts.any() else None
+
+    def score(self, plan: Plan) -> Score:
+        """Run a choice over all validation images; a failure at any stage output is a score, not an error.
+
+        Scores are kept in the journal: a search that is taken up again does not measure anything twice.
+        """
+        self.tried += 1
+        name = f"score_{_digest(plan)}"
+        if (known := self._journal.fact(name)) is not None:
+            return Score(*known)
+        score = self._measure(plan)
+        self._journal.note(name, [getattr(score, field) for field in Score.__dataclass_fields__])
+        return score
+
+    def _measure(self, plan: Plan) -> Score:
+        try:
+            found = self._maps(plan)
+        except AccuracyError as error:
+            return failed(error.was)
+        errors = np.array([self._errors(found[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
+        change = errors - self._base
+        doubt = change.std(axis=0, ddof=1) / math.sqrt(len(change)) if len(change) > 1 else np.zeros(2)
+        scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
+        moved = float(np.mean([_apart(found[n], self._reference[n]) for n in found]))
+        abs_rel, delta1 = map(float, errors.mean(axis=0))
+        return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, float(doubt[0]) / scale, float(doubt[1]))
+
+    def boundaries(self, plan: Plan) -> dict[str, str]:
+        """Tensors that pass from stage to stage as float16: both sides compute in fewer bits, and FP16 holds what was seen."""
+        low = {stage for stage, choices in plan.items() if any(choice.precision in ("fp16", "int8") for choice in choices.values())}
+        return {name: "float16" for name in self._inner() if self._touching(name) <= low and not self._overflows(name)}
+
+    def keep_fp32(self, plan: Plan) -> tuple[str, ...]:
+        """Tensors between stages that stay float32."""
+        return tuple(sorted(self._inner() - set(self.boundaries(plan))))
+
+    def _inner(self) -> set[str]:
+        made = {tensor.name for spec in self.chain.specs for tensor in spec.outputs if tensor.dtype == "float32"}
+        read = {tensor.name for spec in self.chain.specs for tensor in spec.inputs}
+        return (made & read) - {self.chain.contract.output.tensor}
+
+    def _touching(self, tensor: str) -> set[str]:
+        return {spec.name for spec in self.chain.specs if tensor in {t.name for t in spec.inputs + spec.outputs}}
+
+    def _overflows(self, tensor: str) -> bool:
+        return any(tensor in fp16_overflows(seen.peaks) for seen in self.seen.values())
+
+    def variant(self, stage: str, choices: Choices, boundaries: dict[str, str]) -> StageGraph:
+        """The FP32 graph of a stage with the choices' rounding in it."""
+        graph = self.chain.graphs[stage].copy()
+        ranges = ranges_for(self.chain.graphs[stage], choices, self.seen[stage], self.also)
+        make_int8(graph, choices, ranges, stored=False, also=self.also)
+        precisions = {name: choice.precision for names, choice in choices.items() for name in names}
+        round_through(graph, precisions, self.stays[stage], boundaries)
+        return graph
+
+    def _maps(self, plan: Plan) -> dict[int, _Map]:
+        """Maps of all photos; stage after stage, so that one stage is in memory at a time."""
+        changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
+        boundaries = self.boundaries(plan)
+        items = {(photo.number, look): self._item(photo, look) for photo in self.photos for look in range(photo.looks)}
+        started = False
+        for spec in self.chain.specs:
+            if spec.name in changed:
+                session = StageSession(self.variant(spec.name, plan[spec.name], boundaries))
+            elif started:
+                session = self._plain(spec.name)
+            else:
+                continue
+            started = True
+            for tensors in items.values():
+                values = session.run(tensors)
+                check_finite(spec.name, values)
+                tensors |= values
+            del session
+        output = self.chain.contract.output.tensor
+        looks = {photo.number: [items[photo.number, look][output] for look in range(photo.looks)] for photo in self.photos}
+        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in looks.items()}
+
+    def _item(self, photo: Photo, look: int) -> dict[str, np.ndarray]:
+        """What flows between the FP32 stages for one window; held in memory while there is room."""
+        name = item_name(photo, look)
+        if name in self._held:
+            return dict(self._held[name])
+        tensors = self._journal.get(name)
+        self._room -= sum(values.nbytes for values in tensors.values())
+        if self._room >= 0:
+            self._held[name] = tensors
+        return dict(tensors)
+
+    def _plain(self, stage: str) -> StageSession:
+        if stage in self._sessions:
+            return self._sessions[stage]
+        session = StageSession(self.chain.graphs[stage])
+        if self.chain.graphs[stage].weights_nbytes() <= KEEP_SESSION_NBYTES:
+            self._sessions[stage] = session
+        return session
+
+
+def _digest(plan: Plan) -> str:
+    facts = sorted((stage, nodes, choice.words) for stage, choices in plan.items() for nodes, choice in choices.items())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _apart(found: _Map, reference: _Map) -> float:
+    """How far a map moved: relative, pixel by pixel; of a mask the object's probability."""
+    if reference.object_share is not None:
+        return float(np.mean(np.abs(found.object_share - reference.object_share)))
+    counts = reference.valid & found.valid & (np.abs(reference.values) > 0)
+    values = reference.values[counts]
+    return float(np.mean(np.abs(found.values[counts] - values) / np.abs(values))) if counts.any() else 0.0
+
+
+def _object_share(tensors: list[np.ndarray]) -> np.ndarray:
+    """Probability of the object from logits [batch, 2, h, w] of every window: float32 [looks, h, w]."""
+    logits = np.stack([tensor[0] for tensor in tensors]).astype(np.float32)
+    return 0.5 * (1 + np.tanh(0.5 * (logits[:, 1] - logits[:, 0])))  # the logistic function, without its overflow

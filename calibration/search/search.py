@@ -1,0 +1,288 @@
+"""The precision search: the fastest plan that keeps the depth, greedily, with every variant that lost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ..observation.observe import StageObservation, Tick, silent
+from ..precision.int8_stage import ranges_for
+from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
+from ..precision.regions import Region
+from ..ranges.table import TensorRange
+from .cost import RTX_3090, Card, CostModel
+from .evaluate import Evaluator, Plan
+from .objective import Budget, Score
+from .sensitivity import Sensitivity, measure
+from .stage_times import StageTimes
+
+PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
+MOST_REGIONS = 48
+USELESS = "INT8 is slower here than FP16, with its neighbours as they are"
+GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
+CANDIDATES = ("fp32", "bf16", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of a search: the plan, and the ranges that its INT8 regions need, by stage."""
+
+    plan: PrecisionPlan
+    ranges: dict[str, dict[str, TensorRange]]
+
+
+class Search:
+    """One search.
+
+    Args:
+        evaluator: scores choices.
+        model_sha256: of the network, for the plan.
+        budget: what the result must keep.
+        precisions: candidates besides fp32.
+        measured: stage times on a real card, if there are any; otherwise costs are modelled.
+        card: whose published rates the model uses.
+        most_regions: per stage.
+        tick: called after every region and every whole variant.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        model_sha256: str,
+        budget: Budget,
+        precisions: tuple[str, ...] = CANDIDATES,
+        measured: StageTimes | None = None,
+        card: Card = RTX_3090,
+        most_regions: int = MOST_REGIONS,
+        tick: Tick = silent,
+    ):
+        if unknown := set(precisions) - set(CANDIDATES):
+            raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
+        self.evaluator, self.model_sha256, self.budget, self.measured, self.card = evaluator, model_sha256, budget, measured, card
+        self.precisions, self.most_regions, self._tick = precisions, most_regions, tick
+        self._models = {name: CostModel(graph, evaluator.chain.batch, card) for name, graph in evaluator.chain.graphs.items()}
+        self._variants: dict[str, Variant] = {}
+        self._reasons: dict[Region, str] = {}
+
+    def run(self) -> Found:
+        """Measure, choose, verify.
+
+        The start is, for every region, the fastest choice that keeps the budget alone. If all of them together break it, the regions
+        that move the depth most, or most for the time they save, go one step up, as few of them as will do (found by halving; the cheaper
+        of the two counts). Then every stage must show that its INT8 pays.
+        """
+        lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._tick)
+        self._lines = {line.region: line for stage in lines.values() for line in stage}
+        chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
+        self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
+        for name in ("fp16", "bf16", "int8"):
+            if name in self.precisions:
+                self._try(
+                    f"all {name}" + (" where it can be, else fp16" if name == "int8" else ""), {r: self._uniform(line, name) for r, line in self._lines.items()}
+                )
+        verdicts: dict[str, str] = {}
+        for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
+            chosen = self._profitable(self._fit(chosen))
+            for spec in self.evaluator.chain.specs:
+                chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
+            if self._try("chosen", chosen).within(self.budget):
+                return self._found(chosen, verdicts)
+        chosen = dict.fromkeys(chosen, FP32)
+        verdicts = {stage: f"{stage}: stays FP32, because no mixture that was tried keeps the budget." for stage in verdicts}
+        return self._found(chosen, verdicts)
+
+    def _start(self, line: Sensitivity) -> Choice:
+        if line.declared:
+            self._reasons[line.region] = "the network declares it FP32"
+            return FP32
+        for choice in line.ladder(self.precisions):
+            if choice == FP32 or line.scores[choice].within(self.budget):
+                self._reasons[line.region] = self._why(line, choice)
+                return choice
+        return FP32
+
+    def _profitable(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
+        """INT8 goes where it makes its stage slower: a region between FP16 ones pays for turning its input into INT8."""
+        chosen, half = dict(chosen), Choice("fp16")
+        for stage in {region.stage: None for region in chosen}:
+            mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
+            changed = True
+            while changed:
+                changed = False
+                for region in [r for r, choice in mine.items() if choice.precision == "int8" and half in self._lines[r].ladder(self.precisions)]:
+                    if self.stage_ms(stage, mine | {region: half}) < self.stage_ms(stage, mine):
+                        mine[region], changed = half, True
+                        self._reasons[region] = USELESS
+            chosen |= mine
+        return chosen
+
+    def _why(self, line: Sensitivity, choice: Choice) -> str:
+        if (line.overflows or line.reads) and choice.precision in ("fp32", "bf16"):
+            tensor, peak = next(iter({**line.overflows, **line.reads}.items()))
+            return f"{'makes' if line.overflows else 'reads'} {tensor}, which reaches {peak:.3g}: FP16 cannot hold it"
+        failures = [score.failure for tried, score in line.scores.items() if score.failure and tried.precision == "fp16"]
+        if choice == FP32 and failures:
+            return f"FP16 fails: {failures[0]}"
+        return "the fastest that keeps the budget alone" if choice != FP32 else "every faster choice breaks the budget alone"
+
+    def _uniform(self, line: Sensitivity, precision: str) -> Choice:
+        if line.declared:
+            return FP32
+        if precision == "int8":
+            return line.best_int8() or Choice("fp16")
+        return Choice(precision)
+
+    def _plan(self, chosen: dict[Region, Choice]) -> Plan:
+        plan: Plan = {}
+        for region, choice in chosen.items():
+            plan.setdefault(region.stage, {})[region.nodes] = choice
+        return plan
+
+    def _try(self, name: str, chosen: dict[Region, Choice], score: Score | None = None) -> Score:
+        score = score or self.evaluator.score(self._plan(chosen))
+        self._variants[name] = Variant(name, self.cost_ms(chosen), score.to_json(), score.within(self.budget))
+        self._tick("whole variants", max(8, len(self._variants)))
+        return score
+
+    def _fit(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
+        """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
+        if self._try("every region's fastest", chosen).within(self.budget):
+            return chosen
+        ladders = {region: self._lines[region].ladder(self.precisions) for region in chosen}
+        raised = dict(chosen)
+        for precision in ("int8", "fp16", "bf16"):
+            above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice.precision == precision}
+            if not above:
+                continue
+            whole = raised | above
+            if self._try(f"every {precision} region raised", whole).within(self.budget):
+                return self._fewest(precision, raised, above)
+            raised = whole
+        return dict.fromkeys(chosen, FP32)
+
+    def _fewest(self, precision: str, chosen: dict[Region, Choice], above: dict[Region, Choice]) -> dict[Region, Choice]:
+        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
+        kept = [chosen | above]
+        for words, key in (
+            ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
+            ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
+        ):
+            order, low, high = sorted(above, key=key), 1, len(above)
+            while low < high:
+                middle = (low + high) // 2
+                trial = self._with(chosen, above, order[:middle])
+                if self._try(f"{middle} {precision} regions raised, {words}", trial).within(self.budget):
+                    high = middle
+                    kept.append(trial)
+                else:
+                    low = middle + 1
+        found = self._given_back(precision, chosen, min(kept, key=self.cost_ms))
+        for region in above:
+            if found[region] != chosen[region]:
+                self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
+        return found
+
+    def _given_back(self, precision: str, chosen: dict[Region, Choice], raised: dict[Region, Choice]) -> dict[Region, Choice]:
+        """Of the raised regions those that cost most go down again, one by one, where the budget allows it: not every one of an order was to blame."""
+        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self._saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
+        for number, region in enumerate(costly, 1):
+            trial = raised | {region: chosen[region]}
+            if self.cost_ms(trial) < self.cost_ms(raised) and self._try(f"costly region {number} in {precision} again", trial).within(self.budget):
+                raised = trial
+        return raised
+
+    @staticmethod
+    def _with(chosen: dict[Region, Choice], above: dict[Region, Choice], some: list[Region]) -> dict[Region, Choice]:
+        return chosen | {region: above[region] for region in some}
+
+    @staticmethod
+    def _above(ladder: tuple[Choice, ...], choice: Choice) -> Choice:
+        place = ladder.index(choice) if choice in ladder else -1
+        return ladder[min(place + 1, len(ladder) - 1)]
+
+    def _harm(self, region: Region, now: Choice, above: Choice) -> float:
+        scores = self._lines[region].scores
+        return scores[now].harm - (scores[above].harm if above in scores else 0.0)
+
+    def _saved_ms(self, region: Region, now: Choice, above: Choice) -> float:
+        model, quantised = self._models[region.stage], set(self._lines[region].quantised)
+        return model.total_ms({region: above}, quantised) - model.total_ms({region: now}, quantised)
+
+    def _harm_per_ms(self, region: Region, now: Choice, above: Choice) -> float:
+        harm = self._harm(region, now, above)
+        return harm / max(self._saved_ms(region, now, above), 1e-9) if harm > 0 else harm
+
+    def _keep_or_drop(self, stage: str, chosen: dict[Region, Choice]) -> tuple[dict[Region, Choice], str]:
+        """INT8 stays in a stage only if it pays; one sentence about the stage."""
+        mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
+        without = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in mine.items()}
+        counts = {p: sum(choice.precision == p for choice in mine.values()) for p in CANDIDATES}
+        words = ", ".join(f"{count} {precision}" for precision, count in counts.items() if count)
+        if not counts["int8"]:
+            able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
+            if not able or "int8" not in self.precisions:
+                return chosen, f"{stage}: {words} regions; INT8 was not possible or not asked for."
+            useless = [line.region for line in able if self._reasons.get(line.region) == USELESS]
+            kind = "measured" if self._is_measured(stage) else "modelled"
+            why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
+            return chosen, f"{stage}: {words} regions; INT8 is dropped because {why}."
+        slow, fast = self.stage_ms(stage, without), self.stage_ms(stage, mine)
+        gain = 1 - fast / slow if slow else 0.0
+        kind = "measured" if self._is_measured(stage) else "modelled"
+        if gain >= PAYS_FROM:
+            return chosen, f"{stage}: {words} regions; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
+        if "fp16" not in self.precisions:
+            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
+        replaced = chosen | without
+        if not self.evaluator.score(self._plan(replaced)).within(self.budget):
+            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
+        for region, choice in mine.items():
+            if choice.precision == "int8":
+                self._reasons[region] = "INT8 does not pay in this stage"
+        self._try(f"{stage} kept in int8", chosen)
+        return replaced, f"{stage}: INT8 is dropped because it saves only {gain:.1%} of {slow:.3g} ms ({kind}; {PAYS_FROM:.0%} is wanted)."
+
+    def _is_measured(self, stage: str) -> bool:
+        return self.measured is not None and self.measured.compares(stage)
+
+    def stage_ms(self, stage: str, choices: dict[Region, Choice]) -> float:
+        """Time of a stage: modelled, or the measured time of its lowest precision (of BF16 that of FP16: it is as wide)."""
+        if self._is_measured(stage):
+            times, present = self.measured.stages[stage], {choice.precision for choice in choices.values()}
+            lowest = next((p for p in ("int8", "fp16", "bf16") if p in present), "fp32")
+            lowest = lowest if lowest in times or lowest != "bf16" else "fp16"
+            if lowest in times:
+                return times[lowest]
+        quantised = {name for region in choices for name in self._lines[region].quantised}
+        return self._models[stage].total_ms(choices, quantised)
+
+    def cost_ms(self, chosen: dict[Region, Choice]) -> float:
+        """Time of the network."""
+        stages = {region.stage for region in chosen}
+        return math.fsum(self.stage_ms(stage, {r: c for r, c in chosen.items() if r.stage == stage}) for stage in sorted(stages))
+
+    def _found(self, chosen: dict[Region, Choice], verdicts: dict[str, str]) -> Found:
+        self._try("chosen", chosen)
+        self._variants["chosen"] = replace(self._variants["chosen"], chosen=True)
+        seen: dict[str, StageObservation] = self.evaluator.seen
+        graphs = self.evaluator.chain.graphs
+        plan = self._plan(chosen)
+        ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
+        regions, overflows = [], []
+        for region, line in self._lines.items():
+            macs = self._models[region.stage].region_macs(region)
+            reason = self._reasons.get(region, "")
+            regions.append(RegionPlan(region.stage, region.path, region.kind, region.nodes, chosen[region], reason, line.evidence(), macs))
+            overflows += [{"stage": region.stage, "region": region.path, "tensor": name, "peak": peak} for name, peak in line.overflows.items()]
+        measured = [stage for stage in graphs if self._is_measured(stage)]
+        kind = "modelled" if not measured else "measured" if len(measured) == len(graphs) else f"measured in {', '.join(measured)}, else modelled"
+        cost = {"kind": kind, "device": self.measured.device if measured else self.card.name}
+        overflows.sort(key=lambda fact: -fact["peak"])
+        keep = self.evaluator.keep_fp32(plan)
+        truth, variants = self.evaluator.truth, mark_pareto(list(self._variants.values()))
+        return Found(
+            PrecisionPlan(
+                self.model_sha256, self.budget.to_json(), truth, cost, tuple(regions), keep, verdicts, tuple(overflows), variants, self.evaluator.also
+            ),
+            ranges,
+        )

@@ -1,0 +1,130 @@
+"""What each region costs in depth if it alone computes in fewer bits, and which regions cannot at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..graph.stage_graph import StageGraph
+from ..int8.quantize import activation_inputs
+from ..int8.smooth import smoothable
+from ..observation.observe import Tick, silent
+from ..precision.precision_plan import FP32, Choice
+from ..precision.regions import Region, find_regions
+from ..precision.rounding import fp16_overflows
+from .evaluate import Evaluator
+from .objective import Budget, Score, failed
+
+FIRST_OBSERVER = "mse"
+OTHER_OBSERVERS = ("max", "percentile-99.999", "percentile-99.99", "percentile-99.9", "entropy")
+SMOOTH_ALPHA = 0.5
+SMOOTHED_KINDS = ("self-attention", "cross-attention", "feed-forward", "block", "head", "adapter", "reprogramming")
+
+
+@dataclass
+class Sensitivity:
+    """What was measured of one region.
+
+    Args:
+        region: which.
+        scores: of every choice that was tried, the region alone.
+        overflows: tensors the region makes that FP16 cannot hold, with their greatest magnitude.
+        reads: such tensors that its FP16 nodes would read.
+        quantised: names of its nodes that can compute in INT8.
+        declared: whether the network says that all of it stays FP32.
+    """
+
+    region: Region
+    scores: dict[Choice, Score] = field(default_factory=dict)
+    overflows: dict[str, float] = field(default_factory=dict)
+    reads: dict[str, float] = field(default_factory=dict)
+    quantised: tuple[str, ...] = ()
+    declared: bool = False
+
+    def best_int8(self) -> Choice | None:
+        """The INT8 choice that moves the depth least."""
+        tried = [choice for choice in self.scores if choice.precision == "int8"]
+        return min(tried, key=lambda choice: self.scores[choice].harm, default=None)
+
+    @property
+    def harm(self) -> float:
+        """For ranking: of each precision the best choice, of these the worst."""
+        best: dict[str, float] = {}
+        for choice, score in self.scores.items():
+            best[choice.precision] = min(best.get(choice.precision, math.inf), score.harm)
+        return max(best.values(), default=0.0)
+
+    def ladder(self, precisions: tuple[str, ...]) -> tuple[Choice, ...]:
+        """Choices to fall back on, fastest first, ending in FP32."""
+        found = [self.best_int8() if precision == "int8" else Choice(precision) for precision in ("int8", "fp16", "bf16") if precision in precisions]
+        return (*(choice for choice in found if choice in self.scores and not self.scores[choice].failure), FP32)
+
+    def evidence(self) -> dict[str, dict[str, Any]]:
+        """For the plan."""
+        return {choice.words: score.to_json() for choice, score in self.scores.items()}
+
+
+def measure(evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], most_regions: int, tick: Tick = silent) -> dict[str, list[Sensitivity]]:
+    """Measure every region of every stage alone.
+
+    INT8 is tried with one observer; where that breaks the budget, with the others, and in transformer parts with SmoothQuant. BF16
+    is tried where FP16 breaks the budget: it costs the same and holds greater numbers with fewer digits.
+
+    Args:
+        precisions: the candidates.
+        most_regions: per stage.
+
+    Returns:
+        stage -> sensitivities, the worst first.
+    """
+    found: dict[str, list[Sensitivity]] = {}
+    for spec in evaluator.chain.specs:
+        graph = evaluator.chain.graphs[spec.name]
+        inputs = activation_inputs(graph, evaluator.also)
+        lines = []
+        stays = evaluator.stays[spec.name]
+        overflows = {name: peak for name, peak in fp16_overflows(evaluator.seen[spec.name].peaks).items() if _meets_fp16(graph, name, stays)}
+        regions = find_regions(spec.name, graph, most_regions)
+        for region in regions:
+            line = Sensitivity(region, quantised=tuple(name for name in region.nodes if name in inputs and name not in stays))
+            line.overflows = {name: peak for name, peak in overflows.items() if (maker := graph.maker.get(name)) is not None and maker.name in region.nodes}
+            working = {name for name in region.nodes if name not in stays}
+            line.reads = {name: peak for name, peak in overflows.items() if any(reader.name in working for reader, _ in graph.readers[name])}
+            line.declared = all(stays.get(name, "").startswith("island") for name in region.nodes)
+            if not line.declared:
+                _measure_region(evaluator, line, budget, precisions)
+            tick(f"regions of {spec.name}", len(regions))
+            lines.append(line)
+        found[spec.name] = sorted(lines, key=lambda line: -line.harm)
+    return found
+
+
+def _meets_fp16(graph: StageGraph, tensor: str, stays: dict[str, str]) -> bool:
+    """Whether a node that is FP16 in an FP16 stage makes or reads a tensor; what never leaves the FP32 nodes overflows nowhere."""
+    maker = graph.maker.get(tensor)
+    nodes = [reader for reader, _ in graph.readers[tensor]] + ([maker] if maker is not None else [])
+    return any(node.name not in stays for node in nodes)
+
+
+def _measure_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, precisions: tuple[str, ...]) -> None:
+    region, graph = line.region, evaluator.chain.graphs[line.region.stage]
+
+    def tried(choice: Choice) -> Score:
+        if choice not in line.scores:
+            line.scores[choice] = evaluator.score({region.stage: {region.nodes: choice}})
+        return line.scores[choice]
+
+    if "fp16" in precisions:
+        if line.overflows or line.reads:
+            tensor, peak = next(iter({**line.overflows, **line.reads}.items()))
+            line.scores[Choice("fp16")] = failed(f"tensor {tensor} reaches {peak:.3g}, which FP16 cannot hold (65504)")
+        else:
+            tried(Choice("fp16"))
+    if "bf16" in precisions and not ("fp16" in precisions and line.scores[Choice("fp16")].within(budget)):
+        tried(Choice("bf16"))
+    if "int8" in precisions and line.quantised and not (line.overflows or line.reads) and not tried(Choice("int8", FIRST_OBSERVER)).within(budget):
+        for observer in OTHER_OBSERVERS:
+            tried(Choice("int8", observer))
+        if region.kind in SMOOTHED_KINDS and smoothable(graph, region.nodes):
+            tried(Choice("int8", FIRST_OBSERVER, SMOOTH_ALPHA))

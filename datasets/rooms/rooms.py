@@ -1,0 +1,78 @@
+"""Synthetic rooms: photos with exact metric depth from a seed, so that anyone can train, calibrate and test offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..sample import Provenance, Sample, fingerprint
+from .camera import develop, holes, stand
+from .layout import make_room
+from .lighting import shade
+from .raycast import View, cast
+from .walls import Scene
+from .words import Things, things_of
+
+RECIPE = 1  # raised whenever the same seed would give another picture
+MAX_SIDE = 4096
+
+
+class Rooms:
+    """``count`` rooms; number i of a seed is always the same picture on the same machine.
+
+    Args:
+        count: number of rooms.
+        seed: of the whole series; another seed is another set of rooms.
+        size: height and width in pixels.
+        holes: whether depth is missing where a depth sensor would miss it, else it is known everywhere.
+
+    Raises:
+        ValueError: if the count or the seed is negative, or the size has no pixels or more than 4096 on a side.
+    """
+
+    def __init__(self, count: int, seed: int = 0, size: tuple[int, int] = (240, 320), holes: bool = False):
+        if count < 1 or seed < 0:
+            raise ValueError(f"rooms: a positive count and a seed from 0 were wanted, got {count} and {seed}")
+        if not all(16 <= side <= MAX_SIDE for side in size):
+            raise ValueError(f"rooms: a size from 16 to {MAX_SIDE} pixels was wanted, got {size[0]}x{size[1]}")
+        self.count, self.seed, self.size, self.holes = count, seed, tuple(size), holes
+
+    @property
+    def provenance(self) -> Provenance:
+        """Which rooms these are."""
+        facts = fingerprint("rooms", RECIPE, self.count, self.seed, self.size, self.holes)
+        return Provenance("rooms", f"{self.count} rooms, {self.size[0]}x{self.size[1]}{', sensor holes' if self.holes else ''}", facts, self.count, self.seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(self.count))
+
+    def __getitem__(self, number: int) -> Sample:
+        scene, view, draw = self._scene(number)
+        depth, index = cast(view, scene.groups)
+        radiance, facing = shade(scene, view, depth, index)
+        rgb = develop(radiance, draw)
+        valid = np.isfinite(depth)
+        if self.holes:
+            shines = np.array([scene.materials[shape.surface].glow > 0 for group in scene.groups for shape in group.shapes] + [False])
+            valid &= holes(depth, facing, shines[index], view.intrinsics[0], draw)
+        return Sample(rgb, np.where(valid, depth, np.float32(0)), valid, view.intrinsics, f"room_{self.seed}_{number:06d}", scene.kind)
+
+    def things(self, number: int) -> Things:
+        """Which pixels of room ``number`` are what. Nothing is lit for it, so this takes a fraction of the time of the picture.
+
+        Raises:
+            IndexError: if there is no such room.
+        """
+        scene, view, _ = self._scene(number)
+        return things_of(scene.groups, cast(view, scene.groups)[1])
+
+    def _scene(self, number: int) -> tuple[Scene, View, np.random.Generator]:
+        if not 0 <= number < self.count:
+            raise IndexError(f"room {number} of {self.count}")
+        draw = np.random.Generator(np.random.PCG64([RECIPE, self.seed, number]))
+        scene = make_room(draw)
+        return scene, stand(scene, draw, *self.size), draw

@@ -1,0 +1,201 @@
+"""Risky work in a child process: compilers crash, eat memory and take minutes; none of that may take the command down with it.
+
+Three native crashes were seen while this was written (a compiler's SIGSEGV and SIGABRT, and one while ONNX Runtime opened a session);
+a crash in a child is an ordinary error with the stage's name on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runtime import errors
+from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError
+
+GIB = 1 << 30
+POLL_S = 0.1
+RESERVE_NBYTES = 1 * GIB
+MIN_LIMIT_NBYTES = 512 << 20
+LAST_LINES = 12
+SWAP_HINT = "close other programs, add swap or zram, or give --memory a larger number of GiB"
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ChildResult:
+    """What a child gave back.
+
+    Args:
+        values: the JSON object it ended with.
+        seconds: wall time.
+        peak_nbytes: largest resident size, mapped files included; 0 where the system does not tell.
+    """
+
+    values: dict[str, Any]
+    seconds: float
+    peak_nbytes: int
+
+
+def available_nbytes() -> int:
+    """Memory that can be had without swapping; 0 where the system does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def default_limit_nbytes() -> int:
+    """Most of what is available now; 0 means no limit can be kept here."""
+    available = available_nbytes()
+    return max(MIN_LIMIT_NBYTES, available - max(RESERVE_NBYTES, available // 10)) if available else 0
+
+
+def resident(pid: int) -> tuple[int, int]:
+    """Bytes of a process that cannot be dropped (anonymous memory), and its peak with mapped files; zeros when it is gone."""
+    facts = {}
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in ("RssAnon", "RssShmem", "VmHWM"):
+                facts[key] = int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return facts.get("RssAnon", 0) + facts.get("RssShmem", 0), facts.get("VmHWM", 0)
+
+
+def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, progress: Progress | None = None) -> ChildResult:
+    """Run one request of ``build_child`` and wait for it.
+
+    Args:
+        request: a JSON object; ``task`` says which one.
+        what: how messages call the work (``stage unet``).
+        limit_nbytes: the child is stopped when its own memory passes this; 0 for no limit.
+        progress: told (what is done now, part done from 0 to 1).
+
+    Raises:
+        OutOfMemoryError: if the limit was reached, or the system killed the child.
+        BuildFailedError: if it crashed.
+        FathomError: whatever error the child reported.
+    """
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "0"}
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fathom.export.plan.build_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+        lines = _Lines(child.stdout, progress)
+        peak, over = 0, 0
+        try:
+            child.stdin.write((json.dumps(request) + "\n").encode())
+            child.stdin.flush()  # stays open: when it closes, the child knows that its parent is gone
+            while child.poll() is None:
+                own, high = resident(child.pid)
+                peak = max(peak, high)
+                if limit_nbytes and own > limit_nbytes:
+                    over = own
+                    break
+                lines.handle(POLL_S)
+        except BrokenPipeError:
+            child.wait()
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            lines.join()
+            child.stdin.close()
+            child.stdout.close()
+        lines.handle(0)
+        log.seek(0)
+        said = log.read()[-65536:].decode("utf-8", "replace").splitlines()
+    if over:
+        raise OutOfMemoryError(
+            f"{what}: the compiler took {over / GIB:.2f} GiB and was stopped at the limit of {limit_nbytes / GIB:.2f} GiB", wanted="less", mend=SWAP_HINT
+        )
+    if lines.error:
+        raise lines.error
+    if child.returncode or lines.result is None:
+        raise _death(child.returncode, what, lines.last, said, peak)
+    return ChildResult(lines.result, time.monotonic() - start, peak)
+
+
+class _Lines:
+    """The child's JSON lines, read in a thread, handled in the loop that watches its memory."""
+
+    def __init__(self, stream, progress: Progress | None):
+        self.result: dict[str, Any] | None = None
+        self.error: FathomError | None = None
+        self.last: list[str] = []
+        self._progress, self._queue = progress, queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def _read(self, stream) -> None:
+        for raw in stream:
+            try:
+                event = json.loads(raw)
+                event["event"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            self._queue.put(event)
+
+    def handle(self, wait_s: float) -> None:
+        """Everything said so far; waits that long for something new."""
+        try:
+            event = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
+            while True:
+                self._take(event)
+                event = self._queue.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self.last = (self.last + [event["what"]])[-LAST_LINES:]
+            if self._progress:
+                self._progress(event["what"], event["done"])
+        elif kind == "log":
+            self.last = (self.last + [event["text"]])[-LAST_LINES:]
+        elif kind == "error":
+            self.error = getattr(errors, event["kind"], BuildFailedError)(event["was"], wanted=event["wanted"], mend=event["mend"])
+        elif kind == "result":
+            self.result = event["values"]
+
+    def join(self) -> None:
+        """After the child ended: nothing more can come."""
+        self._thread.join(5)
+
+
+def _death(code: int, what: str, last: list[str], said: list[str], peak: int) -> FathomError:
+    tail = [line for line in said if line.strip()][-LAST_LINES:] or last
+    words = f"; the last lines were: {' | '.join(tail)[-1500:]}" if tail else ""
+    if code == -signal.SIGKILL:
+        free = available_nbytes()
+        return OutOfMemoryError(
+            f"{what}: the compiler was killed (SIGKILL), as Linux does when memory runs out; it had reached {peak / GIB:.2f} GiB, "
+            f"{free / GIB:.2f} GiB are available now{words}",
+            mend=SWAP_HINT,
+        )
+    name = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
+    return BuildFailedError(
+        f"{what}: the compiler died ({name}){words}", mend="report it with the bundle's name and these lines; other backends may still work"
+    )

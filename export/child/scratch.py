@@ -1,0 +1,26 @@
+"""A folder for half-done work, beside the output so that nothing has to cross file systems."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...runtime.errors import InputError
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A hidden folder next to ``path``, removed at the end whatever happens.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
+    except OSError as error:
+        was = f"{path} cannot be written ({error.strerror or error})"
+        raise InputError(was, mend="check the disk and the permissions of its folder") from error
+    with folder as name:
+        yield Path(name)

@@ -1,0 +1,146 @@
+"""What ``depth-export`` and ``depth-build`` share: steps on stderr, the closing line, parsing of their flags. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ...runtime.commands.command import run_command
+from ...runtime.commands.progress import Progress
+from ...runtime.errors import UsageError, missing_package
+
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # those of runtime/artefact/manifest.py, which would load NumPy; a test compares them
+STEPS = 1000
+GIB = 1 << 30
+
+
+class StepReporter:
+    """Shows how far the work is: a bar on a terminal, else a line when a stage begins and one every ten seconds."""
+
+    def __init__(self, quiet: bool):
+        self._progress = Progress(STEPS, "steps", quiet)
+        self._last = ""
+
+    def __call__(self, what: str, done: float) -> None:
+        """``done`` from 0 to 1."""
+        if what != self._last:
+            self._last = what
+            self._progress.say(what)
+        self._progress.advance(max(0, int(done * STEPS) - self._progress.done))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.close()
+
+
+def run_and_close(program: str, path: str, quiet: bool, body: Callable[[Callable[[str], None], StepReporter], int | None]) -> int:
+    """Run the work of a command; the last line on stderr says how it ended.
+
+    Args:
+        program: ``depth-export`` or ``depth-build``.
+        path: what it makes.
+        quiet: no remarks and no closing line.
+        body: takes ``say`` (remarks for people) and the progress reporter.
+    """
+    start, reporter = time.monotonic(), StepReporter(quiet)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def work() -> int:
+        try:
+            return body(say, reporter) or 0
+        finally:
+            reporter.close()
+
+    code = run_command(work)
+    say(f"{'FAILED' if code else 'PASSED'} | {program} | {time.monotonic() - start:.1f} s | {path}")
+    return code
+
+
+def require_packages(names: tuple[str, ...], extra: str, why: str) -> None:
+    """Before anything heavy is imported.
+
+    Raises:
+        EnvironmentMismatchError: naming the first package that is missing and the ``pip install`` that mends it.
+    """
+    for name in names:
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise missing_package(name, extra, why)
+
+
+def build_flags(parser: argparse._ActionsContainer) -> None:
+    """The flags of ``depth-build``, which ``depth-export -o x.plan`` takes too."""
+    parser.add_argument("--backend", choices=BACKENDS, default=None, help="what runs the plan (default: onnxruntime)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default=None,
+        help="of the engines (default: fp32); fp16 is simulated for onnxruntime, to measure its accuracy; int8 is for calibrated bundles",
+    )
+    parser.add_argument("--target", metavar="SM,SM", default="", help="tensorrt-rtx only: compute capabilities, such as sm86,sm89 (default: all)")
+    parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", default="1", help="pictures per run, fixed or a range (default: %(default)s)")
+    parser.add_argument("--memory", metavar="GIB", type=_gib, default=0, help="stop a compiler that takes more (default: most of what is available)")
+
+
+def build_options(arguments: argparse.Namespace) -> Any:
+    """``BuildOptions`` from the flags.
+
+    Raises:
+        UsageError: if they make no sense together.
+    """
+    from ..plan.build import BuildOptions
+
+    targets = tuple(word.strip().lower() for word in arguments.target.split(",") if word.strip())
+    backend = arguments.backend or "onnxruntime"
+    if backend == "onnxruntime":
+        require_packages(("onnxruntime",), "export", "ONNX Runtime optimises the graphs")
+    else:
+        from ..tensorrt.build import PACKAGES
+
+        package, extra = PACKAGES[backend]
+        require_packages((package,), extra, f"{backend} engines are compiled by it")
+    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory)
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """``4`` or ``1:4:16``.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    parts = text.split(":")
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        return numbers * 3
+    if len(numbers) != 3:
+        raise UsageError(f"--batch {text!r}", wanted="a number, or MIN:OPT:MAX")
+    return numbers
+
+
+def _gib(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 1 << 14:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB")
+    return int(value * GIB)
+
+
+def file_nbytes(path: str) -> int:
+    """Size of a file in bytes."""
+    return os.stat(path).st_size

@@ -1,0 +1,165 @@
+"""The weights of an ONNX graph: one file beside it, written and read one tensor at a time, equal tensors stored once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+
+from ...runtime.errors import InputError
+
+EXTERNAL_FROM_NBYTES = 1024  # smaller ones stay in the graph: shapes, axes and scalars must be readable without the weights file
+ALIGNMENT, PAGE = 64, 4096
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a tensor lies in the weights file."""
+
+    offset: int
+    nbytes: int
+
+
+class WeightsWriter:
+    """Appends tensors to a file; bytes that are there already are not written again.
+
+    Tensors of a page and more begin at a page, so that they can be mapped; smaller ones at 64 bytes.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        self._end = 0
+        self._known: dict[bytes, Extent] = {}
+
+    def add(self, array: np.ndarray) -> Extent:
+        """Write one C-contiguous little-endian array."""
+        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        key = hashlib.blake2b(data, digest_size=16).digest()
+        if key in self._known:
+            return self._known[key]
+        offset = -(-self._end // (step := PAGE if len(data) >= PAGE else ALIGNMENT)) * step
+        self._file.write(bytes(offset - self._end))
+        self._file.write(data)
+        self._end = offset + len(data)
+        self._known[key] = Extent(offset, len(data))
+        return self._known[key]
+
+    def __enter__(self) -> WeightsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file so far."""
+        return self._end
+
+
+def write_model(model: ir.Model, file: Path) -> int:
+    """Write a graph and ``<file>.data``; returns the size of the latter.
+
+    The tensors are evaluated one after the other and not kept.
+    """
+    data = Path(f"{file}.data")
+    kept = {}
+    with WeightsWriter(data) as writer:
+        for name, value in sorted(model.graph.initializers.items()):
+            tensor = value.const_value
+            if tensor.nbytes < EXTERNAL_FROM_NBYTES:
+                continue
+            extent = writer.add(tensor.numpy())
+            kept[name] = tensor
+            value.const_value = ir.ExternalTensor(
+                data.name, extent.offset, extent.nbytes, tensor.dtype, shape=tensor.shape, name=name, base_dir=str(file.parent)
+            )
+        nbytes = writer.nbytes
+    if not nbytes:
+        data.unlink()
+    proto = ir.to_proto(model)
+    file.write_bytes(proto.SerializeToString(deterministic=True))
+    for name, tensor in kept.items():
+        model.graph.initializers[name].const_value = tensor
+    return nbytes
+
+
+def external_extent(tensor: TensorProto) -> tuple[str, int, int | None] | None:
+    """File name, offset and length of a tensor that lies outside the graph, or None."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return None
+    facts = {entry.key: entry.value for entry in tensor.external_data}
+    return facts.get("location", ""), int(facts.get("offset", "0") or 0), int(facts["length"]) if facts.get("length") else None
+
+
+def safe_data_path(folder: Path, location: str, tensor: str) -> Path:
+    """The file an ONNX graph names for its weights, if it lies in the graph's own folder.
+
+    Raises:
+        InputError: if the name is absolute, climbs out, is a link to elsewhere, or the file is missing.
+    """
+    path = folder / location
+    inside = os.path.realpath(folder)
+    if not location or os.path.isabs(location) or os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+        raise InputError(
+            f"the tensor {tensor} says its weights lie in {location!r}", wanted="a file beside the graph", mend="do not use this graph, or convert it again"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}, which holds the weights of the graph, is missing", mend="copy it beside the graph")
+    return path
+
+
+def read_array(tensor: TensorProto, folder: Path) -> np.ndarray:
+    """The values of an initialiser; one that lies outside the graph is mapped, not read.
+
+    Raises:
+        InputError: if its file is unsafe, missing or too short.
+    """
+    extent = external_extent(tensor)
+    if extent is None:
+        return onnx.numpy_helper.to_array(tensor)
+    location, offset, length = extent
+    path = safe_data_path(folder, location, tensor.name)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    nbytes = count * dtype.itemsize
+    if offset < 0 or nbytes != (length if length is not None else nbytes) or offset + nbytes > path.stat().st_size:
+        raise InputError(f"{path} does not hold all of the tensor {tensor.name}", wanted=f"{nbytes} bytes at {offset}", mend="copy or export it again")
+    if not count:
+        return np.zeros(tuple(tensor.dims), dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
+
+
+class Constants(Mapping):
+    """The initialisers of a graph by name. Each look-up maps the file anew, so that nothing read stays in memory."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path):
+        self._tensors, self._folder = {tensor.name: onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in model.graph.initializer}, folder
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return read_array(self._tensors[name], self._folder)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def point_outside(tensor: TensorProto, location: str, extent: Extent) -> None:
+    """Make an initialiser refer to bytes in a file beside the graph."""
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
+        tensor.ClearField(field)
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(extent.offset)), ("length", str(extent.nbytes))):
+        tensor.external_data.add(key=key, value=value)

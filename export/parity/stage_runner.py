@@ -1,0 +1,181 @@
+"""Runs the stages of a bundle with ONNX Runtime, one session at a time, and compares every tensor with the golden one.
+
+In the child process: opening a session on a converted graph is one of the places where native code has crashed, and a process that
+ends gives all its memory back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ...runtime.errors import AccuracyError, BuildFailedError
+from ..onnxruntime.build import load_onnxruntime
+from ..onnxruntime.rewrites import GATE_PASSES, rewrite
+
+MIN_COUNT_FOR_CONSTANT = 16  # fewer numbers may well be equal
+
+
+def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+    """Run all stages, chained (their own inputs) and isolated (golden inputs).
+
+    Args:
+        request: ``stages`` ({``name``, ``file`` (path of the graph, its weights beside it), ``inputs``, ``outputs``} in running order;
+            inputs and outputs are {``name``, ``dtype``}), ``golden`` (safetensors file), ``output`` (name of the depth tensor),
+            ``isolated`` (False: the chain only), ``engines`` (True: the graphs are ONNX Runtime engines, run as they will be run),
+            ``save`` (``""``, or a file for the chained tensors).
+        say: sends one event to the parent.
+
+    Returns:
+        ``rows`` (see ``parity.ParityRow``), ``depth`` (see ``compare_output``) and the ONNX Runtime ``version``.
+
+    Raises:
+        BuildFailedError: if ONNX Runtime refuses or fails to run a stage.
+        AccuracyError: if a golden tensor is missing, not finite or constant.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    ort = load_onnxruntime()
+    golden = load_file(request["golden"])
+    made = {tensor["name"] for stage in request["stages"] for tensor in stage["outputs"]}
+    own: dict[str, np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
+    for number, stage in enumerate(request["stages"]):
+        name = stage["name"]
+        say("progress", what=f"{name}: comparing", done=number / len(request["stages"]))
+        _check_golden(golden, stage)
+        session = _session(ort, Path(stage["file"]), name, request["engines"])
+        inputs = {tensor["name"]: golden[tensor["name"]] for tensor in stage["inputs"]}
+        chained = _run(session, stage, {key: own.get(key, value) for key, value in inputs.items()})
+        if request["isolated"]:
+            fed = any(key in made for key in inputs)
+            alone = _run(session, stage, inputs) if fed else chained
+            rows += [_row(name, "isolated", key, value, golden[key]) for key, value in alone.items()]
+        rows += [_row(name, "chained", key, value, golden[key]) for key, value in chained.items()]
+        del session
+        own.update(chained)
+        wanted = {t["name"] for later in request["stages"][number + 1 :] for t in later["inputs"]} | {request["output"]}
+        own = own if request["save"] else {key: value for key, value in own.items() if key in wanted}
+    if request["save"]:
+        save_file(own, request["save"])
+    return {"rows": rows, "depth": compare_output(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
+
+
+def first_run(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+    """Run a network that was made elsewhere once and keep its answer as golden tensor.
+
+    Args:
+        request: ``stage``, ``file``, ``golden`` (safetensors file that holds the input; the output is added), ``output`` (its name).
+        say: sends one event to the parent.
+
+    Returns:
+        ``shape`` of the output.
+
+    Raises:
+        BuildFailedError: if ONNX Runtime cannot run the graph.
+        AccuracyError: if the output is not finite or constant.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    ort = load_onnxruntime()
+    say("progress", what="running it once", done=0.5)
+    tensors = load_file(request["golden"])
+    inputs = [{"name": name, "dtype": values.dtype.name} for name, values in tensors.items()]
+    stage = {"name": request["stage"], "inputs": inputs, "outputs": [{"name": request["output"]}]}
+    values = _run(_session(ort, Path(request["file"]), request["stage"], False), stage, tensors)[request["output"]]
+    if problem := sickness(values):
+        raise AccuracyError(f"the output {request['output']} is {problem}", wanted="finite numbers that differ", mend="check the file and its contract")
+    save_file({**tensors, request["output"]: values}, request["golden"])
+    return {"shape": list(values.shape)}
+
+
+def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
+    """``max_abs``, ``rmse``, ``relative`` (max_abs over the largest absolute golden value) and ``problem`` (``""`` if there is none)."""
+    if got.shape != wanted.shape:
+        return {"max_abs": 0.0, "rmse": 0.0, "relative": 0.0, "problem": f"shape {list(got.shape)}, wanted {list(wanted.shape)}"}
+    problem = sickness(got)
+    if problem.startswith("not finite"):
+        return {"max_abs": 0.0, "rmse": 0.0, "relative": 0.0, "problem": problem}
+    difference = got.astype(np.float64) - wanted.astype(np.float64)
+    greatest = float(np.abs(difference).max()) if difference.size else 0.0
+    scale = float(np.abs(wanted.astype(np.float64)).max()) if wanted.size else 0.0
+    relative = greatest / scale if scale else (0.0 if greatest == 0 else 1e30)
+    return {"max_abs": greatest, "rmse": float(np.sqrt(np.mean(difference**2))) if difference.size else 0.0, "relative": relative, "problem": problem}
+
+
+def compare_output(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Two outputs of a network.
+
+    Returns:
+        for depth [B, 1, h, w] ``abs_rel`` = mean |got - wanted| / |wanted| where wanted is not 0; for the two logits of a mask
+        [B, 2, h, w] ``changed_pixels``, the share whose class differs; and ``max_abs`` in the output's own unit.
+    """
+    mask = wanted.ndim == 4 and wanted.shape[1] == 2
+    measure = "changed_pixels" if mask else "abs_rel"
+    if got.shape != wanted.shape or not np.isfinite(got).all():
+        return {measure: 1e30, "max_abs": 1e30}
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    difference, size = np.abs(got - wanted), np.abs(wanted)
+    if mask:
+        error = float(np.mean((got[:, 1] > got[:, 0]) != (wanted[:, 1] > wanted[:, 0])))
+    else:
+        there = size > 0
+        error = float(np.mean(difference[there] / size[there])) if there.any() else 1e30
+    return {measure: error, "max_abs": float(difference.max())}
+
+
+def sickness(values: np.ndarray) -> str:
+    """What is wrong with a tensor in itself: not finite, or one number everywhere."""
+    if values.dtype.kind == "f":
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        if bad:
+            return f"not finite in {bad} of {values.size} places"
+        if values.size >= MIN_COUNT_FOR_CONSTANT and float(values.max()) == float(values.min()):
+            return f"the same number {float(values.max()):g} everywhere"
+    return ""
+
+
+def _check_golden(golden: dict[str, np.ndarray], stage: dict[str, Any]) -> None:
+    for tensor in stage["inputs"] + stage["outputs"]:
+        if tensor["name"] not in golden:
+            raise AccuracyError(f"stage {stage['name']}: the network's boundaries lack the tensor {tensor['name']}", wanted="every boundary tensor")
+    for tensor in stage["outputs"]:
+        if problem := sickness(golden[tensor["name"]]):
+            raise AccuracyError(f"stage {stage['name']}: already in PyTorch {tensor['name']} is {problem}", mend="check the weights")
+
+
+def _session(ort, file: Path, stage: str, engine: bool):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
+    if not engine:
+        options.enable_cpu_mem_arena = False  # an arena keeps the largest attention map for good
+        options.enable_mem_pattern = False
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.disable_prepacking", "1")  # the weights stay mapped instead of being copied
+    try:
+        graph = file.read_bytes()
+        if not engine:
+            model = onnx.ModelProto.FromString(graph)
+            rewrite(model, GATE_PASSES)
+            graph = model.SerializeToString()
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own kinds, which share no base class
+        raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
+
+
+def _run(session, stage: dict[str, Any], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    feed = {tensor["name"]: np.ascontiguousarray(inputs[tensor["name"]], dtype=tensor["dtype"]) for tensor in stage["inputs"]}
+    names = [tensor["name"] for tensor in stage["outputs"]]
+    try:
+        return dict(zip(names, session.run(names, feed), strict=True))
+    except Exception as error:
+        raise BuildFailedError(f"stage {stage['name']}: ONNX Runtime cannot run the graph ({' '.join(str(error).split())[:600]})") from error
+
+
+def _row(stage: str, mode: str, tensor: str, got: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
+    return {"stage": stage, "mode": mode, "tensor": tensor, **compare(got, wanted)}

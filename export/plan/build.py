@@ -1,0 +1,112 @@
+"""A bundle to a plan: type every stage, check the typed graphs, compile each in a child process, write one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...runtime.artefact.bundle import BundleDirectory
+from ...runtime.artefact.manifest import BundleStage, PlanManifest
+from ...runtime.errors import UsageError
+from ...runtime.files import refuse_existing
+from ..child.child import GIB, Progress
+from ..child.scratch import scratch_beside
+from ..parity.parity import ParityReport
+from ..precision.calibrated import read_calibration, require_calibration
+from ..precision.rounded import SIMULATED
+from ..tensorrt.build import TARGETS
+from .build_options import BuildOptions
+from .plan_file import write_plan
+from .stage_builder import BuiltStage, StageBuilder
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The plan's manifest, what became of each stage, and how the graphs or engines compare with the golden tensors."""
+
+    manifest: PlanManifest
+    stages: tuple[BuiltStage, ...]
+    parity: ParityReport | None
+
+
+def build_plan(
+    bundle_path: str | Path,
+    path: str | Path,
+    options: BuildOptions,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build a plan.
+
+    FP16 stages are typed first and run once with ONNX Runtime against the golden tensors (``graph-only``: it computes partly in FP32),
+    engines for ONNX Runtime are run as they are; FP16 is simulated in them (see ``rounded``). The plan appears only if that, the compiler
+    and the precision check agree.
+
+    Args:
+        bundle_path: directory made by ``depth-export``.
+        path: of the plan.
+        options: see ``BuildOptions``.
+        force: replace an existing file.
+        say: told remarks for people.
+        progress: told (what is done now, part done from 0 to 1).
+
+    Raises:
+        InputError, ChecksumError: if the bundle is not sound or the plan may not be written.
+        UsageError: if the bundle does not allow what was asked for.
+        AccuracyError, PrecisionError, BuildFailedError, OutOfMemoryError, EnvironmentMismatchError: see there.
+    """
+    path, tell, say = Path(path), progress or (lambda what, done: None), say or (lambda text: None)
+    refuse_existing(path, force)
+    tell("checking the bundle", 0.0)
+    bundle = BundleDirectory.open(bundle_path)
+    for stage in bundle.manifest.stages:
+        _check_stage(stage, options)
+    calibration = None if options.precision == "fp32" else require_calibration(bundle) if options.precision == "int8" else read_calibration(bundle)
+    if calibration is not None:
+        for verdict in calibration.plan.verdicts.values() if options.precision == "int8" else ():
+            say(verdict)
+    if options.backend == "onnxruntime" and options.precision == "fp16":
+        say(SIMULATED)
+    if options.backend == "tensorrt-rtx" and not options.targets:
+        options = replace(options, targets=TARGETS)
+    with scratch_beside(path) as scratch:
+        builder = StageBuilder(bundle, options, scratch, tell, calibration)
+        parity = builder.type_stages()
+        if parity is not None:
+            say(parity.table())
+        built = builder.build_all()
+        if options.backend == "onnxruntime":
+            parity = builder.check_engines([stage for stage, _, _ in built])
+            if parity is not None:
+                say(parity.table())
+        tell("writing the plan", 0.95)
+        manifest, sources = builder.plan(built)
+        write_plan(path, manifest, sources, force)
+    tell("written", 1.0)
+    return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)
+
+
+def _check_stage(stage: BundleStage, options: BuildOptions) -> None:
+    if stage.precision != "fp32":
+        raise UsageError(f"stage {stage.spec.name} of the bundle is {stage.precision} already", wanted="an fp32 bundle", mend="build from the exported bundle")
+    fixed = {tensor.shape[0] for tensor in stage.spec.inputs if tensor.shape and isinstance(tensor.shape[0], int)}
+    if fixed and set(options.batch) - fixed:
+        raise UsageError(f"stage {stage.spec.name} has the fixed batch {min(fixed)}", wanted=f"--batch {min(fixed)}")
+
+
+def summary(report: BuildReport, nbytes: int) -> str:
+    """For people: one line per stage and the size of the plan."""
+    lines = [f"{'stage':<12} {'engine MB':>9} {'weights MB':>10} {'layers':<22} {'activations MB':>14} {'seconds':>8} {'peak GiB':>8}"]
+    for stage in report.stages:
+        layers = ", ".join(f"{count} {kind}" for kind, count in sorted(stage.layers.items())) or "-"
+        activations = f"{stage.activations_nbytes / 1e6:.1f}" if stage.activations_nbytes else "-"
+        numbers = f"{activations:>14} {stage.seconds:>8.1f} {stage.peak_nbytes / GIB:>8.2f}"
+        lines.append(f"{stage.name:<12} {stage.engine_nbytes / 1e6:>9.1f} {stage.weights_nbytes / 1e6:>10.1f} {layers:<22} {numbers}")
+    for kind in sorted({kind for stage in report.stages for kind in stage.stored}):
+        found, of = (sum(stage.stored[kind][place] for stage in report.stages if kind in stage.stored) for place in (0, 1))
+        lines.append(f"{found} of {of} {kind} weights were found in the engines byte for byte")
+    lines.append(f"plan: {nbytes / 1e6:.1f} MB")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""The child process of ``child.run_child``: one request as a JSON line on stdin, JSON lines on stdout, native noise on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ...runtime.errors import FathomError, OutOfMemoryError
+
+Say = Callable[..., None]
+
+
+def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
+    if name == "tensorrt":
+        from ..tensorrt.build import build_engine as task
+    elif name == "onnxruntime":
+        from ..onnxruntime.build import optimise as task
+    elif name == "parity":
+        from ..parity.stage_runner import run_stages as task
+    elif name == "first-run":
+        from ..parity.stage_runner import first_run as task
+    else:
+        raise ValueError(f"unknown task {name!r}")
+    return task
+
+
+def main() -> int:
+    """Serve one request. Exit code 0 if it ended with a result or a reported error."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever native code prints must not break the protocol
+
+    def say(event: str, **facts: Any) -> None:
+        channel.write(json.dumps({"event": event, **facts}) + "\n")
+        channel.flush()
+
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        say("result", values=_task(request["task"])(request, say))
+    except FathomError as error:
+        say("error", kind=type(error).__name__, was=error.was, wanted=error.wanted, mend=error.mend)
+    except MemoryError as error:
+        say("error", kind=OutOfMemoryError.__name__, was=f"{request.get('stage', request['task'])}: memory ran out ({error})", wanted="", mend="")
+    channel.close()
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

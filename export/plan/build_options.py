@@ -1,0 +1,48 @@
+"""What ``depth-build`` is asked to make, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...runtime.artefact.manifest import BACKENDS
+from ...runtime.errors import UsageError
+from ..tensorrt.build import REFUSED_TARGETS, TARGETS
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Args:
+        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
+        precision: ``fp32``, ``fp16`` (simulated for ONNX Runtime, to measure accuracy), or ``int8`` (by the precision plan of a calibrated bundle).
+        targets: compute capabilities (``sm86``), TensorRT-RTX only; empty for all it compiles for.
+        batch: least, usual and greatest.
+        limit_nbytes: memory that one compiler may take; 0 for most of what is available.
+
+    Raises:
+        UsageError: if the parts do not go together.
+    """
+
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    targets: tuple[str, ...] = ()
+    batch: tuple[int, int, int] = (1, 1, 1)
+    limit_nbytes: int = 0
+
+    def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise UsageError(f"there is no backend {self.backend!r}", wanted=" or ".join(BACKENDS))
+        if self.precision not in ("fp32", "fp16", "int8"):
+            raise UsageError(f"there is no precision {self.precision!r} to build", wanted="fp32, fp16 or int8")
+        if self.targets and self.backend != "tensorrt-rtx":
+            raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", mend="leave --target out")
+        for target in self.targets:
+            if target not in TARGETS:
+                reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
+                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
+        if len(set(self.targets)) != len(self.targets):
+            raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
+        least, usual, greatest = self.batch
+        if not 1 <= least <= usual <= greatest <= 1024:
+            raise UsageError(f"the batch {least}:{usual}:{greatest}", wanted="1 <= least <= usual <= greatest <= 1024")

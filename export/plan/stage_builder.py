@@ -1,0 +1,248 @@
+"""The stages of a bundle on their way into a plan: typed, checked against the golden tensors, compiled in child processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ... import __version__
+from ...runtime.artefact.bundle import BundleDirectory
+from ...runtime.artefact.manifest import BundleStage, Initializer, PlanManifest, PlanStage
+from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.errors import PrecisionError
+from ..child.child import Progress, default_limit_nbytes, run_child
+from ..graph.product_types import products_by_type
+from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
+from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
+from ..precision.rounded import write_rounded_stage
+from ..precision.typed import boundary_types, type_stage
+from .build_options import BuildOptions
+from .plan_file import file_facts
+
+FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
+INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
+MAX_ENGINE_RATIO, ENGINE_SLACK_NBYTES = 1.25, 64 << 20  # kernels of small networks outweigh their weights: 46 MB for a U-Net of 3 MB
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """What became of one stage.
+
+    Args:
+        name: of the stage.
+        engine_nbytes, weights_nbytes: of the engine, and of the weights it was made from.
+        layers: convolutions and matrix products by the type they really hold; empty for ONNX Runtime.
+        fp32_nodes: how many nodes stay FP32 in an FP16 stage.
+        stored: dtype -> how many weights were found in the engine byte for byte, and how many were looked for; TensorRT-RTX only.
+        activations_nbytes: device memory for intermediate results, as the compiler says; 0 if it does not.
+        seconds, peak_nbytes: of the compiler's process.
+    """
+
+    name: str
+    engine_nbytes: int
+    weights_nbytes: int
+    layers: dict[str, int]
+    fp32_nodes: int
+    stored: dict[str, tuple[int, int]]
+    activations_nbytes: int
+    seconds: float
+    peak_nbytes: int
+
+
+class StageBuilder:
+    """The stages of one bundle on their way through a scratch folder beside the plan.
+
+    Args:
+        bundle: open; its stages are FP32.
+        options: see there.
+        scratch: an empty folder.
+        tell: told (what is done now, part done from 0 to 1).
+        calibration: what the stages are typed by, or None.
+        compare: hold typed graphs and engines against the golden tensors; off only where the depth is not looked at.
+    """
+
+    def __init__(self, bundle: BundleDirectory, options: BuildOptions, scratch: Path, tell: Progress, calibration: Calibration | None, compare: bool = True):
+        self.bundle, self.options, self.scratch, self.tell, self.calibration = bundle, options, scratch, tell, calibration
+        self.manifest, self.compare = bundle.manifest, compare
+        self.limit = options.limit_nbytes or default_limit_nbytes()
+        self.version = ""
+        self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
+        self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
+
+    def type_stages(self) -> ParityReport | None:
+        """Make the graphs that the compiler reads; FP16 ones are checked against the golden tensors."""
+        stages, output = self.manifest.stages, self.manifest.contract.output.tensor
+        if self.options.precision == "fp32":
+            for stage in stages:
+                graph = self.bundle.path(stage.file)
+                data = Path(f"{graph}.data")
+                self._graphs[stage.spec.name] = (graph, stage.spec, 0, data.stat().st_size if data.exists() else graph.stat().st_size)
+            return None
+        if self.options.backend == "onnxruntime" and self.options.precision == "fp16":
+            return self._round_stages()
+        if self.calibration is not None:
+            return self._type_by_plan(self.calibration)
+        types = boundary_types(self.manifest.specs(), output)
+        for number, stage in enumerate(stages):
+            self.tell(f"{stage.spec.name}: typing {self.options.precision}", 0.02 + 0.08 * number / len(stages))
+            target = self.scratch / f"{stage.spec.name}.onnx"
+            typed = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
+            self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
+        return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
+
+    def _round_stages(self) -> None:
+        """What ``type_stages`` does for FP16 on ONNX Runtime; the finished engines are checked against the golden tensors."""
+        found, stages = self.calibration, self.manifest.stages
+        types = planned_boundaries(self.bundle, found) if found else boundary_types(self.manifest.specs(), self.manifest.contract.output.tensor)
+        for number, stage in enumerate(stages):
+            name = stage.spec.name
+            self.tell(f"{name}: rounding to fp16", 0.02 + 0.08 * number / len(stages))
+            graph = self.bundle.path(stage.file)
+            target = self.scratch / f"{name}.rounded.onnx"
+            write_rounded_stage(graph, target, stage, found.regions(name, "fp16") if found else (), types)
+            data = Path(f"{target}.data")
+            self._graphs[name] = (target, stage.spec, 0, data.stat().st_size if data.exists() else target.stat().st_size)
+
+    def _type_by_plan(self, calibration: Calibration) -> ParityReport | None:
+        """What ``type_stages`` does where a precision plan says more than ``fp16``."""
+        precision, plain = self.options.precision, self.options.backend == "onnxruntime"
+        found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.tell(what, 0.02 + 0.08 * done))
+        for name, stage in found.items():
+            self._int8[name] = stage.int8
+            self._graphs[name] = (stage.graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, stage.graph.stat().st_size))
+        if plain:
+            return None
+        tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
+        return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
+
+    def build_all(self) -> list[tuple[PlanStage, dict[str, Path], BuiltStage]]:
+        """Compile stage after stage; see ``build``."""
+        return [self.build(stage, number) for number, stage in enumerate(self.manifest.stages)]
+
+    def build(self, stage: BundleStage, number: int) -> tuple[PlanStage, dict[str, Path], BuiltStage]:
+        """Compile one stage in a child process."""
+        name = stage.spec.name
+        graph, spec, fp32, weights = self._graphs[name]
+        start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
+        request, files = self._request(name, graph)
+        found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, progress=lambda what, done: self.tell(what, start + width * done))
+        values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
+        self.version = values["version"]
+        self._check_size(name, engine.stat().st_size, weights)
+        if graph.parent == self.scratch:
+            Path(f"{graph}.data").unlink(missing_ok=True)
+        table = tuple(Initializer(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])), i["offset"]) for i in values.get("initializers", ()))
+        names = sorted(files)
+        precision = "fp32" if self.options.precision == "fp16" and values.get("counts") and not values["counts"].get("half") else self.options.precision
+        if self.options.precision == "int8":
+            lowest = self.calibration.plan.precision(name)
+            precision = lowest if self.options.backend != "onnxruntime" or lowest == "int8" else "fp32"
+        entry = PlanStage(
+            self._bind(spec), next(n for n in names if files[n] == engine), precision, next((n for n in names if n.endswith(".weights")), ""), table
+        )
+        facts = BuiltStage(
+            name,
+            sum(file.stat().st_size for file in files.values()),
+            weights,
+            values.get("counts", {}),
+            fp32,
+            {kind: tuple(counts) for kind, counts in values.get("stored", {}).items()},
+            values.get("activations_nbytes", 0),
+            found.seconds,
+            found.peak_nbytes,
+        )
+        return entry, files, facts
+
+    def _request(self, name: str, graph: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+        """What the child is asked to do, and which files it will make, by their names in the plan."""
+        if self.options.backend == "onnxruntime":
+            folder = self.scratch / f"{name}.scratch"
+            folder.mkdir()
+            made = {f"engines/{name}.onnx": self.scratch / f"{name}.onnx", f"engines/{name}.weights": self.scratch / f"{name}.weights"}
+            target, weights = (str(made[f"engines/{name}{suffix}"]) for suffix in (".onnx", ".weights"))
+            return {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}, made
+        target = self.scratch / f"{name}.engine"
+        products = products_by_type(graph)
+        request = {
+            "task": "tensorrt",
+            "stage": name,
+            "backend": self.options.backend,
+            "source": str(graph),
+            "target": str(target),
+            "targets": list(self.options.targets),
+            "batch": list(self.options.batch),
+            "precision": self.options.precision,
+            "half": products.get(onnx.TensorProto.FLOAT16, []),
+            "full": products.get(onnx.TensorProto.FLOAT, []),
+            "brain": products.get(onnx.TensorProto.BFLOAT16, []),
+            "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
+        }
+        return request, {f"engines/{name}.engine": target}
+
+    def _check_size(self, name: str, engine: int, weights: int) -> None:
+        if self.options.precision in ("fp16", "int8") and self.options.backend != "onnxruntime" and engine > MAX_ENGINE_RATIO * weights + ENGINE_SLACK_NBYTES:
+            raise PrecisionError(
+                f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of typed weights: some are stored in more bits",
+                wanted=f"at most {MAX_ENGINE_RATIO} times the weights",
+                mend="report it with the version of the backend",
+            )
+
+    def _bind(self, spec: StageSpec) -> StageSpec:
+        """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""
+        least, usual, greatest = self.options.batch
+        if self.options.backend == "onnxruntime" or least != greatest:
+            return spec
+        sides = []
+        for side in (spec.inputs, spec.outputs):
+            sides.append(tuple(TensorSpec(t.name, t.dtype, tuple(usual if size == "batch" else size for size in t.shape)) for t in side))
+        return StageSpec(spec.name, *sides)
+
+    def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
+        """Run finished ONNX Runtime engines against the golden tensors."""
+        found = {stage.spec.name: (stage.spec, self.scratch / Path(stage.engine).name) for stage in stages}
+        tolerances = {"int8": INT8_TOLERANCES, "fp16": FP16_TOLERANCES}.get(self.options.precision, Tolerances(isolated_relative=1e-3))
+        return self._compare(tolerances, GRAPH_ONLY if self.options.precision == "fp16" else "", found, True, 0.9)
+
+    def _compare(self, tolerances: Tolerances, label: str, graphs: dict[str, tuple[StageSpec, Path]], engines: bool, at: float) -> ParityReport | None:
+        if not self.compare or not self.manifest.goldens:
+            return None
+        golden = self.bundle.path(self.manifest.goldens[0])
+        report = measure_parity(
+            tuple(graphs[stage.spec.name] for stage in self.manifest.stages),
+            golden,
+            self.manifest.contract.output.tensor,
+            reference=self.manifest.parity.get("reference", "the golden tensors"),
+            tolerances=tolerances,
+            label=label,
+            isolated=False,  # the bundle's gate did that; what is new here are the types and the engines
+            engines=engines,
+            progress=lambda what, done: self.tell(what, at + (0.05 if engines else 0.2) * done),
+        )
+        report.require()
+        return report
+
+    def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path]]:
+        """Manifest and sources of the plan, of what ``build_all`` made."""
+        stages, files = [stage for stage, _, _ in built], {name: file for _, made, _ in built for name, file in made.items()}
+        manifest, options = self.manifest, self.options
+        sources = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
+        stages = [stage if stage.weights in sources else replace(stage, weights="", initializers=()) for stage in stages]
+        if text := manifest.contract.text:
+            sources[text.tokenizer] = self.bundle.path(text.tokenizer)
+        made = PlanManifest(
+            manifest.network,
+            manifest.contract,
+            tuple(stages),
+            {name: file_facts(file) for name, file in sources.items()},
+            {**manifest.made_with, "fathom": __version__, options.backend: self.version},
+            backend=options.backend,
+            backend_version=self.version,
+            targets=("cpu",) if options.backend == "onnxruntime" else options.targets,
+            precision=options.precision,
+            batch=options.batch,
+            bundle_sha256=self.bundle.manifest_sha256,
+        )
+        return made, sources

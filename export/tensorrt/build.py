@@ -1,0 +1,266 @@
+"""One typed ONNX stage to one engine, for TensorRT 10.3 to 11.x and TensorRT-RTX through what their Python APIs share.
+
+Runs in the child process (``build_child``). What only one of the packages has stands behind ``hasattr``; a test holds every name
+used here against dumps of the four APIs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError, missing_package
+from .engine_weights import stored_weights
+
+PACKAGES = {"tensorrt": ("tensorrt", ""), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+OLDEST = (10, 3)
+MAX_PROBLEMS = 8
+CHUNK = 1 << 24
+COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
+REFUSED_TARGETS = {
+    "sm75": "TensorRT-RTX cannot compile FP32 matrix products for Turing, and Turing in the list fails the whole build",
+    "sm87": "TensorRT-RTX does not run on Jetson Orin; build with --backend tensorrt on the Jetson itself",
+    "sm90": "TensorRT-RTX does not list data-centre Hopper; build with --backend tensorrt on that machine",
+    "sm100": "TensorRT-RTX does not list data-centre Blackwell; build with --backend tensorrt on that machine",
+    "sm110": "TensorRT-RTX does not run on Jetson Thor; build with --backend tensorrt on the Jetson itself",
+}
+TARGETS = ("sm80", "sm86", "sm89", "sm120")
+
+
+def load_backend(backend: str) -> ModuleType:
+    """The ``tensorrt`` or ``tensorrt_rtx`` package.
+
+    Raises:
+        EnvironmentMismatchError: if it is missing, too old, or its libraries cannot be loaded.
+    """
+    name, extra = PACKAGES[backend]
+    try:
+        trt = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise missing_package(name, extra, f"{backend} engines are compiled by it") from error
+    except (ImportError, OSError) as error:
+        raise EnvironmentMismatchError(f"the package {name} is installed but cannot be loaded ({error})", mend="install the CUDA version it wants") from error
+    version = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
+    if backend == "tensorrt" and version < OLDEST:
+        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", mend="pip install 'tensorrt>=10.3'")
+    return trt
+
+
+def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+    """Compile one stage.
+
+    Args:
+        request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
+            only), ``batch`` ([least, usual, greatest]), ``precision``, ``half``, ``full`` and ``brain`` (names of the convolutions
+            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs).
+        say: sends one event to the parent.
+
+    Returns:
+        ``nbytes`` of the engine, ``version``, ``counts`` (layers by type really held), ``activations_nbytes`` (0 if not told), ``stored`` (see
+        ``BuiltStage``).
+
+    Raises:
+        BuildFailedError: naming the stage and, where the parser knows it, the node.
+        PrecisionError: if the parsed network holds another precision than the typed graph says, or the engine's INT8 weights are not INT8.
+    """
+    stage = request["stage"]
+    trt = load_backend(request["backend"])
+    logger = _logger(trt, say)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+    say("progress", what=f"{stage}: reading the graph", done=0.0)
+    _parse(trt, parser, request["source"], stage, logger)
+    counts = _check_precision(trt, network, request)
+    config = builder.create_builder_config()
+    if config is None:
+        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.last()})")
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+    config.progress_monitor = monitor = _monitor(trt, say, stage)
+    _set_targets(trt, config, request, logger)
+    _set_batch(builder, network, config, request, logger)
+    engine = builder.build_serialized_network(network, config)
+    del monitor
+    if engine is None:
+        raise BuildFailedError(f"stage {stage}: {request['backend']} could not compile the network: {logger.last()}")
+    nbytes = int(engine.nbytes)
+    with open(request["target"], "wb") as file, memoryview(engine) as view:
+        for start in range(0, nbytes, CHUNK):
+            file.write(view[start : start + CHUNK])
+    stored = _check_stored(request) if request["backend"] == "tensorrt-rtx" else {}
+    say("progress", what=f"{stage}: written", done=1.0)
+    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": logger.activations, "stored": stored}
+
+
+def _logger(trt: ModuleType, say: Callable[..., None]):
+    class Logger(trt.ILogger):
+        def __init__(self):
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.activations = 0
+
+        def log(self, severity, message):
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+                say("log", text=message[:2000])
+            elif found := re.search(r"Total Activation Memory: (\d+)", message):
+                self.activations = int(found.group(1))
+
+        def last(self) -> str:
+            """The errors so far, shortened."""
+            return " | ".join(self.errors[-3:])[:2000] or "it gave no reason"
+
+    return Logger()
+
+
+def _monitor(trt: ModuleType, say: Callable[..., None], stage: str):
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self):
+            trt.IProgressMonitor.__init__(self)
+            self._outer: dict[str, int] = {}
+
+        def phase_start(self, phase_name, parent_phase, num_steps):
+            if parent_phase is None:
+                self._outer[phase_name] = max(1, num_steps)
+
+        def step_complete(self, phase_name, step):
+            if phase_name in self._outer:
+                say("progress", what=f"{stage}: {phase_name}", done=min(1.0, (step + 1) / self._outer[phase_name]))
+            return True
+
+        def phase_finish(self, phase_name):
+            self._outer.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _parse(trt: ModuleType, parser: Any, source: str, stage: str, logger: Any) -> None:
+    if parser.parse_from_file(source) and not parser.num_errors:
+        return
+    problems = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        node = f"node {error.node_name()} ({error.node_operator()})" if error.node_name() else "the graph"
+        text = " ".join(str(error.desc()).split())
+        problems.append(f"{node}: {text[:400]} [{error.code()}]")
+    more = f" (and {len(problems) - MAX_PROBLEMS} more)" if len(problems) > MAX_PROBLEMS else ""
+    raise BuildFailedError(
+        f"stage {stage}: {trt.__name__} {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.last()}{more}",
+        wanted="operators and types that it knows",
+        mend="change that part of the network, or use --backend onnxruntime",
+    )
+
+
+def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> dict[str, int]:
+    """Count convolutions and matrix products by the type they hold; each must be what the typed graph says."""
+    kinds = {getattr(trt.LayerType, name) for name in COUNTED}
+    counts: dict[str, int] = {}
+    wrong: list[str] = []
+    wanted = dict.fromkeys(request["half"], trt.DataType.HALF) | dict.fromkeys(request["full"], trt.DataType.FLOAT)
+    wanted |= dict.fromkeys(request.get("brain", ()), trt.DataType.BF16)
+    int8 = set(request.get("int8", ()))
+    makers = _makers(network) if int8 else {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type not in kinds:
+            continue
+        held = layer.get_output(0).dtype
+        kind = held.name.lower()
+        if layer.name in int8:
+            if _dequantised(trt, layer, makers):
+                kind = "int8"
+            else:
+                wrong.append(f"{layer.name} does not read dequantised INT8")
+        counts[kind] = counts.get(kind, 0) + 1
+        expected = wanted.get(layer.name)
+        if (expected is not None and held != expected) or (request["precision"] == "fp32" and held != trt.DataType.FLOAT):
+            wrong.append(f"{layer.name} computes in {held.name.lower()}")
+        elif request["precision"] == "fp16" and expected is None and held != trt.DataType.HALF:
+            wrong.append(f"{layer.name} computes in {held.name.lower()} and no FP32 island asks for it")
+    if request["precision"] == "fp16" and request["half"] and not counts.get("half"):
+        wrong.append("no convolution or matrix product computes in half")
+    if len(int8) > counts.get("int8", 0) and not wrong:
+        wrong.append(f"{counts.get('int8', 0)} of {len(int8)} INT8 layers are there")
+    if wrong:
+        raise PrecisionError(
+            f"stage {request['stage']}: {len(wrong)} layers do not hold what was asked for: {'; '.join(wrong[:MAX_PROBLEMS])}",
+            wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] != "int8" else "what the precision plan says",
+            mend="build from a bundle that depth-export made",
+        )
+    return counts
+
+
+def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Look for the weights in the finished engine; INT8 ones must be there as they are (others may have been merged with a neighbour)."""
+    found = stored_weights(Path(request["target"]), Path(request["source"]))
+    if (int8 := found.get("int8")) and int8.missing:
+        raise PrecisionError(
+            f"stage {request['stage']}: {len(int8.missing)} of {int8.looked_for} INT8 weights are not in the engine as INT8, {int8.missing[0]} first",
+            wanted="every one of them",
+            mend="report it with the version of the backend",
+        )
+    return {kind: (weights.stored, weights.looked_for) for kind, weights in found.items()}
+
+
+def _makers(network: Any) -> dict[str, Any]:
+    """Tensor name -> the layer that makes it."""
+    found = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for output in range(layer.num_outputs):
+            found[layer.get_output(output).name] = layer
+    return found
+
+
+def _dequantised(trt: ModuleType, layer: Any, makers: dict[str, Any]) -> bool:
+    """Whether activation and weight come from dequantising layers, through nothing but changes of shape or type."""
+    through = {getattr(trt.LayerType, name) for name in ("SHUFFLE", "CAST", "IDENTITY") if hasattr(trt.LayerType, name)}
+    for position in (0, 1):
+        tensor = layer.get_input(position) if position < layer.num_inputs else None
+        maker = makers.get(tensor.name) if tensor is not None else None
+        while maker is not None and maker.type in through:
+            maker = makers.get(maker.get_input(0).name)
+        if maker is None or maker.type != trt.LayerType.DEQUANTIZE:
+            return False
+    return True
+
+
+def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: Any) -> None:
+    if not request["targets"]:
+        return
+    if not hasattr(config, "set_compute_capability"):
+        raise BuildFailedError(f"{trt.__name__} compiles for the GPU of this machine only", wanted="no --target", mend="leave --target out")
+    config.num_compute_capabilities = len(request["targets"])
+    for index, target in enumerate(request["targets"]):
+        capability = getattr(trt.ComputeCapability, target.upper(), None)
+        if capability is None or not config.set_compute_capability(capability, index):
+            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.last()})", wanted=", ".join(TARGETS))
+
+
+def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any], logger: Any) -> None:
+    """A fixed batch goes into the network itself; a range becomes a profile, the same for every input."""
+    stage, (least, usual, greatest) = request["stage"], request["batch"]
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    free = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
+    for tensor in free:
+        if tuple(tensor.shape).count(-1) != 1 or tensor.shape[0] != -1:
+            raise BuildFailedError(f"stage {stage}: the input {tensor.name} has the shape {tuple(tensor.shape)}", wanted="no free dimension but the batch")
+    if least == greatest:
+        for tensor in free:
+            tensor.shape = (usual, *tuple(tensor.shape)[1:])
+        return
+    if len(free) != len(inputs):
+        raise BuildFailedError(f"stage {stage}: the batch of the graph is fixed", wanted="--batch 1", mend="leave --batch out")
+    profile = builder.create_optimization_profile()
+    for tensor in free:
+        rest = tuple(tensor.shape)[1:]
+        if profile.set_shape(tensor.name, (least, *rest), (usual, *rest), (greatest, *rest)) is False:
+            raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused for {tensor.name} ({logger.last()})")
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused ({logger.last()})")

@@ -1,0 +1,61 @@
+"""DepthBLIP-2's few-shot recipe as a run: the frozen network is asked once about every picture, then its seven bins are fitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ...runtime.errors import InputError
+from ..blip2.adaptive_bins import fit_bins, folded_bins
+from .data.training_data import Examples
+from .learners.losses import l1_and_rmse
+from .loop import Run, log_path, write_log
+from .state import write_tensors
+
+
+def train_bins(run: Run, reach: Callable[[int], None] = lambda step: None) -> dict:
+    """Fit the bins and write them under the names of the published code (``depth-export --bins`` reads them).
+
+    Returns:
+        What ``training.train`` returns.
+
+    Raises:
+        InputError: if a picture has no valid depth.
+    """
+    started = time.monotonic()
+    examples = Examples(run.data, run.network.contract)
+    network = run.network.to(run.device).eval()
+    try:
+        mlp = fit_bins(_cases(network, examples, run.device), run.recipe.epochs, run.recipe.batch, run.seed)
+    except ValueError as error:
+        raise InputError(str(error), mend="leave such pictures out") from error
+    write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, {"format": "pt"})
+    loss = _loss(mlp, network, examples, run.device)
+    lines = [{"step": run.steps, "loss": round(loss, 6)}]
+    write_log(log_path(run.output), run.facts, lines)
+    reach(run.steps)
+    return {"loss": loss, "wall_s": time.monotonic() - started, "steps": run.steps, "log": lines}
+
+
+def _cases(network, examples: Examples, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    with torch.no_grad():
+        for number in range(len(examples.samples)):
+            shown = examples.batch([number])
+            chances = network.head.chances(network.boundaries({"image": shown.image.to(device)})["q"])[0].cpu()
+            yield chances, shown.truth_m[0, 0], shown.valid[0, 0]
+
+
+def _loss(mlp, network, examples: Examples, device: torch.device) -> float:
+    network.set_bins(folded_bins(mlp))
+    network.to(device)
+    losses = []
+    with torch.no_grad():
+        for number in range(len(examples.samples)):
+            shown = examples.batch([number])
+            found = network.boundaries({"image": shown.image.to(device)})["depth"].cpu()
+            found = torch.nn.functional.interpolate(found, shown.truth_m.shape[-2:], mode="bilinear", align_corners=True)
+            losses.append(float(l1_and_rmse(found, shown.truth_m, shown.valid)))
+    return sum(losses) / len(losses)

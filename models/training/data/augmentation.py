@@ -1,0 +1,96 @@
+"""What is done to training pictures. Whatever moves the photo moves its depth with it.
+
+Three habits of the published training code are left out on purpose: a photo mirrored without its depth (DepthBLIP-2), a photo cropped
+while its depth is stretched (the code before MoA-DepthCLIP), and CutDepth that writes millimetres into bytes, where they wrap around
+(EVP, VPD): here the strip shows depth as a grey from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....datasets.sample import Sample
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Chances and strengths.
+
+    Args:
+        flip: chance that photo and depth are mirrored.
+        colour: chance of each of three changes of colour: brightness with contrast, gamma, hue with saturation.
+        brightness, contrast: largest change, as a share.
+        gamma: largest change of the exponent.
+        hue: largest turn, in degrees.
+        saturation: largest change, as a share.
+        cut_depth: chance that a full-height strip of the photo shows its own depth (vertical CutDepth).
+        cut_width: largest width of that strip, as a share.
+
+    Raises:
+        ValueError: if a chance is not between 0 and 1, or a strength is not between 0 and 1 (hue: 180).
+    """
+
+    flip: float = 0.5
+    colour: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    gamma: float = 0.2
+    hue: float = 40.0
+    saturation: float = 0.12
+    cut_depth: float = 0.25
+    cut_width: float = 0.75
+
+    def __post_init__(self):
+        shares = (self.flip, self.colour, self.cut_depth, self.cut_width, self.brightness, self.contrast, self.gamma, self.saturation)
+        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.hue <= 180:
+            raise ValueError(f"chances and strengths from 0 to 1 were wanted, got {self}")
+
+
+def mirrored(sample: Sample) -> Sample:
+    """Photo, depth and validity seen in a mirror; the principal point moves with them."""
+    intrinsics = sample.intrinsics
+    if intrinsics is not None:
+        fx, fy, cx, cy = intrinsics
+        intrinsics = (fx, fy, sample.rgb.shape[1] - 1 - cx, cy)
+    turned = (np.ascontiguousarray(part[:, ::-1]) for part in (sample.rgb, sample.depth_m, sample.valid))
+    return Sample(*turned, intrinsics, sample.id, sample.scene)
+
+
+def recoloured(picture: np.ndarray, augmentation: Augmentation, draw: np.random.Generator) -> np.ndarray:
+    """A picture float32 [H, W, 3] in [0, 1] in other colours, still in [0, 1]; its geometry stays."""
+
+    def up_to(limit: float) -> float:
+        return float(draw.uniform(-limit, limit))
+
+    if draw.random() < augmentation.colour:
+        contrast, brightness = 1 + up_to(augmentation.contrast), up_to(augmentation.brightness)
+        picture = picture * np.float32(contrast) + np.float32(brightness)
+    if draw.random() < augmentation.colour:
+        picture = np.clip(picture, 0, 1) ** np.float32(1 + up_to(augmentation.gamma))
+    if draw.random() < augmentation.colour:
+        turn, saturation = math.radians(up_to(augmentation.hue)), 1 + up_to(augmentation.saturation)
+        picture = picture @ hue_matrix(turn, saturation).T
+    return np.clip(picture, 0, 1).astype(np.float32, copy=False)
+
+
+def hue_matrix(turn: float, saturation: float) -> np.ndarray:
+    """[3, 3] over RGB: colours turned about the grey axis and stretched from it; greys stay as they are."""
+    grey = np.ones(3) / math.sqrt(3)
+    cross = np.array([[0, -grey[2], grey[1]], [grey[2], 0, -grey[0]], [-grey[1], grey[0], 0]])
+    along = np.outer(grey, grey)
+    rotation = math.cos(turn) * (np.eye(3) - along) + math.sin(turn) * cross
+    return (along + saturation * rotation).astype(np.float32)
+
+
+def cut_depth(picture: np.ndarray, truth_m: np.ndarray, far_m: float, augmentation: Augmentation, draw: np.random.Generator) -> np.ndarray:
+    """The picture with a full-height strip replaced by its depth as grey, 0 for nothing known and 1 for ``far_m`` (arXiv 2107.07684)."""
+    width = picture.shape[1]
+    strip = max(1, int(width * augmentation.cut_width * draw.random()))
+    left = int(draw.integers(0, width - strip + 1))
+    picture = picture.copy()
+    grey = np.clip(truth_m[:, left : left + strip] / np.float32(far_m), 0, 1)
+    picture[:, left : left + strip] = grey[..., None]
+    return picture

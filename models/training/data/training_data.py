@@ -1,0 +1,202 @@
+"""Samples as a network learns from them: shaped as at inference, the truth beside the picture pixel by pixel."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....datasets.sample import Sample
+from ....datasets.source import Source
+from ....runtime.artefact.contract import Contract, Pad, Resize, Step
+from ....runtime.errors import InputError
+from ....runtime.photo.preprocess import Placed, Window, place_steps, shape_photo, window_tensor
+from .augmentation import Augmentation, cut_depth, mirrored, recoloured
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    Args:
+        image: [B, 3, canvas height, canvas width], normalised.
+        truth_m: [B, 1, window height, window width]; 0 where unknown.
+        valid: bool, like ``truth_m``: known, and not farther than the network can say.
+        scenes: kind of room of each picture, or "".
+    """
+
+    image: Tensor
+    truth_m: Tensor
+    valid: Tensor
+    scenes: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.image.to(device), self.truth_m.to(device), self.valid.to(device), self.scenes)
+
+
+class KeptSamples:
+    """Several sources one after the other, each sample kept in a folder once it was read, as rendering or decoding it again may be slow.
+
+    Args:
+        sources: at least one.
+        folder: where samples are kept, or None. A file of it is named after its source's fingerprint and its number.
+        shots: only that many of them, drawn by ``seed``; 0 for all.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+
+    def __init__(self, sources: list[Source], folder: Path | None = None, shots: int = 0, seed: int = 0):
+        self.sources, self.folder = sources, folder
+        self.ends = list(accumulate(map(len, sources)))
+        self.names = [source.provenance.sha256[:16] for source in sources]
+        if shots > self.ends[-1]:
+            raise ValueError(f"{shots} samples were wanted, the data has {self.ends[-1]}")
+        everything = np.arange(self.ends[-1])
+        self.numbers = np.sort(np.random.Generator(np.random.PCG64([seed, shots])).permutation(everything)[:shots]) if shots else everything
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Which source sample ``number`` is from, and its number there."""
+        number = int(self.numbers[number])
+        which = bisect_right(self.ends, number)
+        return which, number - (self.ends[which - 1] if which else 0)
+
+    def __getitem__(self, number: int) -> Sample:
+        which, inside = self.place(number)
+        if self.folder is None:
+            return self.sources[which][inside]
+        file = self.folder / self.names[which] / f"{inside:06d}.npz"
+        if file.is_file():
+            return _kept(file)
+        sample = self.sources[which][inside]
+        keep(file, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, scene=np.str_(sample.scene))
+        return sample
+
+
+def keep(file: Path, **arrays: np.ndarray) -> None:
+    """Write arrays into a file, whole or not at all, also where several processes make it at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    np.savez(part, **arrays)
+    os.replace(part, file)
+
+
+def _kept(file: Path) -> Sample:
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"the kept sample {file} is broken ({error})", mend="delete it") from error
+
+
+class Examples:
+    """Samples shaped for one contract.
+
+    Args:
+        samples: where they come from.
+        contract: of the network (its input, its farthest depth, its single-image protocol).
+        geometry: ``protocol``: the whole photo, as the single-image protocol shapes it; ``window``: the photo at the window's height,
+            and a random window of it (its middle without a random generator), as EVP and VPD were trained.
+
+    Raises:
+        ValueError: for another geometry.
+    """
+
+    def __init__(self, samples: KeptSamples, contract: Contract, geometry: str = "protocol"):
+        if geometry not in ("protocol", "window"):
+            raise ValueError(f"unknown geometry {geometry!r}, wanted protocol or window")
+        self.samples, self.contract, self.geometry = samples, contract, geometry
+        self.far_m = contract.output.far if contract.output.unit == "m" else np.inf
+
+    def example(self, number: int, draw: np.random.Generator | None = None, augmentation: Augmentation | None = None) -> tuple[np.ndarray, ...]:
+        """image float32 [3, canvas], truth_m float32 [window], valid bool [window] and scene of a sample, changed at random if asked to.
+
+        Raises:
+            InputError: if a photo does not fit the protocol, or is narrower than the window at its height.
+        """
+        sample, image = self.samples[number], self.contract.input
+        if augmentation is not None and draw.random() < augmentation.flip:
+            sample = mirrored(sample)
+        steps = self._steps(sample)
+        placed = place_steps(steps, *sample.rgb.shape[:2])
+        picture = shape_photo(sample.rgb, placed)
+        truth, valid = shape_truth(sample.depth_m, sample.valid, placed)
+        room = picture.shape[1] - image.window[1]
+        if room < 0 or picture.shape[0] != image.window[0]:
+            was = f"sample {sample.id} becomes {picture.shape[1]}x{picture.shape[0]} pixels"
+            raise InputError(was, wanted=f"height {image.window[0]} and a width of at least {image.window[1]}")
+        left = room // 2 if draw is None else int(draw.integers(0, room + 1))
+        if self.geometry == "protocol":
+            left = self.contract.protocols[0].lefts[0]
+        columns = slice(left, left + image.window[1])
+        truth, valid = truth[:, columns], valid[:, columns] & (truth[:, columns] <= self.far_m)
+        if augmentation is not None:
+            shown = recoloured(picture[:, columns], augmentation, draw)
+            if draw.random() < augmentation.cut_depth:
+                far_m = self.far_m if np.isfinite(self.far_m) else max(float(truth.max()), 1.0)
+                shown = cut_depth(shown, np.where(valid, truth, 0), far_m, augmentation, draw)
+            picture = _blacken(shown, placed)
+            left = 0
+        return window_tensor(picture, Window(left, False, False), image), np.where(valid, truth, np.float32(0)), valid, sample.scene
+
+    def _steps(self, sample: Sample) -> tuple[Step, ...]:
+        if self.geometry == "protocol":
+            return self.contract.protocols[0].steps
+        height, width = sample.rgb.shape[:2]
+        rows, columns = self.contract.input.window
+        return (Resize(rows, max(columns, round(width * rows / height)), "bilinear-antialias"),)
+
+    def batch(self, numbers: list[int], draws: list[np.random.Generator] | None = None, augmentation: Augmentation | None = None) -> Batch:
+        """Several examples as tensors; ``draws``: one random generator per number."""
+        parts = [self.example(number, draws[place] if draws else None, augmentation) for place, number in enumerate(numbers)]
+        image, truth, valid = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(3))
+        return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts))
+
+
+def shape_truth(depth_m: np.ndarray, valid: np.ndarray, placed: tuple[Placed, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and validity [H, W] through the same steps as the photo; where it is resized, every pixel takes its nearest measurement.
+
+    Depths are never mixed: between a chair and the wall behind it there is nothing. Padding is not valid.
+    """
+    for place in placed:
+        step, (height, width) = place.step, place.after
+        if isinstance(step, Resize):
+            corners = step.interpolation == "bilinear-corners"
+            rows, columns = (_nearest(now, then, corners) for now, then in zip(place.after, place.before, strict=True))
+            depth_m, valid = depth_m[np.ix_(rows, columns)], valid[np.ix_(rows, columns)]
+        elif isinstance(step, Pad):
+            around = ((step.top, step.bottom), (step.left, step.right))
+            depth_m, valid = np.pad(depth_m, around), np.pad(valid, around)
+        else:
+            inside = (slice(place.top, place.top + height), slice(place.left, place.left + width))
+            depth_m, valid = depth_m[inside], valid[inside]
+    return depth_m, valid
+
+
+def _nearest(count: int, source: int, corners: bool) -> np.ndarray:
+    if corners:
+        position = np.arange(count) * ((source - 1) / max(1, count - 1))
+        return np.floor(position + 0.5).astype(np.int64)
+    return np.minimum(((np.arange(count) + 0.5) * (source / count)).astype(np.int64), source - 1)
+
+
+def _blacken(picture: np.ndarray, placed: tuple[Placed, ...]) -> np.ndarray:
+    """Bars that the protocol padded stay black whatever happened to the colours."""
+    for place in placed:
+        if isinstance(place.step, Pad):
+            step = place.step
+            picture[: step.top] = 0
+            picture[picture.shape[0] - step.bottom :] = 0
+            picture[:, : step.left] = 0
+            picture[:, picture.shape[1] - step.right :] = 0
+    return picture

@@ -1,0 +1,151 @@
+"""How EVP and VPD learn: the loss of their depth, and hints along the backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ...diffusion.depth_decoder import double
+from ...diffusion.depth_protocols import FEATURE_SCALE
+from ...network import DepthNetwork
+from ..data.training_data import Batch
+from ..recipes.recipes import Recipe
+from .depth_hint import map_hint
+from .learner import Learner
+
+ROOM_SCENES = {"living": "living_room", "dining": "dining_room", "store": "furniture_store"}  # synthetic rooms' kinds that VPD calls otherwise
+HINT_WEIGHT = 0.5
+SEED_SHARE = 0.1  # of the random weights that say where bins are
+
+
+class EvpLearner(Learner):
+    """EVP, whose modules do not depend on the window, and whose decoder sees only a little around each place."""
+
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__(network, recipe)
+        self.hint = HINT_WEIGHT if recipe.hint else 0.0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """With ``cells`` set, a random block of that many feature cells a side is decoded and learned from: most of a step's time goes
+        into the last two resolutions. At the block's edges the decoder meets zeros where a picture goes on, so training ends without it.
+
+        With ``hint``, the first channels of latent and taps learn the depth around their places too: a new backbone is too deep to hear
+        of it from the other end alone.
+        """
+        maps = self.maps(batch)
+        hint = self.hint and sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
+        if self.alone:
+            return {"loss": self.hint * hint, "hint": hint}
+        features = self.features(maps)  # [B, C, side, side]
+        rows = columns = slice(None)
+        if self.cells:
+            top, left = (int(torch.randint(0, features.shape[-1] - self.cells + 1, ())) for _ in range(2))
+            features = features[..., top : top + self.cells, left : left + self.cells]
+            rows, columns = (slice(FEATURE_SCALE * start, FEATURE_SCALE * (start + self.cells)) for start in (top, left))
+        loss = self.loss(self.decode(features), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])
+        if not self.hint:
+            return {"loss": loss}
+        return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint}
+
+    @property
+    def latent_divisor(self) -> float:
+        """What the latent is divided by before the U-Net sees it."""
+        return self.network.constants.latent_divisor
+
+    def context(self, batch: Batch) -> Tensor:
+        """The text that the U-Net attends to."""
+        return self.network.text()
+
+    def maps(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The latent as the VAE says it, and the taps."""
+        latent = self.network.vae(batch.image)
+        return latent, *self.network.unet(latent / self.latent_divisor, self.context(batch))
+
+    def features(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The aggregated features [B, C, side, side] of the maps."""
+        side = self.network.contract.input.window[0] // FEATURE_SCALE
+        return self.network.aggregation(*self.refined(maps[1:]))[..., :side, :side]
+
+    def refined(self, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The taps as the aggregation takes them."""
+        return self.network.refinement(*taps)
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Depth [B, 1, 32 h, 32 w] of features or a block of them."""
+        network = self.network
+        levels = network.decoder(features)
+        out = double(levels[-1])
+        return network.bins(features, levels, out, network.depth_head(out))
+
+    def rebuilt(self, side: int) -> DepthNetwork:
+        return type(self.network)(self.windowed(side), self.network.variant)
+
+    def windowed(self, side: int):
+        """The config for another window."""
+        return dataclasses.replace(self.network.config, **{f"{self.network.variant}_window": side})
+
+    def start(self, seed: int) -> None:
+        """He's weights without biases, norms that change nothing, residual branches that add nothing yet, and bins everywhere in a room.
+
+        The random weights of a network without a checkpoint are made to show every mistake, not to learn from: with them, what differs
+        between two pictures is a small part of what reaches the decoder.
+        """
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for name, module in self.network.named_modules():
+                if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)):
+                    module.reset_parameters()
+                elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                    backbone = name.startswith(("vae.", "unet."))
+                    adds = backbone and name.endswith((".conv2", ".proj_out", "mid_block.attentions.0.to_out.0"))
+                    rectified = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and (not backbone or name.endswith(".conv1"))
+                    fan_in = module.weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()  # kernel 2, stride 2
+                    module.weight.normal_(0, 0 if adds else math.sqrt((2 if rectified else 1) / fan_in))
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            self.spread_bins()
+
+    def spread_bins(self) -> None:
+        """Bin centres that begin everywhere in a room: at random they all begin below a metre."""
+        last = self.network.bins.seed_bin_regressor._net[-1]
+        far_m = self.network.constants.max_depth_m
+        last.weight.mul_(SEED_SHARE)
+        last.bias.copy_(torch.logspace(math.log10(far_m / 30), math.log10(far_m), len(last.bias)).expm1().log())
+
+
+class VpdLearner(EvpLearner):
+    """VPD, which is told of every picture what kind of room it shows."""
+
+    def predict(self, batch: Batch) -> Tensor:
+        return self.decode(self.features(self.maps(batch)))
+
+    latent_divisor = 1.0
+
+    def context(self, batch: Batch) -> Tensor:
+        text = self.network.text
+        known = text.class_embeddings[[self.row(scene) for scene in batch.scenes]].unsqueeze(1)  # [B, 1, width]
+        return known + text.gamma * text.text_adapter(known)
+
+    def refined(self, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return taps
+
+    def decode(self, features: Tensor) -> Tensor:
+        network = self.network
+        return network.relative(network.depth_head(double(network.decoder(features)[-1])))
+
+    def rebuilt(self, side: int) -> DepthNetwork:
+        return type(self.network)(self.windowed(side), self.network.scene, self.network.variant)
+
+    def spread_bins(self) -> None:
+        """VPD has none."""
+
+    def row(self, scene: str) -> int:
+        """Which of the known scenes a sample's is (``kitchen_0004`` is a kitchen); the network's own for one that is not known."""
+        from ...diffusion.vpd import SCENES
+
+        scene = ROOM_SCENES.get(scene, scene)
+        fitting = [known for known in SCENES if scene.startswith(known)]
+        return SCENES.index(max(fitting, key=len)) if fitting else self.network.row

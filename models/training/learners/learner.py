@@ -1,0 +1,68 @@
+"""What a training step needs to know of any network: how to predict, its loss, its smaller windows, how it is measured."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...network import DepthNetwork
+from ..data.training_data import Batch, Examples, KeptSamples
+from ..recipes.recipes import Recipe
+from .losses import LOSSES
+from .validation import baselines, validate
+
+
+class Learner(nn.Module):
+    """A network with its loss. Called with a batch, it gives named numbers of which ``loss`` is the one to lower.
+
+    Attributes:
+        cells: how many feature cells a side are decoded, where the network can decode a part; 0 for all.
+        alone: only the backbone is computed, and only the hint learned, where the network has one.
+        measures: ``depth`` or ``masks``, what its metrics are about (``training_card.TABLES``).
+    """
+
+    measures = "depth"
+
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__()
+        self.network, self.loss = network, LOSSES.get(recipe.loss)
+        self.cells, self.alone = 0, False
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Depth [B, 1, h, w]."""
+        return self.network.boundaries({"image": batch.image})["depth"]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.loss(self.predict(batch), batch.truth_m, batch.valid)}
+
+    def start(self, seed: int) -> None:
+        """Called once before the first step of a network with random weights."""
+
+    def examples(self, samples: KeptSamples, geometry: str = "protocol") -> Examples:
+        """The samples as this network learns from them."""
+        return Examples(samples, self.network.contract, geometry)
+
+    def validate(self, samples: KeptSamples, batch: int, device: torch.device) -> dict[str, float]:
+        """The network's metrics on held-out samples."""
+        return validate(self.predict, self.examples(samples), batch, device)
+
+    def baselines(self, samples: KeptSamples) -> dict[str, dict[str, float]]:
+        """What blind guesses reach on the same samples, by the guess's name."""
+        return baselines(self.examples(samples))
+
+    def at_window(self, side: int) -> DepthNetwork:
+        """A network for windows of another width that shares this one's modules."""
+        with torch.device("meta"):
+            other = self.rebuilt(side)
+        for name, module in self.network.named_children():
+            setattr(other, name, module)
+        other.origin = self.network.origin
+        return other
+
+    def rebuilt(self, side: int) -> DepthNetwork:
+        """The same network for windows of that width, with weights of its own.
+
+        Raises:
+            ValueError: if it has one window only.
+        """
+        raise ValueError(f"{self.network.name} has one window only")

@@ -1,0 +1,47 @@
+"""How MoA-DepthCLIP learns: both heads, and a look at its gates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ...network import DepthNetwork
+from ..data.training_data import Batch
+from ..recipes.recipes import Recipe
+from .learner import Learner
+from .losses import MOA_WEIGHTS, moa_parts
+
+
+class MoaLearner(Learner):
+    """MoA-DepthCLIP: both heads learn, enlarged to the truth's size, and the entropy of the gates is watched (equations 4 to 8)."""
+
+    def __init__(self, network: DepthNetwork, recipe: Recipe):
+        super().__init__(network, recipe)
+        self.entropies: list[Tensor] = []
+        for adapters in network.adapters:
+            adapters.register_forward_pre_hook(self._watch)
+
+    def _watch(self, adapters: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self.training:
+            with torch.no_grad():
+                gates = adapters.gates(inputs[0])
+                self.entropies.append(-(gates * gates.clamp_min(1e-12).log()).sum(dim=-1).mean() / math.log(gates.shape[-1]))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Also ``gate_entropy``: 1 where all experts have the same say, 0 where one has it all."""
+        self.entropies.clear()
+        logits, regressed = self.network.heads(self.network.features(batch.image))
+        size = batch.truth_m.shape[-2:]
+        logits, regressed = (interpolate(part, size, mode="bilinear", align_corners=False) for part in (logits, regressed))
+        edges_m = self.network.config.bin_edges_m().float().to(logits.device)
+        parts = moa_parts(logits, regressed, edges_m, batch.truth_m, batch.valid)
+        loss = sum(MOA_WEIGHTS[name] * part for name, part in parts.items())
+        return {"loss": loss, **parts, "gate_entropy": torch.stack(self.entropies).mean()}
+
+    def start(self, seed: int) -> None:
+        """Experts that add nothing yet, as where training starts from CLIP."""
+        for adapters in self.network.adapters:
+            adapters.start_as_identity()

@@ -1,0 +1,102 @@
+"""Does it learn? Three depth metrics on held-out pictures, beside two guesses that never look at the picture."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from ....runtime.errors import AccuracyError
+from ..data.training_data import Batch, Examples
+
+METRICS = ("abs_rel", "rmse", "delta1")
+
+
+def errors(prediction_m: np.ndarray, truth_m: np.ndarray) -> dict[str, float]:
+    """abs_rel, rmse and delta1 of two arrays [n] of positive depths, in float64 (``benchmarks.metrics`` has the definitions).
+
+    Raises:
+        AccuracyError: if a prediction is not a positive finite number.
+    """
+    p, g = prediction_m.astype(np.float64), truth_m.astype(np.float64)
+    if not (np.isfinite(p).all() and (p > 0).all()):
+        raise AccuracyError(f"{int((~np.isfinite(p)).sum())} predicted depths are not finite and {int((p <= 0).sum())} not positive")
+    return {
+        "abs_rel": float(np.mean(np.abs(p - g) / g)),
+        "rmse": float(np.sqrt(np.mean((p - g) ** 2))),
+        "delta1": float(np.mean(np.maximum(p / g, g / p) < 1.25)),
+    }
+
+
+def mean_of(scores: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean over images, metric by metric."""
+    scores = list(scores)
+    return {name: float(np.mean([score[name] for score in scores])) for name in METRICS}
+
+
+def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch: int, device: torch.device) -> dict[str, float]:
+    """The network's metrics at its own resolution: per image over its valid pixels, then the mean over images that have any.
+
+    A network of relative depth has no metres: each of its maps is first multiplied so that its median is the truth's.
+
+    Args:
+        predict: a batch to metres [B, 1, h, w]; maps of another size than the truth are resized bilinearly.
+        examples: what to look at, without any augmentation.
+
+    Raises:
+        AccuracyError: if a prediction is not a positive finite number.
+    """
+    scores = []
+    with torch.no_grad():
+        for start in range(0, len(examples.samples), batch):
+            shown = examples.batch(list(range(start, min(start + batch, len(examples.samples)))))
+            found = predict(shown.to(device)).float()
+            if found.shape[-2:] != shown.truth_m.shape[-2:]:
+                found = torch.nn.functional.interpolate(found, shown.truth_m.shape[-2:], mode="bilinear", align_corners=False)
+            for depth, truth, valid in zip(found.cpu().numpy(), shown.truth_m.numpy(), shown.valid.numpy(), strict=True):
+                if valid.any():
+                    found_m = depth[valid]
+                    if examples.contract.output.kind == "relative":
+                        found_m = at_median(found_m, truth[valid])
+                    scores.append(errors(found_m, truth[valid]))
+    return mean_of(scores)
+
+
+def at_median(depth: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
+    """Depths multiplied so that their median is the truth's."""
+    return depth * (np.median(truth_m) / np.median(depth))
+
+
+def baselines(examples: Examples) -> dict[str, dict[str, float]]:
+    """What two blind guesses reach on the same pictures: ``constant`` and ``mean_map``, each made from the *other* pictures of the same
+    data set (all rooms are one; real pairs are grouped by where they come from; one that stands alone takes the guess of all others).
+
+    ``constant`` is the median over all other depths; ``mean_map`` their mean at each pixel (the constant where no other one knows it).
+    Beside a network of relative depth, both are told the truth's median too, as ``validate`` tells the network.
+    """
+    relative = examples.contract.output.kind == "relative"
+    one_group = {source.provenance.kind for source in examples.samples.sources} != {"pairs"}
+    truths, groups = [], []
+    for number in range(len(examples.samples)):
+        _, truth, valid, scene = examples.example(number)
+        if valid.any():
+            truths.append(np.where(valid, truth, np.nan).astype(np.float32))
+            groups.append("" if one_group else scene)
+    members = defaultdict(list)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+    scores = defaultdict(list)
+    for place, truth in enumerate(truths):
+        others = [o for o in members[groups[place]] if o != place] or [o for o in range(len(truths)) if o != place]
+        if not others:
+            continue
+        rest = np.stack([truths[o] for o in others])
+        constant = float(np.nanmedian(rest))
+        known = np.isfinite(rest).sum(axis=0)
+        mean_map = np.where(known > 0, np.nansum(rest, axis=0) / np.maximum(known, 1), constant)
+        valid = np.isfinite(truth)
+        for name, guess_m in (("constant", np.full(int(valid.sum()), constant)), ("mean_map", mean_map[valid])):
+            scores[name].append(errors(at_median(guess_m, truth[valid]) if relative else guess_m, truth[valid]))
+    return {name: mean_of(found) for name, found in scores.items()}

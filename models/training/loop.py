@@ -1,0 +1,266 @@
+"""The training loop: every picture, order and change of colour follows from the seed and the step, so a resumed run ends as if it had
+never been interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...runtime.errors import AccuracyError, UsageError
+from ...runtime.files import whole_file
+from ..network import DepthNetwork
+from .data.training_data import KeptSamples
+from .learners.learner import Learner
+from .learners.learners import learner_for, published_tensors
+from .recipes.recipes import Recipe
+from .state import load_state, save_state, state_path, write_tensors
+
+LOG_EVERY = 10  # steps between two lines of the log
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, for how long.
+
+    Args:
+        network: where it starts; it is changed in place.
+        recipe: how it learns.
+        data: to learn from.
+        held_out: to validate on, or None.
+        output: the weights to write; log and state lie beside them.
+        steps: of the optimiser.
+        seed: of order and augmentation.
+        every: steps between two validations and between two saved states.
+        store: ``fp32`` or ``fp16``, how the weights are written.
+        device: where to compute.
+        facts: what identifies the run, for ``resume`` and for the log, as JSON values.
+        backbone: a trained network whose VAE and U-Net a network with random weights takes over before the first step, or None.
+    """
+
+    network: DepthNetwork
+    recipe: Recipe
+    data: KeptSamples
+    held_out: KeptSamples | None
+    output: Path
+    steps: int
+    seed: int
+    every: int
+    store: str
+    device: torch.device
+    facts: dict
+    backbone: DepthNetwork | None = None
+
+    def __post_init__(self):
+        if self.steps < 1 or self.every < 1 or self.seed < 0 or self.store not in DTYPES:
+            raise ValueError(f"positive steps, a seed from 0 and fp32 or fp16 were wanted, got {self.steps}, {self.every}, {self.seed}, {self.store}")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that ``torchrun`` started; alone without it."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> Ranks:
+        """Meet the others as the environment says (WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT)."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return cls()
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(torch.distributed.get_rank(), world)
+
+
+def numbers_of_step(step: int, batch: int, count: int, seed: int) -> list[int]:
+    """Which samples a step sees: one shuffled pass after the other, each in an order that follows from the seed and the pass."""
+    places = range(step * batch, (step + 1) * batch)
+    orders = {epoch: np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count) for epoch in {place // count for place in places}}
+    return [int(orders[place // count][place % count]) for place in places]
+
+
+def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda text: None, reach: Callable[[int], None] = lambda step: None) -> dict:
+    """Train and write ``run.output``.
+
+    Args:
+        resume: go on from the state beside the output.
+        say: called with one line for people now and then.
+        reach: called with the number of steps that are done.
+
+    Returns:
+        ``{"loss", "wall_s", "steps", "log"}``: the mean loss of the last tenth, seconds over all parts of the run, and the log's lines.
+
+    Raises:
+        AccuracyError: if the loss is not finite, no gradient reaches a parameter that should learn, or a validation gives no depth.
+        InputError: if a sample does not fit, or a file cannot be written.
+        UsageError: if the state belongs to another run.
+    """
+    ranks = Ranks.join(run.device)
+    recipe, network = run.recipe, run.network.to(run.device)
+    names = _open_for_training(network, recipe)
+    learner = learner_for(network, recipe)
+    if not resume and network.origin.kind == "random-init":
+        learner.start(run.seed)
+        if run.backbone is not None:
+            take_backbone(learner, learner_for(run.backbone, recipe))
+    optimiser = torch.optim.AdamW(parameter_groups(names, recipe), lr=recipe.rate)
+    step, earlier_s, lines = 0, 0.0, []
+    if resume:
+        step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts)
+        lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
+    unused = recipe.hint_alone > 0  # for a while, most of the network
+    called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
+    started, side, examples, checked = time.monotonic(), 0, None, False
+    losses = [line["loss"] for line in lines if "loss" in line]
+    say(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
+    while step < run.steps:
+        share = step / run.steps
+        wanted, learner.cells = recipe.phase_at(share)
+        learner.alone = share < recipe.hint_alone
+        if examples is None or wanted != side:
+            side = wanted
+            if side:
+                learner.network = learner.at_window(side)
+            examples = learner.examples(run.data, recipe.geometry)
+        _set_modes(learner.network)
+        rate = recipe.rate_at(share)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        mine = numbers_of_step(step, recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
+        draws = [np.random.Generator(np.random.PCG64([run.seed, step, ranks.rank, place, 1])) for place in range(len(mine))]
+        torch.manual_seed(run.seed * 1_000_003 + step)  # of dropout
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.autocast):
+            parts = called(examples.batch(mine, draws, recipe.augmentation).to(run.device))
+        loss = parts["loss"]
+        if not bool(torch.isfinite(loss)):
+            raise AccuracyError(f"the loss of step {step} is {float(loss.detach())}", wanted="a finite number", mend="train with a lower --lr")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if not (checked or learner.alone):
+            _check_gradients(names)
+            checked = True
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(list(names), recipe.clip, error_if_nonfinite=True)
+        optimiser.step()
+        step += 1
+        losses.append(float(loss.detach()))
+        if step % LOG_EVERY == 0 or step == run.steps:
+            numbers = {name: round(float(value.detach()), 6) for name, value in parts.items()}
+            spent_s = earlier_s + time.monotonic() - started
+            lines.append({"step": step, **numbers, "lr": rate, "window": learner.network.contract.input.window[0], "wall_s": round(spent_s, 1)})
+        if (step % run.every == 0 or step == run.steps) and ranks.rank == 0:
+            if run.held_out is not None:
+                found = _validate(learner, run)
+                lines.append({"step": step, "validation": found, "window": learner.network.contract.input.window[0]})
+                say(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts)
+            write_log(log_path(run.output), run.facts, lines)
+        if ranks.world > 1 and step % run.every == 0:
+            torch.distributed.barrier()
+        reach(step)
+    wall_s = earlier_s + time.monotonic() - started
+    network.eval().requires_grad_(False)
+    if ranks.rank == 0:
+        write_tensors(run.output, dict(published_tensors(network, DTYPES[run.store])), {"format": "pt"})
+        write_log(log_path(run.output), run.facts, lines)
+        state_path(run.output).unlink(missing_ok=True)
+    if ranks.world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return {"loss": float(np.mean(losses[-max(1, len(losses) // 10) :])), "wall_s": wall_s, "steps": run.steps, "log": lines}
+
+
+BACKBONE = ("vae", "unet")
+
+
+def take_backbone(learner: Learner, other: Learner) -> None:
+    """Copy the VAE and U-Net of another network, as VPD and EVP both begin with those of Stable Diffusion. What the other one divides the
+    latent by goes into the first weights, so that the U-Net goes on as it was.
+
+    Raises:
+        UsageError: if one of the two has none, or they are not of one size.
+    """
+    network, theirs = learner.network, other.network
+    for name in BACKBONE:
+        parts = [getattr(each, name, None) for each in (network, theirs)]
+        sizes = [part and {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()} for part in parts]
+        if parts[0] is None or sizes[0] != sizes[1]:
+            was = f"{network.name} cannot begin with the {name} of {theirs.name}"
+            raise UsageError(was, wanted="a network with a Stable Diffusion backbone of the same size")
+        parts[0].load_state_dict(parts[1].state_dict())
+    with torch.no_grad():
+        network.unet.conv_in.weight.mul_(learner.latent_divisor / other.latent_divisor)
+
+
+def parameter_groups(names: dict[Tensor, str], recipe: Recipe) -> list[dict]:
+    """AdamW's groups: slow or not, with weight decay or not (vectors have none)."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for parameter, name in names.items():
+        groups.setdefault((_any(recipe.slow, name), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": recipe.decay if decays else 0.0, "factor": recipe.slow_factor if slow else 1.0}
+        for (slow, decays), members in groups.items()
+    ]
+
+
+def log_path(output: Path) -> Path:
+    """Where the log of the run that makes ``output`` lies: JSON lines beside it."""
+    return output.with_name(f"{output.stem}.log.jsonl")
+
+
+def write_log(path: Path, facts: dict, lines: list[dict]) -> None:
+    """The run's facts, then its lines."""
+    with whole_file(path, force=True) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in ({"run": facts}, *lines)))
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log without the run's facts; none if there is no log."""
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.is_file() else []
+
+
+def _open_for_training(network: DepthNetwork, recipe: Recipe) -> dict[Tensor, str]:
+    names = {}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(_any(recipe.trained, name))
+        if parameter.requires_grad:
+            names[parameter] = name
+    idle = [pattern for pattern in (*recipe.trained, *recipe.slow) if not any(re.match(pattern, name) for name in names.values())]
+    if idle:
+        raise UsageError(f"the recipe of {network.name} names {', '.join(idle)}, which the network does not have")
+    return names
+
+
+def _any(patterns: tuple[str, ...], name: str) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)
+
+
+def _set_modes(network: nn.Module) -> None:
+    """Training mode where something learns; frozen parts keep the statistics and the certainty of inference."""
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _check_gradients(names: dict[Tensor, str]) -> None:
+    unreached = sorted(name for parameter, name in names.items() if parameter.grad is None)
+    if unreached:
+        raise AccuracyError(f"no gradient reaches {len(unreached)} tensor(s) that should learn, {unreached[0]} is one")
+
+
+def _validate(learner: Learner, run: Run) -> dict[str, float]:
+    learner.network.eval()
+    return learner.validate(run.held_out, run.recipe.batch, run.device)

@@ -1,0 +1,207 @@
+"""From the words of a command line to a run, and from its end to a model card."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ...datasets.source import Source, open_source
+from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
+from ...runtime.files import refuse_existing, sha256_of, whole_file
+from .. import catalog
+from ..network import DepthNetwork
+from .bins_training import train_bins
+from .card import card
+from .data.referring_data import NamedSamples
+from .data.training_data import KeptSamples
+from .learners.learners import learner_for
+from .loop import Run, train
+from .recipes.recipes import RECIPES, Recipe
+
+ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
+WORDS = (
+    "It was asked only for things in synthetic rooms, and always for something that was there: it does not know how to find nothing. "
+    "Photos with words and masks are not read here, so there is no row for real photos."
+)
+NOTES = {"relative": ALIGNED, "mask": WORDS}  # by the kind of output
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run, and what its card says beside it."""
+
+    run: Run
+    command: str
+    start: str
+    held_out: tuple[KeptSamples, ...]
+    options: dict
+    began: dict
+
+    @classmethod
+    def prepare(cls, arguments: argparse.Namespace, output: Path, command: str) -> Session:
+        """Check everything that can be checked before the first step.
+
+        Raises:
+            UsageError: for a network without a recipe, arguments that contradict each other, or data that names nothing.
+            InputError: if a file is missing, or the output exists and may not be replaced.
+            EnvironmentMismatchError: if the device is not there.
+        """
+        refuse_existing(output, arguments.force or arguments.resume)
+        recipe = recipe_for(arguments)
+        entry = catalog.NETWORKS[arguments.model]
+        if arguments.weights is None and not entry.demo and not arguments.random_init:
+            raise UsageError(f"{arguments.model} starts from trained weights", wanted=entry.weights, mend="give --weights FILE, or --random-init")
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        device = device_for(arguments.device)
+        folder = Path(arguments.cache) if arguments.cache else None
+        try:
+            data = KeptSamples([_source(text, "train") for text in arguments.data], folder, arguments.shots, arguments.seed)
+        except ValueError as error:
+            raise UsageError(str(error), mend="give a smaller --shots") from error
+        held_out = tuple(KeptSamples([_source(text, "test")], folder) for text in arguments.val)
+        if recipe.loss == "cross_entropy":  # it learns words
+            for kept in (data, *held_out):
+                NamedSamples(kept)
+        options = {"variant": arguments.variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights}
+        if "scene" in entry.options:
+            options["scene"] = arguments.scene or "living_room"
+        random = arguments.weights is None
+        began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
+        network = catalog.load(arguments.model, **began, **options)
+        backbone = _backbone(arguments)
+        steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
+        facts = {
+            "model": arguments.model,
+            "variant": network.variant,
+            "weights": network.origin.sha256,
+            "data": [source.provenance.to_json() for source in data.sources],
+            "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
+            "steps": steps,
+            "batch": recipe.batch,
+            "lr": recipe.rate,
+            "seed": arguments.seed,
+            "shots": arguments.shots,
+            "backbone": backbone and backbone.origin.sha256,
+            "every": arguments.every,
+        }
+        watched = held_out[0] if held_out else None
+        run = Run(network, recipe, data, watched, output, steps, arguments.seed, arguments.every, arguments.store, device, facts, backbone)
+        start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
+        if backbone is not None:
+            start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
+        if recipe.loss == "l1_and_rmse" and arguments.resume:
+            raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", mend="leave out --resume")
+        return cls(run, command, start, held_out, options, began)
+
+    def train(self, resume: bool, say: Callable[[str], None], reach: Callable[[int], None]) -> dict | None:
+        """Train, read the weights back, measure them, and write the card; returns the facts, None on all but the first of several processes."""
+        rank = int(os.environ.get("RANK", "0"))
+        run, output = self.run, self.run.output
+        name, bins = run.network.name, run.recipe.loss == "l1_and_rmse"
+        result = train_bins(run, reach) if bins else train(run, resume, say if rank == 0 else lambda text: None, reach if rank == 0 else lambda step: None)
+        if rank:
+            return None
+        say("measuring the weights as they were written")
+        network = catalog.load(name, **self.began, **self.options, bins=output) if bins else catalog.load(name, output, **self._alone())
+        network = network.to(run.device)
+        learner = learner_for(network, run.recipe)
+        results = []
+        for kept in self.held_out:
+            found = {"network": learner.validate(kept, run.recipe.batch, run.device), **learner.baselines(kept)}
+            results.append({"data": kept.sources[0].provenance.to_json(), **found})
+        facts = {
+            "model": network.name,
+            "variant": network.variant,
+            "licence": catalog.NETWORKS[network.name].licence if catalog.NETWORKS[network.name].demo else "as the weights it started from",
+            "file": output.name,
+            "nbytes": output.stat().st_size,
+            "sha256": sha256_of(output),
+            "command": self.command,
+            "recipe": run.recipe.source,
+            "start": self.start,
+            "seed": run.seed,
+            "steps": run.steps,
+            "batch": run.recipe.batch,
+            "wall_s": result["wall_s"],
+            "device": "a GPU" if run.device.type == "cuda" else "CPU",
+            "threads": torch.get_num_threads(),
+            "store": run.store,
+            "data": run.facts["data"],
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "measures": learner.measures,
+            "results": results,
+            "notes": [*network.origin.warnings, *(note for kind, note in NOTES.items() if kind == network.contract.output.kind)],
+        }
+        path = output.with_suffix(".md")
+        with whole_file(path, force=True) as part:
+            part.write_text(card(facts))
+        return {**facts, "loss": result["loss"], "card": str(path)}
+
+    def _alone(self) -> dict:
+        """What the trained file is loaded with: it holds the whole network."""
+        return {name: value for name, value in self.options.items() if name != "visual_weights"}
+
+
+def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
+    name = arguments.backbone
+    if name is None:
+        return None
+    entry = catalog.NETWORKS.get(name)
+    if entry is None or not entry.demo or arguments.weights is not None:
+        raise UsageError(f"--backbone {name}", wanted="a small network of the catalog, such as evp-tiny, and no --weights")
+    backbone = catalog.load(name, scene=(arguments.scene or "living_room") if "scene" in entry.options else None)
+    if not backbone.origin.sha256:
+        raise UsageError(f"--backbone {name}: there are no demo weights of it", mend="train it first, or leave out --backbone")
+    return backbone
+
+
+def recipe_for(arguments: argparse.Namespace) -> Recipe:
+    """The recipe of ``--model`` with what the command line says instead.
+
+    Raises:
+        UsageError: if there is none, or the learning rate is none.
+    """
+    if arguments.model not in RECIPES:
+        raise UsageError(f"there is no recipe for {arguments.model!r}", wanted=f"one of {', '.join(RECIPES)}")
+    recipe = RECIPES[arguments.model]
+    if arguments.batch:
+        recipe = replace(recipe, batch=arguments.batch)
+    if arguments.lr is not None:
+        if not 0 < arguments.lr < 10:
+            raise UsageError(f"--lr {arguments.lr} is no learning rate", wanted="a number above 0 and below 10")
+        recipe = replace(recipe, rate=arguments.lr, least_rate=recipe.least_rate * arguments.lr / recipe.rate)
+    return recipe
+
+
+def device_for(name: str) -> torch.device:
+    """The device of that name; several processes of one machine take one GPU each.
+
+    Raises:
+        UsageError: for an unknown name.
+        EnvironmentMismatchError: if there is no such GPU.
+    """
+    if name != "cpu" and not name.startswith("cuda"):
+        raise UsageError(f"there is no device {name!r}", wanted="cpu, cuda or cuda:N")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    number = name.partition(":")[2]
+    if not number.isdigit() or not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():
+        raise EnvironmentMismatchError(f"PyTorch finds no {name} here", mend="use --device cpu, or install a PyTorch for this GPU")
+    return torch.device(name)
+
+
+def _source(text: str, split: str) -> Source:
+    try:
+        return open_source(text, split)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,137 @@
+"""``depth-train``: a network of the catalog learns from depth pictures, by its paper's recipe."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+
+from ...runtime.commands.command import common_flags, run_command
+from ...runtime.commands.progress import Progress
+from ...runtime.errors import UsageError, missing_package
+
+DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0}
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
+EPILOG = """\
+examples:
+  depth-train --model evp-tiny --data rooms:2000 --val rooms:50:7 -o evp-tiny.safetensors
+  depth-train --model evp --weights sd15.safetensors --data nyu:nyu_depth_v2_labeled.mat --val nyu:nyu_depth_v2_labeled.mat:test -o evp.safetensors
+  torchrun --nproc-per-node 8 -m fathom.models.training.train_command --model vpd --weights vpd.safetensors --data nyu-folder:nyu:train.txt -o vpd.safetensors
+The weights are read back by depth-export --weights. Beside them lie the log (.log.jsonl), the model card (.md) and, until the run is
+over, its state: an interrupted run goes on with --resume and ends with the same numbers.
+
+data:
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``depth-train``."""
+    from ...datasets.source import GRAMMAR
+
+    parser = argparse.ArgumentParser(
+        prog="depth-train",
+        description="Train a depth network by its paper's recipe.",
+        epilog=EPILOG + "  " + GRAMMAR.replace("\n", "\n  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", metavar="NAME", help="a network of the catalog that has a recipe (--list)")
+    parser.add_argument("--list", action="store_true", help="list the recipes, and leave")
+    parser.add_argument("--data", metavar="DATA", action="append", help="what to learn from; may be repeated")
+    parser.add_argument("--shots", type=_positive, default=0, metavar="N", help="learn from only N samples of the data, drawn by the seed")
+    parser.add_argument("--val", metavar="DATA", action="append", default=[], help="what to measure on; the first one also during training; may be repeated")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the weights to write, .safetensors")
+    start = parser.add_argument_group("start")
+    start.add_argument("--weights", metavar="FILE", help="checkpoint to start from (small networks start from random numbers without one)")
+    start.add_argument("--visual-weights", metavar="FILE", help="the image encoder's checkpoint, for networks that are published in two files")
+    start.add_argument("--backbone", metavar="NAME", help="take over VAE and U-Net from the demo weights of another small network, such as evp-tiny")
+    start.add_argument("--random-init", action="store_true", help="start a full-size network from random numbers")
+    start.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
+    start.add_argument("--scene", metavar="NAME", help="kind of room to measure with, for networks that must be told and data that does not say")
+    recipe = parser.add_argument_group("instead of the recipe's")
+    recipe.add_argument("--steps", type=_positive, metavar="N", help="steps of the optimiser (default: the recipe's epochs)")
+    recipe.add_argument("--batch", type=_positive, metavar="N", help="pictures per step and process")
+    recipe.add_argument("--lr", type=float, metavar="X", help="highest learning rate; the lowest moves with it")
+    how = parser.add_argument_group("how")
+    how.add_argument("--seed", type=_seed, default=DEFAULTS["seed"], metavar="N", help="of weights, order and augmentation (default: %(default)s)")
+    how.add_argument("--every", type=_positive, default=200, metavar="N", help="steps between validations and saved states (default: %(default)s)")
+    how.add_argument("--store", choices=("fp32", "fp16"), default=DEFAULTS["store"], help="how the weights are written (default: %(default)s)")
+    how.add_argument("--cache", metavar="DIR", help="keep every sample that was read or rendered in this folder")
+    how.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: %(default)s)")
+    how.add_argument("--threads", type=_positive, default=None, metavar="N", help="CPU threads (default: torch's choice)")
+    how.add_argument("--resume", action="store_true", help="go on with the interrupted run that makes the same output")
+    common_flags(parser)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 was wanted, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``depth-train``; returns the exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        return _list(arguments)
+    for flag, name in (("model", "--model"), ("data", "--data"), ("output", "-o")):
+        if not getattr(arguments, flag):
+            parser.error(f"{name} is needed")
+    return run_command(lambda: _run(arguments))
+
+
+def command_words(arguments: argparse.Namespace) -> str:
+    """The command that makes the same weights, in the shortest form: what only says how to compute or where to keep things is left out."""
+    words = ["depth-train", "--model", arguments.model]
+    for flag in ("data", "val"):
+        for value in getattr(arguments, flag):
+            words += [f"--{flag}", value]
+    for flag in ("shots", "weights", "visual_weights", "backbone", "variant", "scene", "steps", "batch", "lr", "seed", "store"):
+        value = getattr(arguments, flag)
+        if value not in (None, DEFAULTS.get(flag)):
+            words += [f"--{flag.replace('_', '-')}", str(value)]
+    if arguments.random_init:
+        words.append("--random-init")
+    return shlex.join([*words, "-o", Path(arguments.output).name])
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from .recipes.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        facts = {"name": name, "loss": recipe.loss, "lr": recipe.rate, "batch": recipe.batch, "epochs": recipe.epochs, "source": recipe.source}
+        words = "{name}: {loss}, lr {lr:g}, batch {batch}, {epochs} epochs\n  {source}".format(**facts)
+        print(json.dumps(facts) if arguments.json else words)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "export", "networks are trained with it")
+    from .session import Session
+
+    output = Path(arguments.output)
+    if output.suffix != ".safetensors":
+        raise UsageError(f"-o {output} is no .safetensors file", wanted="a name that ends in .safetensors")
+    session = Session.prepare(arguments, output, command_words(arguments))
+    with Progress(session.run.steps, "steps", arguments.quiet) as progress:
+        result = session.train(arguments.resume, progress.say, progress.reach)
+    if result is not None:
+        if arguments.json:
+            print(json.dumps(result))
+        else:
+            print(f"{output}  loss {result['loss']:.4f}  card {result['card']}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

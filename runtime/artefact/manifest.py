@@ -1,0 +1,221 @@
+"""What is in a bundle and in a plan: network, contract, stages, and every file with its size and SHA-256."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from .contract import Contract
+from .spec import DTYPES, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
+
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,3}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_FILES = 4096
+MAX_FILE_BYTES = 1 << 40
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and SHA-256 of one file of an artefact."""
+
+    size: int
+    sha256: str
+
+    def __post_init__(self):
+        if not 0 <= self.size <= MAX_FILE_BYTES:
+            raise ValueError(f"absurd file size {self.size}")
+        if not SHA256.fullmatch(self.sha256):
+            raise ValueError(f"not a SHA-256: {self.sha256!r}")
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Which network this is and where its numbers come from.
+
+    ``weights`` holds ``kind`` (``published``, ``trained``, ``demo``, ``random-init``, ``foreign``), ``file``, ``sha256``,
+    ``licence`` and ``warnings``.
+    """
+
+    name: str
+    variant: str
+    config: dict[str, Any]
+    parameters: int
+    weights: dict[str, Any]
+
+    def __post_init__(self):
+        kinds = {"kind": str, "file": str, "sha256": str, "licence": str, "warnings": list}
+        fields(self.weights, "network.weights", **kinds)
+
+    @property
+    def untrained(self) -> bool:
+        """True if the weights are random: the depth is meaningless."""
+        return self.weights["kind"] == "random-init"
+
+
+@dataclass(frozen=True)
+class BundleStage:
+    """One ONNX stage of a bundle.
+
+    Args:
+        spec: name and tensors.
+        file: path of the ONNX graph inside the bundle; its weights lie beside it in ``<file>.data``.
+        precision: of the graph as it stands.
+        fp32_islands: regular expressions over module paths that stay FP32 when the stage is typed FP16.
+        folded: what was folded into constants at export, as counts by kind.
+    """
+
+    spec: StageSpec
+    file: str
+    precision: str
+    fp32_islands: tuple[str, ...] = ()
+    folded: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """One weight tensor of an ONNX Runtime engine: where it lies in the stage's weights file."""
+
+    tensor: TensorSpec
+    offset: int
+
+
+@dataclass(frozen=True)
+class PlanStage:
+    """One engine of a plan.
+
+    Args:
+        spec: name and tensors, batch fixed where the engine fixes it.
+        engine: path inside the plan: a raw TensorRT plan, or an ONNX graph for ONNX Runtime.
+        precision: what the stage was built in.
+        weights: path inside the plan of an ONNX Runtime engine's weights, or ``""``.
+        initializers: the tensors in that file.
+    """
+
+    spec: StageSpec
+    engine: str
+    precision: str
+    weights: str = ""
+    initializers: tuple[Initializer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Facts that a bundle and a plan share.
+
+    Args:
+        network: name, variant, config, parameters, origin of the weights.
+        contract: input, output, protocols.
+        stages: ``BundleStage`` or ``PlanStage``, in running order.
+        files: every other file of the artefact, by path.
+        made_with: versions of Fathom and of the packages that made it.
+    """
+
+    network: NetworkFacts
+    contract: Contract
+    stages: tuple[Any, ...]
+    files: dict[str, FileFacts]
+    made_with: dict[str, str]
+
+    def __post_init__(self):
+        specs = tuple(stage.spec for stage in self.stages)
+        if not specs:
+            raise ValueError("there is no stage")
+        check_chain(specs)
+        if len(self.files) > MAX_FILES:
+            raise ValueError(f"{len(self.files)} files, at most {MAX_FILES} were wanted")
+        for name in self.files:
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(f"unsafe file name {name!r}")
+        for stage in self.stages:
+            if stage.precision not in PRECISIONS:
+                raise ValueError(f"stage {stage.spec.name}: unknown precision {stage.precision!r}")
+            for name in self.stage_files(stage):
+                if name not in self.files:
+                    raise ValueError(f"stage {stage.spec.name} names the file {name!r}, which is not listed")
+        outputs = {tensor.name for spec in specs for tensor in spec.outputs}
+        inputs = {tensor.name for spec in specs for tensor in spec.inputs} - outputs
+        if self.contract.input.tensor not in inputs:
+            raise ValueError(f"no stage takes the input tensor {self.contract.input.tensor!r}")
+        if self.contract.output.tensor not in outputs:
+            raise ValueError(f"no stage makes the output tensor {self.contract.output.tensor!r}")
+        text = self.contract.text
+        if text and (not {name for name in (text.ids, text.mask) if name} <= inputs or text.tokenizer not in self.files):
+            raise ValueError(f"the text wants the input tensors {text.ids} {text.mask} and the file {text.tokenizer}, which are not all there")
+
+    def stage_files(self, stage: Any) -> tuple[str, ...]:
+        """The files of one stage."""
+        raise NotImplementedError
+
+    def specs(self) -> tuple[StageSpec, ...]:
+        """The specs of all stages, in running order."""
+        return tuple(stage.spec for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class BundleManifest(Manifest):
+    """``bundle.json``: a portable directory of ONNX stages.
+
+    Args:
+        goldens: paths of the safetensors files with PyTorch FP32 inputs and stage outputs.
+        parity: the table of the parity gate (see ``export/parity/parity.py``), or ``{}``.
+    """
+
+    goldens: tuple[str, ...] = ()
+    parity: dict[str, Any] = field(default_factory=dict)
+
+    def stage_files(self, stage: BundleStage) -> tuple[str, ...]:
+        """The ONNX graph; its ``.data`` beside it where there is one."""
+        data = stage.file + ".data"
+        return (stage.file, data) if data in self.files else (stage.file,)
+
+
+@dataclass(frozen=True)
+class PlanManifest(Manifest):
+    """``plan.json``: engines for one backend, in one file.
+
+    Args:
+        backend: one of ``BACKENDS``.
+        backend_version: of the package that compiled the engines.
+        targets: compute capabilities (``sm86``), or ``cpu``.
+        precision: what was asked for.
+        batch: least, usual and greatest batch size.
+        bundle_sha256: of the ``bundle.json`` it was built from.
+    """
+
+    backend: str = "onnxruntime"
+    backend_version: str = ""
+    targets: tuple[str, ...] = ()
+    precision: str = "fp32"
+    batch: tuple[int, int, int] = (1, 1, 1)
+    bundle_sha256: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.backend not in BACKENDS:
+            raise ValueError(f"unknown backend {self.backend!r}, wanted one of {', '.join(BACKENDS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}")
+        if len(self.batch) != 3 or not all(isinstance(b, int) for b in self.batch) or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 1024:
+            raise ValueError(f"batch: 1 <= least <= usual <= greatest <= 1024 was wanted, got {self.batch}")
+        if not SHA256.fullmatch(self.bundle_sha256):
+            raise ValueError(f"bundle_sha256: {self.bundle_sha256!r}")
+        for stage in self.stages:
+            size = self.files[stage.weights].size if stage.weights else 0
+            for item in stage.initializers:
+                if not 0 <= item.offset <= size - _nbytes(item.tensor):
+                    raise ValueError(f"stage {stage.spec.name}: the weight {item.tensor.name} lies outside its file")
+
+    def stage_files(self, stage: PlanStage) -> tuple[str, ...]:
+        """The engine, and its weights where they are apart."""
+        return (stage.engine, stage.weights) if stage.weights else (stage.engine,)
+
+
+def _nbytes(tensor: TensorSpec) -> int:
+    count = DTYPES[tensor.dtype].itemsize
+    for size in tensor.shape:
+        if not isinstance(size, int):
+            raise ValueError(f"the weight {tensor.name} has a free dimension")
+        count *= size
+    return count

@@ -1,0 +1,148 @@
+"""``bundle.json`` and ``plan.json``: manifests as JSON, read strictly.
+
+A version this release does not know is refused, so is any key it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..errors import InputError
+from .contract import Contract
+from .manifest import MAX_FILES, BundleManifest, BundleStage, FileFacts, Initializer, Manifest, NetworkFacts, PlanManifest, PlanStage
+from .spec import StageSpec, TensorSpec, fields
+
+VERSION = 1
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """As JSON values, with format and version."""
+    data: dict[str, Any] = {
+        "format": "fathom-bundle" if isinstance(manifest, BundleManifest) else "fathom-plan",
+        "version": VERSION,
+        "network": {name: getattr(manifest.network, name) for name in manifest.network.__dataclass_fields__},
+        "contract": manifest.contract.to_json(),
+        "files": {name: {"size": facts.size, "sha256": facts.sha256} for name, facts in sorted(manifest.files.items())},
+        "made_with": dict(sorted(manifest.made_with.items())),
+    }
+    if isinstance(manifest, BundleManifest):
+        data["stages"] = [
+            {**s.spec.to_json(), "file": s.file, "precision": s.precision, "fp32_islands": list(s.fp32_islands), "folded": s.folded} for s in manifest.stages
+        ]
+        data |= {"goldens": list(manifest.goldens), "parity": manifest.parity}
+    else:
+        data["stages"] = [
+            {
+                **s.spec.to_json(),
+                "engine": s.engine,
+                "precision": s.precision,
+                "weights": s.weights,
+                "initializers": [{**i.tensor.to_json(), "offset": i.offset} for i in s.initializers],
+            }
+            for s in manifest.stages
+        ]
+        data |= {
+            "backend": manifest.backend,
+            "backend_version": manifest.backend_version,
+            "targets": list(manifest.targets),
+            "precision": manifest.precision,
+            "batch": list(manifest.batch),
+            "bundle_sha256": manifest.bundle_sha256,
+        }
+    return data
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Canonical UTF-8 JSON: the same facts always give the same bytes."""
+    return (json.dumps(manifest_to_json(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def manifest_from_bytes(raw: bytes, kind: type[Manifest], where: str) -> Any:
+    """Read ``bundle.json`` (``kind=BundleManifest``) or ``plan.json`` (``PlanManifest``).
+
+    Raises:
+        InputError: if it is no such manifest, of another version, or says something impossible; ``where`` is named.
+    """
+    wanted_format = "fathom-bundle" if kind is BundleManifest else "fathom-plan"
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise InputError(f"{where} holds {len(raw)} bytes of JSON", wanted=f"at most {MAX_MANIFEST_BYTES}")
+    try:
+        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({str(error) or type(error).__name__})", mend="export or build it again") from error
+    if not isinstance(data, dict) or data.get("format") != wanted_format:
+        got = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise InputError(f"{where} says its format is {got!r}", wanted=repr(wanted_format))
+    if data.get("version") != VERSION:
+        raise InputError(
+            f"{where} has format version {data.get('version')!r}", wanted=f"version {VERSION}", mend="use the Fathom release that made it, or make it again"
+        )
+    try:
+        return (_bundle if kind is BundleManifest else _plan)(data)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise InputError(f"{where} is not a valid manifest: {error}", mend="export or build it again") from error
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is not JSON")
+
+
+_SHARED = {"format": str, "version": int, "network": dict, "contract": dict, "files": dict, "made_with": dict, "stages": list}
+
+
+def _shared(network: dict, contract: dict, files: dict, made_with: dict) -> dict[str, Any]:
+    kinds = {"name": str, "variant": str, "config": dict, "parameters": int, "weights": dict}
+    if len(files) > MAX_FILES or not all(isinstance(v, str) for v in made_with.values()):
+        raise ValueError("files or made_with")
+    return {
+        "network": NetworkFacts(*fields(network, "network", **kinds)),
+        "contract": Contract.from_json(contract),
+        "files": {name: FileFacts(*fields(facts, f"files.{name}", size=int, sha256=str)) for name, facts in files.items()},
+        "made_with": made_with,
+    }
+
+
+def _bundle(data: dict) -> BundleManifest:
+    _, _, network, contract, files, made_with, stages, goldens, parity = fields(data, "bundle", **_SHARED, goldens=list, parity=dict)
+    read = []
+    kinds = {"name": str, "inputs": list, "outputs": list, "file": str, "precision": str, "fp32_islands": list, "folded": dict}
+    for stage in stages:
+        name, inputs, outputs, file, precision, islands, folded = fields(stage, "stage", **kinds)
+        spec = StageSpec.from_json({"name": name, "inputs": inputs, "outputs": outputs})
+        for pattern in islands:
+            re.compile(pattern) if isinstance(pattern, str) and len(pattern) <= 256 else fields(pattern, "fp32_islands")
+        read.append(BundleStage(spec, file, precision, tuple(islands), folded))
+    for name in goldens:
+        if name not in files:
+            raise ValueError(f"the golden {name!r} is not listed among the files")
+    return BundleManifest(**_shared(network, contract, files, made_with), stages=tuple(read), goldens=tuple(goldens), parity=parity)
+
+
+def _plan(data: dict) -> PlanManifest:
+    own = {"backend": str, "backend_version": str, "targets": list, "precision": str, "batch": list, "bundle_sha256": str}
+    _, _, network, contract, files, made_with, stages, backend, version, targets, precision, batch, bundle_sha256 = fields(data, "plan", **_SHARED, **own)
+    read = []
+    kinds = {"name": str, "inputs": list, "outputs": list, "engine": str, "precision": str, "weights": str, "initializers": list}
+    for stage in stages:
+        name, inputs, outputs, engine, stage_precision, weights, initializers = fields(stage, "stage", **kinds)
+        spec = StageSpec.from_json({"name": name, "inputs": inputs, "outputs": outputs})
+        items = []
+        for item in initializers:
+            tensor_name, dtype, shape, offset = fields(item, "initializer", name=str, dtype=str, shape=list, offset=int)
+            items.append(Initializer(TensorSpec(tensor_name, dtype, tuple(shape)), offset))
+        read.append(PlanStage(spec, engine, stage_precision, weights, tuple(items)))
+    if not all(isinstance(target, str) for target in targets):
+        raise ValueError("targets: words were wanted")
+    return PlanManifest(
+        **_shared(network, contract, files, made_with),
+        stages=tuple(read),
+        backend=backend,
+        backend_version=version,
+        targets=tuple(targets),
+        precision=precision,
+        batch=tuple(batch),
+        bundle_sha256=bundle_sha256,
+    )

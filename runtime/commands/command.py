@@ -1,0 +1,118 @@
+"""What all commands share: common flags, exit codes, one clear error message, clean interruption."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..errors import INTERRUPTED, FathomError
+
+TRACEBACK_VARIABLE = "FATHOM_TRACEBACK"
+INTERNAL, OUT_OF_MEMORY = 1, 7
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        print(f"{parser.prog} {sys.modules[__name__.partition('.')[0]].__version__}")
+        parser.exit()
+
+
+def common_flags(parser: argparse.ArgumentParser, force: bool = True, json: bool = True) -> None:
+    """Add ``--quiet``, ``--json``, ``--force`` and ``--version``.
+
+    Args:
+        force: False for a command that writes no artefact.
+        json: False for a command that has no result to print.
+    """
+    if force:
+        parser.add_argument("--force", action="store_true", help="replace outputs that exist already")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print results as JSON, one object per line")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks on stderr, only warnings and errors")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+
+
+def run_command(body: Callable[[], int | None]) -> int:
+    """Run the work of a command and turn whatever happens into an exit code and one message on stderr.
+
+    ``FathomError`` gives its own code; Ctrl-C and SIGTERM give 130; a closed stdout (``| head``) gives 1 without a word; anything
+    else is a fault of Fathom and gives 1 (set ``FATHOM_TRACEBACK=1`` to see where it happened).
+
+    Args:
+        body: does the work; returns the exit code, None for 0.
+    """
+    with suppress(AttributeError):  # a test's stand-in for stdout need not be a text file
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
+    try:
+        with _TerminationAsInterrupt():
+            code = body() or 0
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        _silence_stdout()
+        return INTERNAL
+    except KeyboardInterrupt:
+        _say("interrupted; nothing half-written was left")
+        return INTERRUPTED
+    except FathomError as error:
+        _show_traceback()
+        _say(f"error: {error}")
+        return error.exit_code
+    except MemoryError:
+        _show_traceback()
+        _say("error: no memory is left; to mend: use a smaller picture or batch, or free memory")
+        return OUT_OF_MEMORY
+    except Exception as error:
+        _show_traceback()
+        mend = "" if _wants_traceback() else f"; to see where, run it again with {TRACEBACK_VARIABLE}=1"
+        _say(f"error: internal error, please report it ({type(error).__name__}: {error}){mend}")
+        return INTERNAL
+
+
+def warn(text: str) -> None:
+    """One warning on stderr; ``--quiet`` does not silence it."""
+    _say(f"warning: {text}")
+
+
+class _TerminationAsInterrupt:
+    """While it is entered, SIGTERM does what Ctrl-C does. Only the main thread may set handlers; elsewhere nothing changes."""
+
+    def __enter__(self) -> None:
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._interrupt)
+
+    @staticmethod
+    def _interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # stderr may be closed too: then the exit code has to do
+        print(text, file=sys.stderr, flush=True)
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
+
+
+def _show_traceback() -> None:
+    if _wants_traceback():
+        import traceback
+
+        traceback.print_exc()
+
+
+def _silence_stdout() -> None:
+    """Python flushes stdout once more when it leaves, and would complain again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,249 @@
+"""``depth-doctor``: what is here, what each backend can do with it, and the command that mends what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ..errors import FathomError
+from .command import common_flags, run_command
+
+PACKAGES = ("numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "tokenizers", "tqdm", "av")
+NO_BACKEND = 6
+DRIVER_FACTS = Path("/proc/driver/nvidia/version")
+JETSON_FACTS = Path("/etc/nv_tegra_release")
+EPILOG = """\
+Exit code 0 if at least one backend works here, 6 if none does. --try goes further than looking: it compiles, loads and runs an engine
+of one operator with each GPU backend that is installed, in a process of its own.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``depth-doctor``."""
+    parser = argparse.ArgumentParser(
+        prog="depth-doctor", description="What works on this machine, and why not.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--try", dest="trial", action="store_true", help="compile, load and run a trial engine with each GPU backend")
+    common_flags(parser, force=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``depth-doctor``; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    found = examine(arguments.trial)
+    print(json.dumps(found) if arguments.json else _words(found))
+    return 0 if any(backend["works"] for backend in found["backends"].values()) else NO_BACKEND
+
+
+def examine(trial: bool = False) -> dict[str, Any]:
+    """Everything, as JSON values.
+
+    Args:
+        trial: also run a trial engine with each GPU backend.
+
+    Returns:
+        ``fathom``, ``python``, ``system``, ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``kernels``, ``cache`` and
+        ``backends``: name -> ``works``, ``says``, ``mend``, and with ``trial`` also ``trial``.
+    """
+    gpus, problem = _gpus()
+    packages = {name: version for name in PACKAGES if (version := _version(name))}
+    found: dict[str, Any] = {
+        "fathom": __version__,
+        "python": platform.python_version(),
+        "system": _system(),
+        "driver": _driver(gpus),
+        "gpus": gpus,
+        "gpu_problem": problem,
+        "packages": packages,
+        "kernels": _kernels(gpus),
+        "cache": _cache(),
+    }
+    found["backends"] = {"onnxruntime": _onnxruntime_cpu(), "onnxruntime-cuda": _onnxruntime_cuda(gpus, problem)}
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        found["backends"][backend] = _tensorrt(backend, gpus, problem)
+        if trial:
+            from .doctor_trial import try_in_child
+
+            found["backends"][backend]["trial"] = outcome = try_in_child(backend)
+            found["backends"][backend]["works"] = found["backends"][backend]["works"] and outcome["ok"]
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _system() -> dict[str, str]:
+    facts = {"os": platform.system(), "machine": platform.machine(), "libc": " ".join(platform.libc_ver())}
+    if JETSON_FACTS.exists():
+        facts["jetson"] = JETSON_FACTS.read_text(errors="replace").splitlines()[0].lstrip("# ")
+    return facts
+
+
+def _driver(gpus: list[dict[str, Any]]) -> dict[str, str]:
+    facts = {}
+    try:
+        if release := re.search(r"Kernel Module\D*([0-9][0-9.]+)", DRIVER_FACTS.read_text(errors="replace")):
+            facts["release"] = release.group(1)
+    except OSError:
+        pass
+    if gpus:
+        facts["cuda"] = gpus[0]["driver_cuda"]
+    return facts
+
+
+def _gpus() -> tuple[list[dict[str, Any]], dict[str, str] | None]:
+    """All GPUs that CUDA shows, and what stands in the way if there are none."""
+    from ..cuda.open_device import open_device
+
+    found: list[dict[str, Any]] = []
+    while len(found) < 64:
+        try:
+            device = open_device(len(found))
+        except FathomError as error:
+            return found, None if found else {"says": error.was, "mend": error.mend}
+        try:
+            with device:
+                free, total = device.memory()
+            found.append(
+                {
+                    "index": device.index,
+                    "name": device.name,
+                    "target": device.target,
+                    "memory_mib": total >> 20,
+                    "free_mib": free >> 20,
+                    "driver_cuda": f"{device.driver[0]}.{device.driver[1]}",
+                    "binding": device.binding,
+                }
+            )
+        except FathomError as error:
+            return found, {"says": error.was, "mend": error.mend}
+        finally:
+            device.close()
+    return found, None
+
+
+def _kernels(gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """Which of our own kernels would be taken on each GPU."""
+    try:
+        facts = json.loads((Path(__file__).parents[1] / "kernels" / "kernels.json").read_text())
+        compiled, ptx = facts["architectures"], facts["ptx"]
+    except (OSError, ValueError, KeyError):
+        return {"compiled_for": [], "says": "not installed; photos are shaped on the CPU"}
+    taken = {gpu["target"]: "cubin" if int(gpu["target"][2:]) in compiled else "PTX" if int(gpu["target"][2:]) >= ptx else "none" for gpu in gpus}
+    return {"compiled_for": [f"sm{number}" for number in compiled], "taken": taken}
+
+
+def _cache() -> dict[str, str]:
+    from ..tensorrt.user_cache import cache_root, refuse_shared
+
+    root = cache_root()
+    try:
+        if root.exists():
+            refuse_shared(root)
+    except FathomError as error:
+        return {"folder": str(root), "says": error.was, "mend": error.mend}
+    return {"folder": str(root), "says": "", "mend": ""}
+
+
+def _works(says: str) -> dict[str, Any]:
+    return {"works": True, "says": says, "mend": ""}
+
+
+def _fails(says: str, mend: str) -> dict[str, Any]:
+    return {"works": False, "says": says, "mend": mend}
+
+
+def _onnxruntime_cpu() -> dict[str, Any]:
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return _fails(f"ONNX Runtime cannot be loaded ({error})", "pip install onnxruntime")
+    return _works(f"ONNX Runtime {onnxruntime.__version__} on {os.cpu_count()} CPU cores: bundles, and plans for onnxruntime")
+
+
+def _onnxruntime_cuda(gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
+    if not gpus:
+        return _no_gpu(problem)
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return _fails(f"ONNX Runtime cannot be loaded ({error})", "pip install onnxruntime-gpu")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return _fails(
+            f"ONNX Runtime {onnxruntime.__version__} here has no CUDA provider", "pip uninstall onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return _works(f"ONNX Runtime {onnxruntime.__version__} with its CUDA provider: depth-run --device cuda")
+
+
+def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
+    from ..tensorrt.compatibility import MODULES, cuda_major, import_tensorrt, supports
+
+    try:
+        trt = import_tensorrt(backend)
+    except FathomError as error:
+        return _fails(error.was, error.mend)
+    if not gpus:
+        more = "; it compiles plans here for other machines" if backend == "tensorrt-rtx" else ""
+        return _no_gpu(problem, f"{backend} {trt.__version__} is installed{more}, but ")
+    major, known = cuda_major(MODULES[backend]), tuple(map(int, gpus[0]["driver_cuda"].split(".")))
+    if major and known[0] < major:
+        return _fails(
+            f"{backend} {trt.__version__} needs CUDA {major}, the driver knows {gpus[0]['driver_cuda']}",
+            f"update the driver, or pip install {backend}-cu{known[0]}",
+        )
+    fitting = [gpu for gpu in gpus if supports(trt, gpu["target"])]
+    if not fitting:
+        targets = ", ".join(sorted({gpu["target"] for gpu in gpus}))
+        return _fails(f"{backend} {trt.__version__} does not list {targets}", "pip install tensorrt, and depth-build --backend tensorrt on this machine")
+    return _works(f"{backend} {trt.__version__} on " + ", ".join(f"GPU {gpu['index']} ({gpu['target']})" for gpu in fitting))
+
+
+def _no_gpu(problem: dict[str, str] | None, before: str = "") -> dict[str, Any]:
+    found = problem or {"says": "no GPU was found", "mend": ""}
+    return _fails(before + found["says"], found["mend"])
+
+
+def _words(found: dict[str, Any]) -> str:
+    system = " ".join(value for value in found["system"].values() if value)
+    lines = [f"Fathom {found['fathom']}, Python {found['python']}, {system}"]
+    driver = found["driver"]
+    lines.append("NVIDIA driver: " + (" ".join(filter(None, (driver.get("release"), f"for CUDA {driver['cuda']}" if "cuda" in driver else ""))) or "none"))
+    for gpu in found["gpus"]:
+        lines.append(f"GPU {gpu['index']}: {gpu['name']}, {gpu['target']}, {gpu['free_mib']} of {gpu['memory_mib']} MiB free, through {gpu['binding']}")
+    if not found["gpus"]:
+        lines.append(f"GPU: none ({(found['gpu_problem'] or {}).get('says', '')})")
+    lines.append("packages: " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()))
+    taken = found["kernels"].get("taken", {})
+    lines.append("own kernels: " + (found["kernels"].get("says") or f"for {', '.join(found['kernels']['compiled_for'])}, and PTX"))
+    lines += [f"  {target}: {what}" for target, what in taken.items()]
+    cache = found["cache"]
+    lines.append(f"cache: {cache['says'] or cache['folder']}")
+    lines.append("")
+    for name, backend in found["backends"].items():
+        lines.append(f"{'yes' if backend['works'] else 'no ':3}  {name}: {backend['says']}")
+        if backend["mend"]:
+            lines.append(f"     to mend: {backend['mend']}")
+        if "trial" in backend:
+            lines.append(f"     trial: {backend['trial']['words']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Our own CUDA kernels, loaded from the cubins and the PTX that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..cuda.device import Device
+from ..cuda.resources import Module, Stream
+from ..errors import DeviceLostError, FathomError, OutOfMemoryError
+from .records import INSPECT, POSTPROCESS, PREPROCESS
+
+IMAGES = Path(__file__).parent
+BLOCK = (32, 8, 1)
+INSPECT_BLOCKS, INSPECT_THREADS = 16, 256
+NOTHING_FOUND = np.array([0, 0x7FFFFFFF, -0x80000000], np.int32)
+
+
+class Launch(Protocol):
+    """Starts one kernel: name, grid, block, struct."""
+
+    def __call__(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray) -> Any: ...
+
+
+class DeviceKernels:
+    """The loaded modules of one device.
+
+    Raises:
+        EnvironmentMismatchError: if neither the cubins nor the PTX fit this device and driver.
+    """
+
+    def __init__(self, device: Device):
+        self._modules: dict[str, Module] = {}
+        try:
+            for name in ("preprocess", "postprocess"):
+                self._modules[name] = _load(device, name)
+        except BaseException:
+            self.close()
+            raise
+
+    def on(self, stream: Stream) -> Launch:
+        """A function that starts kernels on a stream."""
+
+        def launch(name: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray) -> None:
+            module = self._modules["preprocess" if name == "fathom_preprocess" else "postprocess"]
+            module.launch(name, grid, block, parameters, stream)
+
+        return launch
+
+    def close(self) -> None:
+        """Unload them; may be called twice."""
+        for module in self._modules.values():
+            module.close()
+        self._modules.clear()
+
+
+def launch_preprocess(launch: Launch, record: np.ndarray) -> None:
+    """One look: uint8 photo to [3, canvas height, canvas width]; see ``device_gather.preprocess_record``."""
+    assert record.dtype == PREPROCESS
+    launch("fathom_preprocess", _grid(int(record["canvas_width"]), int(record["canvas_height"])), BLOCK, record)
+
+
+def launch_postprocess(launch: Launch, record: np.ndarray) -> None:
+    """All looks of one photo to its map; see ``device_gather.postprocess_record``."""
+    assert record.dtype == POSTPROCESS
+    launch("fathom_postprocess", _grid(int(record["photo_width"]), int(record["photo_height"])), BLOCK, record)
+
+
+def launch_inspect(launch: Launch, tensor: int, found: int, items: int, item_size: int, half: bool) -> None:
+    """Count what is not finite and find the extremes of each item.
+
+    Args:
+        tensor: address of [items, item_size].
+        found: address of int32 [items, 3], set to ``NOTHING_FOUND`` before; read with ``read_inspection``.
+    """
+    record = np.zeros((), INSPECT)
+    record["tensor"], record["found"], record["items"], record["item_size"], record["tensor_is_half"] = tensor, found, items, item_size, half
+    launch("fathom_inspect", (INSPECT_BLOCKS, items, 1), (INSPECT_THREADS, 1, 1), record)
+
+
+def read_inspection(found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """From int32 [items, 3]: values that are not finite (int), least and greatest finite value (float32) of each item."""
+    bits = np.where(found[:, 1:] >= 0, found[:, 1:], found[:, 1:] ^ 0x7FFFFFFF).astype(np.int32)
+    extremes = np.ascontiguousarray(bits).view(np.float32)
+    return found[:, 0], extremes[:, 0], extremes[:, 1]
+
+
+def _grid(width: int, height: int) -> tuple[int, int, int]:
+    return -(-width // BLOCK[0]), -(-height // BLOCK[1]), 1
+
+
+def _load(device: Device, name: str) -> Module:
+    try:
+        return Module(device, (IMAGES / f"{name}.fatbin").read_bytes())
+    except (DeviceLostError, OutOfMemoryError):
+        raise
+    except FathomError:  # no cubin for this GPU, or an older driver: the driver's own compiler takes the PTX
+        return Module(device, (IMAGES / f"{name}.ptx").read_bytes())

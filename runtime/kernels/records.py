@@ -1,0 +1,115 @@
+"""The steps of a protocol as one gather, and the structs that the CUDA kernels take.
+
+A kernel computes every pixel straight from the photo, so a protocol suits it if at most one of its steps resamples, without filtering,
+and nothing was padded before that. Other protocols are shaped on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..artefact.contract import ImageInput, OutputContract, Pad, Resize
+from ..photo.preprocess import Placed, Window
+
+KINDS = {"bilinear": 0, "bilinear-corners": 1, "nearest": 2}  # as in trt_plugins/csrc/sampling.cuh
+_PLACE = [
+    *((name, "<i4") for name in ("region_top", "region_left", "region_height", "region_width", "resized_height", "resized_width", "kind")),
+    *((name, "<i4") for name in ("shift_top", "shift_left", "visible_top", "visible_left", "visible_bottom", "visible_right")),
+]
+_WINDOW = [(name, "<i4") for name in ("window_left", "window_height", "window_width", "flip", "canvas_height", "canvas_width", "out_is_half")]
+PREPROCESS = np.dtype([("photo", "<u8"), ("out", "<u8"), ("photo_width", "<i4"), *_PLACE, *_WINDOW, ("mean", "<f4", 3), ("std", "<f4", 3)], align=True)
+_OUTPUT = [(name, "<i4") for name in ("count", "planes", "height", "width", "tensor_is_half", "upsample", "window_height", "window_width")]
+POSTPROCESS = np.dtype(
+    [*((name, "<u8") for name in ("tensor", "windows", "values", "valid")), *_OUTPUT, ("photo_height", "<i4"), ("photo_width", "<i4"), *_PLACE], align=True
+)
+INSPECT = np.dtype([("tensor", "<u8"), ("found", "<u8"), ("items", "<i4"), ("item_size", "<i4"), ("tensor_is_half", "<i4")], align=True)
+WINDOW = np.dtype([("left", "<i4"), ("flip", "<i4"), ("fill", "<i4")])
+
+
+@dataclass(frozen=True)
+class Gather:
+    """How the shaped picture comes from the photo; all numbers are pixels.
+
+    Args:
+        photo: height and width.
+        region: top, left, height, width of the part of the photo that is resized.
+        resized: height and width that it gets.
+        kind: how, see ``KINDS``.
+        shift: top, left: pixel (y, x) of the resized part lies at (y + top, x + left) of the shaped picture.
+        visible: top, left, bottom, right of the part of the shaped picture that shows it; the rest is black.
+        shaped: height and width of the shaped picture.
+    """
+
+    photo: tuple[int, int]
+    region: tuple[int, int, int, int]
+    resized: tuple[int, int]
+    kind: int
+    shift: tuple[int, int]
+    visible: tuple[int, int, int, int]
+    shaped: tuple[int, int]
+
+    def fill(self, record: np.ndarray) -> None:
+        """Write these numbers into a ``PREPROCESS`` or ``POSTPROCESS`` record."""
+        numbers = (*self.region, *self.resized, self.kind, *self.shift, *self.visible)
+        for (name, _), value in zip(_PLACE, numbers, strict=True):
+            record[name] = value
+
+
+def gather_of(placed: tuple[Placed, ...], photo_size: tuple[int, int]) -> Gather | None:
+    """The gather that does what these steps do, or None if they are more than one gather.
+
+    Args:
+        placed: from ``place_steps`` for a photo of ``photo_size``.
+    """
+    size = photo_size
+    region, resized, kind = (0, 0, *photo_size), None, 0
+    shift, visible = (0, 0), (0, 0, *photo_size)
+    for place in placed:
+        if isinstance(place.step, Resize):
+            if place.before != place.after:
+                if resized is not None or visible != (0, 0, *size) or place.step.interpolation not in KINDS:
+                    return None
+                region, resized, kind = (-shift[0], -shift[1], *size), place.after, KINDS[place.step.interpolation]
+                shift, visible = (0, 0), (0, 0, *place.after)
+        else:
+            sign = 1 if isinstance(place.step, Pad) else -1
+            down, right = sign * place.top, sign * place.left
+            shift = (shift[0] + down, shift[1] + right)
+            top, left, bottom, end = visible
+            visible = (max(top + down, 0), max(left + right, 0), min(bottom + down, place.after[0]), min(end + right, place.after[1]))
+        size = place.after
+    return Gather(photo_size, region, resized or photo_size, kind, shift, visible, size)
+
+
+def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: int, out: int, half: bool) -> np.ndarray:
+    """The struct for ``fathom_preprocess``: one look, from the photo at one address to [3, canvas height, canvas width] at another."""
+    record = np.zeros((), PREPROCESS)
+    gather.fill(record)
+    record["photo"], record["out"], record["photo_width"] = photo, out, gather.photo[1]
+    record["window_left"], record["flip"], record["out_is_half"] = window.left, window.flip, half
+    record["window_height"], record["window_width"] = image.window
+    record["canvas_height"], record["canvas_width"] = image.canvas
+    record["mean"], record["std"] = image.mean, image.std
+    return record
+
+
+def postprocess_record(
+    gather: Gather, image: ImageInput, output: OutputContract, shape: tuple[int, ...], half: bool, tensor: int, windows: int, values: int, valid: int
+) -> np.ndarray:
+    """The struct for ``fathom_postprocess``: the outputs [count, planes, h, w] of all looks of one photo, to its own pixels.
+
+    Args:
+        shape: of the output tensor.
+        windows: address of ``WINDOW`` records, one for each look.
+        values, valid: addresses of float32 and uint8 [H, W].
+    """
+    record = np.zeros((), POSTPROCESS)
+    gather.fill(record)
+    record["tensor"], record["windows"], record["values"], record["valid"] = tensor, windows, values, valid
+    record["count"], record["planes"], record["height"], record["width"] = shape
+    record["tensor_is_half"], record["upsample"] = half, KINDS[output.upsample]
+    record["window_height"], record["window_width"] = image.window
+    record["photo_height"], record["photo_width"] = gather.photo
+    return record

@@ -1,0 +1,152 @@
+"""What comes out: one photo's map with its meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..artefact.contract import OutputContract
+from ..errors import AccuracyError
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A pinhole camera in pixels of the upright photo; pixel centres have whole coordinates."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def __post_init__(self):
+        for name in ("fx", "fy", "cx", "cy"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"intrinsics.{name}: a finite number was wanted, got {value!r}")
+        if self.fx <= 0 or self.fy <= 0:
+            raise ValueError(f"intrinsics: fx and fy are positive, got {self.fx} and {self.fy}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which network made a map.
+
+    Args:
+        network: name and variant.
+        sha256: of the manifest (``plan.json`` or ``bundle.json``), which names every other file's.
+        untrained: the weights are random; the map means nothing.
+    """
+
+    network: str = ""
+    sha256: str = ""
+    untrained: bool = False
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """One map on the photo's own pixels.
+
+    Args:
+        values: float32 [H, W]; metres if ``kind`` is ``metric``, numbers without a unit if ``relative``, 0 or 1 if ``mask``;
+            0 where not valid.
+        valid: bool [H, W]; False outside a protocol's crop, and where metric depth is not above zero.
+        kind, unit, near, far, larger_is: as in ``contract.OutputContract``.
+        intrinsics: of the camera, if the caller gave them.
+        protocol: name of the protocol that was followed.
+        origin: the network.
+        below_near, above_far: how many valid pixels leave the range the network was trained for; they are reported, not clamped.
+        not_positive: how many pixels of metric output were zero or negative, and therefore are not valid.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    kind: str
+    unit: str
+    near: float
+    far: float
+    larger_is: str
+    intrinsics: Intrinsics | None = None
+    protocol: str = ""
+    origin: Origin = field(default_factory=Origin)
+    below_near: int = 0
+    above_far: int = 0
+    not_positive: int = 0
+
+    @classmethod
+    def of(cls, values: np.ndarray, valid: np.ndarray, output: OutputContract, **facts: object) -> DepthMap:
+        """Judge a map by its contract.
+
+        Args:
+            values, valid: from ``postprocess.Assembly.finish``; taken over, not copied.
+            facts: ``intrinsics``, ``protocol``, ``origin``.
+
+        Raises:
+            AccuracyError: if a valid value is not finite, or no pixel is valid; the output tensor is named.
+        """
+        if not np.isfinite(values[valid]).all():
+            raise AccuracyError(f"the map from output tensor {output.tensor} holds NaN or infinite values", wanted="finite numbers everywhere")
+        not_positive = 0
+        if output.kind == "metric":
+            wrong = valid & (values <= 0)
+            not_positive = int(wrong.sum())
+            if not_positive:
+                valid = valid & ~wrong
+                values[wrong] = 0
+        if not valid.any():
+            raise AccuracyError(f"the map from output tensor {output.tensor} has no valid pixel", wanted="depth above zero somewhere")
+        seen = values[valid]
+        below, above = (0, 0) if output.kind == "mask" else (int((seen < output.near).sum()), int((seen > output.far).sum()))
+        return cls(
+            values,
+            valid,
+            output.kind,
+            output.unit,
+            output.near,
+            output.far,
+            output.larger_is,
+            below_near=below,
+            above_far=above,
+            not_positive=not_positive,
+            **facts,
+        )
+
+    @property
+    def depth_m(self) -> np.ndarray:
+        """float32 [H, W], metres, 0 where not valid.
+
+        Raises:
+            ValueError: if the map is not metric: relative values are not metres.
+        """
+        if self.kind != "metric":
+            raise ValueError(f"this is a {self.kind} map without a unit; use .values")
+        return self.values
+
+    def summary(self) -> dict[str, float | int]:
+        """Least, median and greatest valid value, share of valid pixels, and what left the trained range."""
+        seen = self.values[self.valid]
+        return {
+            "min": round(float(seen.min()), 6),
+            "median": round(float(np.median(seen)), 6),
+            "max": round(float(seen.max()), 6),
+            "valid_share": round(float(self.valid.mean()), 6),
+            "below_near": self.below_near,
+            "above_far": self.above_far,
+            "not_positive": self.not_positive,
+        }
+
+    def points_m(self) -> np.ndarray:
+        """float32 [N, 3]: x right, y down, z forward in metres, for the valid pixels row by row.
+
+        Raises:
+            ValueError: if the map is not metric, or the intrinsics are not known.
+        """
+        if self.intrinsics is None:
+            raise ValueError("points need the camera's intrinsics")
+        z = self.depth_m[self.valid]
+        rows, columns = np.nonzero(self.valid)
+        camera = self.intrinsics
+        x = (columns - camera.cx) / camera.fx * z
+        y = (rows - camera.cy) / camera.fy * z
+        return np.stack([x, y, z], axis=1).astype(np.float32)

@@ -1,0 +1,59 @@
+"""A camera's intrinsics from the command line: four numbers, or a JSON file that holds them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UsageError
+from .depth_map import Intrinsics
+
+MAX_BYTES = 1 << 20
+NAMES = ("fx", "fy", "cx", "cy")
+LISTS = ("intrinsics_fx_fy_cx_cy", "intrinsics")
+
+
+def read_intrinsics(argument: str) -> Intrinsics:
+    """Understand ``fx,fy,cx,cy`` or the path of a JSON file.
+
+    The file holds a list of the four numbers, or an object with the keys ``fx``, ``fy``, ``cx``, ``cy``, or an object whose key
+    ``intrinsics_fx_fy_cx_cy`` or ``intrinsics`` is one of these (other keys are left alone), or a 3 x 3 matrix in their place.
+
+    Raises:
+        UsageError: if it is neither four numbers nor the name of a file.
+        InputError: if the file holds no intrinsics.
+    """
+    wanted = "fx,fy,cx,cy in pixels, or a JSON file"
+    path = Path(argument)
+    if not path.is_file():
+        try:
+            return _four(list(map(float, argument.split(","))))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--intrinsics {argument}: neither four numbers nor a file ({error})", wanted=wanted) from error
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        return _four(_find(json.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, mend='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
+
+
+def _find(data: Any) -> Any:
+    if isinstance(data, dict):
+        for key in LISTS:
+            if key in data:
+                return _find(data[key])
+        return [data.get(name) for name in NAMES]
+    if isinstance(data, list) and len(data) == 3 and all(isinstance(row, list) and len(row) == 3 for row in data):
+        (fx, skew, cx), (zero, fy, cy), last = data
+        if skew or zero or last != [0, 0, 1]:
+            raise ValueError(f"the matrix {data} is no pinhole camera without skew")
+        return [fx, fy, cx, cy]
+    return data
+
+
+def _four(values: Any) -> Intrinsics:
+    if not isinstance(values, list) or len(values) != 4:
+        raise ValueError(f"four numbers were wanted, got {values!r}")
+    return Intrinsics(*values)

@@ -1,0 +1,190 @@
+"""Reading photos from files, whatever they are stored as, and finding them on the command line."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from ..artefact.contract import MAX_PIXELS_PER_SIDE
+from ..errors import InputError, OutOfMemoryError
+
+# Formats of photographs. Others that Pillow knows are left out: some call outside programs (EPS), TGA would take nearly any bytes for a picture.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class PhotoFile:
+    """One photo to work on.
+
+    Args:
+        path: where it is read from.
+        stem: relative path, without suffix, that its outputs are named after; unique within one run.
+    """
+
+    path: Path
+    stem: str
+
+
+def read_photo(path: str | Path) -> np.ndarray:
+    """Read a photo upright, as the network wants to see it.
+
+    EXIF orientation is applied. Grey becomes three equal channels; 16-bit grey is divided by 257, so that full scale stays full
+    scale. Palette and CMYK are converted. Where a picture is transparent it is laid over black, the value that padding has too:
+    what lies hidden under full transparency is leftover, not picture. Of an animation the first frame is taken. Colour profiles
+    are not applied, as they were not when the networks were trained.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        InputError: if the file is missing, no picture of a known format, truncated, broken, or larger than 16384 pixels per side.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and about sizes that are checked here
+            with Image.open(path, formats=_formats()) as image:
+                _check_size(path, image)
+                image.load()
+                orientation = _orientation(image)
+                photo = _to_rgb(path, image)
+        if orientation in UPRIGHT:
+            photo = photo.transpose(UPRIGHT[orientation])
+        return np.array(photo, dtype=np.uint8)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist", wanted="a photo") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder", wanted="a photo") from error
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read (permission denied)", mend="change its permissions") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a picture of a known format", wanted="JPEG, PNG, WebP, TIFF or another photo format") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} would unpack to an absurd size", wanted=f"at most {2 * Image.MAX_IMAGE_PIXELS} pixels") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(f"no memory is left to read {path}", mend="use a smaller picture, or free memory") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes (OSError, SyntaxError, struct.error, KeyError, ...)
+        raise InputError(f"{path} is a broken or truncated picture ({type(error).__name__}: {error})", mend="copy or save it again") from error
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF came to Pillow late, and some builds lack JPEG2000
+
+
+def _check_size(path: Path, image: Image.Image) -> None:
+    if max(image.size) > MAX_PIXELS_PER_SIDE or min(image.size) < 1:
+        was = f"{path} has {image.size[0]}x{image.size[1]} pixels"
+        raise InputError(was, wanted=f"1 to {MAX_PIXELS_PER_SIDE} per side", mend="resize it first")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # unreadable EXIF says nothing about which way is up, and the pixels are fine
+        return 1
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise InputError(f"{path} holds floating-point pixels, whose white is unknown", wanted="8-bit or 16-bit pixels", mend="save it as 8-bit RGB")
+    if image.mode.startswith("I"):  # I;16, I;16B, I;16L, I;16N; older Pillow opens 16-bit PNG as I
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 0xFFFF:
+            raise InputError(f"{path} holds pixels from {deep.min()} to {deep.max()}", wanted="8-bit or 16-bit pixels", mend="save it as 8-bit RGB")
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def find_photos(arguments: list[str]) -> list[PhotoFile]:
+    """Turn command-line inputs into photos, each once, in the order given.
+
+    A file is taken as it is. Of a folder, the files directly in it that have the suffix of a photo are taken, in natural order
+    (``2.jpg`` before ``10.jpg``), hidden ones left out; use a glob with ``**`` to go deeper. A glob is expanded here too, for shells that do not.
+    Stems are relative to the folder, or to the part of a glob before its first wildcard; where two photos would get the same one, the
+    suffix is kept; if that is not enough, as many parent folders as it takes.
+
+    Raises:
+        InputError: if an argument names nothing, or a folder or glob holds no photo.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            files, base = [item for item in path.iterdir() if _looks_like_photo(item)], path
+            if not files:
+                raise InputError(
+                    f"the folder {argument} holds no photos", wanted="files like .jpg or .png directly in it", mend=f"for folders in it: '{argument}/**/*.jpg'"
+                )
+        elif path.exists() or not glob.has_magic(argument):
+            if not path.exists():
+                raise InputError(f"{argument} does not exist", wanted="a photo, a folder or a glob")
+            files, base = [path], path.parent
+        else:
+            parts = path.parts
+            base = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+            files = [item for name in glob.iglob(argument, recursive=True) if _looks_like_photo(item := Path(name))]
+            if not files:
+                raise InputError(f"nothing matches {argument}", wanted="photos")
+        for file in sorted(files, key=lambda item: _natural(item.as_posix())):
+            found.setdefault(os.path.realpath(file), (file, file.relative_to(base).as_posix()))
+    return [PhotoFile(path, stem) for (path, _), stem in zip(found.values(), _stems(list(found.items())), strict=True)]
+
+
+def _looks_like_photo(path: Path) -> bool:
+    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".") and path.is_file()
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _stems(found: list[tuple[str, tuple[Path, str]]]) -> list[str]:
+    """One name per photo, as short as uniqueness allows; letter case does not count, for file systems that ignore it."""
+    ladders = []
+    for real, (_, relative) in found:
+        parents = PurePosixPath(Path(real).as_posix()).parts[1:-1]
+        inside = PurePosixPath(relative)
+        longer = [PurePosixPath(*parents[-k:], inside.name) for k in range(1, len(parents) + 1)]
+        ladders.append([str(name) for path in (inside, *longer) for name in (path.with_suffix(""), path)])
+    rung = [0] * len(ladders)
+    while True:
+        names: dict[str, list[int]] = {}
+        for index, ladder in enumerate(ladders):
+            names.setdefault(ladder[rung[index]].casefold(), []).append(index)
+        clashes = [index for same in names.values() if len(same) > 1 for index in same if rung[index] + 1 < len(ladders[index])]
+        if not clashes:
+            break
+        for index in clashes:
+            rung[index] += 1
+    for same in names.values():  # what is left differs by letter case only: a number tells it apart
+        for number, index in enumerate(same[1:], start=2):
+            ladders[index][rung[index]] += f"-{number}"
+    return [_safe(ladder[step]) for ladder, step in zip(ladders, rung, strict=True)]
+
+
+def _safe(stem: str) -> str:
+    """No output leaves its folder, whatever the input is called."""
+    return "/".join(part for part in stem.split("/") if part not in ("", ".", ".."))

@@ -1,0 +1,124 @@
+"""TensorRT and TensorRT-RTX engines, executed back to back on one GPU; see ``backend.Backend``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..artefact.spec import DTYPES, StageSpec, TensorSpec
+from .gpu_worker import GpuWorker
+from .session import PhotoJob, RunJob, TensorRTSession, TimeJob
+
+if TYPE_CHECKING:
+    from ..artefact.contract import Protocol
+    from ..artefact.plan import PlanFile
+    from ..photo.preprocess import Placed
+
+
+class TensorRTBackend:
+    """Executes a plan for ``tensorrt`` or ``tensorrt-rtx``. May be used from any thread; one thread of its own makes all CUDA calls.
+
+    Attributes:
+        stages: in running order.
+        concurrent: how many runs may be asked for at the same time and are worth it.
+        remarks: what was opened, in words: memory, graphs, kernel cache, warm-up.
+    """
+
+    def __init__(self, plan: PlanFile, index: int = 0, streams: int = 1, graphs: bool = True, warm_up: int = 2, kernels: bool = True):
+        """Check that the plan fits this machine, load its engines, warm up.
+
+        Args:
+            index: which GPU.
+            streams: how many runs may be on the device at the same time, each with its own memory for activations.
+            graphs: replay the stages as CUDA graphs where shapes are fixed.
+            warm_up: runs on zeros before the first prediction.
+            kernels: pre- and post-process photos on the GPU where the protocol allows it.
+
+        Raises:
+            EnvironmentMismatchError: if package, version, GPU or driver do not fit; found before anything is deserialised.
+            InputError: if an engine is not what the manifest says.
+            OutOfMemoryError: if the device memory does not suffice.
+        """
+        self.stages: tuple[StageSpec, ...] = plan.manifest.specs()
+        self.concurrent = 2 * streams  # one on the device, one on its way to or from it
+        self._made = {tensor.name: tensor for stage in self.stages for tensor in stage.outputs}
+        self._inputs = {tensor.name: tensor for stage in self.stages for tensor in stage.inputs if tensor.name not in self._made}
+        taken = {tensor.name for stage in self.stages for tensor in stage.inputs}
+        self._ends = frozenset(self._made.keys() - taken)
+        self._batch = plan.manifest.batch
+        start = time.perf_counter()
+        remarks: list[str] = []
+
+        def open_session() -> TensorRTSession:
+            session = TensorRTSession(plan, index, streams, graphs, kernels)
+            try:
+                session.prepare(warm_up)
+            except BaseException:
+                session.close()
+                raise
+            remarks.extend(session.remarks())
+            return session
+
+        self._worker = GpuWorker(open_session)
+        self.remarks = (*remarks, f"ready after {time.perf_counter() - start:.1f} s, warmed up with {warm_up} runs")
+
+    def run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
+        """See ``backend.Backend.run``."""
+        if not keep <= self._made.keys():
+            raise ValueError(f"no stage makes {sorted(keep - self._made.keys())}")
+        self._check(inputs)
+        return self._worker.submit(RunJob(inputs, keep or self._ends)).result()
+
+    def device_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> list[float]:
+        """How long the device takes for all stages, run after run, without the copies from and to the host; arguments as in ``run``."""
+        self._check(inputs)
+        return self._worker.submit(TimeJob(inputs, runs)).result()
+
+    def stage_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> dict[str, list[float]]:
+        """How long the device takes for each stage, run after run; arguments as in ``run``. The stages are started one by one, not as one
+        CUDA graph."""
+        self._check(inputs)
+        times_ms = self._worker.submit(TimeJob(inputs, runs, by_stage=True)).result()
+        return {stage.name: times_ms[place :: len(self.stages)] for place, stage in enumerate(self.stages)}
+
+    def _check(self, inputs: dict[str, np.ndarray]) -> None:
+        if set(inputs) != set(self._inputs):
+            raise ValueError(f"inputs {sorted(inputs)}, wanted exactly {sorted(self._inputs)}")
+        symbols: dict[str, int] = {}
+        for name, array in inputs.items():
+            _check_input(self._inputs[name], array, symbols)
+        for size in symbols.values():
+            if not self._batch[0] <= size <= self._batch[2]:
+                raise ValueError(f"a batch of {size}, wanted {self._batch[0]} to {self._batch[2]} for this plan")
+
+    def predict_photos(
+        self, photos: list[np.ndarray], placed: list[tuple[Placed, ...]], protocol: Protocol, batch: int
+    ) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """Photos to maps without leaving the GPU.
+
+        Args:
+            photos: uint8 [H, W, 3] each.
+            placed: the steps of the protocol on each photo.
+            batch: windows per run.
+
+        Returns:
+            values float32 [H, W] and valid bool [H, W] for each photo; None if these photos need the CPU: the protocol is no single
+            gather, the kernels do not run here, or an output looks broken and has to be looked into stage by stage.
+        """
+        return self._worker.submit(PhotoJob(photos, placed, protocol, batch)).result()
+
+    def interrupt(self) -> None:
+        """See ``backend.Backend.interrupt``. What is on the device already runs to its end."""
+        self._worker.interrupt()
+
+    def close(self) -> None:
+        """See ``backend.Backend.close``."""
+        self._worker.close()
+
+
+def _check_input(spec: TensorSpec, array: Any, symbols: dict[str, int]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != DTYPES[spec.dtype]:
+        raise ValueError(f"tensor {spec.name} is {getattr(array, 'dtype', type(array).__name__)}, wanted {spec.dtype}")
+    spec.bind(array.shape, symbols)

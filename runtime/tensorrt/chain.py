@@ -1,0 +1,181 @@
+"""All stages of a plan back to back on one stream: one block for their tensors, one arena for their scratch memory, one CUDA graph."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from ..artefact.spec import DTYPES, TensorSpec
+from ..cuda.device import Device
+from ..cuda.resources import DeviceBuffer, Graph, Stream
+from ..errors import FathomError, InputError
+from .engine import Engine, failure
+from .memory_plan import Life, lay_out
+
+
+class Chain:
+    """Execution contexts and memory for one run at a time. Used inside ``with device:`` by one thread.
+
+    Attributes:
+        stream: carries everything, in order.
+        inputs: tensors from outside, by name.
+        outputs: tensors that stay readable after the last stage, by name.
+        greatest: largest batch.
+        nbytes: device memory of tensors and arena.
+    """
+
+    def __init__(self, device: Device, engines: list[Engine], batch: tuple[int, int, int], keep: frozenset[str], logger: Any, cache: Any, graphs: bool):
+        """Make contexts and memory for the greatest batch.
+
+        Args:
+            keep: outputs that must stay readable beside those which no later stage takes.
+            cache: TensorRT-RTX's runtime cache, or None.
+            graphs: replay the work as CUDA graphs where that is possible.
+
+        Raises:
+            OutOfMemoryError: if the device memory does not suffice.
+            InputError: if an engine makes other shapes than the manifest says.
+        """
+        self.device, self.greatest, self._engines, self._logger = device, batch[2], engines, logger
+        self._contexts: list[Any] = []
+        self.stream = Stream(device)
+        self._blocks: list[DeviceBuffer] = []
+        self._graph: Graph | None = None
+        self._wants_graph = graphs and batch[0] == batch[2] and device.supports_graphs
+        made = {tensor.name for engine in engines for tensor in engine.spec.outputs}
+        taken = {tensor.name for engine in engines for tensor in engine.spec.inputs}
+        self.inputs: dict[str, TensorSpec] = {t.name: t for engine in engines for t in engine.spec.inputs if t.name not in made}
+        self.outputs: dict[str, TensorSpec] = {t.name: t for engine in engines for t in engine.spec.outputs if t.name not in taken or t.name in keep}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        try:
+            for engine in engines:
+                self._contexts.append(engine.create_context(cache, graphs))
+            if self._wants_graph:
+                self._wants_graph = not any(hasattr(context, "is_stream_capturable") for context in self._contexts)  # RTX captures by itself
+            self.set_shapes({name: tuple(batch[2] if isinstance(size, str) else size for size in spec.shape) for name, spec in self.inputs.items()})
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
+
+    def set_shapes(self, inputs: dict[str, tuple[int, ...]]) -> None:
+        """Give the shapes of the inputs to all stages, and learn the shapes of everything else.
+
+        Raises:
+            ValueError: if a shape is not what the manifest says.
+            InputError: if an engine makes another shape than the manifest says, or does not take one.
+        """
+        if all(self.shapes.get(name) == shape for name, shape in inputs.items()):
+            return
+        symbols: dict[str, int] = {}
+        for name, spec in self.inputs.items():
+            spec.bind(inputs[name], symbols)
+        shapes = dict(inputs)
+        for engine, context in zip(self._engines, self._contexts, strict=True):
+            stage = engine.spec
+            for tensor in stage.inputs:
+                if not context.set_input_shape(tensor.name, shapes[tensor.name]):
+                    raise InputError(f"stage {stage.name} does not take tensor {tensor.name} as {shapes[tensor.name]} ({self._logger.errors()})")
+            missing = context.infer_shapes()
+            if missing:
+                raise InputError(f"stage {stage.name} wants more about {', '.join(missing)}", wanted="shapes that follow from the inputs")
+            for tensor in stage.outputs:
+                shapes[tensor.name] = tuple(context.get_tensor_shape(tensor.name))
+                try:
+                    tensor.bind(shapes[tensor.name], symbols)
+                except ValueError as error:
+                    raise InputError(f"stage {stage.name}: {error}", wanted="what the manifest says", mend="build the plan again") from error
+        self.shapes = shapes
+
+    def _allocate(self) -> None:
+        stages = [engine.spec for engine in self._engines]
+        specs = {tensor.name: tensor for stage in stages for tensor in stage.inputs + stage.outputs}
+        lives = []
+        for name, spec in specs.items():
+            uses = [k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.inputs)]
+            made = next((k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.outputs)), -1)
+            lives.append(Life(name, self.nbytes_of(name, spec), made, len(stages) if name in self.outputs else max([made, *uses])))
+        offsets, size = lay_out(lives)
+        block = DeviceBuffer(self.device, size)
+        self._blocks.append(block)
+        arena = DeviceBuffer(self.device, max(max(engine.activation_nbytes for engine in self._engines), 1))
+        self._blocks.append(arena)
+        self.nbytes = block.nbytes + arena.nbytes
+        self.addresses = {name: block.address + offset for name, offset in offsets.items()}
+        for engine, context in zip(self._engines, self._contexts, strict=True):
+            context.set_device_memory(arena.address, arena.nbytes)
+            for tensor in engine.spec.inputs + engine.spec.outputs:
+                if not context.set_tensor_address(tensor.name, self.addresses[tensor.name]):
+                    raise failure(f"stage {engine.spec.name}: tensor {tensor.name} cannot be bound", self._logger)
+
+    def nbytes_of(self, name: str, spec: TensorSpec) -> int:
+        """Bytes of a tensor in its present shape."""
+        return int(np.prod(self.shapes[name], dtype=np.int64)) * DTYPES[spec.dtype].itemsize
+
+    def upload(self, name: str, source: np.ndarray) -> None:
+        """Copy an input to its place, in stream order."""
+        self.device.upload(self.addresses[name], source, self.stream.handle)
+
+    def download(self, name: str, target: np.ndarray) -> None:
+        """Copy a tensor out, in stream order."""
+        self.device.download(target, self.addresses[name], self.stream.handle)
+
+    def run(self) -> None:
+        """Send all stages to the stream; as one graph once it is recorded.
+
+        Raises:
+            FathomError: if a stage does not start, or the device is lost.
+        """
+        if self._graph is not None:
+            self._graph.launch(self.stream)
+            return
+        for index in range(len(self._engines)):
+            self.run_stage(index)
+
+    def run_stage(self, index: int) -> None:
+        """Send one stage to the stream."""
+        if not self._contexts[index].execute_async_v3(self.stream.address):
+            error = failure(f"stage {self._engines[index].spec.name} failed", self._logger)
+            self.stream.synchronize()  # tells if the device was lost
+            raise error
+
+    def warm_up(self, runs: int) -> None:
+        """Run on zeros: kernels are loaded and compiled now instead of in the first prediction. Then record the graph."""
+        for name, spec in self.inputs.items():
+            self.upload(name, np.zeros(self.shapes[name], DTYPES[spec.dtype]))
+        for _ in range(runs):
+            self.run()
+        self.stream.synchronize()
+        if self._wants_graph and self._graph is None:
+            self._graph = self.stream.capture(self._capture)
+            if self._graph is not None:
+                self._graph.launch(self.stream)
+                self.stream.synchronize()
+
+    def _capture(self) -> bool:
+        return all(context.execute_async_v3(self.stream.address) for context in self._contexts)
+
+    @property
+    def replays(self) -> str:
+        """How the work gets to the device, in words."""
+        if self._graph is not None:
+            return "one CUDA graph over all stages"
+        if any(hasattr(context, "is_stream_capturable") for context in self._contexts):
+            return "TensorRT-RTX's own CUDA graphs"
+        return "stage by stage"
+
+    def close(self) -> None:
+        """Free contexts and memory; may be called twice."""
+        if not self.device.lost and not self.stream.closed:
+            with suppress(FathomError):  # it was told where it happened; what is left here is to free
+                self.stream.synchronize()
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+        self._contexts.clear()
+        for block in reversed(self._blocks):
+            block.close()
+        self._blocks.clear()
+        self.stream.close()

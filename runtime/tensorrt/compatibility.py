@@ -1,0 +1,122 @@
+"""Does a plan fit this machine? Asked before any engine is deserialised, because TensorRT's own answer is an assertion."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+from ..artefact.manifest import PlanManifest
+from ..cuda.device import Device
+from ..errors import EnvironmentMismatchError, missing_package
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+EXTRAS = {"tensorrt": "", "tensorrt-rtx": "rtx"}
+OLDEST = (10, 3)
+RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
+CUDA_MAJORS = (11, 12, 13, 14)
+DRIVERS = {12: "525", 13: "580"}  # NVIDIA's least driver branch for a CUDA major release
+
+
+def import_tensorrt(backend: str) -> ModuleType:
+    """The package ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises:
+        EnvironmentMismatchError: if it is missing, cannot be loaded, or is too old.
+    """
+    name = MODULES[backend]
+    try:
+        trt = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", mend=f"pip install --force-reinstall {backend}") from error
+        raise missing_package(name, EXTRAS[backend], f"{backend}, which executes this plan") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", mend=f"pip install --force-reinstall {backend}") from error
+    if backend == "tensorrt" and _release(trt.__version__)[:2] < OLDEST:
+        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", mend="pip install 'tensorrt>=10.3'")
+    return trt
+
+
+def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
+    """Compare what the plan was built with and for with what is here.
+
+    Raises:
+        EnvironmentMismatchError: if version, GPU or driver do not fit, with the command that mends it.
+    """
+    backend, built, here = manifest.backend, manifest.backend_version, trt.__version__
+    rebuild = f"depth-build BUNDLE --backend {backend} -o x.plan with the {backend} that is installed here"
+    if _release(built) != _release(here):
+        raise EnvironmentMismatchError(
+            f"the plan was built with {backend} {built}, and {here} is installed here",
+            wanted="the same release: its engines are valid for no other",
+            mend=f"pip install '{backend}=={built}', or {rebuild}",
+        )
+    if manifest.targets and device.target not in manifest.targets:
+        known = {"tensorrt": "on this machine"}.get(backend, f"--target {device.target}")
+        if backend == "tensorrt-rtx" and not supports(trt, device.target):
+            known = f"for the backend tensorrt or onnxruntime: {backend} {here} does not list {device.target}"
+        raise EnvironmentMismatchError(
+            f"the plan was built for {', '.join(manifest.targets)}, and GPU {device.index} ({device.name}) is {device.target}",
+            wanted=f"a plan for {device.target}",
+            mend=f"build it again {known}",
+        )
+    major = cuda_major(MODULES[backend])
+    if major and device.driver[0] < major:
+        branch = f" (release {DRIVERS[major]} or later)" if major in DRIVERS else ""
+        raise EnvironmentMismatchError(
+            f"the NVIDIA driver here knows CUDA {device.driver[0]}.{device.driver[1]}, and {MODULES[backend]} {here} needs CUDA {major}",
+            wanted=f"a driver for CUDA {major}{branch}",
+            mend=f"update the driver, or pip install {backend}-cu{device.driver[0]}",
+        )
+
+
+def check_header(trt: ModuleType, runtime: Any, engine: memoryview, stage: str) -> None:
+    """Look at the first bytes of an engine, and let TensorRT-RTX judge them; plain TensorRT has no such question.
+
+    Raises:
+        EnvironmentMismatchError: if it says that the engine cannot run here.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    size = int(runtime.engine_header_size)
+    if len(engine) < size:
+        raise EnvironmentMismatchError(f"the engine of stage {stage} has {len(engine)} bytes", wanted="a whole engine", mend="build the plan again")
+    built = ".".join(str(part) for part in engine[VERSION_AT]) if engine[: len(RTX_MAGIC)] == RTX_MAGIC else "an unknown release"
+    if built != trt.__version__ and engine[: len(RTX_MAGIC)] == RTX_MAGIC:
+        raise EnvironmentMismatchError(
+            f"the engine of stage {stage} was built with TensorRT-RTX {built}, and {trt.__version__} is installed here",
+            wanted="the same release: an engine is valid for no other",
+            mend=f"pip install 'tensorrt-rtx=={built}', or depth-build the plan again",
+        )
+    validity, diagnostics = runtime.get_engine_validity(bytes(engine[:size]))
+    if validity == trt.EngineValidity.INVALID:
+        raise EnvironmentMismatchError(
+            f"TensorRT-RTX {trt.__version__} says that the engine of stage {stage} (built with {built}) cannot run here (diagnostics {diagnostics})",
+            wanted="an engine for this release, GPU and driver",
+            mend="depth-build the plan again; depth-doctor tells what is here",
+        )
+
+
+def supports(trt: ModuleType, target: str) -> bool:
+    """Whether this TensorRT-RTX lists a compute capability; True for packages that have no list."""
+    return not hasattr(trt, "ComputeCapability") or hasattr(trt.ComputeCapability, target.upper())
+
+
+def cuda_major(module: str) -> int | None:
+    """The CUDA major release that the installed wheels of a package were built for, if they tell."""
+    for major in CUDA_MAJORS:
+        try:
+            metadata.distribution(f"{module}_cu{major}")
+            return major
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major, minor, patch; the build number behind them does not matter."""
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))

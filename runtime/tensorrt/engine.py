@@ -1,0 +1,137 @@
+"""One deserialised engine, checked against its stage before anything runs."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from ..artefact.spec import StageSpec, TensorSpec
+from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
+NO_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "cudaerrormemoryallocation", "bad_alloc", "bad alloc", "insufficient memory")
+
+
+def make_logger(trt: ModuleType) -> Any:
+    """A logger that keeps the latest errors; ``errors()`` gives them as one line and forgets them."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self._errors = [*self._errors[-4:], " ".join(message.split())]
+
+        def errors(self) -> str:
+            words, self._errors = " | ".join(self._errors[-3:])[:1000], []
+            return words or "it gave no reason"
+
+    return Logger()
+
+
+def failure(what: str, logger: Any, mend: str = "") -> FathomError:
+    """The error for something that TensorRT could not do, in its own words."""
+    words = logger.errors()
+    if any(sign in words.lower() for sign in NO_MEMORY):
+        return OutOfMemoryError(f"{what} ({words})", mend="close other programs on this GPU, use a smaller --batch or fewer --streams, or a plan in fp16")
+    return FathomError(f"{what} ({words})", mend=mend or "report this, together with the output of depth-doctor --json")
+
+
+class Engine:
+    """An engine of a plan on one device. ``close()`` may be called twice; contexts must be gone before.
+
+    Attributes:
+        spec: of the stage.
+        activation_nbytes: device memory that a run needs beside the weights.
+    """
+
+    def __init__(self, trt: ModuleType, runtime: Any, logger: Any, spec: StageSpec, raw: memoryview, batch: tuple[int, int, int]):
+        """Deserialise and check.
+
+        Args:
+            raw: the engine, where it lies in the mapped plan.
+            batch: least, usual and greatest batch that the plan promises.
+
+        Raises:
+            EnvironmentMismatchError: if TensorRT refuses it.
+            InputError: if it is not the engine of this stage.
+            OutOfMemoryError: if its weights do not fit on the device.
+        """
+        self.spec, self._trt, self._logger = spec, trt, logger
+        self.engine = runtime.deserialize_cuda_engine(raw)
+        if self.engine is None:
+            error = failure(f"the engine of stage {spec.name} cannot be loaded", logger)
+            if isinstance(error, OutOfMemoryError):
+                raise error
+            raise EnvironmentMismatchError(error.was, wanted="an engine for this release, GPU and driver", mend="depth-build the plan again")
+        try:
+            self._check(batch)
+        except BaseException:
+            self.close()
+            raise
+        self.activation_nbytes = int(self.engine.device_memory_size_v2)
+
+    def _check(self, batch: tuple[int, int, int]) -> None:
+        engine, spec, modes = self.engine, self.spec, self._trt.TensorIOMode
+        names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
+        for mode, tensors, what in ((modes.INPUT, spec.inputs, "takes"), (modes.OUTPUT, spec.outputs, "makes")):
+            found = {name for name in names if engine.get_tensor_mode(name) == mode}
+            if found != (wanted := {tensor.name for tensor in tensors}):
+                raise self._wrong(f"{what} {sorted(found)}", f"{sorted(wanted)}")
+            for tensor in tensors:
+                self._check_tensor(tensor, tuple(engine.get_tensor_shape(tensor.name)))
+        for tensor in spec.inputs:
+            if -1 in tuple(engine.get_tensor_shape(tensor.name)):
+                self._check_profile(tensor, batch)
+
+    def _check_tensor(self, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
+        dtype = DTYPES.get(self.engine.get_tensor_dtype(tensor.name).name, "unknown")
+        if dtype != tensor.dtype:
+            raise self._wrong(f"has {dtype} in tensor {tensor.name}", tensor.dtype)
+        if self.engine.get_tensor_location(tensor.name) != self._trt.TensorLocation.DEVICE:
+            raise self._wrong(f"wants tensor {tensor.name} in host memory", "device memory")
+        fits = len(shape) == len(tensor.shape)
+        fits = fits and all(got == -1 or isinstance(size, str) or got == size for got, size in zip(shape, tensor.shape, strict=True))
+        if not fits:
+            raise self._wrong(f"has shape {shape} in tensor {tensor.name}", f"{tensor.shape}")
+
+    def _check_profile(self, tensor: TensorSpec, batch: tuple[int, int, int]) -> None:
+        least, _, greatest = map(tuple, self.engine.get_tensor_profile_shape(tensor.name, 0))
+        for size, low, high in zip(tensor.shape, least, greatest, strict=True):
+            wanted = (batch[0], batch[2]) if isinstance(size, str) else (size, size)
+            if not low <= wanted[0] <= wanted[1] <= high:
+                raise self._wrong(f"takes tensor {tensor.name} from {least} to {greatest}", f"{tensor.shape} with batches of {batch[0]} to {batch[2]}")
+
+    def _wrong(self, was: str, wanted: str) -> InputError:
+        return InputError(f"the engine of stage {self.spec.name} {was}", wanted=f"{wanted}, as the manifest says", mend="build the plan again")
+
+    def create_context(self, cache: Any = None, graphs: bool = True) -> Any:
+        """An execution context that brings no memory of its own.
+
+        Args:
+            cache: TensorRT-RTX's runtime cache, or None.
+            graphs: TensorRT-RTX: let it capture and replay its work itself.
+
+        Raises:
+            OutOfMemoryError: if memory runs out.
+            FathomError: if TensorRT cannot make one.
+        """
+        trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(trt, "CudaGraphStrategy"):
+            config = self.engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if graphs else trt.CudaGraphStrategy.DISABLED
+            if cache is not None:
+                config.set_runtime_cache(cache)
+            context = self.engine.create_execution_context(config)
+        else:
+            context = self.engine.create_execution_context(strategy)
+        if context is None:
+            raise failure(f"no execution context could be made for stage {self.spec.name}", self._logger)
+        return context
+
+    def close(self) -> None:
+        """Let the engine go."""
+        self.engine = None
