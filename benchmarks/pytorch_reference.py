@@ -37,7 +37,7 @@ class TorchBackend:
             with torch.inference_mode():
                 tensors = self._network.boundaries({name: torch.from_numpy(values) for name, values in inputs.items()})
         except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError("PyTorch ran out of memory", mend="use a smaller --batch") from error
+            raise OutOfMemoryError("PyTorch ran out of memory", fix="use a smaller --batch") from error
         return {name: tensors[name].float().numpy() for name in names}
 
     def interrupt(self) -> None:
@@ -83,15 +83,15 @@ def load_network(artefact: BundleDirectory, weights: str | Path | None):
     if facts.name not in catalog.NETWORKS:
         raise UsageError(f"the bundle holds the network {facts.name!r}, which Fathom has no PyTorch form of", wanted=f"one of {', '.join(catalog.NETWORKS)}")
     if weights is None and origin["kind"] not in ("demo", "random-init"):
-        raise UsageError(f"{facts.name} was exported from {origin['file'] or 'a checkpoint'}", mend="give that file with --reference-weights")
+        raise UsageError(f"{facts.name} was exported from {origin['file'] or 'a checkpoint'}", fix="give that file with --reference-weights")
     scene = facts.config.get("scene") if "scene" in catalog.NETWORKS[facts.name].options else None  # what kind of room VPD was exported for
     network = catalog.load(facts.name, weights, variant=facts.variant or None, scene=scene, random_init=weights is None and origin["kind"] == "random-init")
     if network.origin.sha256 != origin["sha256"]:
         raise InputError(
             f"the bundle was exported from weights with SHA-256 {origin['sha256'][:12] or 'unknown'}…, PyTorch has {network.origin.sha256[:12] or 'none'}…",
             wanted="the same weights on both sides",
-            mend="give the file it was exported from with --reference-weights, or export again",
+            fix="give the file it was exported from with --reference-weights, or export again",
         )
     if json.loads(json.dumps(network.config_json())) != facts.config:
-        raise InputError("the bundle's network was configured otherwise than PyTorch's", wanted="one configuration", mend="export again with this release")
+        raise InputError("the bundle's network was configured otherwise than PyTorch's", wanted="one configuration", fix="export again with this release")
     return network.eval()

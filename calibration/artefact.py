@@ -37,13 +37,13 @@ def write_artefact(data: dict[str, Any], path: str | Path, force: bool) -> None:
         part.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_artefact(path: str | Path, parse: Callable[[Any], T], refusal: str, limit_nbytes: int, mend: str) -> T:
+def read_artefact(path: str | Path, parse: Callable[[Any], T], refusal: str, limit_nbytes: int, fix: str) -> T:
     """Read JSON and make of it what ``parse`` makes.
 
     Args:
         parse: raises ValueError or TypeError on values that are not what they should be.
         refusal: what to say of a file that is not (``is no calibration table``).
-        mend: how to get a good one, for messages.
+        fix: how to get a good one, for messages.
 
     Raises:
         InputError: if the file is missing, too large, no JSON, or not what it should be.
@@ -51,19 +51,19 @@ def read_artefact(path: str | Path, parse: Callable[[Any], T], refusal: str, lim
     path = Path(path)
     try:
         if path.stat().st_size > limit_nbytes:
-            raise InputError(f"{path} has {path.stat().st_size} bytes", wanted=f"at most {limit_nbytes}", mend=mend)
+            raise InputError(f"{path} has {path.stat().st_size} bytes", wanted=f"at most {limit_nbytes}", fix=fix)
         return parse(json.loads(path.read_bytes()))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", mend=mend) from error
+        raise InputError(f"{path} cannot be read ({error.strerror})", fix=fix) from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} {refusal} ({error})", mend=mend) from error
+        raise InputError(f"{path} {refusal} ({error})", fix=fix) from error
 
 
-def require_model(path: str | Path, model_sha256: str, manifest: BundleManifest, what: str, mend: str, how: str = "was made on") -> None:
+def require_model(path: str | Path, model_sha256: str, manifest: BundleManifest, what: str, fix: str, how: str = "was made on") -> None:
     """Refuse what comes from another network.
 
     Raises:
         InputError: naming both networks by their hashes.
     """
     if model_sha256 != (wanted := model_fingerprint(manifest)):
-        raise InputError(f"{path} {how} the network {model_sha256[:12]}…", wanted=f"{what} of this bundle ({wanted[:12]}…)", mend=mend)
+        raise InputError(f"{path} {how} the network {model_sha256[:12]}…", wanted=f"{what} of this bundle ({wanted[:12]}…)", fix=fix)

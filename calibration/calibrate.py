@@ -15,7 +15,7 @@ from .artefact import model_fingerprint
 from .graph.chain import Chain
 from .observation.images import Chosen, Split, split
 from .observation.journal import Journal
-from .observation.observe import DEFAULT_MEMORY_NBYTES, StageObservation, Tick, left_out, observe, prepare_photos, silent
+from .observation.observe import DEFAULT_MEMORY_NBYTES, OnProgress, StageObservation, left_out, observe, prepare_photos, silent
 from .precision.precision_plan import PrecisionPlan, write_plan
 from .ranges.observers import OBSERVERS
 from .ranges.table import CalibrationTable, write_table
@@ -69,11 +69,11 @@ class Calibrated:
     tried: int
 
 
-def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal_folder: Path, tick: Tick = silent) -> Calibrated:
+def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal_folder: Path, on_progress: OnProgress = silent) -> Calibrated:
     """Observe, search, and keep the table and the plan; nothing is written but the journal, which is removed at the end.
 
     Args:
-        tick: called after every step with what is counted and how many there are.
+        on_progress: called after every step with what is counted and how many there are.
 
     Raises:
         InputError: if the bundle is not FP32, the data cannot be read or is too small, or the protocol does not fit the images.
@@ -86,13 +86,13 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "scores": SCORES}
     key |= {"also": list(settings.also)}
     journal = Journal(journal_folder, key)
-    photos = prepare_photos(chain, data, journal, tick)
+    photos = prepare_photos(chain, data, journal, on_progress)
     chosen = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal))
     used = sorted([*chosen.ranges, *chosen.validation], key=lambda photo: photo.number)
     counted = {photo.number for photo in chosen.ranges}
-    seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, tick=tick)
+    seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
     evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal, settings.also)
-    found = Search(evaluator, model, settings.budget, settings.precisions, settings.measured, most_regions=settings.regions, tick=tick).run()
+    found = Search(evaluator, model, settings.budget, settings.precisions, settings.measured, most_regions=settings.regions, on_progress=on_progress).run()
     table = make_table(model, chain, chosen, provenance, seen)
     for stage, ranges in found.ranges.items():
         table = table.with_ranges(stage, ranges)
@@ -112,8 +112,8 @@ def make_table(
         raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(OBSERVERS)}")
     stages = {name: found.ranges(observer) for name, found in seen.items()}
     peaks = {name: found.peaks for name, found in seen.items()}
-    looks = sum(photo.looks for photo in chosen.ranges)
-    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.ranges), looks, chosen.warnings, stages, peaks)
+    windows = sum(photo.windows for photo in chosen.ranges)
+    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.ranges), windows, chosen.warnings, stages, peaks)
 
 
 def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = False) -> None:
@@ -124,7 +124,7 @@ def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = Fal
     """
     folder = bundle.path_of_bundle
     if not force and (old := [name for name in (TABLE, PLAN) if (folder / name).exists()]):
-        raise InputError(f"{folder / old[0]} exists already", wanted="a bundle that is not calibrated", mend="pass --force to replace it")
+        raise InputError(f"{folder / old[0]} exists already", wanted="a bundle that is not calibrated", fix="pass --force to replace it")
     write_table(result.table, folder / TABLE, force=True)
     write_plan(result.plan, folder / PLAN, force=True)
     facts = {name: FileFacts((folder / name).stat().st_size, sha256_of(folder / name)) for name in (TABLE, PLAN)}

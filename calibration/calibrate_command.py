@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     budget = Budget.parse(options.budget)
     with BundleDirectory.open(options.bundle) as bundle:
         if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
-            raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", mend="pass --force to replace its calibration")
+            raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", fix="pass --force to replace its calibration")
         measured = read_stage_times(options.stage_times, bundle.manifest) if options.stage_times else None
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"

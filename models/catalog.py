@@ -245,18 +245,18 @@ def load(
     if variant not in entry.variants:
         raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
     if weights is not None and random_init:
-        raise UsageError("--weights and --random-init contradict each other", mend="give one of them")
+        raise UsageError("--weights and --random-init contradict each other", fix="give one of them")
     options = {"text_pack": text_pack, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
     for option, value in options.items():
         if value is not None and option not in entry.options:
-            raise UsageError(f"{name} takes no --{option.replace('_', '-')}", mend="leave it out")
+            raise UsageError(f"{name} takes no --{option.replace('_', '-')}", fix="leave it out")
     options = {option: options[option] for option in entry.options}
     demo = DEMO_WEIGHTS / f"{name}.safetensors"
     if weights is None and entry.demo and not random_init and variant == entry.variants[0] and demo.is_file():
         weights = demo
     if weights is None and not random_init and not entry.demo:
         raise InputError(
-            f"{name} needs weights", wanted=entry.weights, mend="download that file and give it with --weights FILE, or --random-init for a benchmark"
+            f"{name} needs weights", wanted=entry.weights, fix="download that file and give it with --weights FILE, or --random-init for a benchmark"
         )
     module = importlib.import_module(f".{entry.module}", __package__)
     config = getattr(module, entry.config)

@@ -88,11 +88,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"{path.name} cannot be read ({error.strerror or error})", wanted="a readable file") from error
     if not start:
-        raise InputError(f"{path.name} is empty", mend=AGAIN)
+        raise InputError(f"{path.name} is empty", fix=AGAIN)
     if start.startswith(b"version https://"):
-        raise InputError(f"{path.name} is a Git LFS pointer, not the weights", mend="git lfs pull, or download the file itself")
+        raise InputError(f"{path.name} is a Git LFS pointer, not the weights", fix="git lfs pull, or download the file itself")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise InputError(f"{path.name} is a web page, not the weights", mend=AGAIN)
+        raise InputError(f"{path.name} is a web page, not the weights", fix=AGAIN)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
@@ -106,35 +106,35 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER_BYTES + 1
         if length > MAX_HEADER_BYTES:
-            raise InputError(f"{path.name} is no safetensors file", mend=AGAIN)
+            raise InputError(f"{path.name} is no safetensors file", fix=AGAIN)
         raw = file.read(length)
     try:
         header = json.loads(raw) if len(raw) == length else None
         ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
         wanted = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path.name} is no safetensors file", mend=AGAIN) from error
+        raise InputError(f"{path.name} is no safetensors file", fix=AGAIN) from error
     if header is None or size < wanted:
         said = f"{wanted:,} bytes" if header is not None else "more"
-        raise InputError(f"{path.name} is cut short: it has {size:,} bytes", wanted=f"{said}, as its header says", mend=AGAIN)
+        raise InputError(f"{path.name} is cut short: it has {size:,} bytes", wanted=f"{said}, as its header says", fix=AGAIN)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path.name} is a broken safetensors file ({error})", mend=AGAIN) from error
+        raise InputError(f"{path.name} is a broken safetensors file ({error})", fix=AGAIN) from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     zipped = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if not zipped and file.read(4) == b"PK\x03\x04":
-            raise InputError(f"{path.name} is cut short: it has {path.stat().st_size:,} bytes and no end", mend=AGAIN)
+            raise InputError(f"{path.name} is cut short: it has {path.stat().st_size:,} bytes and no end", fix=AGAIN)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise _refuse_pickle(path, str(error)) from error
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path.name} is a broken checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})", mend=AGAIN) from error
+        raise InputError(f"{path.name} is a broken checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})", fix=AGAIN) from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -150,9 +150,9 @@ def _refuse_pickle(path: Path, message: str) -> InputError:
         return InputError(
             f"{path.name} holds pickled Python code ({name}), which could do anything when loaded",
             wanted="tensors only",
-            mend="on a machine you can lose, load it once with weights_only=False and save its ['model'] alone as .safetensors",
+            fix="on a machine you can lose, load it once with weights_only=False and save its ['model'] alone as .safetensors",
         )
-    return InputError(f"{path.name} is no PyTorch checkpoint, or is damaged", mend=AGAIN)
+    return InputError(f"{path.name} is no PyTorch checkpoint, or is damaged", fix=AGAIN)
 
 
 def strip_prefix(tensors: dict[str, Tensor], anchor: str) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ def complain(kind: str, what: str, names: Iterable[str]) -> None:
     names = sorted(names)
     if names:
         rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        raise InputError(f"{kind}: {len(names)} tensor(s) {what}: {', '.join(names[:NAMES_SHOWN])}{rest}", mend="give the checkpoint of this network")
+        raise InputError(f"{kind}: {len(names)} tensor(s) {what}: {', '.join(names[:NAMES_SHOWN])}{rest}", fix="give the checkpoint of this network")
 
 
 def finite(tensor: Tensor) -> bool:

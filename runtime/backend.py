@@ -84,7 +84,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
         raise EnvironmentMismatchError(
             f"this plan holds {backend} engines, which need an NVIDIA GPU",
             wanted="a plan for onnxruntime, to run on the CPU",
-            mend="depth-build BUNDLE --backend onnxruntime -o x.plan",
+            fix="depth-build BUNDLE --backend onnxruntime -o x.plan",
         )
     from .tensorrt.backend import TensorRTBackend
 

@@ -7,14 +7,14 @@ class FathomError(Exception):
     Args:
         was: what was found, as a full clause without a final stop.
         wanted: what would have been right.
-        mend: what the user can do about it, usually a command.
+        fix: what the user can do about it, usually a command.
     """
 
     exit_code = 1
 
-    def __init__(self, was: str, *, wanted: str = "", mend: str = ""):
-        self.was, self.wanted, self.mend = was, wanted, mend
-        parts = [was, f"wanted: {wanted}" if wanted else "", f"to mend: {mend}" if mend else ""]
+    def __init__(self, was: str, *, wanted: str = "", fix: str = ""):
+        self.was, self.wanted, self.fix = was, wanted, fix
+        parts = [was, f"wanted: {wanted}" if wanted else "", f"fix: {fix}" if fix else ""]
         super().__init__("; ".join(part for part in parts if part))
 
 
@@ -82,5 +82,5 @@ INTERRUPTED = 130
 def missing_package(module: str, extra: str, why: str) -> EnvironmentMismatchError:
     """The error for a package that is not installed: names the ``pip install`` that mends it."""
     return EnvironmentMismatchError(
-        f"the package '{module}' is not installed", wanted=why, mend=f"pip install 'fathom-depth[{extra}]'" if extra else f"pip install {module}"
+        f"the package '{module}' is not installed", wanted=why, fix=f"pip install 'fathom-depth[{extra}]'" if extra else f"pip install {module}"
     )

@@ -23,12 +23,12 @@ def refuse_existing(path: Path, force: bool) -> None:
         InputError: if it exists and ``force`` is False, or its folder does not exist or cannot be written.
     """
     if path.exists() and not force:
-        raise InputError(f"{path} exists already", wanted="a name that is free", mend="choose another one, or pass --force to replace it")
+        raise InputError(f"{path} exists already", wanted="a name that is free", fix="choose another one, or pass --force to replace it")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"the folder {folder} does not exist", mend=f"mkdir -p {folder}")
+        raise InputError(f"the folder {folder} does not exist", fix=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"the folder {folder} cannot be written", mend="choose another one, or change its permissions")
+        raise InputError(f"the folder {folder} cannot be written", fix="choose another one, or change its permissions")
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> 
     path = Path(path)
     refuse_existing(path, force)
     if path.exists() and not (path.is_dir() and not path.is_symlink() and (not any(path.iterdir()) or (marker and (path / marker).is_file()))):
-        raise InputError(f"{path} is no earlier output ({marker} is not in it), so it is not replaced", mend="remove it yourself or choose another name")
+        raise InputError(f"{path} is no earlier output ({marker} is not in it), so it is not replaced", fix="remove it yourself or choose another name")
     with _os_errors(path):
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent))
     old = part.with_suffix(".old")
@@ -117,7 +117,7 @@ def check_sha256(view: memoryview | mmap.mmap | bytes, wanted: str, what: str) -
                 digest.update(piece)
     if digest.hexdigest() != wanted:
         was = f"{what} has SHA-256 {digest.hexdigest()[:12]}…"
-        raise ChecksumError(was, wanted=f"{wanted[:12]}…, as it was written", mend="copy or download it again; if it was changed on purpose, make it again")
+        raise ChecksumError(was, wanted=f"{wanted[:12]}…, as it was written", fix="copy or download it again; if it was changed on purpose, make it again")
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})", mend="check the disk and the permissions of its folder") from error
+        raise InputError(f"{path} cannot be written ({error.strerror or error})", fix="check the disk and the permissions of its folder") from error
 
 
 def _sync(path: Path) -> None:

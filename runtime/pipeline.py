@@ -19,7 +19,7 @@ from .backend import Backend, open_backend
 from .errors import AccuracyError, InputError, UsageError
 from .photo.depth_map import DepthMap, Intrinsics, Origin
 from .photo.postprocess import Assembly
-from .photo.preprocess import Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows
+from .photo.preprocess import Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows_of
 from .submission import Submissions
 from .text.encoder import TextEncoder
 
@@ -47,10 +47,10 @@ class Pipeline:
         self._artefact, self._backend, self.remarks = artefact, backend, backend.remarks
         self._closing, self._permits, self.concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
         self._submissions = Submissions(backend.concurrent + 1, backend.concurrent + 1)
-        self._least, usual, self._greatest = self._batches()
-        self.batch = usual if batch is None else batch
-        if not 1 <= self.batch <= self._greatest:
-            raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._greatest} for this artefact", mend="change --batch, or build with another batch range")
+        self._min_batch, opt_batch, self._max_batch = self._batches()
+        self.batch = opt_batch if batch is None else batch
+        if not 1 <= self.batch <= self._max_batch:
+            raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
         facts = self.manifest.network
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
         self._text = None
@@ -142,8 +142,8 @@ class Pipeline:
         maps = self._on_gpu(photos, chosen, seen) if self._text is None and prompt is None else None
         if maps is None:
             done = 0
-            looks = ((photo, window) for photo in photos for window in photo.windows)
-            while some := list(islice(looks, self.batch)):
+            windows = ((photo, window) for photo in photos for window in photo.windows)
+            while some := list(islice(windows, self.batch)):
                 for (photo, window), item in zip(some, self._run(some, prompt), strict=False):  # what follows is padding of the batch
                     photo.assembly.add(window, item)
                 if seen is not None:
@@ -158,8 +158,8 @@ class Pipeline:
         predict_photos = getattr(self._backend, "predict_photos", None)
         if predict_photos is None:
             return None
-        looks = len(windows(protocol))
-        group = max(1, self.batch // looks)
+        windows = len(windows_of(protocol))
+        group = max(1, self.batch // windows)
         maps: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(photos), group):
             some = photos[start : start + group]
@@ -170,7 +170,7 @@ class Pipeline:
                 return None
             maps += found
             if seen is not None:
-                seen(len(maps) * looks)
+                seen(len(maps) * windows)
         return maps
 
     def protocol(self, name: str | None = None) -> Protocol:
@@ -184,12 +184,12 @@ class Pipeline:
                 return protocol
         raise UsageError(f"there is no protocol {name!r}", wanted=" or ".join(p.name for p in self.contract.protocols))
 
-    def _run(self, looks: list[tuple[_Photo, Window]], prompt: str | None) -> np.ndarray:
+    def _run(self, windows: list[tuple[_Photo, Window]], prompt: str | None) -> np.ndarray:
         image, output = self.contract.input, self.contract.output.tensor
-        tensor = np.zeros((max(len(looks), self._least), 3, *image.canvas), np.float32)
-        for (photo, window), out in zip(looks, tensor, strict=False):
+        tensor = np.zeros((max(len(windows), self._min_batch), 3, *image.canvas), np.float32)
+        for (photo, window), out in zip(windows, tensor, strict=False):
             window_tensor(photo.picture, window, image, out)
-        tensor[len(looks) :] = tensor[len(looks) - 1]  # an engine with a least batch gets the last window again
+        tensor[len(windows) :] = tensor[len(windows) - 1]  # an engine with a least batch gets the last window again
         inputs = {image.tensor: tensor, **(self._text(tensor, prompt) if self._text else _no_text(prompt))}
         with self._permits:
             self._refuse_closed()
@@ -212,7 +212,7 @@ class Pipeline:
                 raise AccuracyError(
                     f"stage {stage} puts out {bad} NaN or infinite values of {kept[name].size} in tensor {name}",
                     wanted="finite numbers everywhere",
-                    mend="build with another precision; if it was fp32, the weights are broken",
+                    fix="build with another precision; if it was fp32, the weights are broken",
                 )
 
     def _batches(self) -> tuple[int, int, int]:
@@ -264,7 +264,7 @@ class _Photo:
         self.photo, self.placed = photo, place_steps(protocol.steps, *photo.shape[:2])
         size = self.placed[-1].after if self.placed else photo.shape[:2]
         check_windows(protocol, contract.input, *size)
-        self.windows = windows(protocol)
+        self.windows = windows_of(protocol)
         self._contract, self._protocol, self._picture, self._assembly = contract, protocol, None, None
 
     @property
@@ -284,7 +284,7 @@ class _Photo:
 
 def _no_text(prompt: str | None) -> dict[str, np.ndarray]:
     if prompt is not None:
-        raise UsageError("this network takes no words", mend="leave --prompt out")
+        raise UsageError("this network takes no words", fix="leave --prompt out")
     return {}
 
 

@@ -23,7 +23,7 @@ def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), lies=
     Args:
         spec: the stage.
         graph: ONNX bytes.
-        batch: least, usual, greatest; fixed if all are equal.
+        batch: min, opt, max; fixed if all are equal.
         lies: replaces facts, e.g. ``{"dtypes": {"image": "HALF"}}``.
     """
     header = json.dumps({"release": release, "targets": targets}).encode()

@@ -129,7 +129,7 @@ def look(path, journal, memory=1 << 33, data=DATA, tick=lambda what, total: None
     chain = Chain(BundleDirectory.open(path))
     state = Journal(journal, {"test": 1})
     photos = prepare_photos(chain, Chosen(data), state, tick)
-    return observe(chain, photos, state, count={p.number for p in photos}, memory_nbytes=memory, tick=tick)
+    return observe(chain, photos, state, count={p.number for p in photos}, memory_nbytes=memory, on_progress=tick)
 
 
 def same(one, other):
@@ -214,7 +214,7 @@ def test_an_interrupted_observation_goes_on_and_ends_the_same(bundle, tmp_path, 
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            look(path, tmp_path / f"j{stop}", tick=tick)
+            look(path, tmp_path / f"j{stop}", on_progress=tick)
         assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / f"j{stop}").items())
 
 

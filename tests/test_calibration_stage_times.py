@@ -56,7 +56,7 @@ def test_what_is_broken_or_foreign_is_refused_with_the_command_that_mends_it(man
     (tmp_path / "t.json").write_text(json.dumps(times.to_json() | change))
     with pytest.raises(InputError, match=words) as error:
         read_stage_times(tmp_path / "t.json", manifest)
-    assert "depth-build BUNDLE --backend tensorrt --stage-times" in error.value.mend
+    assert "depth-build BUNDLE --backend tensorrt --stage-times" in error.value.fix
 
 
 def test_no_file_and_no_json_are_refused(manifest, tmp_path):

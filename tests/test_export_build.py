@@ -71,7 +71,7 @@ def rtx():
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rtx_engines_hold_the_precision_that_was_asked_for(rtx, small_bundle, tmp_path, precision):
     said = []
-    report = build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt-rtx", precision, ("sm86", "sm89", "sm120")), say=said.append)
+    report = build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt-rtx", precision, ("sm86", "sm89", "sm120")), on_message=said.append)
     layers = {stage.name: stage.layers for stage in report.stages}
     if precision == "fp16":
         assert layers == {"encoder": {"half": 7}, "decoder": {"half": 1, "float": 1}}  # the head's 1x1 convolution is an FP32 island
@@ -129,7 +129,7 @@ def test_a_graph_of_another_type_than_was_promised_is_not_honoured(rtx, small_bu
     half, full = product_types(file)
     assert not half and len(full) == 7
     request = {"task": "tensorrt", "stage": "encoder", "backend": "tensorrt-rtx", "source": str(file), "target": str(tmp_path / "e"), "targets": ["sm86"]}
-    request |= {"batch": [1, 1, 1], "precision": "fp16", "half": full, "full": []}
+    request |= {"batch": [1, 1, 1], "precision": "fp16", "fp16": full, "fp32": []}
     with pytest.raises(PrecisionError, match=r"stage encoder: .*conv_in/Conv_0 computes in float"):
         run_child(request, what="stage encoder")
     assert _nothing_left(tmp_path)

@@ -70,7 +70,7 @@ def graph(folder, batch="n", size=(16, 24), nodes=None, constants=None, name="ne
 
 def test_a_graph_with_a_contract_becomes_a_bundle_that_computes_the_same(contract, tmp_path):
     file, said = graph(tmp_path), []
-    manifest = write_foreign_bundle(file, contract(), tmp_path / "bundle", licence="CC0", say=said.append)
+    manifest = write_foreign_bundle(file, contract(), tmp_path / "bundle", licence="CC0", on_message=said.append)
     assert manifest.network.weights["kind"] == "foreign" and manifest.network.weights["licence"] == "CC0" and manifest.network.name == "net"
     assert manifest.network.parameters == 3 * 16 * 16 + 1 and manifest.network.config == {"opset": {"ai.onnx": 12}}
     assert "opset 12" in said[0] and manifest.parity["reference"] == "ONNX Runtime's own first run"
@@ -207,7 +207,7 @@ def test_fastdepth_becomes_a_bundle_and_engines(tmp_path):
     data["protocols"][0]["steps"][0] |= {"height": 224, "width": 224}
     (tmp_path / "c.json").write_text(json.dumps(data))
     said = []
-    manifest = write_foreign_bundle(FASTDEPTH, read_contract(tmp_path / "c.json"), tmp_path / "bundle", licence="MIT", say=said.append)
+    manifest = write_foreign_bundle(FASTDEPTH, read_contract(tmp_path / "c.json"), tmp_path / "bundle", licence="MIT", on_message=said.append)
     assert "opset 7" in said[0] and manifest.network.parameters == 1_377_946
     x = load_file(tmp_path / "bundle" / GOLDEN)
     (wanted,) = ort.InferenceSession(str(FASTDEPTH)).run(None, {"0": x["0"]})

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from fathom.export.bundle.bundle import write_bundle
 from fathom.export.bundle.bundle_files import GOLDEN
 from fathom.export.parity.parity import ParityReport, ParityRow, Tolerances, measure_parity
-from fathom.export.parity.stage_runner import compare, compare_output, sickness
+from fathom.export.parity.stage_runner import compare, compare_output, find_problem
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.manifest import BundleManifest
 from fathom.runtime.errors import AccuracyError, BuildFailedError, InputError
@@ -38,9 +38,9 @@ def test_masks_are_compared_by_the_pixels_that_change_their_class():
 
 
 def test_sick_tensors_are_named():
-    assert sickness(np.array([1.0, np.nan, np.inf], np.float32)) == "not finite in 2 of 3 places"
-    assert sickness(np.full(100, 7, np.float32)) == "the same number 7 everywhere"
-    assert sickness(np.array([7.0], np.float32)) == "" == sickness(np.full(100, 7, np.int64))
+    assert find_problem(np.array([1.0, np.nan, np.inf], np.float32)) == "not finite in 2 of 3 places"
+    assert find_problem(np.full(100, 7, np.float32)) == "the same number 7 everywhere"
+    assert find_problem(np.array([7.0], np.float32)) == "" == find_problem(np.full(100, 7, np.int64))
 
 
 def _report(relative=0.0, problem="", abs_rel=0.0, mode="isolated"):
@@ -137,7 +137,7 @@ def test_a_network_whose_stages_differ_leaves_no_bundle(small_network, tmp_path)
     network = _crooked(small_network, depth=lambda depth: depth * 1.01)
     said = []
     with pytest.raises(AccuracyError, match="the exported stages do not give what PyTorch gives"):
-        write_bundle(network, tmp_path / "bundle", say=said.append)
+        write_bundle(network, tmp_path / "bundle", on_message=said.append)
     assert "decoder" in said[0] and not list(tmp_path.iterdir())
 
 
@@ -154,7 +154,7 @@ def test_interruption_leaves_nothing(small_network, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(small_network.SmallNetwork(), tmp_path / "bundle", progress=interrupt)
+        write_bundle(small_network.SmallNetwork(), tmp_path / "bundle", on_progress=interrupt)
     assert not list(tmp_path.iterdir())
 
 

@@ -70,7 +70,7 @@ def test_a_plan_of_it_says_what_it_is(small_bundle, small_network, tmp_path):
     said, maps = [], {}
     photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     for precision in ("fp32", "fp16"):
-        report = build_plan(small_bundle, tmp_path / f"{precision}.plan", BuildOptions("onnxruntime", precision), say=said.append)
+        report = build_plan(small_bundle, tmp_path / f"{precision}.plan", BuildOptions("onnxruntime", precision), on_message=said.append)
         with Pipeline.open(tmp_path / f"{precision}.plan") as pipeline:
             maps[precision] = pipeline.predict(photo).values
     assert report.parity.label == "graph-only" and report.manifest.precision == "fp16"

@@ -64,9 +64,9 @@ def test_without_a_card_nothing_is_written_and_the_reason_told(tiny, tmp_path, c
     assert "there is no card" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
     said = []
     options = BuildOptions("tensorrt-rtx", "int8")
-    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", options, say=said.append, progress=lambda what, done: None) is None
+    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", options, on_message=said.append, on_progress=lambda what, done: None) is None
     assert said == ["no engine can be timed here (there is no card): what INT8 saves is modelled"]
-    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", BuildOptions(), say=said.append, progress=lambda what, done: None) is None
+    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", BuildOptions(), on_message=said.append, on_progress=lambda what, done: None) is None
     assert len(said) == 1  # nobody asked for engines
 
 
@@ -76,14 +76,14 @@ def test_a_card_that_the_backend_does_not_build_for_stops_no_export(monkeypatch,
     fake_cuda.install(monkeypatch, machine)
     said = []
     options = BuildOptions("tensorrt-rtx", "int8", ("sm86",))
-    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", options, say=said.append, progress=lambda what, done: None) is None
+    assert time_stages.times_if_possible(tiny.bundle, tmp_path / "x", options, on_message=said.append, on_progress=lambda what, done: None) is None
     assert "sm90 is refused" in said[0] and said[0].endswith("what INT8 saves is modelled") and machine.leaks() == {}
 
 
 def no_card():
     from fathom.runtime.errors import EnvironmentMismatchError
 
-    raise EnvironmentMismatchError("there is no card", mend="bring one")
+    raise EnvironmentMismatchError("there is no card", fix="bring one")
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(recipe, tmp_path):
     output = tmp_path / "parts.safetensors"
     parts = dataclasses.replace(whole, network=random_evp("nyu", SMALLER), output=output)
     with pytest.raises(KeyboardInterrupt):
-        train(parts, reach=stop)
+        train(parts, on_progress=stop)
     assert not output.exists() and state_path(output).is_file()
     with pytest.raises(UsageError, match="another seed"):
         train(dataclasses.replace(parts, network=random_evp("nyu", SMALLER, seed=8), facts={"steps": 4, "seed": 6}), resume=True)
@@ -328,7 +328,7 @@ def test_the_hint_alone_teaches_the_backbone_and_nothing_else(model, tmp_path):
     network, data = load(model, random_init=True), KeptSamples([Rooms(1, 1, (48, 64))])
     run = Run(network, recipe, data, None, tmp_path / "w.safetensors", 4, 0, 100, "fp32", torch.device("cpu"), {})
     seen = []
-    train(run, reach=lambda step: seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()}))
+    train(run, on_progress=lambda step: seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()}))
     changed = {name for name in seen[0] if not torch.equal(seen[0][name], seen[2][name])}  # steps 2 and 3 of 4
     assert changed and all(name.startswith(ALONE[model]) for name in changed)
     assert any(not name.startswith(ALONE[model]) and not torch.equal(seen[2][name], seen[3][name]) for name in seen[0])

@@ -20,7 +20,7 @@ def run(code, *, env=None, **how):
     [
         ("return None", 0, ""),
         ("return 3", 3, ""),
-        ("raise errors.UsageError('a', wanted='b', mend='c')", 2, "error: a; wanted: b; to mend: c\n"),
+        ("raise errors.UsageError('a', wanted='b', fix='c')", 2, "error: a; wanted: b; fix: c\n"),
         ("raise errors.InputError('a')", 3, "error: a\n"),
         ("raise errors.AccuracyError('a')", 4, "error: a\n"),
         ("raise errors.PrecisionError('a')", 5, "error: a\n"),

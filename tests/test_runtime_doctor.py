@@ -33,7 +33,7 @@ def test_a_machine_with_gpus(gpus):
     assert found["backends"]["tensorrt-rtx"]["works"]
     assert found["kernels"]["taken"] == {"sm86": "cubin"}
     cuda = found["backends"]["onnxruntime-cuda"]
-    assert not cuda["works"] and "onnxruntime-gpu" in cuda["mend"]
+    assert not cuda["works"] and "onnxruntime-gpu" in cuda["fix"]
     assert gpus.leaks() == {}
 
 
@@ -41,14 +41,14 @@ def test_a_gpu_that_rtx_does_not_list(gpus):
     gpus.capability = (9, 0)
     backends = doctor.examine()["backends"]
     assert not backends["tensorrt-rtx"]["works"] and "does not list sm90" in backends["tensorrt-rtx"]["says"]
-    assert "--backend tensorrt" in backends["tensorrt-rtx"]["mend"] and backends["tensorrt"]["works"]
+    assert "--backend tensorrt" in backends["tensorrt-rtx"]["fix"] and backends["tensorrt"]["works"]
 
 
 def test_an_old_driver(gpus):
     gpus.driver = 12040
     backends = doctor.examine()["backends"]
     for name in ("tensorrt", "tensorrt-rtx"):
-        assert not backends[name]["works"] and "needs CUDA 13, the driver knows 12.4" in backends[name]["says"] and f"{name}-cu12" in backends[name]["mend"]
+        assert not backends[name]["works"] and "needs CUDA 13, the driver knows 12.4" in backends[name]["says"] and f"{name}-cu12" in backends[name]["fix"]
 
 
 def test_a_gpu_that_is_in_a_bad_state(gpus):
@@ -70,7 +70,7 @@ def test_without_a_gpu(monkeypatch, capsys, flags):
         assert found["backends"]["onnxruntime"]["works"] and "NO_DEVICE" in found["gpu_problem"]["says"]
     else:
         assert "yes  onnxruntime: ONNX Runtime" in out and "no   tensorrt: the package 'tensorrt' is not installed" in out
-        assert "to mend: pip install tensorrt" in out and "GPU: none" in out
+        assert "fix: pip install tensorrt" in out and "GPU: none" in out
 
 
 def test_nothing_works(monkeypatch, capsys):

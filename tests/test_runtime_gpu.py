@@ -19,7 +19,7 @@ from fathom.runtime.cuda.resources import DeviceBuffer, Event, PinnedBuffer, Str
 from fathom.runtime.errors import FathomError, OutOfMemoryError
 from fathom.runtime.kernels.device_kernels import NOTHING_FOUND, DeviceKernels, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
 from fathom.runtime.kernels.records import WINDOW, gather_of, postprocess_record, preprocess_record
-from fathom.runtime.photo.preprocess import windows
+from fathom.runtime.photo.preprocess import windows_of
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.tensorrt.backend import TensorRTBackend
 
@@ -91,22 +91,22 @@ def test_kernels_equal_the_reference(device, name, dtype):
     steps, size, more = kernel_tests.CASES[name]
     contract, protocol, placed = kernel_tests.contract_for(steps, size, **more)
     photo = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
-    looks, gather, half = windows(protocol), gather_of(placed, size), dtype == np.float16
-    tensor = np.random.default_rng(4).uniform(0.5, 10, (len(looks), 1, contract.input.window[0] // 2, contract.input.window[1] // 2)).astype(dtype)
-    shaped = np.zeros((len(looks), 3, *contract.input.canvas), dtype)
-    values, valid, found = np.zeros(size, np.float32), np.zeros(size, np.uint8), np.tile(NOTHING_FOUND, (len(looks), 1))
+    windows, gather, half = windows_of(protocol), gather_of(placed, size), dtype == np.float16
+    tensor = np.random.default_rng(4).uniform(0.5, 10, (len(windows), 1, contract.input.window[0] // 2, contract.input.window[1] // 2)).astype(dtype)
+    shaped = np.zeros((len(windows), 3, *contract.input.canvas), dtype)
+    values, valid, found = np.zeros(size, np.float32), np.zeros(size, np.uint8), np.tile(NOTHING_FOUND, (len(windows), 1))
     with device:
         stream, kernels = Stream(device), DeviceKernels(device)
         launch = kernels.on(stream)
         photo_at, out, tensor_at = (on_device(device, stream, array) for array in (photo, shaped, tensor))
         values_at, valid_at, found_at = (on_device(device, stream, array) for array in (values, valid, found))
-        looks_at = on_device(device, stream, np.array([(look.left, look.flip, look.fill) for look in looks], WINDOW).view(np.uint8))
-        for number, look in enumerate(looks):
+        looks_at = on_device(device, stream, np.array([(window.left, window.flip, window.fill) for window in windows], WINDOW).view(np.uint8))
+        for number, window in enumerate(windows):
             at = out.address + number * shaped[0].nbytes
-            launch_preprocess(launch, preprocess_record(gather, look, contract.input, photo_at.address, at, half))
+            launch_preprocess(launch, preprocess_record(gather, window, contract.input, photo_at.address, at, half))
         places = (tensor_at.address, looks_at.address, values_at.address, valid_at.address)
         launch_postprocess(launch, postprocess_record(gather, contract.input, contract.output, tensor.shape, half, *places))
-        launch_inspect(launch, tensor_at.address, found_at.address, len(looks), tensor[0].size, half)
+        launch_inspect(launch, tensor_at.address, found_at.address, len(windows), tensor[0].size, half)
         for buffer, array in ((out, shaped), (values_at, values), (valid_at, valid), (found_at, found)):
             stream.download(buffer, array)
         stream.synchronize()
@@ -116,7 +116,9 @@ def test_kernels_equal_the_reference(device, name, dtype):
     np.testing.assert_array_equal(valid.astype(bool), wanted_valid)
     assert np.abs(values - wanted).max() < 1e-3
     bad, least, greatest = read_inspection(found)
-    assert not bad.any() and np.array_equal(least, tensor.reshape(len(looks), -1).min(1)) and np.array_equal(greatest, tensor.reshape(len(looks), -1).max(1))
+    assert (
+        not bad.any() and np.array_equal(least, tensor.reshape(len(windows), -1).min(1)) and np.array_equal(greatest, tensor.reshape(len(windows), -1).max(1))
+    )
 
 
 # --- the whole runtime, with PyTorch in the place of TensorRT
@@ -300,7 +302,7 @@ def test_stages_are_timed_in_every_precision(backend, bundle, tmp_path):
     from fathom.export.plan.build_options import BuildOptions
     from fathom.export.plan.time_stages import time_stages
 
-    times = time_stages(bundle, tmp_path / "times", BuildOptions(backend), say=print, progress=lambda what, done: None)
+    times = time_stages(bundle, tmp_path / "times", BuildOptions(backend), on_message=print, on_progress=lambda what, done: None)
     print(times)
     assert all({"fp32", "fp16"} <= set(found) and min(found.values()) > 0 for found in times.stages.values())
     assert any("int8" in found for found in times.stages.values())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
 from fathom.runtime.errors import AccuracyError, InputError
 from fathom.runtime.photo.postprocess import Assembly, check_output, undo_steps
-from fathom.runtime.photo.preprocess import network_inputs, place_steps, windows
+from fathom.runtime.photo.preprocess import network_inputs, place_steps, windows_of
 
 METRIC = OutputContract("depth", "metric", "m", 1e-3, 10.0, "far", "bilinear-corners")
 
@@ -30,12 +30,12 @@ class Net(torch.nn.Module):
 
 
 def run_ours(photo, contract, protocol, net, batch=3):
-    looks = windows(protocol)
+    windows = windows_of(protocol)
     placed = place_steps(protocol.steps, *photo.shape[:2])
     assembly = Assembly(contract, protocol, placed, photo.shape[:2])
     outputs = [item for x in network_inputs(photo, contract, protocol, batch) for item in net(torch.from_numpy(x)).numpy()]
-    for look, item in zip(looks, outputs, strict=True):
-        assembly.add(look, item)
+    for window, item in zip(windows, outputs, strict=True):
+        assembly.add(window, item)
     return assembly.finish()
 
 
@@ -84,7 +84,7 @@ def test_fill_windows_count_only_where_no_other_window_looked():
     protocol = Protocol("fill", (), (0,), (4,), False, "")
     contract = Contract(ImageInput("image", (2, 6), (2, 6), (0.0,) * 3, (1.0,) * 3), METRIC, (protocol,))
     assembly = Assembly(contract, protocol, (), (2, 10))
-    first, second = windows(protocol)
+    first, second = windows_of(protocol)
     assembly.add(first, np.arange(12, dtype=np.float32).reshape(1, 2, 6) + 1)
     assembly.add(second, np.arange(12, dtype=np.float32).reshape(1, 2, 6) + 101)
     values, valid = assembly.finish()
@@ -95,7 +95,7 @@ def test_columns_no_window_sees_are_not_valid():
     protocol = Protocol("gap", (), (0,), (), False, "")
     contract = Contract(ImageInput("image", (2, 6), (2, 6), (0.0,) * 3, (1.0,) * 3), METRIC, (protocol,))
     assembly = Assembly(contract, protocol, (), (2, 10))
-    assembly.add(windows(protocol)[0], np.arange(12, dtype=np.float32).reshape(1, 2, 6) + 1)
+    assembly.add(windows_of(protocol)[0], np.arange(12, dtype=np.float32).reshape(1, 2, 6) + 1)
     values, valid = assembly.finish()
     assert valid[:, :6].all() and not valid[:, 6:].any() and not values[:, 6:].any()
 
@@ -137,8 +137,8 @@ def test_a_mask_is_the_argmax_of_upsampled_logits(flip):
     output = OutputContract("logits", "mask", "", 0.0, 1.0, "", "bilinear-corners")
     contract = Contract(ImageInput("image", (32, 32), (32, 32), (0.5,) * 3, (0.5,) * 3), output, (protocol,))
     assembly = Assembly(contract, protocol, place_steps(protocol.steps, 48, 40), (48, 40))
-    for look, item in zip(windows(protocol), logits, strict=True):
-        assembly.add(look, item)
+    for window, item in zip(windows_of(protocol), logits, strict=True):
+        assembly.add(window, item)
     values, valid = assembly.finish()
     up = F.interpolate(torch.from_numpy(logits), (32, 32), mode="bilinear", align_corners=True)
     up = (up[:1] + up[1:].flip(3)) / 2 if flip else up
@@ -185,12 +185,12 @@ def test_a_small_map_of_a_filtered_picture_is_enlarged_once_as_depthblip2_does()
     output = OutputContract("depth", "metric", "m", 1e-3, 10.0, "far", "bilinear-corners")
     protocol = Protocol("nyu-benchmark", steps, (0,), (), True, "")
     contract = Contract(image, output, (protocol,))
-    looks = np.random.default_rng(0).uniform(1, 3, (2, 1, 16, 16)).astype(np.float32)
+    windows = np.random.default_rng(0).uniform(1, 3, (2, 1, 16, 16)).astype(np.float32)
     assembly = Assembly(contract, protocol, place_steps(protocol.steps, 480, 640), (480, 640))
-    for look, item in zip(windows(protocol), looks, strict=True):
-        assembly.add(look, item)
+    for window, item in zip(windows_of(protocol), windows, strict=True):
+        assembly.add(window, item)
     values, valid = assembly.finish()
-    mean = (torch.from_numpy(looks[0]) + torch.from_numpy(looks[1]).flip(-1)) / 2
+    mean = (torch.from_numpy(windows[0]) + torch.from_numpy(windows[1]).flip(-1)) / 2
     wanted = torch.nn.functional.interpolate(mean[None], size=(416, 544), mode="bilinear", align_corners=True)[0, 0].numpy()
     assert np.abs(values[56:472, 60:604] - wanted).max() < 1e-5
     assert valid[56:472, 60:604].all() and valid.sum() == 416 * 544

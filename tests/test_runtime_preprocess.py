@@ -9,7 +9,7 @@ from PIL import Image
 
 from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Pad, Protocol, Require, Resize
 from fathom.runtime.errors import InputError
-from fathom.runtime.photo.preprocess import check_photo, check_windows, network_inputs, place_steps, shape_photo, windows
+from fathom.runtime.photo.preprocess import check_photo, check_windows, network_inputs, place_steps, shape_photo, windows_of
 
 OUTPUT = OutputContract("depth", "metric", "m", 1e-3, 10.0, "far", "bilinear-corners")
 
@@ -48,7 +48,7 @@ def test_windows_flips_and_batches_come_in_order():
         wanted = whole[:, left : left + 480].transpose(2, 0, 1)
         np.testing.assert_allclose(got[2 * k], wanted, atol=1e-6)
         np.testing.assert_allclose(got[2 * k + 1], wanted[:, :, ::-1], atol=1e-6)
-    assert [(w.left, w.flip, w.fill) for w in windows(protocol)][-2:] == [(160, False, True), (160, True, True)]
+    assert [(w.left, w.flip, w.fill) for w in windows_of(protocol)][-2:] == [(160, False, True), (160, True, True)]
 
 
 def test_the_canvas_is_zero_after_normalisation():

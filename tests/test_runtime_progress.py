@@ -59,7 +59,7 @@ def test_quiet_is_quiet_but_alarms_are_heard(clock):
     with Progress(3, "photos", quiet=True, stream=out) as bar:
         clock[0] += 60
         bar.advance()
-        bar.say("a remark")
+        bar.message("a remark")
         bar.alarm("warning: a")
     assert out.getvalue() == "warning: a\n"
 
@@ -93,6 +93,6 @@ def test_results_go_to_stdout(capsys):
 
 def test_reaching_never_goes_back():
     with Progress(10, "photos", stream=io.StringIO()) as bar:
-        bar.reach(4)
-        bar.reach(2)
+        bar.advance_to(4)
+        bar.advance_to(2)
         assert bar.done == 4

@@ -534,19 +534,19 @@ def test_wrong_devices(device):
 
 
 def test_places_of_tensors_are_used_again_but_never_shared():
-    """Random lives: no two tensors that are alive together overlap, everything is aligned, the least possible is not missed by far."""
-    from fathom.runtime.tensorrt.memory_plan import Life, lay_out
+    """Random lifetimes: no two tensors that are alive together overlap, everything is aligned, the least possible is not missed by far."""
+    from fathom.runtime.tensorrt.memory_plan import Lifetime, plan_memory
 
     generator = np.random.default_rng(0)
     for _ in range(200):
-        lives = []
+        lifetimes = []
         for k in range(int(generator.integers(1, 12))):
             first = int(generator.integers(-1, 6))
-            lives.append(Life(str(k), int(generator.integers(0, 5000)), first, first + int(generator.integers(0, 5))))
-        offsets, size = lay_out(lives)
+            lifetimes.append(Lifetime(str(k), int(generator.integers(0, 5000)), first, first + int(generator.integers(0, 5))))
+        offsets, size = plan_memory(lifetimes)
         needed = 0
         for step in range(-1, 12):
-            alive = [life for life in lives if life.first <= step <= life.last]
+            alive = [life for life in lifetimes if life.first <= step <= life.last]
             needed = max(needed, sum(-(-max(life.nbytes, 1) // 256) * 256 for life in alive))
             for one in alive:
                 assert offsets[one.name] % 256 == 0 and offsets[one.name] + one.nbytes <= size

@@ -253,5 +253,5 @@ def test_progress_without_an_end(capsys):
 
     with Progress(0, "frames", every_s=0.0) as progress:
         for k in range(1, 4):
-            progress.reach(k)
+            progress.advance_to(k)
     assert capsys.readouterr().err == "1 frames\n2 frames\n3 frames\n"

@@ -18,7 +18,7 @@ from fathom.runtime.errors import InputError
 from fathom.runtime.kernels import device_kernels
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS, WINDOW, gather_of, postprocess_record, preprocess_record
 from fathom.runtime.photo.postprocess import Assembly
-from fathom.runtime.photo.preprocess import place_steps, shape_photo, window_tensor, windows
+from fathom.runtime.photo.preprocess import place_steps, shape_photo, window_tensor, windows_of
 from fathom.trt_plugins import build_kernels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,24 +47,24 @@ def address(array):
 
 
 def pre_by_kernel(host, photo, contract, protocol, gather, dtype):
-    looks = windows(protocol)
-    out = np.full((len(looks), 3, *contract.input.canvas), 7, dtype)
-    for look, item in zip(looks, out, strict=True):
-        record = preprocess_record(gather, look, contract.input, address(photo), address(item), dtype == np.float16)
+    windows = windows_of(protocol)
+    out = np.full((len(windows), 3, *contract.input.canvas), 7, dtype)
+    for window, item in zip(windows, out, strict=True):
+        record = preprocess_record(gather, window, contract.input, address(photo), address(item), dtype == np.float16)
         device_kernels.launch_preprocess(host.launch, record)
     return out
 
 
 def pre_by_reference(photo, contract, protocol, placed):
     picture = shape_photo(photo, placed)
-    return np.stack([window_tensor(picture, look, contract.input) for look in windows(protocol)])
+    return np.stack([window_tensor(picture, window, contract.input) for window in windows_of(protocol)])
 
 
 def post_by_kernel(host, tensor, contract, protocol, gather):
-    looks = np.array([(look.left, look.flip, look.fill) for look in windows(protocol)], WINDOW)
+    windows = np.array([(window.left, window.flip, window.fill) for window in windows_of(protocol)], WINDOW)
     values, valid = np.full(gather.photo, 7, np.float32), np.full(gather.photo, 7, np.uint8)
     record = postprocess_record(
-        gather, contract.input, contract.output, tensor.shape, tensor.dtype == np.float16, address(tensor), address(looks), address(values), address(valid)
+        gather, contract.input, contract.output, tensor.shape, tensor.dtype == np.float16, address(tensor), address(windows), address(values), address(valid)
     )
     device_kernels.launch_postprocess(host.launch, record)
     return values, valid
@@ -72,8 +72,8 @@ def post_by_kernel(host, tensor, contract, protocol, gather):
 
 def post_by_reference(tensor, contract, protocol, placed, photo_size):
     assembly = Assembly(contract, protocol, placed, photo_size)
-    for look, item in zip(windows(protocol), tensor, strict=True):
-        assembly.add(look, item)
+    for window, item in zip(windows_of(protocol), tensor, strict=True):
+        assembly.add(window, item)
     return assembly.finish()
 
 
@@ -112,7 +112,7 @@ def test_postprocessing_equals_the_reference(host, name, planes, dtype):
     steps, size, more = CASES[name]
     contract, protocol, placed = contract_for(steps, size, planes=planes, upsample="nearest" if planes == 2 else "bilinear-corners", **more)
     generator = np.random.default_rng(4)
-    shape = (len(windows(protocol)), planes, contract.input.window[0] // 2, contract.input.window[1] // 2)
+    shape = (len(windows_of(protocol)), planes, contract.input.window[0] // 2, contract.input.window[1] // 2)
     tensor = generator.uniform(0.5, 10, shape).astype(dtype)
     values, valid = post_by_kernel(host, tensor, contract, protocol, gather_of(placed, size))
     wanted, wanted_valid = post_by_reference(tensor, contract, protocol, placed, size)
@@ -151,7 +151,7 @@ def test_any_protocol_that_is_one_gather_equals_the_reference(host, steps, heigh
     got = pre_by_kernel(host, photo, contract, protocol, gather, np.float32)
     error = np.abs(got - pre_by_reference(photo, contract, protocol, placed)) * np.reshape(STD, (1, 3, 1, 1))
     assert error.max() < 1 / 255
-    tensor = generator.uniform(0.5, 10, (len(windows(protocol)), 1, *contract.input.window)).astype(np.float32)
+    tensor = generator.uniform(0.5, 10, (len(windows_of(protocol)), 1, *contract.input.window)).astype(np.float32)
     values, valid = post_by_kernel(host, tensor, contract, protocol, gather)
     wanted, wanted_valid = post_by_reference(tensor, contract, protocol, placed, size)
     np.testing.assert_array_equal(valid, wanted_valid)

@@ -76,7 +76,7 @@ def read_samples(source: Source, numbers: range) -> Iterator[Sample]:
         except ImportError as error:
             raise missing_package(error.name or "h5py", "bench", "to read this data set") from error
         except (ValueError, OSError) as error:
-            raise InputError(str(error), wanted="data as --data names them", mend="check the files and the words after --data") from error
+            raise InputError(str(error), wanted="data as --data names them", fix="check the files and the words after --data") from error
 
 
 def measure(
@@ -113,7 +113,7 @@ def _measure_row(number, row, source, count, evaluation, protocol, journal, adva
     mean.failed += sum(entry["lost"] for entry in entries)
     skipped = tuple((name, reason) for entry in entries for name, reason in entry["skipped"])
     if count and len(skipped) == count:
-        raise InputError(f"{row.name}: none of the {count} images fits: {skipped[0][0]}: {skipped[0][1]}", mend="another --evaluation or --protocol")
+        raise InputError(f"{row.name}: none of the {count} images fits: {skipped[0][0]}: {skipped[0][1]}", fix="another --evaluation or --protocol")
     return RowResult(row, mean, scores, tuple(tuple(entry["ids"]) for entry in entries), failures, skipped, content)
 
 
@@ -166,9 +166,9 @@ def _values(depth: DepthMap, evaluation: Evaluation) -> tuple[np.ndarray, np.nda
     if depth.kind == "mask":
         raise UsageError("this network draws masks, not depth", wanted="a depth network")
     if depth.kind == "relative" and evaluation.alignment == "none" and not evaluation.min_max:
-        raise UsageError("this network's maps are relative, they are not metres", mend="name a fit with --alignment, or use --evaluation llm-mde-min-max")
+        raise UsageError("this network's maps are relative, they are not metres", fix="name a fit with --alignment, or use --evaluation llm-mde-min-max")
     if depth.kind == "relative" and depth.larger_is == "near" and evaluation.alignment != "scale-shift-inverse":
-        raise UsageError("this network's maps grow toward the camera", mend="--alignment scale-shift-inverse")
+        raise UsageError("this network's maps grow toward the camera", fix="--alignment scale-shift-inverse")
     return depth.values, depth.valid
 
 
@@ -184,7 +184,7 @@ def to_json(results: list[RowResult], provenance: dict[str, Any], evaluation: Ev
     """The whole record; every row's differences are to the first row."""
     contents = {result.content_sha256 for result in results}
     if len(contents) != 1:
-        raise InputError("the data changed while it was measured", wanted="the same pictures for every row", mend="remove the journal and measure again")
+        raise InputError("the data changed while it was measured", wanted="the same pictures for every row", fix="remove the journal and measure again")
     return {
         "format": "fathom-accuracy",
         "version": VERSION,

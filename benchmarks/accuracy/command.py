@@ -63,11 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     if evaluation is None:
         return 0
     if not arguments.engine and not arguments.reference:
-        raise UsageError("nothing to measure", mend="give --engine or --reference")
+        raise UsageError("nothing to measure", fix="give --engine or --reference")
     if not arguments.data:
-        raise UsageError("no data to measure on", mend="give --data, for example --data rooms:20:1")
+        raise UsageError("no data to measure on", fix="give --data, for example --data rooms:20:1")
     if arguments.reference_weights and not arguments.reference:
-        raise UsageError("--reference-weights without --reference", mend="name the bundle with --reference")
+        raise UsageError("--reference-weights without --reference", fix="name the bundle with --reference")
     output = Path(arguments.output) if arguments.output else None
     if output:
         refuse_existing(output, arguments.force)
@@ -83,14 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
     with Journal(journal_path, {**run_facts, "made_with": made_with}, arguments.force) as journal:
         with Progress(count * len(rows), "images", arguments.quiet) as progress:
             if arguments.alignment is None and evaluation.alignment != EVALUATIONS[evaluation.name].alignment:
-                progress.say(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
+                progress.message(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
             if journal.done:
-                progress.say(f"going on where the journal {journal_path} ends")
+                progress.message(f"going on where the journal {journal_path} ends")
             try:
                 results = measure(rows, source, count, evaluation, arguments.protocol, journal, progress.advance)
             except KeyboardInterrupt:
                 if journal_path and journal.done:
-                    progress.say(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")
+                    progress.message(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")
                 raise
         record = to_json(results, provenance, evaluation, count, made_with)
         if output:
@@ -137,12 +137,12 @@ def _source(text: str) -> tuple[Any, dict[str, Any]]:
     except ImportError as error:
         raise missing_package(error.name or "h5py", "bench", "to read this data set") from error
     except OSError as error:
-        raise InputError(str(error), wanted="data as --data names them", mend="check the path") from error
+        raise InputError(str(error), wanted="data as --data names them", fix="check the path") from error
     except ValueError as error:
         known = text.partition(":")[0] + ":" in GRAMMAR
         raise (InputError if known and text.partition(":")[0] != "rooms" else UsageError)(str(error)) from error
     if provenance["kind"] == "images":
-        raise UsageError("photos without depth cannot be measured", wanted="data with a true depth", mend="depth-run makes maps of them")
+        raise UsageError("photos without depth cannot be measured", wanted="data with a true depth", fix="depth-run makes maps of them")
     return source, provenance
 
 
@@ -182,10 +182,10 @@ def _judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
     for row in record["rows"]:
         if row["means"] is None:
             raise InputError(
-                f"no image of the data has a pixel that the evaluation {record['evaluation']['name']} counts", mend="another --evaluation or --data"
+                f"no image of the data has a pixel that the evaluation {record['evaluation']['name']} counts", fix="another --evaluation or --data"
             )
         if budgets and row["difference"] and "reason" in row["difference"]:
-            raise InputError(f"{row['name']} cannot be compared with {row['difference']['to']}: {row['difference']['reason']}", mend="another --protocol")
+            raise InputError(f"{row['name']} cannot be compared with {row['difference']['to']}: {row['difference']['reason']}", fix="another --protocol")
         for metric, percent in budgets if row["difference"] else ():
             share = row["difference"]["relative"][metric]
             if share is None and row["difference"]["absolute"][metric]:

@@ -36,7 +36,7 @@ class Journal:
             try:
                 self._file = self._open(path, fresh)
             except OSError as error:
-                raise InputError(f"{path} cannot be written ({error.strerror})", mend="another --output") from error
+                raise InputError(f"{path} cannot be written ({error.strerror})", fix="another --output") from error
 
     def _open(self, path: Path, fresh: bool) -> TextIO:
         size = self._read(path, fresh) if path.is_file() else 0
@@ -63,7 +63,7 @@ class Journal:
                     raise InputError(
                         f"{path} is the journal of another measurement" if ours else f"{path} is no journal of a measurement",
                         wanted="the same data, evaluation and engines as before",
-                        mend="remove it, choose another --output, or pass --force to begin anew",
+                        fix="remove it, choose another --output, or pass --force to begin anew",
                     )
                 if entry is None or not isinstance(entry.get("row"), int) or not isinstance(entry.get("group"), int):
                     break

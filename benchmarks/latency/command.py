@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     modes, devices = _words(arguments.pytorch), _words(arguments.onnxruntime)
     if not (modes or devices or arguments.engine):
-        raise UsageError("nothing to time", mend="give --engine, --onnxruntime or --pytorch")
+        raise UsageError("nothing to time", fix="give --engine, --onnxruntime or --pytorch")
     if arguments.output:
         refuse_existing(Path(arguments.output), arguments.force)
     photo = _photo(arguments.photo)

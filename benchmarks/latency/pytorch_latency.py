@@ -29,7 +29,7 @@ class TorchLatencyBackend:
         if mode not in MODES:
             raise UsageError(f"there is no mode {mode!r}", wanted=", ".join(MODES))
         if device != "cpu" and not torch.cuda.is_available():
-            raise EnvironmentMismatchError("this PyTorch has no CUDA", mend="install the CUDA build of PyTorch, or leave out --device")
+            raise EnvironmentMismatchError("this PyTorch has no CUDA", fix="install the CUDA build of PyTorch, or leave out --device")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._torch, self._device = torch, torch.device(device)
         self.stages, self.concurrent, self.remarks = stages, 1, (f"PyTorch {torch.__version__}, {mode}, on {device}",)
@@ -67,7 +67,7 @@ class TorchLatencyBackend:
             with torch.inference_mode(), torch.autocast(self._device.type, torch.float16, enabled=self._half):
                 return self._call(*tensors)
         except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError("PyTorch ran out of memory", mend="close other programs on this GPU") from error
+            raise OutOfMemoryError("PyTorch ran out of memory", fix="close other programs on this GPU") from error
         except RuntimeError as error:
             raise FathomError(f"PyTorch failed ({' '.join(str(error).split())[:300]})") from error
 

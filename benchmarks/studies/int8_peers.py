@@ -31,7 +31,7 @@ from ...runtime.artefact.contract import Contract
 from ...runtime.commands.command import run_command
 from ...runtime.errors import UsageError
 from ...runtime.photo.postprocess import Assembly
-from ...runtime.photo.preprocess import network_inputs, place_steps, windows
+from ...runtime.photo.preprocess import network_inputs, place_steps, windows_of
 from ...runtime.pipeline import Pipeline
 
 ORT_METHODS = ("MinMax", "Entropy", "Percentile")
@@ -71,7 +71,7 @@ class Network:
         """Values float32 [H, W] and valid bool [H, W]."""
         placed = place_steps(self._protocol.steps, *photo.shape[:2])
         whole = Assembly(self._contract, self._protocol, placed, photo.shape[:2])
-        for window, tensor in zip(windows(self._protocol), network_inputs(photo, self._contract, self._protocol, 1), strict=True):
+        for window, tensor in zip(windows_of(self._protocol), network_inputs(photo, self._contract, self._protocol, 1), strict=True):
             found = self._session.run([self._contract.output.tensor], {self._contract.input.tensor: tensor})[0]
             whole.add(window, found[0])
         return whole.finish()

@@ -153,9 +153,9 @@ class Trial:
             "fp16": {"kept": []},
         }
         if not _kept(measured, "fp16"):
-            half = Path(shutil.copytree(bundle, self.work / "half"))
-            found["fp16"] = self.calibrate(half, "FP16 search", *FP16)
-            measured |= self.measure(bundle, {"fp16": self.plan("fp16", half)}, sets, measured)
+            fp16 = Path(shutil.copytree(bundle, self.work / "fp16"))
+            found["fp16"] = self.calibrate(fp16, "FP16 search", *FP16)
+            measured |= self.measure(bundle, {"fp16": self.plan("fp16", fp16)}, sets, measured)
         found["int8"] = self.calibrate(bundle, "INT8 search", *INT8)
         plan = self.plan("int8", bundle)
         found["int8"]["stages"] = {stage.spec.name: stage.precision for stage in read_manifest(plan).stages}

@@ -53,8 +53,8 @@ def kept(facts: dict[str, Any]) -> str:
     for title, sign in (("too little gain", "because it saves"), ("over the budget", "breaks the budget"), ("no INT8 layer", "not possible")):
         held = [text.partition(":")[0] for text in facts["int8"]["verdicts"] if sign in text and text.partition(":")[0] not in low]
         words += [f"{', '.join(held)} ({title})"] if held else []
-    half = facts["fp16"].get("kept", [])
-    words += [f"FP32 in FP16 plans: {', '.join(sorted({entry['stage'] + ':' + entry['path'] for entry in half}))}"] if half else []
+    fp16 = facts["fp16"].get("kept", [])
+    words += [f"FP32 in FP16 plans: {', '.join(sorted({entry['stage'] + ':' + entry['path'] for entry in fp16}))}"] if fp16 else []
     return "; ".join(words)
 
 

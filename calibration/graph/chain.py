@@ -13,7 +13,7 @@ from ...runtime.artefact.contract import Contract, Protocol
 from ...runtime.artefact.spec import StageSpec
 from ...runtime.errors import InputError, UsageError
 from ...runtime.photo.postprocess import Assembly
-from ...runtime.photo.preprocess import Placed, Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows
+from ...runtime.photo.preprocess import Placed, Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows_of
 from ...runtime.text.encoder import TextEncoder
 from .fold_batch_norm import fold_batch_norms
 from .stage_graph import StageGraph
@@ -27,9 +27,9 @@ def check_prompts(contract: Contract, prompts: Sequence[str]) -> None:
     """
     asked = contract.text is not None and contract.text.kind == "prompt"
     if prompts and not asked:
-        raise UsageError("--prompt: this network is not asked in words", mend="leave it out")
+        raise UsageError("--prompt: this network is not asked in words", fix="leave it out")
     if asked and not prompts:
-        raise UsageError("this network is asked in words, and so it is calibrated", mend='say what to look for, as in --prompt "the cup on the left"')
+        raise UsageError("this network is asked in words, and so it is calibrated", fix='say what to look for, as in --prompt "the cup on the left"')
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Chain:
         for stage in manifest.stages:
             if stage.precision != "fp32":
                 raise InputError(
-                    f"stage {stage.spec.name} is {stage.precision} already", wanted="an FP32 bundle", mend="calibrate the bundle that depth-export made"
+                    f"stage {stage.spec.name} is {stage.precision} already", wanted="an FP32 bundle", fix="calibrate the bundle that depth-export made"
                 )
             graph = StageGraph.load(bundle.path(stage.file))
             prepare(graph)
@@ -94,12 +94,12 @@ class Chain:
         placed = place_steps(self.protocol.steps, *photo.shape[:2])
         picture = shape_photo(photo, placed)
         check_windows(self.protocol, self.contract.input, *picture.shape[:2])
-        looks = windows(self.protocol)
+        windows = windows_of(self.protocol)
         feeds = []
-        for window in looks:
+        for window in windows:
             tensor = np.repeat(window_tensor(picture, window, self.contract.input)[None], self.batch, axis=0)  # [B, 3, h, w]
             feeds.append({self.contract.input.tensor: tensor, **(self._text(tensor, self.prompt_of(number)) if self._text else {})})
-        return ShapedPhoto(photo.shape[:2], placed, looks), feeds
+        return ShapedPhoto(photo.shape[:2], placed, windows), feeds
 
     def assemble(self, shaped: ShapedPhoto, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The map on the photo's own pixels from the output tensor of every window: values float32 [H, W], valid bool [H, W].

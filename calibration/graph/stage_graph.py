@@ -48,7 +48,7 @@ class StageGraph:
         try:
             model = onnx.load(str(file), load_external_data=False)
         except Exception as error:  # protobuf raises its own kinds
-            raise InputError(f"{file} is no ONNX graph ({type(error).__name__})", mend="export it again") from error
+            raise InputError(f"{file} is no ONNX graph ({type(error).__name__})", fix="export it again") from error
         return cls(model, Path(file).parent)
 
     def _name_nodes(self) -> None:
@@ -111,7 +111,7 @@ class StageGraph:
             BuildFailedError: if the graph is older than 18.
         """
         if self.opset < 18:
-            raise BuildFailedError(f"the graph has opset {self.opset}", wanted="at least 18", mend="convert it first (modernise)")
+            raise BuildFailedError(f"the graph has opset {self.opset}", wanted="at least 18", fix="convert it first (modernise)")
         for entry in self.model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = max(entry.version, least)
@@ -131,12 +131,12 @@ class StageGraph:
         path = self.folder / facts.get("location", "")
         inside = os.path.realpath(self.folder)
         if os.path.isabs(facts.get("location", "/")) or os.path.commonpath([inside, os.path.realpath(path)]) != inside or not path.is_file():
-            raise InputError(f"the weights of {name} are not beside the graph", wanted=f"a file in {self.folder}", mend="copy or export the bundle again")
+            raise InputError(f"the weights of {name} are not beside the graph", wanted=f"a file in {self.folder}", fix="copy or export the bundle again")
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         shape, offset = tuple(tensor.dims), int(facts.get("offset", "0") or 0)
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if offset < 0 or offset + nbytes > path.stat().st_size:
-            raise InputError(f"{path} does not hold all of {name}", wanted=f"{nbytes} bytes at {offset}", mend="copy or export the bundle again")
+            raise InputError(f"{path} does not hold all of {name}", wanted=f"{nbytes} bytes at {offset}", fix="copy or export the bundle again")
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape) if nbytes else np.zeros(shape, dtype)
 
     def add_constant(self, name: str, values: np.ndarray) -> str:

@@ -11,7 +11,6 @@ from onnx import TensorProto, helper
 from ..graph.stage_graph import StageGraph
 
 LEAST_FACTOR, GREATEST_FACTOR = 2.0**-10, 2.0**10
-SCALING = ("LayerNormalization", "Mul", "MatMul", "Gemm", "Add")
 
 
 def smoothable(graph: StageGraph, nodes: Iterable[str]) -> dict[str, list[onnx.NodeProto]]:

@@ -130,7 +130,7 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
     different = list(first.values())
     if len(different) < 2:
         raise InputError(
-            f"the data holds {len(different)} different image", wanted="at least 2: one for the ranges, one to validate on", mend="give more images"
+            f"the data holds {len(different)} different image", wanted="at least 2: one for the ranges, one to validate on", fix="give more images"
         )
     step = VALIDATE_EVERY if len(different) >= FEW_IMAGES else VALIDATE_EVERY_OF_FEW
     validation = different[step - 1 :: step][:most_validated]

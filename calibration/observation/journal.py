@@ -41,10 +41,10 @@ class Journal:
                 else:
                     shutil.rmtree(folder)
             elif folder.exists() and any(folder.iterdir()):
-                raise InputError(f"{folder} is no journal of a calibration", mend="remove it yourself, or name another output")
+                raise InputError(f"{folder} is no journal of a calibration", fix="remove it yourself, or name another output")
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"the journal {folder} cannot be written ({error.strerror})", mend="check the disk and its permissions") from error
+            raise InputError(f"the journal {folder} cannot be written ({error.strerror})", fix="check the disk and its permissions") from error
         if not self.resumed:
             self._write()
 

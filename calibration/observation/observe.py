@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 30.0
 DEFAULT_MEMORY_NBYTES = 8 << 30
 FLOAT = TensorProto.FLOAT
-Tick = Callable[[str, int], None]  # what is counted, and how many of it there are
+OnProgress = Callable[[str, int], None]  # what is counted, and how many of it there are
 
 
 def silent(what: str, total: int) -> None:
@@ -83,7 +83,7 @@ class Photo:
     number: int
     id: str
     sha256: str
-    looks: int
+    windows: int
 
 
 def photo_sha256(sample: Sample) -> str:
@@ -91,12 +91,12 @@ def photo_sha256(sample: Sample) -> str:
     return hashlib.sha256(repr(sample.rgb.shape).encode() + np.ascontiguousarray(sample.rgb).tobytes()).hexdigest()
 
 
-def item_name(photo: Photo, look: int) -> str:
+def item_name(photo: Photo, window: int) -> str:
     """Name in the journal of what one window of a photo has become so far."""
-    return f"item_{photo.number:06d}_{look:03d}"
+    return f"item_{photo.number:06d}_{window:03d}"
 
 
-def prepare_photos(chain: Chain, source: Source, journal: Journal, tick: Tick) -> list[Photo]:
+def prepare_photos(chain: Chain, source: Source, journal: Journal, on_progress: OnProgress) -> list[Photo]:
     """Shape every image once and keep what the first stages get; see ``left_out`` for those that cannot be used.
 
     Raises:
@@ -111,14 +111,14 @@ def prepare_photos(chain: Chain, source: Source, journal: Journal, tick: Tick) -
         except InputError as error:
             unfit.append(error.was)
             journal.note("left out", unfit)
-            tick("images", len(source))
+            on_progress("images", len(source))
             continue
         photo = Photo(number, sample.id, photo_sha256(sample), len(feeds))
-        for look, tensors in enumerate(feeds):
-            journal.put(item_name(photo, look), tensors)
+        for window, tensors in enumerate(feeds):
+            journal.put(item_name(photo, window), tensors)
         photos.append(photo)
-        journal.note("photos", [(p.number, p.id, p.sha256, p.looks) for p in photos])
-        tick("images", len(source))
+        journal.note("photos", [(p.number, p.id, p.sha256, p.windows) for p in photos])
+        on_progress("images", len(source))
     if not photos:
         raise InputError(f"none of the {len(source)} images can be used; the first: {unfit[0]}" if unfit else "the data holds no image")
     return photos
@@ -137,7 +137,7 @@ def observe(
     count: set[int],
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     also: tuple[str, ...] = (),
-    tick: Tick = silent,
+    on_progress: OnProgress = silent,
 ) -> dict[str, StageObservation]:
     """Run stage after stage over all images and look at what flows.
 
@@ -147,7 +147,7 @@ def observe(
     Args:
         count: numbers of the photos that count for the ranges; the others only flow through (the validation split).
         also: see ``quantize.activation_inputs``.
-        tick: called after every window of every pass.
+        on_progress: called after every window of every pass.
 
     Raises:
         AccuracyError: naming the first stage and tensor that is NaN, infinite or constant.
@@ -155,7 +155,7 @@ def observe(
     """
     seen: dict[str, StageObservation] = {}
     for place, spec in enumerate(chain.specs):
-        seen[spec.name] = _observe_stage(chain, place, photos, journal, count, memory_nbytes, also, tick)
+        seen[spec.name] = _observe_stage(chain, place, photos, journal, count, memory_nbytes, also, on_progress)
     return seen
 
 
@@ -165,11 +165,11 @@ def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict
 
 
 def _observe_stage(
-    chain: Chain, place: int, photos: list[Photo], journal: Journal, count: set[int], memory_nbytes: int, also: tuple[str, ...], tick: Tick
+    chain: Chain, place: int, photos: list[Photo], journal: Journal, count: set[int], memory_nbytes: int, also: tuple[str, ...], on_progress: OnProgress
 ) -> StageObservation:
     spec = chain.specs[place]
     graph = chain.graphs[spec.name]
-    items = [(photo, look) for photo in photos for look in range(photo.looks)]
+    items = [(photo, window) for photo in photos for window in range(photo.windows)]
     state = f"stage_{place:03d}"
     seen = StageObservation.from_arrays(journal.get(state))
     finished = journal.fact(state) or [0, 0]  # whole passes, items of the next one
@@ -182,20 +182,20 @@ def _observe_stage(
             session, peaks = _watching(graph, names, with_peaks=number == 0)
             saved = time.monotonic()
             for position in range(done, len(items)):
-                photo, look = items[position]
-                tensors = journal.get(item_name(photo, look))
+                photo, window = items[position]
+                tensors = journal.get(item_name(photo, window))
                 values = session.run(tensors)
                 outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
                 check_finite(spec.name, outputs)
                 if photo.number in count:
                     _look(seen, names, {**tensors, **values}, peaks, graph)
                 if number == 0:
-                    journal.put(item_name(photo, look), {**tensors, **outputs})
+                    journal.put(item_name(photo, window), {**tensors, **outputs})
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     journal.put(state, seen.to_arrays())
                     journal.note(state, [number, position + 1])
                     saved = time.monotonic()
-                tick(f"pictures through {spec.name}", len(items) * len(groups))
+                on_progress(f"pictures through {spec.name}", len(items) * len(groups))
             del session
         journal.put(state, seen.to_arrays())
         journal.note(state, [number + 1, 0])
@@ -224,7 +224,7 @@ def _plan(graph: StageGraph, batch: int, memory_nbytes: int, also: tuple[str, ..
     room = memory_nbytes - resident_nbytes() - graph.weights_nbytes() - 4 * largest
     if room < max(sizes.values(), default=0):
         was = f"stage {graph.model.graph.name}: {graph.weights_nbytes() >> 20} MiB of weights and activations of {largest >> 20} MiB do not fit"
-        raise OutOfMemoryError(was, wanted=f"at most {memory_nbytes >> 20} MiB", mend="pass a larger --memory")
+        raise OutOfMemoryError(was, wanted=f"at most {memory_nbytes >> 20} MiB", fix="pass a larger --memory")
     groups: list[list[str]] = [[]]
     used = 0
     for name, nbytes in sizes.items():

@@ -75,9 +75,9 @@ def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...]
     known = {node.name for node in graph.model.graph.node}
     for region in regions:
         if missing := [name for name in region.nodes if name not in known]:
-            raise InputError(f"the precision plan names the node {missing[0]}, which {source.name} does not have", mend="run depth-calibrate on this bundle")
+            raise InputError(f"the precision plan names the node {missing[0]}, which {source.name} does not have", fix="run depth-calibrate on this bundle")
     done = make_int8(graph, {region.nodes: region.choice for region in regions}, ranges, stored=True, also=also)
     if lacking := [name for name, why in done.left.items() if why.startswith("no range")]:
-        raise InputError(f"the calibration table has no range for the node {lacking[0]}", mend="run depth-calibrate on this bundle")
+        raise InputError(f"the calibration table has no range for the node {lacking[0]}", fix="run depth-calibrate on this bundle")
     graph.save(target)
     return done

@@ -53,7 +53,7 @@ class CalibrationTable:
         data: provenance of the images (kind, name, sha256, count, seed, skipped).
         protocol: name of the protocol that shaped the images.
         images: how many images the ranges were read from.
-        looks: how many network inputs they became.
+        windows: how many network inputs they became.
         warnings: what is odd about the images, as full sentences.
         stages: stage -> tensor -> range of every activation that INT8 can need.
         peaks: stage -> tensor -> greatest magnitude of every floating-point tensor: what FP16 must hold.
@@ -63,7 +63,7 @@ class CalibrationTable:
     data: dict[str, Any]
     protocol: str
     images: int
-    looks: int
+    windows: int
     warnings: tuple[str, ...]
     stages: dict[str, dict[str, TensorRange]]
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class CalibrationTable:
     def __post_init__(self):
         if not SHA256.fullmatch(self.model_sha256):
             raise ValueError(f"not a SHA-256: {self.model_sha256!r}")
-        if self.images < 1 or self.looks < self.images:
+        if self.images < 1 or self.windows < self.images:
             raise ValueError(f"{self.images} images and {self.looks} looks")
 
     def with_ranges(self, stage: str, ranges: dict[str, TensorRange]) -> CalibrationTable:
@@ -87,7 +87,7 @@ class CalibrationTable:
             "data": self.data,
             "protocol": self.protocol,
             "images": self.images,
-            "looks": self.looks,
+            "looks": self.windows,
             "warnings": list(self.warnings),
             "stages": {
                 stage: {
@@ -107,7 +107,7 @@ class CalibrationTable:
         """
         kinds = {"format": str, "version": int, "model_sha256": str, "data": dict, "protocol": str, "images": int, "looks": int}
         kinds |= {"warnings": list, "stages": dict, "peaks": dict}
-        form, version, model, source, protocol, images, looks, warnings, stages, peaks = fields(data, "calibration table", **kinds)
+        form, version, model, source, protocol, images, windows, warnings, stages, peaks = fields(data, "calibration table", **kinds)
         if (form, version) != (FORMAT, VERSION):
             raise ValueError(f"format {form!r} version {version}, wanted {FORMAT!r} version {VERSION}")
         ranges: dict[str, dict[str, TensorRange]] = {}
@@ -121,7 +121,7 @@ class CalibrationTable:
             for name, value in _object(tensors, stage).items():
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                     raise ValueError(f"peaks.{stage}.{name}: {value!r} is no finite number")
-        return cls(model, source, protocol, images, looks, tuple(map(str, warnings)), ranges, peaks)
+        return cls(model, source, protocol, images, windows, tuple(map(str, warnings)), ranges, peaks)
 
 
 def _object(data: Any, what: str) -> dict[str, Any]:

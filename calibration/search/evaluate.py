@@ -70,7 +70,7 @@ class Evaluator:
         also: tuple[str, ...] = (),
     ):
         if not photos:
-            raise InputError("no image is left to validate on", wanted="at least one", mend="give more images")
+            raise InputError("no image is left to validate on", wanted="at least one", fix="give more images")
         self._mask = chain.contract.output.kind == "mask"
         self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
         self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
@@ -93,12 +93,12 @@ class Evaluator:
                 raise InputError(
                     f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} validation images",
                     wanted="words for something that is in the images: a mask without an edge says nothing",
-                    mend="give another --prompt, or other images",
+                    fix="give another --prompt, or other images",
                 )
         elif not self._truths:
             self._truths = {n: (m.values, m.valid & (m.values > 0)) for n, m in self._reference.items() if (m.valid & (m.values > 0)).any()}
         if not self._truths:
-            raise InputError("no pixel of the validation images has a depth above zero", mend="give other images")
+            raise InputError("no pixel of the validation images has a depth above zero", fix="give other images")
         self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
@@ -173,7 +173,7 @@ class Evaluator:
         """Maps of all photos; stage after stage, so that one stage is in memory at a time."""
         changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
-        items = {(photo.number, look): self._item(photo, look) for photo in self.photos for look in range(photo.looks)}
+        items = {(photo.number, window): self._item(photo, window) for photo in self.photos for window in range(photo.windows)}
         started = False
         for spec in self.chain.specs:
             if spec.name in changed:
@@ -189,12 +189,12 @@ class Evaluator:
                 tensors |= values
             del session
         output = self.chain.contract.output.tensor
-        looks = {photo.number: [items[photo.number, look][output] for look in range(photo.looks)] for photo in self.photos}
-        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in looks.items()}
+        windows = {photo.number: [items[photo.number, window][output] for window in range(photo.windows)] for photo in self.photos}
+        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
 
-    def _item(self, photo: Photo, look: int) -> dict[str, np.ndarray]:
+    def _item(self, photo: Photo, window: int) -> dict[str, np.ndarray]:
         """What flows between the FP32 stages for one window; held in memory while there is room."""
-        name = item_name(photo, look)
+        name = item_name(photo, window)
         if name in self._held:
             return dict(self._held[name])
         tensors = self._journal.get(name)

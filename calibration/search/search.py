@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ..observation.observe import StageObservation, Tick, silent
+from ..observation.observe import OnProgress, StageObservation, silent
 from ..precision.int8_stage import ranges_for
 from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
 from ..precision.regions import Region
@@ -42,7 +42,7 @@ class Search:
         measured: stage times on a real card, if there are any; otherwise costs are modelled.
         card: whose published rates the model uses.
         most_regions: per stage.
-        tick: called after every region and every whole variant.
+        on_progress: called after every region and every whole variant.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Search:
         measured: StageTimes | None = None,
         card: Card = RTX_3090,
         most_regions: int = MOST_REGIONS,
-        tick: Tick = silent,
+        on_progress: OnProgress = silent,
     ):
         if unknown := set(precisions) - set(CANDIDATES):
             raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
         self.evaluator, self.model_sha256, self.budget, self.measured, self.card = evaluator, model_sha256, budget, measured, card
-        self.precisions, self.most_regions, self._tick = precisions, most_regions, tick
+        self.precisions, self.most_regions, self._on_progress = precisions, most_regions, on_progress
         self._models = {name: CostModel(graph, evaluator.chain.batch, card) for name, graph in evaluator.chain.graphs.items()}
         self._variants: dict[str, Variant] = {}
         self._reasons: dict[Region, str] = {}
@@ -71,7 +71,7 @@ class Search:
         that move the depth most, or most for the time they save, go one step up, as few of them as will do (found by halving; the cheaper
         of the two counts). Then every stage must show that its INT8 pays.
         """
-        lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._tick)
+        lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._on_progress)
         self._lines = {line.region: line for stage in lines.values() for line in stage}
         chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
         self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
@@ -103,15 +103,15 @@ class Search:
 
     def _profitable(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
         """INT8 goes where it makes its stage slower: a region between FP16 ones pays for turning its input into INT8."""
-        chosen, half = dict(chosen), Choice("fp16")
+        chosen, fp16 = dict(chosen), Choice("fp16")
         for stage in {region.stage: None for region in chosen}:
             mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
             changed = True
             while changed:
                 changed = False
-                for region in [r for r, choice in mine.items() if choice.precision == "int8" and half in self._lines[r].ladder(self.precisions)]:
-                    if self.stage_ms(stage, mine | {region: half}) < self.stage_ms(stage, mine):
-                        mine[region], changed = half, True
+                for region in [r for r, choice in mine.items() if choice.precision == "int8" and fp16 in self._lines[r].ladder(self.precisions)]:
+                    if self.stage_ms(stage, mine | {region: fp16}) < self.stage_ms(stage, mine):
+                        mine[region], changed = fp16, True
                         self._reasons[region] = USELESS
             chosen |= mine
         return chosen
@@ -141,7 +141,7 @@ class Search:
     def _try(self, name: str, chosen: dict[Region, Choice], score: Score | None = None) -> Score:
         score = score or self.evaluator.score(self._plan(chosen))
         self._variants[name] = Variant(name, self.cost_ms(chosen), score.to_json(), score.within(self.budget))
-        self._tick("whole variants", max(8, len(self._variants)))
+        self._on_progress("whole variants", max(8, len(self._variants)))
         return score
 
     def _fit(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:

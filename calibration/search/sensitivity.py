@@ -9,7 +9,7 @@ from typing import Any
 from ..graph.stage_graph import StageGraph
 from ..int8.quantize import activation_inputs
 from ..int8.smooth import smoothable
-from ..observation.observe import Tick, silent
+from ..observation.observe import OnProgress, silent
 from ..precision.precision_plan import FP32, Choice
 from ..precision.regions import Region, find_regions
 from ..precision.rounding import fp16_overflows
@@ -65,7 +65,9 @@ class Sensitivity:
         return {choice.words: score.to_json() for choice, score in self.scores.items()}
 
 
-def measure(evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], most_regions: int, tick: Tick = silent) -> dict[str, list[Sensitivity]]:
+def measure(
+    evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], most_regions: int, on_progress: OnProgress = silent
+) -> dict[str, list[Sensitivity]]:
     """Measure every region of every stage alone.
 
     INT8 is tried with one observer; where that breaks the budget, with the others, and in transformer parts with SmoothQuant. BF16
@@ -94,7 +96,7 @@ def measure(evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], m
             line.declared = all(stays.get(name, "").startswith("island") for name in region.nodes)
             if not line.declared:
                 _measure_region(evaluator, line, budget, precisions)
-            tick(f"regions of {spec.name}", len(regions))
+            on_progress(f"regions of {spec.name}", len(regions))
             lines.append(line)
         found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found

@@ -76,5 +76,5 @@ def read_stage_times(path: str | Path, manifest: BundleManifest) -> StageTimes:
     times = read_artefact(path, StageTimes.from_json, "holds no stage times", MAX_TIMES_BYTES, MAKE)
     require_model(path, times.model_sha256, manifest, "times", MAKE, how="was measured with")
     if unknown := set(times.stages) - {stage.spec.name for stage in manifest.stages}:
-        raise InputError(f"{path} names the stage {sorted(unknown)[0]}, which the bundle does not have", mend=MAKE)
+        raise InputError(f"{path} names the stage {sorted(unknown)[0]}, which the bundle does not have", fix=MAKE)
     return times

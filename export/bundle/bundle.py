@@ -28,8 +28,8 @@ def write_bundle(
     force: bool = False,
     tolerances: Tolerances | None = None,
     release: bool = False,
-    say: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> BundleManifest:
     """Export a network as a bundle directory.
 
@@ -43,17 +43,17 @@ def write_bundle(
         tolerances: see ``parity.Tolerances``.
         release: give up the network's weights once they are written, so that the comparison has the memory. The network cannot be
             used afterwards.
-        say: told remarks for people, the parity table among them.
-        progress: told (what is done now, part done from 0 to 1).
+        on_message: told remarks for people, the parity table among them.
+        on_progress: told (what is done now, part done from 0 to 1).
 
     Raises:
         InputError: if the path may not be written.
         AccuracyError: if the gate fails; nothing is left then.
         BuildFailedError: if a stage cannot be exported.
     """
-    tell, say = progress or (lambda what, done: None), say or (lambda text: None)
+    on_progress, on_message = on_progress or (lambda what, done: None), on_message or (lambda text: None)
     with whole_directory(path, force, MANIFEST) as folder:
-        tell("computing the golden tensors with PyTorch", 0.0)
+        on_progress("computing the golden tensors with PyTorch", 0.0)
         (folder / STAGES).mkdir()
         facts = network_facts(network)
         contract, extra = network.contract, network.artefact_files()
@@ -61,7 +61,7 @@ def write_bundle(
         stages = network.stages()
         entries = []
         for number, stage in enumerate(stages):
-            tell(f"{stage.spec.name}: exporting", (1 + number) / (2 * len(stages) + 1))
+            on_progress(f"{stage.spec.name}: exporting", (1 + number) / (2 * len(stages) + 1))
             entries.append(_export(stage, folder))
         del stages, stage
         if release:
@@ -73,15 +73,15 @@ def write_bundle(
             contract.output.tensor,
             reference=f"PyTorch {torch.__version__} FP32",
             tolerances=tolerances,
-            progress=lambda what, done: tell(what, 0.5 + 0.5 * done),
+            on_progress=lambda what, done: on_progress(what, 0.5 + 0.5 * done),
         )
-        say(report.table())
+        on_message(report.table())
         report.require()
         for name, content in extra.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         manifest = finish_bundle(folder, facts, contract, tuple(entries), report)
-        tell("written", 1.0)
+        on_progress("written", 1.0)
     return manifest
 
 
@@ -104,7 +104,7 @@ def write_goldens(network: DepthNetwork, file: Path, batch: int = 1) -> None:
         tensors = {**inputs, **network.boundaries(inputs)}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise AccuracyError(f"PyTorch itself gives NaN or infinite values in {name}", wanted="finite numbers", mend="check the weights")
+            raise AccuracyError(f"PyTorch itself gives NaN or infinite values in {name}", wanted="finite numbers", fix="check the weights")
     file.parent.mkdir(exist_ok=True)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, str(file))
 

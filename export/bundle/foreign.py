@@ -43,7 +43,7 @@ def read_contract(file: str | Path) -> Contract:
         raise InputError(f"{file} cannot be read ({error.strerror or error})", wanted="a contract as JSON") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{file} is not a contract: {error}", wanted="the keys input, output and protocols", mend="see docs/contract.md for an example"
+            f"{file} is not a contract: {error}", wanted="the keys input, output and protocols", fix="see docs/contract.md for an example"
         ) from error
 
 
@@ -55,8 +55,8 @@ def write_foreign_bundle(
     name: str = "",
     licence: str = "unknown",
     force: bool = False,
-    say: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> BundleManifest:
     """Make a bundle of one ONNX file.
 
@@ -77,29 +77,29 @@ def write_foreign_bundle(
         BuildFailedError: if ONNX Runtime cannot run it.
         AccuracyError: if its output is NaN, infinite or constant.
     """
-    graph, say, tell = Path(graph), say or (lambda text: None), progress or (lambda what, done: None)
-    tell("reading the graph", 0.0)
+    graph, on_message, on_progress = Path(graph), on_message or (lambda text: None), on_progress or (lambda what, done: None)
+    on_progress("reading the graph", 0.0)
     model = _read(graph)
     spec = _spec(model, contract, graph)
     for remark in _remarks(model):
-        say(remark)
+        on_message(remark)
     with whole_directory(path, force, MANIFEST) as folder:
         (folder / STAGES).mkdir()
         (folder / GOLDEN).parent.mkdir()
         file = folder / STAGES / f"{STAGE}.onnx"
         parameters = _rewrite(model, graph.parent, file)
         _check(file, graph)
-        tell("running it once", 0.3)
+        on_progress("running it once", 0.3)
         spec = _first_run(spec, file, contract, folder / GOLDEN)
-        tell("comparing", 0.6)
+        on_progress("comparing", 0.6)
         report = measure_parity(((spec, file),), folder / GOLDEN, contract.output.tensor, reference="ONNX Runtime's own first run")
-        say(report.table())
+        on_message(report.table())
         report.require()
         origin = {"kind": "foreign", "file": graph.name, "sha256": sha256_of(graph), "licence": licence, "warnings": []}
         config = {"opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}}
         facts = NetworkFacts(name or graph.stem, "", config, parameters, origin)
         manifest = finish_bundle(folder, facts, contract, (BundleStage(spec, f"{STAGES}/{file.name}", "fp32"),), report)
-        tell("written", 1.0)
+        on_progress("written", 1.0)
     return manifest
 
 
@@ -136,7 +136,7 @@ def _spec(model: onnx.ModelProto, contract: Contract, graph: Path) -> StageSpec:
         raise InputError(
             f"the input {image.name} of {graph.name} is {image.dtype} {list(image.shape)}",
             wanted=f"float32 [batch, {', '.join(map(str, canvas))}], the canvas of the contract",
-            mend="change the contract's canvas, or convert the network for RGB pictures with channels first",
+            fix="change the contract's canvas, or convert the network for RGB pictures with channels first",
         )
     channels = 2 if contract.output.kind == "mask" else 1
     if depth.dtype != "float32" or len(depth.shape) != 4 or depth.shape[1] not in (channels, "free1"):
@@ -226,4 +226,4 @@ def _check(file: Path, graph: Path) -> None:
     try:
         onnx.checker.check_model(str(file))
     except onnx.checker.ValidationError as error:
-        raise InputError(f"the ONNX checker refuses {graph.name} ({str(error).splitlines()[0]})", mend="export the network again") from error
+        raise InputError(f"the ONNX checker refuses {graph.name} ({str(error).splitlines()[0]})", fix="export the network again") from error

@@ -77,14 +77,14 @@ def resident(pid: int) -> tuple[int, int]:
     return facts.get("RssAnon", 0) + facts.get("RssShmem", 0), facts.get("VmHWM", 0)
 
 
-def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, progress: Progress | None = None) -> ChildResult:
+def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_progress: Progress | None = None) -> ChildResult:
     """Run one request of ``build_child`` and wait for it.
 
     Args:
         request: a JSON object; ``task`` says which one.
         what: how messages call the work (``stage unet``).
         limit_nbytes: the child is stopped when its own memory passes this; 0 for no limit.
-        progress: told (what is done now, part done from 0 to 1).
+        on_progress: told (what is done now, part done from 0 to 1).
 
     Raises:
         OutOfMemoryError: if the limit was reached, or the system killed the child.
@@ -102,7 +102,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, prog
             env=environment,
             start_new_session=True,
         )
-        lines = _Lines(child.stdout, progress)
+        lines = _Lines(child.stdout, on_progress)
         peak, over = 0, 0
         try:
             child.stdin.write((json.dumps(request) + "\n").encode())
@@ -128,7 +128,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, prog
         said = log.read()[-65536:].decode("utf-8", "replace").splitlines()
     if over:
         raise OutOfMemoryError(
-            f"{what}: the compiler took {over / GIB:.2f} GiB and was stopped at the limit of {limit_nbytes / GIB:.2f} GiB", wanted="less", mend=SWAP_HINT
+            f"{what}: the compiler took {over / GIB:.2f} GiB and was stopped at the limit of {limit_nbytes / GIB:.2f} GiB", wanted="less", fix=SWAP_HINT
         )
     if lines.error:
         raise lines.error
@@ -140,11 +140,11 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, prog
 class _Lines:
     """The child's JSON lines, read in a thread, handled in the loop that watches its memory."""
 
-    def __init__(self, stream, progress: Progress | None):
+    def __init__(self, stream, on_progress: Progress | None):
         self.result: dict[str, Any] | None = None
         self.error: FathomError | None = None
         self.last: list[str] = []
-        self._progress, self._queue = progress, queue.SimpleQueue()
+        self._progress, self._queue = on_progress, queue.SimpleQueue()
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
 
@@ -176,7 +176,7 @@ class _Lines:
         elif kind == "log":
             self.last = (self.last + [event["text"]])[-LAST_LINES:]
         elif kind == "error":
-            self.error = getattr(errors, event["kind"], BuildFailedError)(event["was"], wanted=event["wanted"], mend=event["mend"])
+            self.error = getattr(errors, event["kind"], BuildFailedError)(event["was"], wanted=event["wanted"], fix=event["fix"])
         elif kind == "result":
             self.result = event["values"]
 
@@ -193,9 +193,7 @@ def _death(code: int, what: str, last: list[str], said: list[str], peak: int) ->
         return OutOfMemoryError(
             f"{what}: the compiler was killed (SIGKILL), as Linux does when memory runs out; it had reached {peak / GIB:.2f} GiB, "
             f"{free / GIB:.2f} GiB are available now{words}",
-            mend=SWAP_HINT,
+            fix=SWAP_HINT,
         )
     name = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
-    return BuildFailedError(
-        f"{what}: the compiler died ({name}){words}", mend="report it with the bundle's name and these lines; other backends may still work"
-    )
+    return BuildFailedError(f"{what}: the compiler died ({name}){words}", fix="report it with the bundle's name and these lines; other backends may still work")

@@ -21,6 +21,6 @@ def scratch_beside(path: Path) -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
     except OSError as error:
         was = f"{path} cannot be written ({error.strerror or error})"
-        raise InputError(was, mend="check the disk and the permissions of its folder") from error
+        raise InputError(was, fix="check the disk and the permissions of its folder") from error
     with folder as name:
         yield Path(name)

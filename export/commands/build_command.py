@@ -42,32 +42,32 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     work = _time if arguments.stage_times else _run
     made = arguments.stage_times or arguments.output
-    return run_and_close("depth-build", made, arguments.quiet, lambda say, progress: work(arguments, say, progress))
+    return run_and_close("depth-build", made, arguments.quiet, lambda on_message, on_progress: work(arguments, on_message, on_progress))
 
 
-def _time(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
+def _time(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> int:
     require_packages(("onnx", "onnxruntime"), "export", "graphs are read, typed and written with it")
     if arguments.precision or arguments.target:
-        raise UsageError("--stage-times takes every precision on the card that is here", mend="leave --precision and --target out")
+        raise UsageError("--stage-times takes every precision on the card that is here", fix="leave --precision and --target out")
     options, path = build_options(arguments), Path(arguments.stage_times)
     from ...calibration.search.stage_times import write_stage_times
     from ..plan.time_stages import time_stages
 
     refuse_existing(path, arguments.force)
-    times = time_stages(arguments.bundle, path, options, say=say, progress=progress)
+    times = time_stages(arguments.bundle, path, options, on_message=on_message, on_progress=on_progress)
     write_stage_times(times, path, arguments.force)
     print(json.dumps(times.to_json(), allow_nan=False) if arguments.json else path)
     return 0
 
 
-def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
+def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> int:
     require_packages(("onnx", "onnxruntime", "safetensors"), "export", "graphs are read, checked and written with it")
     options = build_options(arguments)
     from ..plan.build import build_plan, summary
 
-    report = build_plan(arguments.bundle, arguments.output, options, force=arguments.force, say=say, progress=progress)
+    report = build_plan(arguments.bundle, arguments.output, options, force=arguments.force, on_message=on_message, on_progress=on_progress)
     nbytes = file_nbytes(arguments.output)
-    say(summary(report, nbytes))
+    on_message(summary(report, nbytes))
     if arguments.json:
         manifest = report.manifest
         facts = {key: getattr(manifest, key) for key in ("backend", "backend_version", "precision", "targets", "batch")}

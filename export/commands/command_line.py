@@ -30,7 +30,7 @@ class StepReporter:
         """``done`` from 0 to 1."""
         if what != self._last:
             self._last = what
-            self._progress.say(what)
+            self._progress.message(what)
         self._progress.advance(max(0, int(done * STEPS) - self._progress.done))
 
     def close(self) -> None:
@@ -45,22 +45,22 @@ def run_and_close(program: str, path: str, quiet: bool, body: Callable[[Callable
         program: ``depth-export`` or ``depth-build``.
         path: what it makes.
         quiet: no remarks and no closing line.
-        body: takes ``say`` (remarks for people) and the progress reporter.
+        body: takes ``on_message`` (remarks for people) and the progress reporter.
     """
     start, reporter = time.monotonic(), StepReporter(quiet)
 
-    def say(text: str) -> None:
+    def on_message(text: str) -> None:
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
     def work() -> int:
         try:
-            return body(say, reporter) or 0
+            return body(on_message, reporter) or 0
         finally:
             reporter.close()
 
     code = run_command(work)
-    say(f"{'FAILED' if code else 'PASSED'} | {program} | {time.monotonic() - start:.1f} s | {path}")
+    on_message(f"{'FAILED' if code else 'PASSED'} | {program} | {time.monotonic() - start:.1f} s | {path}")
     return code
 
 

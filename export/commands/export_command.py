@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("one of --model and --onnx is needed (--list shows the networks)")
     if not arguments.output:
         parser.error("-o is needed: the bundle (or .plan) to make")
-    return run_and_close("depth-export", arguments.output, arguments.quiet, lambda say, progress: _run(arguments, say, progress))
+    return run_and_close("depth-export", arguments.output, arguments.quiet, lambda on_message, on_progress: _run(arguments, on_message, on_progress))
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -94,11 +94,11 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
+def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> int:
     _check_flags(arguments)
     output = Path(arguments.output)
     if output.suffix != ".plan":
-        manifest = _bundle(arguments, output, arguments.force, say, progress)
+        manifest = _bundle(arguments, output, arguments.force, on_message, on_progress)
         _result(arguments, {"bundle": str(output), "network": manifest.network.name, "weights": manifest.network.weights["kind"], "parity": manifest.parity})
         return 0
     from ...runtime.files import refuse_existing
@@ -112,21 +112,28 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
     with scratch_beside(output) as scratch:
         bundle = scratch / "bundle"
         exported, calibrated = (0.3, 0.7) if arguments.data else (0.5, 0.5)
-        _bundle(arguments, bundle, False, say, lambda what, done: progress(what, exported * done))
+        _bundle(arguments, bundle, False, on_message, lambda what, done: on_progress(what, exported * done))
         if arguments.data:
             from ...calibration.calibrate import Settings
             from ...calibration.search.objective import Budget
             from ..plan.time_stages import times_if_possible
             from ..precision.calibrated import calibrate_bundle
 
-            measured = times_if_possible(bundle, scratch / "times", options, say=say, progress=lambda what, done: progress(what, exported))
+            measured = times_if_possible(bundle, scratch / "times", options, on_message=on_message, on_progress=lambda what, done: on_progress(what, exported))
             budget = Budget.parse(arguments.budget) if arguments.budget else Budget()
             settings = Settings(budget, prompts=tuple(arguments.prompt or ()), measured=measured)
-            calibrate_bundle(bundle, arguments.data, settings, scratch, say, lambda what, done: progress(what, exported + (calibrated - exported) * done))
+            calibrate_bundle(
+                bundle, arguments.data, settings, scratch, on_message, lambda what, done: on_progress(what, exported + (calibrated - exported) * done)
+            )
         report = build_plan(
-            bundle, output, options, force=arguments.force, say=say, progress=lambda what, done: progress(what, calibrated + (1 - calibrated) * done)
+            bundle,
+            output,
+            options,
+            force=arguments.force,
+            on_message=on_message,
+            on_progress=lambda what, done: on_progress(what, calibrated + (1 - calibrated) * done),
         )
-    say(summary(report, file_nbytes(arguments.output)))
+    on_message(summary(report, file_nbytes(arguments.output)))
     _result(arguments, {"plan": str(output), "network": report.manifest.network.name, "backend": options.backend, "precision": options.precision})
     return 0
 
@@ -134,22 +141,22 @@ def _run(arguments: argparse.Namespace, say: Any, progress: Any) -> int:
 def _check_flags(arguments: argparse.Namespace) -> None:
     if (arguments.precision == "int8") != bool(arguments.data):
         was = "--precision int8 needs images to calibrate on" if not arguments.data else "--data goes with --precision int8"
-        mend = "pass --data nyu:FILE.mat, pairs:DIR or images:DIR; or export a bundle, run depth-calibrate on it and depth-build"
-        raise UsageError(was, mend=mend if not arguments.data else "leave it out")
+        fix = "pass --data nyu:FILE.mat, pairs:DIR or images:DIR; or export a bundle, run depth-calibrate on it and depth-build"
+        raise UsageError(was, fix=fix if not arguments.data else "leave it out")
     for flag in ("budget", "prompt"):
         if getattr(arguments, flag) is not None and not arguments.data:
-            raise UsageError(f"--{flag} goes with --data", mend="leave it out")
+            raise UsageError(f"--{flag} goes with --data", fix="leave it out")
     for flag in ("weights", "variant", *LOAD_OPTIONS):
         if arguments.onnx and getattr(arguments, flag) is not None:
-            raise UsageError(f"--{flag.replace('_', '-')} does not go with --onnx", mend="leave it out")
+            raise UsageError(f"--{flag.replace('_', '-')} does not go with --onnx", fix="leave it out")
     if arguments.onnx and arguments.random_init:
-        raise UsageError("--random-init does not go with --onnx", mend="leave it out")
+        raise UsageError("--random-init does not go with --onnx", fix="leave it out")
     if arguments.onnx and not arguments.contract:
-        raise UsageError("--onnx needs --contract FILE: an ONNX file does not say what its pixels and numbers mean", mend="see docs/contract.md")
+        raise UsageError("--onnx needs --contract FILE: an ONNX file does not say what its pixels and numbers mean", fix="see docs/contract.md")
     if arguments.model and arguments.contract:
-        raise UsageError("--contract does not go with --model, which brings its own", mend="leave it out")
+        raise UsageError("--contract does not go with --model, which brings its own", fix="leave it out")
     if Path(arguments.output).suffix != ".plan" and (arguments.backend or arguments.precision or arguments.target):
-        raise UsageError("--backend, --precision and --target go with -o x.plan", mend="name the output x.plan, or run depth-build on the bundle")
+        raise UsageError("--backend, --precision and --target go with -o x.plan", fix="name the output x.plan, or run depth-build on the bundle")
 
 
 def _check_prompts(arguments: argparse.Namespace, contract: Any) -> None:
@@ -160,7 +167,7 @@ def _check_prompts(arguments: argparse.Namespace, contract: Any) -> None:
         check_prompts(contract, arguments.prompt or ())
 
 
-def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, progress: Any) -> Any:
+def _bundle(arguments: argparse.Namespace, path: Path, force: bool, on_message: Any, on_progress: Any) -> Any:
     if arguments.onnx:
         require_packages(FOREIGN_PACKAGES, "export", "graphs are read, run and written with it")
         from ..bundle.foreign import read_contract, write_foreign_bundle
@@ -168,7 +175,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
         contract = read_contract(arguments.contract)
         _check_prompts(arguments, contract)
         facts = {"name": arguments.name, "licence": arguments.licence}
-        return write_foreign_bundle(arguments.onnx, contract, path, force=force, say=say, progress=progress, **facts)
+        return write_foreign_bundle(arguments.onnx, contract, path, force=force, on_message=on_message, on_progress=on_progress, **facts)
     from ...runtime.files import refuse_existing
 
     require_packages(PACKAGES, "export", "networks are exported with it")
@@ -176,7 +183,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
     from ...models.catalog import load
     from ..bundle.bundle import write_bundle
 
-    progress(f"loading {arguments.model}", 0.0)
+    on_progress(f"loading {arguments.model}", 0.0)
     options = {
         "variant": arguments.variant,
         "random_init": arguments.random_init,
@@ -187,7 +194,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, say: Any, pr
     _check_prompts(arguments, network.contract)
     for warning in network.origin.warnings:
         warn(warning)
-    return write_bundle(network, path, force=force, release=True, say=say, progress=progress)
+    return write_bundle(network, path, force=force, release=True, on_message=on_message, on_progress=on_progress)
 
 
 def _result(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def check_graph(file: Path, spec: StageSpec) -> None:
     wide = [value.name for value in model.graph.value_info if value.type.tensor_type.elem_type == TensorProto.DOUBLE]
     wide += [tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.DOUBLE]
     if wide:
-        raise BuildFailedError(f"{where}: {wide[0]} is float64", wanted="float32", mend="keep Python floats and NumPy arrays out of the forward pass")
+        raise BuildFailedError(f"{where}: {wide[0]} is float64", wanted="float32", fix="keep Python floats and NumPy arrays out of the forward pass")
     refused = refusals(model)
     if refused:
         more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
@@ -111,6 +111,6 @@ def check_norms(graph: ir.Graph, module: nn.Module, stage: str) -> dict[str, int
             raise BuildFailedError(
                 f"stage {stage}: the norm {path} ({type(layer).__name__}) became {', '.join(ops)}",
                 wanted=f"one of {', '.join(NORM_OPS[:2])}",
-                mend="write it with torch.nn.functional.layer_norm or group_norm",
+                fix="write it with torch.nn.functional.layer_norm or group_norm",
             )
     return dict(sorted(counted.items()))

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -210,8 +209,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def load_structure(file: str | Path) -> onnx.ModelProto:
-    """The graph without its weights."""
-    return onnx.load(str(file), load_external_data=False)

@@ -108,10 +108,10 @@ def safe_data_path(folder: Path, location: str, tensor: str) -> Path:
     inside = os.path.realpath(folder)
     if not location or os.path.isabs(location) or os.path.commonpath([inside, os.path.realpath(path)]) != inside:
         raise InputError(
-            f"the tensor {tensor} says its weights lie in {location!r}", wanted="a file beside the graph", mend="do not use this graph, or convert it again"
+            f"the tensor {tensor} says its weights lie in {location!r}", wanted="a file beside the graph", fix="do not use this graph, or convert it again"
         )
     if not path.is_file():
-        raise InputError(f"{path}, which holds the weights of the graph, is missing", mend="copy it beside the graph")
+        raise InputError(f"{path}, which holds the weights of the graph, is missing", fix="copy it beside the graph")
     return path
 
 
@@ -130,7 +130,7 @@ def read_array(tensor: TensorProto, folder: Path) -> np.ndarray:
     count = int(np.prod(tensor.dims, dtype=np.int64))
     nbytes = count * dtype.itemsize
     if offset < 0 or nbytes != (length if length is not None else nbytes) or offset + nbytes > path.stat().st_size:
-        raise InputError(f"{path} does not hold all of the tensor {tensor.name}", wanted=f"{nbytes} bytes at {offset}", mend="copy or export it again")
+        raise InputError(f"{path} does not hold all of the tensor {tensor.name}", wanted=f"{nbytes} bytes at {offset}", fix="copy or export it again")
     if not count:
         return np.zeros(tuple(tensor.dims), dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))

@@ -30,13 +30,13 @@ def load_onnxruntime():
     return onnxruntime
 
 
-def optimise(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     """Optimise one stage offline, as far as that does not depend on the processor.
 
     Args:
         request: ``stage``, ``source`` (ONNX), ``target`` (graph to write), ``weights`` (file to write; the graph calls it by its base
             name), ``scratch`` (folder).
-        say: sends one event to the parent.
+        send: sends one event to the parent.
 
     Returns:
         ``version``, ``initializers`` (name, dtype, shape, offset) and ``rewrites`` (how often each pass of ``ort_rewrites`` did something).
@@ -46,7 +46,7 @@ def optimise(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any
     """
     stage, source, scratch = request["stage"], Path(request["source"]), Path(request["scratch"])
     ort = load_onnxruntime()
-    say("progress", what=f"{stage}: reading the graph", done=0.0)
+    send("progress", what=f"{stage}: reading the graph", done=0.0)
     model = onnx.load(str(source), load_external_data=False)
     rewrites = rewrite(model)
     options = ort.SessionOptions()
@@ -62,14 +62,14 @@ def optimise(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any
         ("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_NBYTES)),
     ):
         options.add_session_config_entry(key, value)
-    say("progress", what=f"{stage}: optimising", done=0.2)
+    send("progress", what=f"{stage}: optimising", done=0.2)
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds, which share no base class
         raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
-    say("progress", what=f"{stage}: writing", done=0.7)
+    send("progress", what=f"{stage}: writing", done=0.7)
     table = _store(scratch / "optimised.onnx", Path(request["target"]), Path(request["weights"]))
-    say("progress", what=f"{stage}: written", done=1.0)
+    send("progress", what=f"{stage}: written", done=1.0)
     return {"version": ort.__version__, "initializers": table, "rewrites": rewrites}
 
 

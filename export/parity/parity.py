@@ -126,7 +126,7 @@ class ParityReport:
             raise AccuracyError(
                 f"the exported stages do not give what PyTorch gives: {'; '.join(failures[:3])}{more}",
                 wanted=f"isolated {self.tolerances.isolated_relative:.0e}, chained {self.measure} {self.tolerances.chained:.0e}",
-                mend="see the table for the first stage that differs; nothing was written",
+                fix="see the table for the first stage that differs; nothing was written",
             )
 
 
@@ -142,7 +142,7 @@ def measure_parity(
     engines: bool = False,
     save: Path | None = None,
     limit_nbytes: int = 0,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> ParityReport:
     """Run all stages in a child process and compare them with the golden tensors.
 
@@ -157,7 +157,7 @@ def measure_parity(
         engines: the graphs are ONNX Runtime engines, run as they will be run; otherwise with little memory.
         save: file for the tensors of the chained run.
         limit_nbytes: see ``run_child``.
-        progress: see ``run_child``.
+        on_progress: see ``run_child``.
 
     Raises:
         BuildFailedError, OutOfMemoryError: if the child fails.
@@ -172,7 +172,7 @@ def measure_parity(
         "isolated": isolated,
         "save": str(save or ""),
     }
-    found = run_child(request, what="parity", limit_nbytes=limit_nbytes, progress=progress).values
+    found = run_child(request, what="parity", limit_nbytes=limit_nbytes, on_progress=on_progress).values
     rows = tuple(ParityRow(**row) for row in found["rows"])
     depth = found["depth"]
     measure = "changed_pixels" if "changed_pixels" in depth else "abs_rel"

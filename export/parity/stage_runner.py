@@ -20,7 +20,7 @@ from ..onnxruntime.rewrites import GATE_PASSES, rewrite
 MIN_COUNT_FOR_CONSTANT = 16  # fewer numbers may well be equal
 
 
-def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     """Run all stages, chained (their own inputs) and isolated (golden inputs).
 
     Args:
@@ -28,7 +28,7 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
             inputs and outputs are {``name``, ``dtype``}), ``golden`` (safetensors file), ``output`` (name of the depth tensor),
             ``isolated`` (False: the chain only), ``engines`` (True: the graphs are ONNX Runtime engines, run as they will be run),
             ``save`` (``""``, or a file for the chained tensors).
-        say: sends one event to the parent.
+        send: sends one event to the parent.
 
     Returns:
         ``rows`` (see ``parity.ParityRow``), ``depth`` (see ``compare_output``) and the ONNX Runtime ``version``.
@@ -46,7 +46,7 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
     rows: list[dict[str, Any]] = []
     for number, stage in enumerate(request["stages"]):
         name = stage["name"]
-        say("progress", what=f"{name}: comparing", done=number / len(request["stages"]))
+        send("progress", what=f"{name}: comparing", done=number / len(request["stages"]))
         _check_golden(golden, stage)
         session = _session(ort, Path(stage["file"]), name, request["engines"])
         inputs = {tensor["name"]: golden[tensor["name"]] for tensor in stage["inputs"]}
@@ -65,12 +65,12 @@ def run_stages(request: dict[str, Any], say: Callable[..., None]) -> dict[str, A
     return {"rows": rows, "depth": compare_output(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
 
 
-def first_run(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+def first_run(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     """Run a network that was made elsewhere once and keep its answer as golden tensor.
 
     Args:
         request: ``stage``, ``file``, ``golden`` (safetensors file that holds the input; the output is added), ``output`` (its name).
-        say: sends one event to the parent.
+        send: sends one event to the parent.
 
     Returns:
         ``shape`` of the output.
@@ -82,13 +82,13 @@ def first_run(request: dict[str, Any], say: Callable[..., None]) -> dict[str, An
     from safetensors.numpy import load_file, save_file
 
     ort = load_onnxruntime()
-    say("progress", what="running it once", done=0.5)
+    send("progress", what="running it once", done=0.5)
     tensors = load_file(request["golden"])
     inputs = [{"name": name, "dtype": values.dtype.name} for name, values in tensors.items()]
     stage = {"name": request["stage"], "inputs": inputs, "outputs": [{"name": request["output"]}]}
     values = _run(_session(ort, Path(request["file"]), request["stage"], False), stage, tensors)[request["output"]]
-    if problem := sickness(values):
-        raise AccuracyError(f"the output {request['output']} is {problem}", wanted="finite numbers that differ", mend="check the file and its contract")
+    if problem := find_problem(values):
+        raise AccuracyError(f"the output {request['output']} is {problem}", wanted="finite numbers that differ", fix="check the file and its contract")
     save_file({**tensors, request["output"]: values}, request["golden"])
     return {"shape": list(values.shape)}
 
@@ -97,7 +97,7 @@ def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
     """``max_abs``, ``rmse``, ``relative`` (max_abs over the largest absolute golden value) and ``problem`` (``""`` if there is none)."""
     if got.shape != wanted.shape:
         return {"max_abs": 0.0, "rmse": 0.0, "relative": 0.0, "problem": f"shape {list(got.shape)}, wanted {list(wanted.shape)}"}
-    problem = sickness(got)
+    problem = find_problem(got)
     if problem.startswith("not finite"):
         return {"max_abs": 0.0, "rmse": 0.0, "relative": 0.0, "problem": problem}
     difference = got.astype(np.float64) - wanted.astype(np.float64)
@@ -128,7 +128,7 @@ def compare_output(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     return {measure: error, "max_abs": float(difference.max())}
 
 
-def sickness(values: np.ndarray) -> str:
+def find_problem(values: np.ndarray) -> str:
     """What is wrong with a tensor in itself: not finite, or one number everywhere."""
     if values.dtype.kind == "f":
         bad = int(values.size - np.count_nonzero(np.isfinite(values)))
@@ -144,8 +144,8 @@ def _check_golden(golden: dict[str, np.ndarray], stage: dict[str, Any]) -> None:
         if tensor["name"] not in golden:
             raise AccuracyError(f"stage {stage['name']}: the network's boundaries lack the tensor {tensor['name']}", wanted="every boundary tensor")
     for tensor in stage["outputs"]:
-        if problem := sickness(golden[tensor["name"]]):
-            raise AccuracyError(f"stage {stage['name']}: already in PyTorch {tensor['name']} is {problem}", mend="check the weights")
+        if problem := find_problem(golden[tensor["name"]]):
+            raise AccuracyError(f"stage {stage['name']}: already in PyTorch {tensor['name']} is {problem}", fix="check the weights")
 
 
 def _session(ort, file: Path, stage: str, engine: bool):

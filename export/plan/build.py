@@ -36,8 +36,8 @@ def build_plan(
     options: BuildOptions,
     *,
     force: bool = False,
-    say: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> BuildReport:
     """Build a plan.
 
@@ -50,48 +50,48 @@ def build_plan(
         path: of the plan.
         options: see ``BuildOptions``.
         force: replace an existing file.
-        say: told remarks for people.
-        progress: told (what is done now, part done from 0 to 1).
+        on_message: told remarks for people.
+        on_progress: told (what is done now, part done from 0 to 1).
 
     Raises:
         InputError, ChecksumError: if the bundle is not sound or the plan may not be written.
         UsageError: if the bundle does not allow what was asked for.
         AccuracyError, PrecisionError, BuildFailedError, OutOfMemoryError, EnvironmentMismatchError: see there.
     """
-    path, tell, say = Path(path), progress or (lambda what, done: None), say or (lambda text: None)
+    path, on_progress, on_message = Path(path), on_progress or (lambda what, done: None), on_message or (lambda text: None)
     refuse_existing(path, force)
-    tell("checking the bundle", 0.0)
+    on_progress("checking the bundle", 0.0)
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
         _check_stage(stage, options)
     calibration = None if options.precision == "fp32" else require_calibration(bundle) if options.precision == "int8" else read_calibration(bundle)
     if calibration is not None:
         for verdict in calibration.plan.verdicts.values() if options.precision == "int8" else ():
-            say(verdict)
+            on_message(verdict)
     if options.backend == "onnxruntime" and options.precision == "fp16":
-        say(SIMULATED)
+        on_message(SIMULATED)
     if options.backend == "tensorrt-rtx" and not options.targets:
         options = replace(options, targets=TARGETS)
     with scratch_beside(path) as scratch:
-        builder = StageBuilder(bundle, options, scratch, tell, calibration)
+        builder = StageBuilder(bundle, options, scratch, on_progress, calibration)
         parity = builder.type_stages()
         if parity is not None:
-            say(parity.table())
+            on_message(parity.table())
         built = builder.build_all()
         if options.backend == "onnxruntime":
             parity = builder.check_engines([stage for stage, _, _ in built])
             if parity is not None:
-                say(parity.table())
-        tell("writing the plan", 0.95)
+                on_message(parity.table())
+        on_progress("writing the plan", 0.95)
         manifest, sources = builder.plan(built)
         write_plan(path, manifest, sources, force)
-    tell("written", 1.0)
+    on_progress("written", 1.0)
     return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)
 
 
 def _check_stage(stage: BundleStage, options: BuildOptions) -> None:
     if stage.precision != "fp32":
-        raise UsageError(f"stage {stage.spec.name} of the bundle is {stage.precision} already", wanted="an fp32 bundle", mend="build from the exported bundle")
+        raise UsageError(f"stage {stage.spec.name} of the bundle is {stage.precision} already", wanted="an fp32 bundle", fix="build from the exported bundle")
     fixed = {tensor.shape[0] for tensor in stage.spec.inputs if tensor.shape and isinstance(tensor.shape[0], int)}
     if fixed and set(options.batch) - fixed:
         raise UsageError(f"stage {stage.spec.name} has the fixed batch {min(fixed)}", wanted=f"--batch {min(fixed)}")

@@ -33,18 +33,18 @@ def main() -> int:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever native code prints must not break the protocol
 
-    def say(event: str, **facts: Any) -> None:
+    def send(event: str, **facts: Any) -> None:
         channel.write(json.dumps({"event": event, **facts}) + "\n")
         channel.flush()
 
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        say("result", values=_task(request["task"])(request, say))
+        send("result", values=_task(request["task"])(request, send))
     except FathomError as error:
-        say("error", kind=type(error).__name__, was=error.was, wanted=error.wanted, mend=error.mend)
+        send("error", kind=type(error).__name__, was=error.was, wanted=error.wanted, fix=error.fix)
     except MemoryError as error:
-        say("error", kind=OutOfMemoryError.__name__, was=f"{request.get('stage', request['task'])}: memory ran out ({error})", wanted="", mend="")
+        send("error", kind=OutOfMemoryError.__name__, was=f"{request.get('stage', request['task'])}: memory ran out ({error})", wanted="", fix="")
     channel.close()
     return 0
 

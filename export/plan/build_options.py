@@ -17,7 +17,7 @@ class BuildOptions:
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
         precision: ``fp32``, ``fp16`` (simulated for ONNX Runtime, to measure accuracy), or ``int8`` (by the precision plan of a calibrated bundle).
         targets: compute capabilities (``sm86``), TensorRT-RTX only; empty for all it compiles for.
-        batch: least, usual and greatest.
+        batch: min, opt and max.
         limit_nbytes: memory that one compiler may take; 0 for most of what is available.
 
     Raises:
@@ -36,13 +36,13 @@ class BuildOptions:
         if self.precision not in ("fp32", "fp16", "int8"):
             raise UsageError(f"there is no precision {self.precision!r} to build", wanted="fp32, fp16 or int8")
         if self.targets and self.backend != "tensorrt-rtx":
-            raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", mend="leave --target out")
+            raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", fix="leave --target out")
         for target in self.targets:
             if target not in TARGETS:
                 reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
                 raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
-        least, usual, greatest = self.batch
-        if not 1 <= least <= usual <= greatest <= 1024:
-            raise UsageError(f"the batch {least}:{usual}:{greatest}", wanted="1 <= least <= usual <= greatest <= 1024")
+        min_batch, opt_batch, max_batch = self.batch
+        if not 1 <= min_batch <= opt_batch <= max_batch <= 1024:
+            raise UsageError(f"the batch {min_batch}:{opt_batch}:{max_batch}", wanted="1 <= min <= opt <= max <= 1024")

@@ -59,13 +59,15 @@ class StageBuilder:
         bundle: open; its stages are FP32.
         options: see there.
         scratch: an empty folder.
-        tell: told (what is done now, part done from 0 to 1).
+        on_progress: told (what is done now, part done from 0 to 1).
         calibration: what the stages are typed by, or None.
         compare: hold typed graphs and engines against the golden tensors; off only where the depth is not looked at.
     """
 
-    def __init__(self, bundle: BundleDirectory, options: BuildOptions, scratch: Path, tell: Progress, calibration: Calibration | None, compare: bool = True):
-        self.bundle, self.options, self.scratch, self.tell, self.calibration = bundle, options, scratch, tell, calibration
+    def __init__(
+        self, bundle: BundleDirectory, options: BuildOptions, scratch: Path, on_progress: Progress, calibration: Calibration | None, compare: bool = True
+    ):
+        self.bundle, self.options, self.scratch, self.on_progress, self.calibration = bundle, options, scratch, on_progress, calibration
         self.manifest, self.compare = bundle.manifest, compare
         self.limit = options.limit_nbytes or default_limit_nbytes()
         self.version = ""
@@ -87,7 +89,7 @@ class StageBuilder:
             return self._type_by_plan(self.calibration)
         types = boundary_types(self.manifest.specs(), output)
         for number, stage in enumerate(stages):
-            self.tell(f"{stage.spec.name}: typing {self.options.precision}", 0.02 + 0.08 * number / len(stages))
+            self.on_progress(f"{stage.spec.name}: typing {self.options.precision}", 0.02 + 0.08 * number / len(stages))
             target = self.scratch / f"{stage.spec.name}.onnx"
             typed = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
             self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
@@ -99,7 +101,7 @@ class StageBuilder:
         types = planned_boundaries(self.bundle, found) if found else boundary_types(self.manifest.specs(), self.manifest.contract.output.tensor)
         for number, stage in enumerate(stages):
             name = stage.spec.name
-            self.tell(f"{name}: rounding to fp16", 0.02 + 0.08 * number / len(stages))
+            self.on_progress(f"{name}: rounding to fp16", 0.02 + 0.08 * number / len(stages))
             graph = self.bundle.path(stage.file)
             target = self.scratch / f"{name}.rounded.onnx"
             write_rounded_stage(graph, target, stage, found.regions(name, "fp16") if found else (), types)
@@ -109,7 +111,7 @@ class StageBuilder:
     def _type_by_plan(self, calibration: Calibration) -> ParityReport | None:
         """What ``type_stages`` does where a precision plan says more than ``fp16``."""
         precision, plain = self.options.precision, self.options.backend == "onnxruntime"
-        found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.tell(what, 0.02 + 0.08 * done))
+        found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.on_progress(what, 0.02 + 0.08 * done))
         for name, stage in found.items():
             self._int8[name] = stage.int8
             self._graphs[name] = (stage.graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, stage.graph.stat().st_size))
@@ -128,7 +130,7 @@ class StageBuilder:
         graph, spec, fp32, weights = self._graphs[name]
         start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
         request, files = self._request(name, graph)
-        found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, progress=lambda what, done: self.tell(what, start + width * done))
+        found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, on_progress=lambda what, done: self.on_progress(what, start + width * done))
         values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
         self.version = values["version"]
         self._check_size(name, engine.stat().st_size, weights)
@@ -175,9 +177,9 @@ class StageBuilder:
             "targets": list(self.options.targets),
             "batch": list(self.options.batch),
             "precision": self.options.precision,
-            "half": products.get(onnx.TensorProto.FLOAT16, []),
-            "full": products.get(onnx.TensorProto.FLOAT, []),
-            "brain": products.get(onnx.TensorProto.BFLOAT16, []),
+            "fp16": products.get(onnx.TensorProto.FLOAT16, []),
+            "fp32": products.get(onnx.TensorProto.FLOAT, []),
+            "bf16": products.get(onnx.TensorProto.BFLOAT16, []),
             "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
         }
         return request, {f"engines/{name}.engine": target}
@@ -187,17 +189,17 @@ class StageBuilder:
             raise PrecisionError(
                 f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of typed weights: some are stored in more bits",
                 wanted=f"at most {MAX_ENGINE_RATIO} times the weights",
-                mend="report it with the version of the backend",
+                fix="report it with the version of the backend",
             )
 
     def _bind(self, spec: StageSpec) -> StageSpec:
         """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""
-        least, usual, greatest = self.options.batch
-        if self.options.backend == "onnxruntime" or least != greatest:
+        min_batch, opt_batch, max_batch = self.options.batch
+        if self.options.backend == "onnxruntime" or min_batch != max_batch:
             return spec
         sides = []
         for side in (spec.inputs, spec.outputs):
-            sides.append(tuple(TensorSpec(t.name, t.dtype, tuple(usual if size == "batch" else size for size in t.shape)) for t in side))
+            sides.append(tuple(TensorSpec(t.name, t.dtype, tuple(opt_batch if size == "batch" else size for size in t.shape)) for t in side))
         return StageSpec(spec.name, *sides)
 
     def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
@@ -219,7 +221,7 @@ class StageBuilder:
             label=label,
             isolated=False,  # the bundle's gate did that; what is new here are the types and the engines
             engines=engines,
-            progress=lambda what, done: self.tell(what, at + (0.05 if engines else 0.2) * done),
+            on_progress=lambda what, done: self.on_progress(what, at + (0.05 if engines else 0.2) * done),
         )
         report.require()
         return report

@@ -34,7 +34,7 @@ WARM_UP, RUNS = 10, 50
 UNKNOWN = TensorRange(1.0, "max", 1.0)
 
 
-def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *, say: Callable[[str], None], progress: Progress) -> StageTimes:
+def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *, on_message: Callable[[str], None], on_progress: Progress) -> StageTimes:
     """Build all stages in FP32, FP16 and INT8, one precision after the other, and run each engine on the GPU of this machine.
 
     INT8 is wherever it can be, with made-up ranges: an engine takes as long as with real ones. Its depth means nothing, so it is thrown
@@ -44,8 +44,8 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
         bundle_path: directory made by ``depth-export``; need not be calibrated.
         beside: engines are built in a scratch folder beside this path.
         options: backend, batch and memory; precision and targets are chosen here.
-        say: told remarks for people.
-        progress: told (what is done now, part done from 0 to 1).
+        on_message: told remarks for people.
+        on_progress: told (what is done now, part done from 0 to 1).
 
     Returns:
         the median of ``RUNS`` runs of every stage between two CUDA events; no INT8 where a stage has no layer for it.
@@ -68,29 +68,29 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
     for place, precision in enumerate(PRECISIONS):
         calibration = everywhere if precision == "int8" else None
 
-        def tell(what: str, done: float, place: int = place, precision: str = precision) -> None:
-            progress(f"{precision}: {what}", (place + done) / len(PRECISIONS))
+        def on_progress(what: str, done: float, place: int = place, precision: str = precision) -> None:
+            on_progress(f"{precision}: {what}", (place + done) / len(PRECISIONS))
 
         with scratch_beside(beside) as scratch:
-            version = _build(bundle, replace(options, precision=precision), calibration, scratch, tell)
-            tell("running", 0.95)
+            version = _build(bundle, replace(options, precision=precision), calibration, scratch, on_progress)
+            on_progress("running", 0.95)
             found = _run(scratch / "timed.plan", options.batch[1])
         for stage, ms in found.items():
             if precision != "int8" or everywhere.plan.precision(stage) == "int8":
                 times[stage][precision] = round(ms, 4)
     bundle.close()
-    say("\n".join(f"{stage}: " + ", ".join(f"{precision} {ms:.3g} ms" for precision, ms in found.items()) for stage, found in times.items()))
+    on_message("\n".join(f"{stage}: " + ", ".join(f"{precision} {ms:.3g} ms" for precision, ms in found.items()) for stage, found in times.items()))
     return StageTimes(f"{card} ({target}), {options.backend} {version}, batch {options.batch[1]}", times, model_fingerprint(bundle.manifest))
 
 
-def times_if_possible(bundle_path: Path, beside: Path, options: BuildOptions, *, say: Callable[[str], None], progress: Progress) -> StageTimes | None:
+def times_if_possible(bundle_path: Path, beside: Path, options: BuildOptions, *, on_message: Callable[[str], None], on_progress: Progress) -> StageTimes | None:
     """``time_stages`` where this machine can build and run the engines, else None, with a remark: a plan can be made without."""
     if options.backend == "onnxruntime":
         return None
     try:
-        return time_stages(bundle_path, beside, options, say=say, progress=progress)
+        return time_stages(bundle_path, beside, options, on_message=on_message, on_progress=on_progress)
     except FathomError as error:  # no card, one that the backend does not build for, too little memory for the FP32 engines
-        say(f"no engine can be timed here ({error.was}): what INT8 saves is modelled")
+        on_message(f"no engine can be timed here ({error.was}): what INT8 saves is modelled")
         return None
 
 
@@ -110,9 +110,9 @@ def int8_everywhere(bundle: BundleDirectory) -> Calibration:
     return Calibration(table, PrecisionPlan(model, {}, "", {}, tuple(regions), (), {}, (), ()))
 
 
-def _build(bundle: BundleDirectory, options: BuildOptions, calibration: Calibration | None, scratch: Path, tell: Progress) -> str:
+def _build(bundle: BundleDirectory, options: BuildOptions, calibration: Calibration | None, scratch: Path, on_progress: Progress) -> str:
     """Write ``timed.plan``; returns the version of the backend."""
-    builder = StageBuilder(bundle, options, scratch, tell, calibration, compare=False)
+    builder = StageBuilder(bundle, options, scratch, on_progress, calibration, compare=False)
     builder.type_stages()
     manifest, sources = builder.plan(builder.build_all())
     write_plan(scratch / "timed.plan", manifest, sources)

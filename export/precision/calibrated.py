@@ -54,24 +54,24 @@ class PlannedStage:
 
 
 def type_all_by_plan(
-    bundle: BundleDirectory, calibration: Calibration, folder: Path, precision: str, plain: bool, tell: Callable[[str, float], None]
+    bundle: BundleDirectory, calibration: Calibration, folder: Path, precision: str, plain: bool, on_progress: Callable[[str, float], None]
 ) -> dict[str, PlannedStage]:
     """Type every stage of a bundle into ``folder``; see ``type_by_plan``.
 
     Args:
         plain: leave everything that is not INT8 in FP32.
-        tell: told (what is done now, part done from 0 to 1).
+        on_progress: told (what is done now, part done from 0 to 1).
     """
     types = None if plain else planned_boundaries(bundle, calibration)
     found = {}
     for number, stage in enumerate(bundle.manifest.stages):
         name = stage.spec.name
-        tell(f"{name}: typing by the precision plan", number / len(bundle.manifest.stages))
+        on_progress(f"{name}: typing by the precision plan", number / len(bundle.manifest.stages))
         graph = compared = folder / f"{name}.typed.onnx"
         typed, int8 = type_by_plan(bundle, stage, calibration, graph, precision=precision, boundaries=types)
         if typed.nodes.get("bfloat16"):  # ONNX Runtime has no BF16 kernels on a CPU
             compared = folder / f"{name}.compared.onnx"
-            type_by_plan(bundle, stage, calibration, compared, precision=precision, boundaries=types, brain=False)
+            type_by_plan(bundle, stage, calibration, compared, precision=precision, boundaries=types, bf16=False)
         found[name] = PlannedStage(graph, compared, typed, int8)
     return found
 
@@ -100,12 +100,14 @@ def require_calibration(bundle: BundleDirectory) -> Calibration:
         raise UsageError(
             f"{name} was never calibrated, so nobody knows which parts of it survive INT8",
             wanted="a bundle with a calibration table and a precision plan",
-            mend=f"depth-calibrate {name} --data nyu:FILE.mat (or pairs:DIR, images:DIR), then build again",
+            fix=f"depth-calibrate {name} --data nyu:FILE.mat (or pairs:DIR, images:DIR), then build again",
         )
     return found
 
 
-def calibrate_bundle(path: Path, data: Sequence[str], settings: Settings, folder: Path, say: Callable[[str], None], tell: Callable[[str, float], None]) -> None:
+def calibrate_bundle(
+    path: Path, data: Sequence[str], settings: Settings, folder: Path, on_message: Callable[[str], None], on_progress: Callable[[str, float], None]
+) -> None:
     """What ``depth-calibrate`` does, on a bundle that is about to be built.
 
     Args:
@@ -113,25 +115,25 @@ def calibrate_bundle(path: Path, data: Sequence[str], settings: Settings, folder
         data: ``--data`` arguments.
         settings: see there.
         folder: for the journal.
-        say: told the warnings about the images and the report.
-        tell: told (what is done now, part done from 0 to 1).
+        on_message: told the warnings about the images and the report.
+        on_progress: told (what is done now, part done from 0 to 1).
 
     Raises:
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.
     """
     with BundleDirectory.open(path) as bundle:
-        result = calibrate(bundle, Chosen(*data), settings, folder / "calibration", _Phases(len(bundle.manifest.stages), tell))
+        result = calibrate(bundle, Chosen(*data), settings, folder / "calibration", _Phases(len(bundle.manifest.stages), on_progress))
         for warning in result.table.warnings:
-            say(f"warning: {warning}")
+            on_message(f"warning: {warning}")
         add_to_bundle(bundle, result)
-    say("\n".join(report_lines(result)))
+    on_message("\n".join(report_lines(result)))
 
 
 class _Phases:
     """Turns the steps of a calibration into one part done: images, the pictures and then the regions of every stage, whole variants."""
 
-    def __init__(self, stages: int, tell: Callable[[str, float], None]):
-        self._phases, self._tell, self._begun, self._done, self._what = 2 + 2 * stages, tell, 0, 0, ""
+    def __init__(self, stages: int, on_progress: Callable[[str, float], None]):
+        self._phases, self._tell, self._begun, self._done, self._what = 2 + 2 * stages, on_progress, 0, 0, ""
 
     def __call__(self, what: str, total: int) -> None:
         """One step of ``what`` is done, of ``total``."""
@@ -155,7 +157,7 @@ def type_by_plan(
     *,
     precision: str,
     boundaries: dict[str, str] | None,
-    brain: bool = True,
+    bf16: bool = True,
 ) -> tuple[TypedStage, tuple[str, ...]]:
     """Write the typed form of a stage as its plan says; returns what typing did, and the nodes that compute in INT8.
 
@@ -164,7 +166,7 @@ def type_by_plan(
         precision: ``fp16`` or ``int8``.
         boundaries: dtype of inputs and outputs; None leaves everything that is not INT8 in FP32, for ONNX Runtime on a CPU, which has
             no kernels for fewer bits.
-        brain: False writes BF16 regions in FP32: ONNX Runtime cannot run them at all on a CPU.
+        bf16: False writes BF16 regions in FP32: ONNX Runtime cannot run them at all on a CPU.
 
     Raises:
         InputError: if plan, table and graph do not fit together.
@@ -178,7 +180,7 @@ def type_by_plan(
         nbytes = data.stat().st_size if data.exists() else 0
         return TypedStage(StageSpec(stage.spec.name, stage.spec.inputs, stage.spec.outputs), {}, 0, {}, nbytes), done.nodes
     held = {name: region.choice.precision for region in regions for name in region.nodes if region.choice.precision in ("fp32", "bf16")}
-    held = {name: kind if brain or kind == "fp32" else "fp32" for name, kind in held.items()}
+    held = {name: kind if bf16 or kind == "fp32" else "fp32" for name, kind in held.items()}
     typed = type_stage(wide, target, stage.spec, islands=stage.fp32_islands, boundaries=boundaries, precisions=held)
     for file in (wide, Path(f"{wide}.data")):
         file.unlink(missing_ok=True)

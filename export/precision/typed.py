@@ -17,9 +17,9 @@ from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, point_outside
 
-FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-NUMPY = {FLOAT: np.dtype(np.float32), HALF: np.dtype(np.float16), BRAIN: np.dtype(ml_dtypes.bfloat16)}
-WORDS = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
+FP32, FP16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+NUMPY = {FP32: np.dtype(np.float32), FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
+WORDS = {FP32: "fp32", FP16: "fp16", BF16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def type_stage(
     if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for node in model.graph.node for a in node.attribute):
         raise BuildFailedError(f"stage {spec.name}: the graph holds control flow (If, Loop or Scan), which cannot be typed FP16")
     types = _tensor_types(model, spec.name)
-    floats = {name for name, kind in types.items() if kind == FLOAT}
+    floats = {name for name, kind in types.items() if kind == FP32}
     constants = Constants(model, source.parent)
     reasons = fp32_nodes(model, floats, constants, islands)
     reasons = {**{name: "precision plan" for name, kind in (precisions or {}).items() if kind == "fp32"}, **reasons}
-    brain = {name for name, kind in (precisions or {}).items() if kind == "bf16"}
-    typed = _Typing(model, floats, set(constants), reasons, boundaries or {}, brain)
+    bf16 = {name for name, kind in (precisions or {}).items() if kind == "bf16"}
+    typed = _Typing(model, floats, set(constants), reasons, boundaries or {}, bf16)
     typed.rewrite()
     nbytes = _write(model, typed.initialisers, constants, target)
     where = boundaries or {}
@@ -105,15 +105,15 @@ def _tensor_types(model: onnx.ModelProto, stage: str) -> dict[str, int]:
         known |= {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
     missing = sorted(name for name in wanted if not known.get(name))
     if missing:
-        raise BuildFailedError(f"stage {stage}: the type of the tensor {missing[0]} cannot be told", mend="convert the graph with shape inference")
+        raise BuildFailedError(f"stage {stage}: the type of the tensor {missing[0]} cannot be told", fix="convert the graph with shape inference")
     return known
 
 
 class _Typing:
     """One pass over the graph in running order. A tensor is stored in one type; readers of the other type share one cast."""
 
-    def __init__(self, model: onnx.ModelProto, floats: set[str], constants: set[str], fp32: dict[str, str], boundaries: dict[str, str], brain: set[str]):
-        self.brain = brain
+    def __init__(self, model: onnx.ModelProto, floats: set[str], constants: set[str], fp32: dict[str, str], boundaries: dict[str, str], bf16: set[str]):
+        self.bf16 = bf16
         self.model, self.floats, self.constants, self.fp32, self.boundaries = model, floats, constants, fp32, boundaries
         self.initialisers: dict[tuple[str, int], str] = {}  # (source name, type) -> name in the new graph
         self.casts, self.counted = 0, Counter()
@@ -140,20 +140,20 @@ class _Typing:
                 value.type.tensor_type.elem_type = self._stored[value.name]
 
     def _boundary(self, name: str) -> int:
-        return HALF if self.boundaries.get(name, "float32") == "float16" else FLOAT
+        return FP16 if self.boundaries.get(name, "float32") == "float16" else FP32
 
     def _node(self, node: onnx.NodeProto, wanted: dict[str, int]) -> None:
-        kind = FLOAT if node.name in self.fp32 else BRAIN if node.name in self.brain else HALF
-        kind = FLOAT if kind == BRAIN and not takes_bf16(node.op_type) else kind
+        kind = FP32 if node.name in self.fp32 else BF16 if node.name in self.bf16 else FP16
+        kind = FP32 if kind == BF16 and not takes_bf16(node.op_type) else kind
         touches = [name for name in [*node.input, *node.output] if name in self.floats]
         if touches:
-            self.counted[{FLOAT: "float32", HALF: "float16", BRAIN: "bfloat16"}[kind]] += 1
+            self.counted[{FP32: "float32", FP16: "float16", BF16: "bfloat16"}[kind]] += 1
         if node.op_type != "Cast":
             for index, name in enumerate(node.input):
                 if name in self.floats:
-                    node.input[index] = self._read(name, FLOAT if (node.op_type, index) in FLOAT32_ONLY else kind)
+                    node.input[index] = self._read(name, FP32 if (node.op_type, index) in FLOAT32_ONLY else kind)
         else:
-            node.input[0] = self._read(node.input[0], self._stored.get(node.input[0], FLOAT))
+            node.input[0] = self._read(node.input[0], self._stored.get(node.input[0], FP32))
         _retype_attributes(node, kind)
         tail = []
         for index, name in enumerate(node.output):
@@ -188,9 +188,9 @@ class _Typing:
 
 def _retype_attributes(node: onnx.NodeProto, kind: int) -> None:
     for attribute in node.attribute:
-        if node.op_type in ("Cast", "RandomNormalLike", "EyeLike") and attribute.name in ("to", "dtype") and attribute.i == FLOAT:
+        if node.op_type in ("Cast", "RandomNormalLike", "EyeLike") and attribute.name in ("to", "dtype") and attribute.i == FP32:
             attribute.i = kind
-        elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FLOAT:
+        elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FP32:
             values = onnx.numpy_helper.to_array(attribute.t).astype(NUMPY[kind])
             attribute.t.CopyFrom(onnx.numpy_helper.from_array(values, attribute.t.name))
 
@@ -199,7 +199,7 @@ def _write(model: onnx.ModelProto, wanted: dict[tuple[str, int], str], constants
     """The initialisers in the types that are read, then the graph."""
     graph = model.graph
     sources = {tensor.name: tensor for tensor in graph.initializer}
-    others = [tensor.name for tensor in graph.initializer if tensor.name not in {name for name, _ in wanted} and tensor.data_type != FLOAT]
+    others = [tensor.name for tensor in graph.initializer if tensor.name not in {name for name, _ in wanted} and tensor.data_type != FP32]
     jobs = sorted([(name, new, kind) for (name, kind), new in wanted.items()] + [(name, name, 0) for name in others], key=lambda job: job[1])
     data = Path(f"{target}.data")
     fresh = []
@@ -211,7 +211,7 @@ def _write(model: onnx.ModelProto, wanted: dict[tuple[str, int], str], constants
                 fresh.append(onnx.numpy_helper.from_array(np.asarray(values, order="C"), new))
                 continue
             tensor = TensorProto(name=new, data_type=kind or sources[name].data_type, dims=list(values.shape))
-            point_outside(tensor, data.name, writer.add(values.view(np.uint16) if kind == BRAIN else values))
+            point_outside(tensor, data.name, writer.add(values.view(np.uint16) if kind == BF16 else values))
             fresh.append(tensor)
         nbytes = writer.nbytes
     if not nbytes:

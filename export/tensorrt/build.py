@@ -43,21 +43,21 @@ def load_backend(backend: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise missing_package(name, extra, f"{backend} engines are compiled by it") from error
     except (ImportError, OSError) as error:
-        raise EnvironmentMismatchError(f"the package {name} is installed but cannot be loaded ({error})", mend="install the CUDA version it wants") from error
+        raise EnvironmentMismatchError(f"the package {name} is installed but cannot be loaded ({error})", fix="install the CUDA version it wants") from error
     version = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
     if backend == "tensorrt" and version < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", mend="pip install 'tensorrt>=10.3'")
+        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix="pip install 'tensorrt>=10.3'")
     return trt
 
 
-def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     """Compile one stage.
 
     Args:
         request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
-            only), ``batch`` ([least, usual, greatest]), ``precision``, ``half``, ``full`` and ``brain`` (names of the convolutions
+            only), ``batch`` ([min, opt, max]), ``precision``, ``fp16``, ``fp32`` and ``bf16`` (names of the convolutions
             and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs).
-        say: sends one event to the parent.
+        send: sends one event to the parent.
 
     Returns:
         ``nbytes`` of the engine, ``version``, ``counts`` (layers by type really held), ``activations_nbytes`` (0 if not told), ``stored`` (see
@@ -69,12 +69,12 @@ def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str,
     """
     stage = request["stage"]
     trt = load_backend(request["backend"])
-    logger = _logger(trt, say)
+    logger = _logger(trt, send)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
-    say("progress", what=f"{stage}: reading the graph", done=0.0)
+    send("progress", what=f"{stage}: reading the graph", done=0.0)
     _parse(trt, parser, request["source"], stage, logger)
     counts = _check_precision(trt, network, request)
     config = builder.create_builder_config()
@@ -82,7 +82,7 @@ def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str,
         raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.last()})")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-    config.progress_monitor = monitor = _monitor(trt, say, stage)
+    config.progress_monitor = monitor = _monitor(trt, send, stage)
     _set_targets(trt, config, request, logger)
     _set_batch(builder, network, config, request, logger)
     engine = builder.build_serialized_network(network, config)
@@ -94,11 +94,11 @@ def build_engine(request: dict[str, Any], say: Callable[..., None]) -> dict[str,
         for start in range(0, nbytes, CHUNK):
             file.write(view[start : start + CHUNK])
     stored = _check_stored(request) if request["backend"] == "tensorrt-rtx" else {}
-    say("progress", what=f"{stage}: written", done=1.0)
+    send("progress", what=f"{stage}: written", done=1.0)
     return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": logger.activations, "stored": stored}
 
 
-def _logger(trt: ModuleType, say: Callable[..., None]):
+def _logger(trt: ModuleType, send: Callable[..., None]):
     class Logger(trt.ILogger):
         def __init__(self):
             trt.ILogger.__init__(self)
@@ -108,7 +108,7 @@ def _logger(trt: ModuleType, say: Callable[..., None]):
         def log(self, severity, message):
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
-                say("log", text=message[:2000])
+                send("log", text=message[:2000])
             elif found := re.search(r"Total Activation Memory: (\d+)", message):
                 self.activations = int(found.group(1))
 
@@ -119,7 +119,7 @@ def _logger(trt: ModuleType, say: Callable[..., None]):
     return Logger()
 
 
-def _monitor(trt: ModuleType, say: Callable[..., None], stage: str):
+def _monitor(trt: ModuleType, send: Callable[..., None], stage: str):
     class Monitor(trt.IProgressMonitor):
         def __init__(self):
             trt.IProgressMonitor.__init__(self)
@@ -131,7 +131,7 @@ def _monitor(trt: ModuleType, say: Callable[..., None], stage: str):
 
         def step_complete(self, phase_name, step):
             if phase_name in self._outer:
-                say("progress", what=f"{stage}: {phase_name}", done=min(1.0, (step + 1) / self._outer[phase_name]))
+                send("progress", what=f"{stage}: {phase_name}", done=min(1.0, (step + 1) / self._outer[phase_name]))
             return True
 
         def phase_finish(self, phase_name):
@@ -153,7 +153,7 @@ def _parse(trt: ModuleType, parser: Any, source: str, stage: str, logger: Any) -
     raise BuildFailedError(
         f"stage {stage}: {trt.__name__} {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.last()}{more}",
         wanted="operators and types that it knows",
-        mend="change that part of the network, or use --backend onnxruntime",
+        fix="change that part of the network, or use --backend onnxruntime",
     )
 
 
@@ -162,8 +162,8 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
     kinds = {getattr(trt.LayerType, name) for name in COUNTED}
     counts: dict[str, int] = {}
     wrong: list[str] = []
-    wanted = dict.fromkeys(request["half"], trt.DataType.HALF) | dict.fromkeys(request["full"], trt.DataType.FLOAT)
-    wanted |= dict.fromkeys(request.get("brain", ()), trt.DataType.BF16)
+    wanted = dict.fromkeys(request["fp16"], trt.DataType.HALF) | dict.fromkeys(request["fp32"], trt.DataType.FLOAT)
+    wanted |= dict.fromkeys(request.get("bf16", ()), trt.DataType.BF16)
     int8 = set(request.get("int8", ()))
     makers = _makers(network) if int8 else {}
     for index in range(network.num_layers):
@@ -183,7 +183,7 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
             wrong.append(f"{layer.name} computes in {held.name.lower()}")
         elif request["precision"] == "fp16" and expected is None and held != trt.DataType.HALF:
             wrong.append(f"{layer.name} computes in {held.name.lower()} and no FP32 island asks for it")
-    if request["precision"] == "fp16" and request["half"] and not counts.get("half"):
+    if request["precision"] == "fp16" and request["fp16"] and not counts.get("half"):
         wrong.append("no convolution or matrix product computes in half")
     if len(int8) > counts.get("int8", 0) and not wrong:
         wrong.append(f"{counts.get('int8', 0)} of {len(int8)} INT8 layers are there")
@@ -191,7 +191,7 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
         raise PrecisionError(
             f"stage {request['stage']}: {len(wrong)} layers do not hold what was asked for: {'; '.join(wrong[:MAX_PROBLEMS])}",
             wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] != "int8" else "what the precision plan says",
-            mend="build from a bundle that depth-export made",
+            fix="build from a bundle that depth-export made",
         )
     return counts
 
@@ -203,7 +203,7 @@ def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
         raise PrecisionError(
             f"stage {request['stage']}: {len(int8.missing)} of {int8.looked_for} INT8 weights are not in the engine as INT8, {int8.missing[0]} first",
             wanted="every one of them",
-            mend="report it with the version of the backend",
+            fix="report it with the version of the backend",
         )
     return {kind: (weights.stored, weights.looked_for) for kind, weights in found.items()}
 
@@ -235,7 +235,7 @@ def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: 
     if not request["targets"]:
         return
     if not hasattr(config, "set_compute_capability"):
-        raise BuildFailedError(f"{trt.__name__} compiles for the GPU of this machine only", wanted="no --target", mend="leave --target out")
+        raise BuildFailedError(f"{trt.__name__} compiles for the GPU of this machine only", wanted="no --target", fix="leave --target out")
     config.num_compute_capabilities = len(request["targets"])
     for index, target in enumerate(request["targets"]):
         capability = getattr(trt.ComputeCapability, target.upper(), None)
@@ -245,22 +245,22 @@ def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: 
 
 def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any], logger: Any) -> None:
     """A fixed batch goes into the network itself; a range becomes a profile, the same for every input."""
-    stage, (least, usual, greatest) = request["stage"], request["batch"]
+    stage, (min_batch, opt_batch, max_batch) = request["stage"], request["batch"]
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     free = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     for tensor in free:
         if tuple(tensor.shape).count(-1) != 1 or tensor.shape[0] != -1:
             raise BuildFailedError(f"stage {stage}: the input {tensor.name} has the shape {tuple(tensor.shape)}", wanted="no free dimension but the batch")
-    if least == greatest:
+    if min_batch == max_batch:
         for tensor in free:
-            tensor.shape = (usual, *tuple(tensor.shape)[1:])
+            tensor.shape = (opt_batch, *tuple(tensor.shape)[1:])
         return
     if len(free) != len(inputs):
-        raise BuildFailedError(f"stage {stage}: the batch of the graph is fixed", wanted="--batch 1", mend="leave --batch out")
+        raise BuildFailedError(f"stage {stage}: the batch of the graph is fixed", wanted="--batch 1", fix="leave --batch out")
     profile = builder.create_optimization_profile()
     for tensor in free:
         rest = tuple(tensor.shape)[1:]
-        if profile.set_shape(tensor.name, (least, *rest), (usual, *rest), (greatest, *rest)) is False:
+        if profile.set_shape(tensor.name, (min_batch, *rest), (opt_batch, *rest), (max_batch, *rest)) is False:
             raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused for {tensor.name} ({logger.last()})")
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused ({logger.last()})")

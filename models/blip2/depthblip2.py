@@ -215,7 +215,7 @@ def random_depthblip2(
         InputError: if an image encoder is given, which random weights do not go with, or ``bins`` are no such network.
     """
     if visual_weights is not None:
-        raise InputError(f"{visual_weights} was given for a network with random weights", mend="give the Q-Former's file with --weights too")
+        raise InputError(f"{visual_weights} was given for a network with random weights", fix="give the Q-Former's file with --weights too")
     network = DepthBlip2(of_variant(config, variant), variant)
     draw_weights(network, seed)
     if bins is not None:
@@ -245,10 +245,10 @@ def load_depthblip2(
     checkpoint, name = read_checkpoint(weights, "query_tokens"), f"depthblip2 {variant}"
     own = "image_encoder.ln_vision.weight" in checkpoint.tensors
     if own and visual_weights is not None:
-        raise InputError(f"{checkpoint.file} holds the whole network, and {visual_weights} was given too", mend="give the first alone")
+        raise InputError(f"{checkpoint.file} holds the whole network, and {visual_weights} was given too", fix="give the first alone")
     if not own and visual_weights is None:
         was = f"{checkpoint.file} holds no image encoder, and no second file was given"
-        raise InputError(was, wanted=" and ".join(FILES[variant]), mend="give the Q-Former's with --weights and the image encoder's with --visual-weights")
+        raise InputError(was, wanted=" and ".join(FILES[variant]), fix="give the Q-Former's with --weights and the image encoder's with --visual-weights")
     with torch.device("meta"):
         network = DepthBlip2(config, variant)
     if own:

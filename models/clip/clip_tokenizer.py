@@ -73,7 +73,7 @@ def published_tokenizer(path: str | Path | None) -> bytes:
             raise InputError(
                 "there is no CLIP tokenizer",
                 wanted="the words' vocabulary, which no checkpoint holds",
-                mend="--tokenizer FILE, the tokenizer.json of openai/clip-vit-large-patch14, or pip install 'fathom-depth[clip]'",
+                fix="--tokenizer FILE, the tokenizer.json of openai/clip-vit-large-patch14, or pip install 'fathom-depth[clip]'",
             )
         lines = gzip.decompress(listed.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
         raw = tokenizer_json([tuple(line.split()) for line in lines])

@@ -77,7 +77,7 @@ def open_clip() -> ModuleType:
         raise EnvironmentMismatchError(
             f"open_clip cannot be imported: {error}",
             wanted="a torchvision made for the installed torch",
-            mend=f"install the torchvision that goes with torch {torch.__version__} from the index that torch came from",
+            fix=f"install the torchvision that goes with torch {torch.__version__} from the index that torch came from",
         ) from error
     return open_clip
 

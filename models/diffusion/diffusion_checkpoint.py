@@ -87,8 +87,8 @@ def refuse_other_networks(checkpoint: Checkpoint, wanted: str, model: str) -> No
     if found == "stable-diffusion":
         raise InputError(f"{checkpoint.file} is a plain Stable Diffusion checkpoint", wanted=f"weights of {model}, whose backbone was trained for depth")
     if found not in ("", wanted):
-        mend = f"use --model {found}" if found != "vpd-refer" else ""
-        raise InputError(f"{checkpoint.file} is a {found.upper()} checkpoint", wanted=f"one of {model}", mend=mend)
+        fix = f"use --model {found}" if found != "vpd-refer" else ""
+        raise InputError(f"{checkpoint.file} is a {found.upper()} checkpoint", wanted=f"one of {model}", fix=fix)
 
 
 def origin_of(checkpoint: Checkpoint, published: dict[str, str], licence: str, gamma: Tensor, decoder: nn.Module) -> WeightsOrigin:

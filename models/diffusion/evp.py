@@ -232,7 +232,7 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
         raise InputError(
             f"{checkpoint.file} carries CLIP for one caption per image, and no {text}",
             wanted="the text that every image shall get",
-            mend=f"give --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
+            fix=f"give --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
         )
     fill(network, checkpoint, table, config.name)
     network.origin = origin_of(checkpoint, PUBLISHED, PUBLISHED_LICENCE, network.text.gamma, network.decoder)

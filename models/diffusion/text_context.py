@@ -67,5 +67,5 @@ def read_text_pack(path: str | Path, tensor: str, shape: tuple[int, ...]) -> Ten
         raise InputError(f"the text pack {path.name} holds {len(found)} tensor(s): {have}", wanted=f"exactly {tensor!r} {list(shape)}, floating point")
     text = found[tensor].to(torch.float32, copy=True)
     if not text.isfinite().all():
-        raise InputError(f"the text pack {path.name} holds numbers that are not finite", mend="make it again")
+        raise InputError(f"the text pack {path.name} holds numbers that are not finite", fix="make it again")
     return text

@@ -75,7 +75,7 @@ def scene_row(scene: str | None) -> int:
     """
     if scene not in SCENES:
         was = "VPD must be told what kind of room it sees" if scene is None else f"VPD knows no scene {scene!r}"
-        raise UsageError(was, wanted=f"one of {', '.join(SCENES)}", mend="give --scene NAME")
+        raise UsageError(was, wanted=f"one of {', '.join(SCENES)}", fix="give --scene NAME")
     return SCENES.index(scene)
 
 

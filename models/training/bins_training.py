@@ -16,7 +16,7 @@ from .loop import Run, log_path, write_log
 from .state import write_tensors
 
 
-def train_bins(run: Run, reach: Callable[[int], None] = lambda step: None) -> dict:
+def train_bins(run: Run, on_progress: Callable[[int], None] = lambda step: None) -> dict:
     """Fit the bins and write them under the names of the published code (``depth-export --bins`` reads them).
 
     Returns:
@@ -31,12 +31,12 @@ def train_bins(run: Run, reach: Callable[[int], None] = lambda step: None) -> di
     try:
         mlp = fit_bins(_cases(network, examples, run.device), run.recipe.epochs, run.recipe.batch, run.seed)
     except ValueError as error:
-        raise InputError(str(error), mend="leave such pictures out") from error
+        raise InputError(str(error), fix="leave such pictures out") from error
     write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, {"format": "pt"})
     loss = _loss(mlp, network, examples, run.device)
     lines = [{"step": run.steps, "loss": round(loss, 6)}]
     write_log(log_path(run.output), run.facts, lines)
-    reach(run.steps)
+    on_progress(run.steps)
     return {"loss": loss, "wall_s": time.monotonic() - started, "steps": run.steps, "log": lines}
 
 

@@ -90,13 +90,15 @@ def numbers_of_step(step: int, batch: int, count: int, seed: int) -> list[int]:
     return [int(orders[place // count][place % count]) for place in places]
 
 
-def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda text: None, reach: Callable[[int], None] = lambda step: None) -> dict:
+def train(
+    run: Run, resume: bool = False, on_message: Callable[[str], None] = lambda text: None, on_progress: Callable[[int], None] = lambda step: None
+) -> dict:
     """Train and write ``run.output``.
 
     Args:
         resume: go on from the state beside the output.
-        say: called with one line for people now and then.
-        reach: called with the number of steps that are done.
+        on_message: called with one line for people now and then.
+        on_progress: called with the number of steps that are done.
 
     Returns:
         ``{"loss", "wall_s", "steps", "log"}``: the mean loss of the last tenth, seconds over all parts of the run, and the log's lines.
@@ -123,7 +125,7 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
     started, side, examples, checked = time.monotonic(), 0, None, False
     losses = [line["loss"] for line in lines if "loss" in line]
-    say(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
+    on_message(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
     while step < run.steps:
         share = step / run.steps
         wanted, learner.cells = recipe.phase_at(share)
@@ -144,7 +146,7 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
             parts = called(examples.batch(mine, draws, recipe.augmentation).to(run.device))
         loss = parts["loss"]
         if not bool(torch.isfinite(loss)):
-            raise AccuracyError(f"the loss of step {step} is {float(loss.detach())}", wanted="a finite number", mend="train with a lower --lr")
+            raise AccuracyError(f"the loss of step {step} is {float(loss.detach())}", wanted="a finite number", fix="train with a lower --lr")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if not (checked or learner.alone):
@@ -163,12 +165,12 @@ def train(run: Run, resume: bool = False, say: Callable[[str], None] = lambda te
             if run.held_out is not None:
                 found = _validate(learner, run)
                 lines.append({"step": step, "validation": found, "window": learner.network.contract.input.window[0]})
-                say(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+                on_message(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
             save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts)
             write_log(log_path(run.output), run.facts, lines)
         if ranks.world > 1 and step % run.every == 0:
             torch.distributed.barrier()
-        reach(step)
+        on_progress(step)
     wall_s = earlier_s + time.monotonic() - started
     network.eval().requires_grad_(False)
     if ranks.rank == 0:

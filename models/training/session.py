@@ -55,7 +55,7 @@ class Session:
         recipe = recipe_for(arguments)
         entry = catalog.NETWORKS[arguments.model]
         if arguments.weights is None and not entry.demo and not arguments.random_init:
-            raise UsageError(f"{arguments.model} starts from trained weights", wanted=entry.weights, mend="give --weights FILE, or --random-init")
+            raise UsageError(f"{arguments.model} starts from trained weights", wanted=entry.weights, fix="give --weights FILE, or --random-init")
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         device = device_for(arguments.device)
@@ -63,7 +63,7 @@ class Session:
         try:
             data = KeptSamples([_source(text, "train") for text in arguments.data], folder, arguments.shots, arguments.seed)
         except ValueError as error:
-            raise UsageError(str(error), mend="give a smaller --shots") from error
+            raise UsageError(str(error), fix="give a smaller --shots") from error
         held_out = tuple(KeptSamples([_source(text, "test")], folder) for text in arguments.val)
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out):
@@ -96,18 +96,22 @@ class Session:
         if backbone is not None:
             start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
         if recipe.loss == "l1_and_rmse" and arguments.resume:
-            raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", mend="leave out --resume")
+            raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", fix="leave out --resume")
         return cls(run, command, start, held_out, options, began)
 
-    def train(self, resume: bool, say: Callable[[str], None], reach: Callable[[int], None]) -> dict | None:
+    def train(self, resume: bool, on_message: Callable[[str], None], on_progress: Callable[[int], None]) -> dict | None:
         """Train, read the weights back, measure them, and write the card; returns the facts, None on all but the first of several processes."""
         rank = int(os.environ.get("RANK", "0"))
         run, output = self.run, self.run.output
         name, bins = run.network.name, run.recipe.loss == "l1_and_rmse"
-        result = train_bins(run, reach) if bins else train(run, resume, say if rank == 0 else lambda text: None, reach if rank == 0 else lambda step: None)
+        result = (
+            train_bins(run, on_progress)
+            if bins
+            else train(run, resume, on_message if rank == 0 else lambda text: None, on_progress if rank == 0 else lambda step: None)
+        )
         if rank:
             return None
-        say("measuring the weights as they were written")
+        on_message("measuring the weights as they were written")
         network = catalog.load(name, **self.began, **self.options, bins=output) if bins else catalog.load(name, output, **self._alone())
         network = network.to(run.device)
         learner = learner_for(network, run.recipe)
@@ -157,7 +161,7 @@ def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
         raise UsageError(f"--backbone {name}", wanted="a small network of the catalog, such as evp-tiny, and no --weights")
     backbone = catalog.load(name, scene=(arguments.scene or "living_room") if "scene" in entry.options else None)
     if not backbone.origin.sha256:
-        raise UsageError(f"--backbone {name}: there are no demo weights of it", mend="train it first, or leave out --backbone")
+        raise UsageError(f"--backbone {name}: there are no demo weights of it", fix="train it first, or leave out --backbone")
     return backbone
 
 
@@ -194,7 +198,7 @@ def device_for(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     number = name.partition(":")[2]
     if not number.isdigit() or not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():
-        raise EnvironmentMismatchError(f"PyTorch finds no {name} here", mend="use --device cpu, or install a PyTorch for this GPU")
+        raise EnvironmentMismatchError(f"PyTorch finds no {name} here", fix="use --device cpu, or install a PyTorch for this GPU")
     return torch.device(name)
 
 

@@ -30,7 +30,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     broken = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all()))
     if broken:
-        raise AccuracyError(f"{len(broken)} tensor(s) are not finite, {broken[0]} is one", mend="train with a lower --lr")
+        raise AccuracyError(f"{len(broken)} tensor(s) are not finite, {broken[0]} is one", fix="train with a lower --lr")
     with whole_file(path, force=True) as part:
         save_file(tensors, part, metadata)
 
@@ -58,19 +58,19 @@ def load_state(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer,
         UsageError: if it belongs to a run that was started with other arguments.
     """
     if not path.is_file():
-        raise InputError(f"there is no {path}", wanted="the state of an interrupted run", mend="leave out --resume")
+        raise InputError(f"there is no {path}", wanted="the state of an interrupted run", fix="leave out --resume")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         step, wall_s, earlier = int(metadata["step"]), float(metadata["wall_s"]), json.loads(metadata["run"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is no state of a training run ({error})", mend="delete it and start again") from error
+        raise InputError(f"{path} is no state of a training run ({error})", fix="delete it and start again") from error
     now = json.loads(json.dumps(run))
     changed = sorted(key for key in now.keys() | earlier.keys() if now.get(key) != earlier.get(key))
     if changed:
         was = f"the interrupted run had another {changed[0]} ({earlier.get(changed[0])!r}, now {now.get(changed[0])!r})"
-        raise UsageError(was, mend="repeat its arguments, or start again without --resume")
+        raise UsageError(was, fix="repeat its arguments, or start again without --resume")
     network.load_state_dict({name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)})
     for parameter, name in names.items():
         kept = {key.split("/")[1]: value for key, value in tensors.items() if key.startswith(MOMENTS) and key.split("/", 2)[2] == name}

@@ -124,7 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"-o {output} is no .safetensors file", wanted="a name that ends in .safetensors")
     session = Session.prepare(arguments, output, command_words(arguments))
     with Progress(session.run.steps, "steps", arguments.quiet) as progress:
-        result = session.train(arguments.resume, progress.say, progress.reach)
+        result = session.train(arguments.resume, progress.message, progress.advance_to)
     if result is not None:
         if arguments.json:
             print(json.dumps(result))

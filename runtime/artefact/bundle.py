@@ -41,9 +41,9 @@ class BundleDirectory:
         for name, facts in manifest.files.items():
             file = bundle.path(name)
             if file.stat().st_size != facts.size:
-                raise ChecksumError(f"{file} has {file.stat().st_size} bytes", wanted=str(facts.size), mend="copy or export the bundle again")
+                raise ChecksumError(f"{file} has {file.stat().st_size} bytes", wanted=str(facts.size), fix="copy or export the bundle again")
             if verify and (digest := sha256_of(file)) != facts.sha256:
-                raise ChecksumError(f"{file} has SHA-256 {digest[:12]}…", wanted=f"{facts.sha256[:12]}…", mend="copy or export the bundle again")
+                raise ChecksumError(f"{file} has SHA-256 {digest[:12]}…", wanted=f"{facts.sha256[:12]}…", fix="copy or export the bundle again")
         return bundle
 
     def path(self, name: str) -> Path:
@@ -58,7 +58,7 @@ class BundleDirectory:
         if os.path.realpath(file) != os.path.join(os.path.realpath(self.path_of_bundle), *name.split("/")):
             raise InputError(f"{file} is a link that leads elsewhere", wanted="a plain file inside the bundle")
         if not file.is_file():
-            raise InputError(f"{file} is missing", mend="copy or export the bundle again")
+            raise InputError(f"{file} is missing", fix="copy or export the bundle again")
         return file
 
     def close(self) -> None:

@@ -180,7 +180,7 @@ class PlanManifest(Manifest):
         backend_version: of the package that compiled the engines.
         targets: compute capabilities (``sm86``), or ``cpu``.
         precision: what was asked for.
-        batch: least, usual and greatest batch size.
+        batch: min, opt and max batch size.
         bundle_sha256: of the ``bundle.json`` it was built from.
     """
 
@@ -198,7 +198,7 @@ class PlanManifest(Manifest):
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}")
         if len(self.batch) != 3 or not all(isinstance(b, int) for b in self.batch) or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 1024:
-            raise ValueError(f"batch: 1 <= least <= usual <= greatest <= 1024 was wanted, got {self.batch}")
+            raise ValueError(f"batch: 1 <= min <= opt <= max <= 1024 was wanted, got {self.batch}")
         if not SHA256.fullmatch(self.bundle_sha256):
             raise ValueError(f"bundle_sha256: {self.bundle_sha256!r}")
         for stage in self.stages:

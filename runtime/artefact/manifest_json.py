@@ -72,18 +72,18 @@ def manifest_from_bytes(raw: bytes, kind: type[Manifest], where: str) -> Any:
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({str(error) or type(error).__name__})", mend="export or build it again") from error
+        raise InputError(f"{where} is not JSON ({str(error) or type(error).__name__})", fix="export or build it again") from error
     if not isinstance(data, dict) or data.get("format") != wanted_format:
         got = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{where} says its format is {got!r}", wanted=repr(wanted_format))
     if data.get("version") != VERSION:
         raise InputError(
-            f"{where} has format version {data.get('version')!r}", wanted=f"version {VERSION}", mend="use the Fathom release that made it, or make it again"
+            f"{where} has format version {data.get('version')!r}", wanted=f"version {VERSION}", fix="use the Fathom release that made it, or make it again"
         )
     try:
         return (_bundle if kind is BundleManifest else _plan)(data)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise InputError(f"{where} is not a valid manifest: {error}", mend="export or build it again") from error
+        raise InputError(f"{where} is not a valid manifest: {error}", fix="export or build it again") from error
 
 
 def _no_constant(name: str):

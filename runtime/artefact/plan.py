@@ -62,14 +62,14 @@ class PlanFile:
             raise InputError(f"{MANIFEST} in {path} has {size} bytes", wanted=f"at most {MAX_MANIFEST_BYTES}")
         raw = mapping[offset : offset + size]
         if zlib.crc32(raw) != checksum:
-            raise ChecksumError(f"{MANIFEST} in {path} was changed or damaged", wanted="the bytes that depth-build wrote", mend="copy or build it again")
+            raise ChecksumError(f"{MANIFEST} in {path} was changed or damaged", wanted="the bytes that depth-build wrote", fix="copy or build it again")
         manifest = manifest_from_bytes(raw, PlanManifest, f"{MANIFEST} in {path}")
         listed, present = set(manifest.files) | {MANIFEST}, set(extents)
         if listed != present:
-            raise InputError(f"{path}: files and manifest differ by {sorted(listed ^ present)[:4]}", mend="build it again")
+            raise InputError(f"{path}: files and manifest differ by {sorted(listed ^ present)[:4]}", fix="build it again")
         for name, facts in manifest.files.items():
             if extents[name][1] != facts.size:
-                raise ChecksumError(f"{name} in {path} has {extents[name][1]} bytes", wanted=f"{facts.size}", mend="copy or build it again")
+                raise ChecksumError(f"{name} in {path} has {extents[name][1]} bytes", wanted=f"{facts.size}", fix="copy or build it again")
         return manifest
 
     def extent(self, name: str) -> tuple[int, int]:
@@ -91,15 +91,6 @@ class PlanFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def is_plan(path: str | Path) -> bool:
-    """True if the file begins like a zip archive."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -124,7 +115,7 @@ def _extents(path: Path, mapping: mmap.mmap) -> tuple[dict[str, tuple[int, int]]
             entries = archive.infolist()
             directory = archive.start_dir
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, struct.error, OverflowError) as error:
-        raise InputError(f"{path} is not a whole plan ({error})", wanted="a plan made by depth-build", mend="copy or build it again") from error
+        raise InputError(f"{path} is not a whole plan ({error})", wanted="a plan made by depth-build", fix="copy or build it again") from error
     if len(entries) > MAX_FILES or len(mapping) - directory > MAX_DIRECTORY_BYTES:
         raise InputError(f"{path} lists {len(entries)} files", wanted=f"at most {MAX_FILES}")
     extents: dict[str, tuple[int, int]] = {}
@@ -139,16 +130,16 @@ def _extents(path: Path, mapping: mmap.mmap) -> tuple[dict[str, tuple[int, int]]
             raise InputError(f"{name} in {path} is compressed or encrypted", wanted="stored bytes, as depth-build writes them")
         start = entry.header_offset
         if not 0 <= start <= directory - LOCAL_HEADER.size:
-            raise InputError(f"{name} in {path} lies outside the file", mend="copy or build it again")
+            raise InputError(f"{name} in {path} lies outside the file", fix="copy or build it again")
         signature, *_, name_size, extra_size = LOCAL_HEADER.unpack_from(mapping, start)
         begin = start + LOCAL_HEADER.size + name_size + extra_size
         written = mapping[start + LOCAL_HEADER.size : start + LOCAL_HEADER.size + name_size]
         if signature != b"PK\x03\x04" or written != name.encode() or begin + entry.file_size > directory:
-            raise InputError(f"{name} in {path} lies outside the file or has another name there", mend="copy or build it again")
+            raise InputError(f"{name} in {path} lies outside the file or has another name there", fix="copy or build it again")
         extents[name], checksums[name] = (begin, entry.file_size), entry.CRC
     end = 0
     for begin, size, name in sorted((begin, size, name) for name, (begin, size) in extents.items()):
         if begin < end:
-            raise InputError(f"{name} in {path} overlaps another file", mend="build it again")
+            raise InputError(f"{name} in {path} overlaps another file", fix="build it again")
         end = begin + size
     return extents, checksums.get(MANIFEST, 0)

@@ -65,12 +65,12 @@ def run_command(body: Callable[[], int | None]) -> int:
         return error.exit_code
     except MemoryError:
         _show_traceback()
-        _say("error: no memory is left; to mend: use a smaller picture or batch, or free memory")
+        _say("error: no memory is left; fix: use a smaller picture or batch, or free memory")
         return OUT_OF_MEMORY
     except Exception as error:
         _show_traceback()
-        mend = "" if _wants_traceback() else f"; to see where, run it again with {TRACEBACK_VARIABLE}=1"
-        _say(f"error: internal error, please report it ({type(error).__name__}: {error}){mend}")
+        fix = "" if _wants_traceback() else f"; to see where, run it again with {TRACEBACK_VARIABLE}=1"
+        _say(f"error: internal error, please report it ({type(error).__name__}: {error}){fix}")
         return INTERNAL
 
 

@@ -56,7 +56,7 @@ def examine(trial: bool = False) -> dict[str, Any]:
 
     Returns:
         ``fathom``, ``python``, ``system``, ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``kernels``, ``cache`` and
-        ``backends``: name -> ``works``, ``says``, ``mend``, and with ``trial`` also ``trial``.
+        ``backends``: name -> ``works``, ``says``, ``fix``, and with ``trial`` also ``trial``.
     """
     gpus, problem = _gpus()
     packages = {name: version for name in PACKAGES if (version := _version(name))}
@@ -117,7 +117,7 @@ def _gpus() -> tuple[list[dict[str, Any]], dict[str, str] | None]:
         try:
             device = open_device(len(found))
         except FathomError as error:
-            return found, None if found else {"says": error.was, "mend": error.mend}
+            return found, None if found else {"says": error.was, "fix": error.fix}
         try:
             with device:
                 free, total = device.memory()
@@ -133,7 +133,7 @@ def _gpus() -> tuple[list[dict[str, Any]], dict[str, str] | None]:
                 }
             )
         except FathomError as error:
-            return found, {"says": error.was, "mend": error.mend}
+            return found, {"says": error.was, "fix": error.fix}
         finally:
             device.close()
     return found, None
@@ -158,16 +158,16 @@ def _cache() -> dict[str, str]:
         if root.exists():
             refuse_shared(root)
     except FathomError as error:
-        return {"folder": str(root), "says": error.was, "mend": error.mend}
-    return {"folder": str(root), "says": "", "mend": ""}
+        return {"folder": str(root), "says": error.was, "fix": error.fix}
+    return {"folder": str(root), "says": "", "fix": ""}
 
 
 def _works(says: str) -> dict[str, Any]:
-    return {"works": True, "says": says, "mend": ""}
+    return {"works": True, "says": says, "fix": ""}
 
 
-def _fails(says: str, mend: str) -> dict[str, Any]:
-    return {"works": False, "says": says, "mend": mend}
+def _fails(says: str, fix: str) -> dict[str, Any]:
+    return {"works": False, "says": says, "fix": fix}
 
 
 def _onnxruntime_cpu() -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] 
     try:
         trt = import_tensorrt(backend)
     except FathomError as error:
-        return _fails(error.was, error.mend)
+        return _fails(error.was, error.fix)
     if not gpus:
         more = "; it compiles plans here for other machines" if backend == "tensorrt-rtx" else ""
         return _no_gpu(problem, f"{backend} {trt.__version__} is installed{more}, but ")
@@ -216,8 +216,8 @@ def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] 
 
 
 def _no_gpu(problem: dict[str, str] | None, before: str = "") -> dict[str, Any]:
-    found = problem or {"says": "no GPU was found", "mend": ""}
-    return _fails(before + found["says"], found["mend"])
+    found = problem or {"says": "no GPU was found", "fix": ""}
+    return _fails(before + found["says"], found["fix"])
 
 
 def _words(found: dict[str, Any]) -> str:
@@ -238,8 +238,8 @@ def _words(found: dict[str, Any]) -> str:
     lines.append("")
     for name, backend in found["backends"].items():
         lines.append(f"{'yes' if backend['works'] else 'no ':3}  {name}: {backend['says']}")
-        if backend["mend"]:
-            lines.append(f"     to mend: {backend['mend']}")
+        if backend["fix"]:
+            lines.append(f"     fix: {backend['fix']}")
         if "trial" in backend:
             lines.append(f"     trial: {backend['trial']['words']}")
     return "\n".join(lines)

@@ -90,7 +90,7 @@ def _run(engine: Engine, context: Any, logger: Any, device: Any) -> None:
     stream.download(buffers["y"], y)
     stream.synchronize()
     if not np.array_equal(y, np.abs(x)):
-        raise FathomError("the trial engine gave wrong numbers", mend="update the NVIDIA driver")
+        raise FathomError("the trial engine gave wrong numbers", fix="update the NVIDIA driver")
 
 
 def try_in_child(backend: str, index: int = 0) -> dict[str, Any]:

@@ -49,13 +49,13 @@ class Progress:
             then, before = self._past[0]
             self._past.append((now, self.done))
             if not self.total:
-                self.say(f"{self.done} {self.what}")
+                self.message(f"{self.done} {self.what}")
                 return
             steps = self.done - before
             left = f", about {_duration((now - then) / steps * (self.total - self.done))} to go" if steps else ""
-            self.say(f"{self.done} of {self.total} {self.what}{left}")
+            self.message(f"{self.done} of {self.total} {self.what}{left}")
 
-    def reach(self, done: int) -> None:
+    def advance_to(self, done: int) -> None:
         """At least that many steps are done."""
         if done > self.done:
             self.advance(done - self.done)
@@ -68,13 +68,13 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line on the stream, above the bar where there is one; nothing if quiet."""
         if not self._quiet:
             self.alarm(text)
 
     def alarm(self, text: str) -> None:
-        """Like ``say``, but not silenced by quiet: for warnings."""
+        """Like ``message``, but not silenced by quiet: for warnings."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

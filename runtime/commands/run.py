@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
     out, videos = Path(arguments.output), [text for text in arguments.inputs if is_video(text) and not Path(text).is_dir()]
     if videos and len(videos) < len(arguments.inputs):
-        raise UsageError("photos and videos together", wanted="one or the other", mend="run them one after the other")
+        raise UsageError("photos and videos together", wanted="one or the other", fix="run them one after the other")
     kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))
     places, targets = {}, {}
     if videos:
@@ -121,21 +121,21 @@ class _Session:
     """The loop over all photos: while the network works on one group, the next is read and the one before is written."""
 
     def __init__(self, pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsics | None, targets: dict[PhotoFile, dict[str, Path]]):
-        from ..photo.preprocess import windows
+        from ..photo.preprocess import windows_of
 
         self.pipeline, self.arguments, self.camera, self.targets = pipeline, arguments, camera, targets
         self.progress: Progress
         self.counting = threading.Lock()
         self.failures: list[tuple[PhotoFile, FathomError]] = []
-        self.looks = len(windows(pipeline.protocol(arguments.protocol)))  # of the network at one photo
+        self.windows = len(windows_of(pipeline.protocol(arguments.protocol)))  # of the network at one photo
 
     def work(self) -> int:
         """Returns the exit code."""
         photos = list(self.targets)
-        group = max(1, self.pipeline.batch // self.looks)
-        what = "photos" if self.looks == 1 else "windows"
+        group = max(1, self.pipeline.batch // self.windows)
+        what = "photos" if self.windows == 1 else "windows"
         several = self.pipeline.concurrent  # groups under way: one, or as many as keep the GPU busy
-        with Progress(len(photos) * self.looks, what, self.arguments.quiet) as self.progress, ThreadPoolExecutor(several) as network:
+        with Progress(len(photos) * self.windows, what, self.arguments.quiet) as self.progress, ThreadPoolExecutor(several) as network:
             flying: deque[tuple[list[tuple[PhotoFile, np.ndarray]], Future]] = deque()
             try:
                 for start in range(0, len(photos), group):
@@ -145,7 +145,7 @@ class _Session:
                         self._write_oldest(flying)
                 while flying:
                     self._write_oldest(flying)
-                self.progress.reach(self.progress.total)
+                self.progress.advance_to(self.progress.total)
             except BaseException:
                 self.pipeline.interrupt()  # else leaving would wait for the network's whole run
                 raise
@@ -172,7 +172,7 @@ class _Session:
 
         def seen(count: int) -> None:
             with self.counting:
-                self.progress.reach(before * self.looks + count)
+                self.progress.advance_to(before * self.windows + count)
 
         start = time.perf_counter()
         try:
@@ -244,10 +244,10 @@ def _refuse_existing(targets: dict[Any, dict[str, Path]], force: bool) -> None:
     there = [path for files in targets.values() for path in files.values() if path.exists()]
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise InputError(f"{there[0]}{more} exist{'s' if len(there) == 1 else ''} already", wanted="free names", mend="another --output, or --force to replace")
+        raise InputError(f"{there[0]}{more} exist{'s' if len(there) == 1 else ''} already", wanted="free names", fix="another --output, or --force to replace")
     folders = [path for path in there if path.is_dir()]
     if folders:
-        raise InputError(f"{folders[0]} is a folder", wanted="the name of a file", mend="another --output")
+        raise InputError(f"{folders[0]} is a folder", wanted="the name of a file", fix="another --output")
 
 
 def _make_folders(out: Path, targets: dict[Any, dict[str, Path]]) -> list[Path]:
@@ -263,7 +263,7 @@ def _make_folders(out: Path, targets: dict[Any, dict[str, Path]]) -> list[Path]:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise InputError(f"{folder} cannot be written ({error.strerror})", mend="another --output, or its permissions") from error
+            raise InputError(f"{folder} cannot be written ({error.strerror})", fix="another --output, or its permissions") from error
     return made
 
 

@@ -35,7 +35,7 @@ def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: b
     """
     stems = [stem_of(source) for source in sources]
     if len(set(stems)) != len(stems):
-        raise UsageError(f"two videos are called {next(stem for stem in stems if stems.count(stem) > 1)}", mend="run them one by one, with another --output")
+        raise UsageError(f"two videos are called {next(stem for stem in stems if stems.count(stem) > 1)}", fix="run them one by one, with another --output")
     places = {}
     for source, stem in zip(sources, stems, strict=True):
         places[source] = {"color": out / f"{stem}_color.mp4"} if "color" in kinds else {}
@@ -43,7 +43,7 @@ def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: b
             places[source]["frames"] = out / stem
         for path in places[source].values():
             if path.exists() and not force:
-                raise InputError(f"{path} exists already", wanted="free names", mend="another --output, or --force to replace")
+                raise InputError(f"{path} exists already", wanted="free names", fix="another --output, or --force to replace")
     return places
 
 
@@ -90,8 +90,8 @@ class _Video:
                     if "color" in self.place:
                         self.color = ColorVideo(self.place["color"], source.rate, flags.force)
                     if is_live(self.source):
-                        self.progress.say(f"{shown(self.source)}: Ctrl-C ends it")
-                    facts = run_video(source, self._predict, self._write, self.pipeline.interrupt, self.progress.reach)
+                        self.progress.message(f"{shown(self.source)}: Ctrl-C ends it")
+                    facts = run_video(source, self._predict, self._write, self.pipeline.interrupt, self.progress.advance_to)
                 if self.color is not None:
                     self.color.close()
             except BaseException:

@@ -14,7 +14,7 @@ POOLS_SUPPORTED = "CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED"
 
 
 class CudaBindingsDevice(Device):
-    """See ``cuda.Device``.
+    """See ``device.Device``.
 
     Raises:
         EnvironmentMismatchError: if cuda-bindings, the driver or the device is missing.
@@ -48,27 +48,27 @@ class CudaBindingsDevice(Device):
         return int(self._call("cuDeviceGetAttribute", getattr(self._driver.CUdevice_attribute, name), self._device))
 
     def push(self) -> None:
-        """See ``cuda.Device.push``."""
+        """See ``device.Device.push``."""
         self._call("cuCtxPushCurrent", self._context)
 
     def pop(self) -> None:
-        """See ``cuda.Device.pop``."""
+        """See ``device.Device.pop``."""
         self._call("cuCtxPopCurrent")
 
-    def release(self) -> None:
-        """See ``cuda.Device.release``."""
+    def release_context(self) -> None:
+        """See ``device.Device.release_context``."""
         if not self.lost:
             self._call("cuDevicePrimaryCtxRelease", self._device)
 
     def memory(self) -> tuple[int, int]:
-        """See ``cuda.Device.memory``."""
+        """See ``device.Device.memory``."""
         code, free, total = self._driver.cuMemGetInfo()
         if int(code) != 0:
             raise self.failed(cuda_error(result_name(self._driver, code), "cuMemGetInfo"))
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> tuple[Any, int]:
-        """See ``cuda.Device.allocate``. From the device's pool where it has one, on the default stream, which is then waited for."""
+        """See ``device.Device.allocate``. From the device's pool where it has one, on the default stream, which is then waited for."""
         free, total = self.memory()
         detail = f"{nbytes >> 20} MiB were asked for, {free >> 20} of {total >> 20} MiB are free"
         if not self._pools:
@@ -79,7 +79,7 @@ class CudaBindingsDevice(Device):
         return handle, int(handle)
 
     def free(self, handle: Any) -> None:
-        """See ``cuda.Device.free``."""
+        """See ``device.Device.free``."""
         if self._pools:
             self._call("cuMemFreeAsync", handle, 0)
             self._call("cuStreamSynchronize", 0)  # gives the memory back to the system
@@ -87,59 +87,59 @@ class CudaBindingsDevice(Device):
             self._call("cuMemFree", handle)
 
     def allocate_pinned(self, nbytes: int) -> tuple[Any, np.ndarray]:
-        """See ``cuda.Device.allocate_pinned``."""
+        """See ``device.Device.allocate_pinned``."""
         import ctypes
 
         address = int(self._call("cuMemHostAlloc", nbytes, 0, detail=f"{nbytes >> 20} MiB of page-locked host memory were asked for"))
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
     def free_pinned(self, handle: Any) -> None:
-        """See ``cuda.Device.free_pinned``."""
+        """See ``device.Device.free_pinned``."""
         self._call("cuMemFreeHost", handle)
 
     def create_stream(self) -> tuple[Any, int]:
-        """See ``cuda.Device.create_stream``."""
+        """See ``device.Device.create_stream``."""
         stream = self._call("cuStreamCreate", int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         return stream, int(stream)
 
     def destroy_stream(self, handle: Any) -> None:
-        """See ``cuda.Device.destroy_stream``."""
+        """See ``device.Device.destroy_stream``."""
         self._call("cuStreamDestroy", handle)
 
     def synchronize(self, handle: Any) -> None:
-        """See ``cuda.Device.synchronize``."""
+        """See ``device.Device.synchronize``."""
         self._call("cuStreamSynchronize", handle)
 
     def upload(self, address: int, source: np.ndarray, stream: Any) -> None:
-        """See ``cuda.Device.upload``."""
+        """See ``device.Device.upload``."""
         self._call("cuMemcpyHtoDAsync", address, source.ctypes.data, source.nbytes, stream)
 
     def download(self, target: np.ndarray, address: int, stream: Any) -> None:
-        """See ``cuda.Device.download``."""
+        """See ``device.Device.download``."""
         self._call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, stream)
 
     def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        """See ``cuda.Device.copy``."""
+        """See ``device.Device.copy``."""
         self._call("cuMemcpyDtoDAsync", target, source, nbytes, stream)
 
     def create_event(self) -> Any:
-        """See ``cuda.Device.create_event``."""
+        """See ``device.Device.create_event``."""
         return self._call("cuEventCreate", int(self._driver.CUevent_flags.CU_EVENT_DEFAULT))
 
     def destroy_event(self, handle: Any) -> None:
-        """See ``cuda.Device.destroy_event``."""
+        """See ``device.Device.destroy_event``."""
         self._call("cuEventDestroy", handle)
 
     def record(self, event: Any, stream: Any) -> None:
-        """See ``cuda.Device.record``."""
+        """See ``device.Device.record``."""
         self._call("cuEventRecord", event, stream)
 
     def wait_event(self, event: Any) -> None:
-        """See ``cuda.Device.wait_event``."""
+        """See ``device.Device.wait_event``."""
         self._call("cuEventSynchronize", event)
 
     def reached(self, event: Any) -> bool:
-        """See ``cuda.Device.reached``."""
+        """See ``device.Device.reached``."""
         (code,) = self._driver.cuEventQuery(event)
         name = result_name(self._driver, code)
         if name not in ("CUDA_SUCCESS", "CUDA_ERROR_NOT_READY"):
@@ -147,33 +147,33 @@ class CudaBindingsDevice(Device):
         return name == "CUDA_SUCCESS"
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """See ``cuda.Device.elapsed_ms``."""
+        """See ``device.Device.elapsed_ms``."""
         return float(self._call("cuEventElapsedTime", start, end))
 
     def load_module(self, image: bytes) -> Any:
-        """See ``cuda.Device.load_module``."""
+        """See ``device.Device.load_module``."""
         text = np.frombuffer(image + b"\0", np.uint8)  # PTX is text and ends with a zero
         return self._call("cuModuleLoadData", text.ctypes.data)
 
     def unload_module(self, handle: Any) -> None:
-        """See ``cuda.Device.unload_module``."""
+        """See ``device.Device.unload_module``."""
         self._call("cuModuleUnload", handle)
 
     def function(self, module: Any, name: str) -> Any:
-        """See ``cuda.Device.function``."""
+        """See ``device.Device.function``."""
         return self._call("cuModuleGetFunction", module, name.encode())
 
     def launch(self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray, stream: Any) -> None:
-        """See ``cuda.Device.launch``."""
+        """See ``device.Device.launch``."""
         pointers = np.array([parameters.ctypes.data], np.uint64)  # the driver copies the struct before it returns
         self._call("cuLaunchKernel", function, *grid, *block, 0, stream, pointers.ctypes.data, 0)
 
     def begin_capture(self, stream: Any) -> None:
-        """See ``cuda.Device.begin_capture``."""
+        """See ``device.Device.begin_capture``."""
         self._call("cuStreamBeginCapture", stream, self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
 
     def end_capture(self, stream: Any) -> Any:
-        """See ``cuda.Device.end_capture``."""
+        """See ``device.Device.end_capture``."""
         code, graph = self._driver.cuStreamEndCapture(stream)
         name = result_name(self._driver, code)
         if name.startswith("CUDA_ERROR_STREAM_CAPTURE") or name == "CUDA_ERROR_NOT_SUPPORTED":
@@ -186,11 +186,11 @@ class CudaBindingsDevice(Device):
             self._call("cuGraphDestroy", graph)
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
-        """See ``cuda.Device.launch_graph``."""
+        """See ``device.Device.launch_graph``."""
         self._call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """See ``cuda.Device.destroy_graph``."""
+        """See ``device.Device.destroy_graph``."""
         self._call("cuGraphExecDestroy", graph)
 
 
@@ -216,7 +216,7 @@ def initialise(driver: Any) -> None:
     try:
         (code,) = driver.cuInit(0)
     except (RuntimeError, OSError) as error:  # newer releases raise where libcuda is missing, older ones return an error
-        raise EnvironmentMismatchError("no NVIDIA driver was found: libcuda cannot be loaded", mend="install the NVIDIA driver") from error
+        raise EnvironmentMismatchError("no NVIDIA driver was found: libcuda cannot be loaded", fix="install the NVIDIA driver") from error
     if int(code) != 0:
         raise cuda_error(result_name(driver, code), "cuInit")
 

@@ -51,7 +51,7 @@ class Device(ABC):
         if self.closed:
             raise FathomError(f"GPU {self.index} is closed already")
         if self.lost:
-            raise DeviceLostError(f"GPU {self.index} was lost earlier", wanted="a working GPU", mend="start the program again")
+            raise DeviceLostError(f"GPU {self.index} was lost earlier", wanted="a working GPU", fix="start the program again")
         self.push()
         return self
 
@@ -59,7 +59,7 @@ class Device(ABC):
         if not self.lost:
             self.pop()
             return
-        with suppress(FathomError):  # the loss was told already
+        with suppress(FathomError):  # device loss was already reported
             self.pop()
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Device(ABC):
         finally:
             self.resources.clear()
             self.closed = True
-            self.release()
+            self.release_context()
 
     def failed(self, error: FathomError) -> FathomError:
         """Note a lost device; returns the error, to be raised."""
@@ -87,11 +87,11 @@ class Device(ABC):
 
     @abstractmethod
     def pop(self) -> None:
-        """Restore what was current before."""
+        """Pop the context."""
 
     @abstractmethod
-    def release(self) -> None:
-        """Give the primary context back."""
+    def release_context(self) -> None:
+        """Release the primary context."""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
@@ -103,7 +103,7 @@ class Device(ABC):
 
     @abstractmethod
     def free(self, handle: Any) -> None:
-        """Free device memory."""
+        """Release device memory of ``allocate``."""
 
     @abstractmethod
     def allocate_pinned(self, nbytes: int) -> tuple[Any, np.ndarray]:
@@ -147,7 +147,7 @@ class Device(ABC):
 
     @abstractmethod
     def record(self, event: Any, stream: Any) -> None:
-        """Let a stream reach an event."""
+        """Record an event in a stream."""
 
     @abstractmethod
     def wait_event(self, event: Any) -> None:
@@ -202,17 +202,16 @@ class Resource:
         device.resources[id(self)] = self
 
     def close(self) -> None:
-        """Free it."""
+        """Destroy the handle."""
         if self.closed:
             return
         self.closed = True
         self.device.resources.pop(id(self), None)
         if not (self.device.lost or self.device.closed):
-            self.free()
+            self._release()
         self.handle = None
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         raise AssertionError
 
     def __enter__(self):

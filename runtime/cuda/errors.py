@@ -69,9 +69,9 @@ def cuda_error(name: str, call: str, detail: str = "") -> FathomError:
     name = WORDS.get(name, name)
     was = f"{call} failed with {name}" + (f" ({detail})" if detail else "")
     if name in NO_MEMORY:
-        return OutOfMemoryError(was, mend="close other programs on this GPU, use a smaller --batch or fewer --streams, or a plan in fp16")
+        return OutOfMemoryError(was, fix="close other programs on this GPU, use a smaller --batch or fewer --streams, or a plan in fp16")
     if name in LOST:
-        return DeviceLostError(was, wanted="a working GPU", mend="start the program again; if it happens again, look at dmesg for Xid messages")
+        return DeviceLostError(was, wanted="a working GPU", fix="start the program again; if it happens again, look at dmesg for Xid messages")
     if name in MACHINE:
-        return EnvironmentMismatchError(was, mend=MACHINE[name])
-    return FathomError(was, mend="report this, together with the output of depth-doctor --json")
+        return EnvironmentMismatchError(was, fix=MACHINE[name])
+    return FathomError(was, fix="report this, together with the output of depth-doctor --json")

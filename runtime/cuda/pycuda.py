@@ -20,7 +20,7 @@ NON_BLOCKING = 1
 
 
 class PyCudaDevice(Device):
-    """See ``cuda.Device``.
+    """See ``device.Device``.
 
     Raises:
         EnvironmentMismatchError: if pycuda, the driver or the device is missing.
@@ -47,47 +47,47 @@ class PyCudaDevice(Device):
             raise self.failed(cuda_error((words if found else str(error)).split(" - ")[0], call if found else name, detail)) from error
 
     def push(self) -> None:
-        """See ``cuda.Device.push``."""
+        """See ``device.Device.push``."""
         if threading.get_ident() != self._thread:
             raise FathomError("a pycuda device was used from another thread than the one that opened it")
         self._call("cuCtxPushCurrent", self._context.push)
 
     def pop(self) -> None:
-        """See ``cuda.Device.pop``."""
+        """See ``device.Device.pop``."""
         self._call("cuCtxPopCurrent", self._pycuda.Context.pop)
 
-    def release(self) -> None:
-        """See ``cuda.Device.release``."""
+    def release_context(self) -> None:
+        """See ``device.Device.release_context``."""
         context, self._context = self._context, None
         if context is not None and not self.lost:
             self._call("cuDevicePrimaryCtxRelease", context.detach)
 
     def memory(self) -> tuple[int, int]:
-        """See ``cuda.Device.memory``."""
+        """See ``device.Device.memory``."""
         return tuple(map(int, self._call("cuMemGetInfo", self._pycuda.mem_get_info)))
 
     def allocate(self, nbytes: int) -> tuple[Any, int]:
-        """See ``cuda.Device.allocate``."""
+        """See ``device.Device.allocate``."""
         free, total = self.memory()
         detail = f"{nbytes >> 20} MiB were asked for, {free >> 20} of {total >> 20} MiB are free"
         handle = self._call("cuMemAlloc", self._pycuda.mem_alloc, nbytes, detail=detail)
         return handle, int(handle)
 
     def free(self, handle: Any) -> None:
-        """See ``cuda.Device.free``."""
+        """See ``device.Device.free``."""
         self._call("cuMemFree", handle.free)
 
     def allocate_pinned(self, nbytes: int) -> tuple[Any, np.ndarray]:
-        """See ``cuda.Device.allocate_pinned``."""
+        """See ``device.Device.allocate_pinned``."""
         array = self._call("cuMemHostAlloc", self._pycuda.pagelocked_empty, nbytes, np.uint8)
         return array.base, array
 
     def free_pinned(self, handle: Any) -> None:
-        """See ``cuda.Device.free_pinned``."""
+        """See ``device.Device.free_pinned``."""
         self._call("cuMemFreeHost", handle.free)
 
     def create_stream(self) -> tuple[Any, int]:
-        """See ``cuda.Device.create_stream``."""
+        """See ``device.Device.create_stream``."""
         stream = self._call("cuStreamCreate", self._pycuda.Stream, NON_BLOCKING)
         return stream, int(stream.handle)
 
@@ -95,62 +95,62 @@ class PyCudaDevice(Device):
         """pycuda destroys it with the last reference, which the owner drops now."""
 
     def synchronize(self, handle: Any) -> None:
-        """See ``cuda.Device.synchronize``."""
+        """See ``device.Device.synchronize``."""
         self._call("cuStreamSynchronize", handle.synchronize)
 
     def upload(self, address: int, source: np.ndarray, stream: Any) -> None:
-        """See ``cuda.Device.upload``."""
+        """See ``device.Device.upload``."""
         self._call("cuMemcpyHtoDAsync", self._pycuda.memcpy_htod_async, address, source, stream)
 
     def download(self, target: np.ndarray, address: int, stream: Any) -> None:
-        """See ``cuda.Device.download``."""
+        """See ``device.Device.download``."""
         self._call("cuMemcpyDtoHAsync", self._pycuda.memcpy_dtoh_async, target, address, stream)
 
     def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        """See ``cuda.Device.copy``."""
+        """See ``device.Device.copy``."""
         self._call("cuMemcpyDtoDAsync", self._pycuda.memcpy_dtod_async, target, source, nbytes, stream)
 
     def create_event(self) -> Any:
-        """See ``cuda.Device.create_event``."""
+        """See ``device.Device.create_event``."""
         return self._call("cuEventCreate", self._pycuda.Event)
 
     def destroy_event(self, handle: Any) -> None:
         """pycuda destroys it with the last reference, which the owner drops now."""
 
     def record(self, event: Any, stream: Any) -> None:
-        """See ``cuda.Device.record``."""
+        """See ``device.Device.record``."""
         self._call("cuEventRecord", event.record, stream)
 
     def wait_event(self, event: Any) -> None:
-        """See ``cuda.Device.wait_event``."""
+        """See ``device.Device.wait_event``."""
         self._call("cuEventSynchronize", event.synchronize)
 
     def reached(self, event: Any) -> bool:
-        """See ``cuda.Device.reached``."""
+        """See ``device.Device.reached``."""
         return bool(self._call("cuEventQuery", event.query))
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """See ``cuda.Device.elapsed_ms``."""
+        """See ``device.Device.elapsed_ms``."""
         return float(self._call("cuEventElapsedTime", end.time_since, start))
 
     def load_module(self, image: bytes) -> Any:
-        """See ``cuda.Device.load_module``."""
+        """See ``device.Device.load_module``."""
         return self._call("cuModuleLoadData", self._pycuda.module_from_buffer, image + b"\0")
 
     def unload_module(self, handle: Any) -> None:
         """pycuda unloads it with the last reference, which the owner drops now."""
 
     def function(self, module: Any, name: str) -> Any:
-        """See ``cuda.Device.function``."""
+        """See ``device.Device.function``."""
         return self._call("cuModuleGetFunction", module.get_function, name)
 
     def launch(self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray, stream: Any) -> None:
-        """See ``cuda.Device.launch``."""
+        """See ``device.Device.launch``."""
         self._call("cuLaunchKernel", lambda: function(parameters, grid=grid, block=block, stream=stream))  # an array goes by value
 
     def begin_capture(self, stream: Any) -> None:
         """pycuda cannot capture; ``supports_graphs`` says so."""
-        raise FathomError("pycuda has no CUDA graphs", mend="FATHOM_CUDA=cuda-bindings")
+        raise FathomError("pycuda has no CUDA graphs", fix="FATHOM_CUDA=cuda-bindings")
 
     def end_capture(self, stream: Any) -> Any:
         """Nothing was recorded."""
@@ -158,7 +158,7 @@ class PyCudaDevice(Device):
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
         """There is no graph to launch."""
-        raise FathomError("pycuda has no CUDA graphs", mend="FATHOM_CUDA=cuda-bindings")
+        raise FathomError("pycuda has no CUDA graphs", fix="FATHOM_CUDA=cuda-bindings")
 
     def destroy_graph(self, graph: Any) -> None:
         """There is no graph to destroy."""
@@ -171,5 +171,5 @@ def _import_pycuda() -> Any:
         import pycuda.driver
     except ImportError as error:
         words = " ".join(str(error).split())
-        raise EnvironmentMismatchError(f"pycuda cannot be loaded ({words})", wanted="the NVIDIA driver", mend="install the NVIDIA driver") from error
+        raise EnvironmentMismatchError(f"pycuda cannot be loaded ({words})", wanted="the NVIDIA driver", fix="install the NVIDIA driver") from error
     return pycuda.driver

@@ -25,8 +25,7 @@ class DeviceBuffer(Resource):
         device.used_nbytes += nbytes
         device.peak_nbytes = max(device.peak_nbytes, device.used_nbytes)
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         self.device.used_nbytes -= self.nbytes
         self.device.free(self.handle)
 
@@ -40,8 +39,7 @@ class PinnedBuffer(Resource):
         self.array = raw[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
         super().__init__(device, handle)
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         self.array = None
         self.device.free_pinned(self.handle)
 
@@ -52,8 +50,7 @@ class Event(Resource):
     def __init__(self, device: Device):
         super().__init__(device, device.create_event())
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         self.device.destroy_event(self.handle)
 
     def record(self, stream: Stream) -> None:
@@ -77,8 +74,7 @@ class Event(Resource):
 class Graph(Resource):
     """Recorded work of a stream, launched as one."""
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         self.device.destroy_graph(self.handle)
 
     def launch(self, stream: Stream) -> None:
@@ -93,8 +89,7 @@ class Stream(Resource):
         handle, self.address = device.create_stream()
         super().__init__(device, handle)
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         self.device.destroy_stream(self.handle)
 
     def synchronize(self) -> None:
@@ -157,8 +152,7 @@ class Module(Resource):
         super().__init__(device, device.load_module(image))
         self._functions: dict[str, Any] = {}
 
-    def free(self) -> None:
-        """The call that frees it."""
+    def _release(self) -> None:
         self._functions.clear()
         self.device.unload_module(self.handle)
 

@@ -68,7 +68,7 @@ def launch_postprocess(launch: Launch, record: np.ndarray) -> None:
     launch("fathom_postprocess", _grid(int(record["photo_width"]), int(record["photo_height"])), BLOCK, record)
 
 
-def launch_inspect(launch: Launch, tensor: int, found: int, items: int, item_size: int, half: bool) -> None:
+def launch_inspect(launch: Launch, tensor: int, found: int, items: int, item_size: int, is_fp16: bool) -> None:
     """Count what is not finite and find the extremes of each item.
 
     Args:
@@ -76,7 +76,7 @@ def launch_inspect(launch: Launch, tensor: int, found: int, items: int, item_siz
         found: address of int32 [items, 3], set to ``NOTHING_FOUND`` before; read with ``read_inspection``.
     """
     record = np.zeros((), INSPECT)
-    record["tensor"], record["found"], record["items"], record["item_size"], record["tensor_is_half"] = tensor, found, items, item_size, half
+    record["tensor"], record["found"], record["items"], record["item_size"], record["tensor_is_half"] = tensor, found, items, item_size, is_fp16
     launch("fathom_inspect", (INSPECT_BLOCKS, items, 1), (INSPECT_THREADS, 1, 1), record)
 
 

@@ -83,12 +83,12 @@ def gather_of(placed: tuple[Placed, ...], photo_size: tuple[int, int]) -> Gather
     return Gather(photo_size, region, resized or photo_size, kind, shift, visible, size)
 
 
-def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: int, out: int, half: bool) -> np.ndarray:
+def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: int, out: int, is_fp16: bool) -> np.ndarray:
     """The struct for ``fathom_preprocess``: one look, from the photo at one address to [3, canvas height, canvas width] at another."""
     record = np.zeros((), PREPROCESS)
     gather.fill(record)
     record["photo"], record["out"], record["photo_width"] = photo, out, gather.photo[1]
-    record["window_left"], record["flip"], record["out_is_half"] = window.left, window.flip, half
+    record["window_left"], record["flip"], record["out_is_half"] = window.left, window.flip, is_fp16
     record["window_height"], record["window_width"] = image.window
     record["canvas_height"], record["canvas_width"] = image.canvas
     record["mean"], record["std"] = image.mean, image.std
@@ -96,7 +96,7 @@ def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: 
 
 
 def postprocess_record(
-    gather: Gather, image: ImageInput, output: OutputContract, shape: tuple[int, ...], half: bool, tensor: int, windows: int, values: int, valid: int
+    gather: Gather, image: ImageInput, output: OutputContract, shape: tuple[int, ...], is_fp16: bool, tensor: int, windows: int, values: int, valid: int
 ) -> np.ndarray:
     """The struct for ``fathom_postprocess``: the outputs [count, planes, h, w] of all looks of one photo, to its own pixels.
 
@@ -109,7 +109,7 @@ def postprocess_record(
     gather.fill(record)
     record["tensor"], record["windows"], record["values"], record["valid"] = tensor, windows, values, valid
     record["count"], record["planes"], record["height"], record["width"] = shape
-    record["tensor_is_half"], record["upsample"] = half, KINDS[output.upsample]
+    record["tensor_is_half"], record["upsample"] = is_fp16, KINDS[output.upsample]
     record["window_height"], record["window_width"] = image.window
     record["photo_height"], record["photo_width"] = gather.photo
     return record

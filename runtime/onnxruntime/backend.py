@@ -74,7 +74,7 @@ class OnnxRuntimeBackend:
                 raise EnvironmentMismatchError(
                     f"ONNX Runtime {ort.__version__} here has no CUDA provider (it has {', '.join(ort.get_available_providers())})",
                     wanted="a build of ONNX Runtime for CUDA",
-                    mend="pip install onnxruntime-gpu, or leave out --device cuda",
+                    fix="pip install onnxruntime-gpu, or leave out --device cuda",
                 )
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(self._index)}))
         try:
@@ -89,12 +89,12 @@ class OnnxRuntimeBackend:
         except FathomError:
             raise
         except MemoryError as error:
-            raise OutOfMemoryError(f"no memory is left for stage {stage.spec.name}", mend="free memory") from error
+            raise OutOfMemoryError(f"no memory is left for stage {stage.spec.name}", fix="free memory") from error
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise self._cannot_open(stage.spec.name, error) from error
         if self._device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise EnvironmentMismatchError(
-                "ONNX Runtime could not start its CUDA provider and fell back to the CPU", wanted="a working CUDA installation", mend="leave out --device cuda"
+                "ONNX Runtime could not start its CUDA provider and fell back to the CPU", wanted="a working CUDA installation", fix="leave out --device cuda"
             )
         _check_session(session, stage.spec)
         return session
@@ -119,13 +119,13 @@ class OnnxRuntimeBackend:
     def _cannot_open(self, stage: str, error: Exception) -> FathomError:
         words = _short(error)
         if _is_out_of_memory(words):
-            return OutOfMemoryError(f"no memory is left for stage {stage} ({words})", mend="free memory")
+            return OutOfMemoryError(f"no memory is left for stage {stage} ({words})", fix="free memory")
         if type(error).__name__ in BROKEN_GRAPH:
-            return InputError(f"the graph of stage {stage} is broken ({words})", mend="build or export it again")
+            return InputError(f"the graph of stage {stage} is broken ({words})", fix="build or export it again")
         return EnvironmentMismatchError(
             f"ONNX Runtime {self._ort.__version__} cannot load stage {stage} ({words})",
             wanted="an ONNX Runtime that knows its operators",
-            mend="pip install -U onnxruntime",
+            fix="pip install -U onnxruntime",
         )
 
     def run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
@@ -175,7 +175,7 @@ class OnnxRuntimeBackend:
         except Exception as error:
             words = _short(error)
             if _is_out_of_memory(words):
-                raise OutOfMemoryError(f"no memory is left in stage {stage} ({words})", mend="use a smaller --batch, or free memory") from error
+                raise OutOfMemoryError(f"no memory is left in stage {stage} ({words})", fix="use a smaller --batch, or free memory") from error
             raise FathomError(f"stage {stage} failed in ONNX Runtime {self._ort.__version__} ({words})") from error
 
     def interrupt(self) -> None:
@@ -211,14 +211,14 @@ def _check_session(session: Any, spec: StageSpec) -> None:
             name = differing[0]
             more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
             was = f"the graph of stage {spec.name} {what} {name} as {found.get(name, 'nothing')}{more}"
-            raise InputError(was, wanted=f"{wanted.get(name, 'nothing')}, as the manifest says", mend="build or export it again")
+            raise InputError(was, wanted=f"{wanted.get(name, 'nothing')}, as the manifest says", fix="build or export it again")
 
 
 def _check_made(stage: str, tensor: TensorSpec, value: Any, symbols: dict[str, int]) -> None:
     try:
         tensor.bind(tuple(value.shape()), symbols)
     except ValueError as error:
-        raise InputError(f"stage {stage}: {error}", wanted="what the manifest says", mend="build or export it again") from error
+        raise InputError(f"stage {stage}: {error}", wanted="what the manifest says", fix="build or export it again") from error
 
 
 def _is_out_of_memory(words: str) -> bool:

@@ -126,9 +126,9 @@ def save_ply(depth: DepthMap, photo: np.ndarray, path: Path, force: bool = False
 def refuse_ply(kind: str, intrinsics: Intrinsics | None) -> None:
     """Raise what ``save_ply`` would raise, before any work is done."""
     if kind != "metric":
-        raise InputError(f"the network's output is {kind}, without a unit", wanted="metric depth for a point cloud", mend="leave ply out of --save")
+        raise InputError(f"the network's output is {kind}, without a unit", wanted="metric depth for a point cloud", fix="leave ply out of --save")
     if intrinsics is None:
-        raise UsageError("a point cloud needs the camera's intrinsics", mend="--intrinsics fx,fy,cx,cy or --intrinsics camera.json")
+        raise UsageError("a point cloud needs the camera's intrinsics", fix="--intrinsics fx,fy,cx,cy or --intrinsics camera.json")
 
 
 def color_range(depth: DepthMap, near: float | None, far: float | None) -> tuple[float, float]:
@@ -143,7 +143,7 @@ def color_range(depth: DepthMap, near: float | None, far: float | None) -> tuple
         low, high = low - 0.5 * max(abs(low), 1e-6), low + 0.5 * max(abs(low), 1e-6)  # a flat map is drawn in the middle colour
     low, high = low if near is None else near, high if far is None else far
     if not low < high:
-        raise UsageError(f"the colour scale would go from {low:g} to {high:g}", wanted="near below far", mend="change --near or --far")
+        raise UsageError(f"the colour scale would go from {low:g} to {high:g}", wanted="near below far", fix="change --near or --far")
     return low, high
 
 
@@ -189,4 +189,4 @@ class _writing:
         except OSError as closing:
             error = error or closing
         if isinstance(error, OSError):
-            raise InputError(f"{self._path} cannot be written ({error.strerror or error})", mend="check the disk") from error
+            raise InputError(f"{self._path} cannot be written ({error.strerror or error})", fix="check the disk") from error

@@ -36,7 +36,7 @@ def read_intrinsics(argument: str) -> Intrinsics:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         return _four(_find(json.loads(path.read_text("utf-8"))))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, mend='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
+        raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, fix='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
 
 
 def _find(data: Any) -> Any:

@@ -75,15 +75,15 @@ def read_photo(path: str | Path) -> np.ndarray:
     except IsADirectoryError as error:
         raise InputError(f"{path} is a folder", wanted="a photo") from error
     except PermissionError as error:
-        raise InputError(f"{path} cannot be read (permission denied)", mend="change its permissions") from error
+        raise InputError(f"{path} cannot be read (permission denied)", fix="change its permissions") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture of a known format", wanted="JPEG, PNG, WebP, TIFF or another photo format") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} would unpack to an absurd size", wanted=f"at most {2 * Image.MAX_IMAGE_PIXELS} pixels") from error
     except MemoryError as error:
-        raise OutOfMemoryError(f"no memory is left to read {path}", mend="use a smaller picture, or free memory") from error
+        raise OutOfMemoryError(f"no memory is left to read {path}", fix="use a smaller picture, or free memory") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes (OSError, SyntaxError, struct.error, KeyError, ...)
-        raise InputError(f"{path} is a broken or truncated picture ({type(error).__name__}: {error})", mend="copy or save it again") from error
+        raise InputError(f"{path} is a broken or truncated picture ({type(error).__name__}: {error})", fix="copy or save it again") from error
 
 
 def _formats() -> list[str]:
@@ -94,7 +94,7 @@ def _formats() -> list[str]:
 def _check_size(path: Path, image: Image.Image) -> None:
     if max(image.size) > MAX_PIXELS_PER_SIDE or min(image.size) < 1:
         was = f"{path} has {image.size[0]}x{image.size[1]} pixels"
-        raise InputError(was, wanted=f"1 to {MAX_PIXELS_PER_SIDE} per side", mend="resize it first")
+        raise InputError(was, wanted=f"1 to {MAX_PIXELS_PER_SIDE} per side", fix="resize it first")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -106,11 +106,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise InputError(f"{path} holds floating-point pixels, whose white is unknown", wanted="8-bit or 16-bit pixels", mend="save it as 8-bit RGB")
+        raise InputError(f"{path} holds floating-point pixels, whose white is unknown", wanted="8-bit or 16-bit pixels", fix="save it as 8-bit RGB")
     if image.mode.startswith("I"):  # I;16, I;16B, I;16L, I;16N; older Pillow opens 16-bit PNG as I
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 0xFFFF:
-            raise InputError(f"{path} holds pixels from {deep.min()} to {deep.max()}", wanted="8-bit or 16-bit pixels", mend="save it as 8-bit RGB")
+            raise InputError(f"{path} holds pixels from {deep.min()} to {deep.max()}", wanted="8-bit or 16-bit pixels", fix="save it as 8-bit RGB")
         image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
         layer = image.convert("RGBA")
@@ -136,7 +136,7 @@ def find_photos(arguments: list[str]) -> list[PhotoFile]:
             files, base = [item for item in path.iterdir() if _looks_like_photo(item)], path
             if not files:
                 raise InputError(
-                    f"the folder {argument} holds no photos", wanted="files like .jpg or .png directly in it", mend=f"for folders in it: '{argument}/**/*.jpg'"
+                    f"the folder {argument} holds no photos", wanted="files like .jpg or .png directly in it", fix=f"for folders in it: '{argument}/**/*.jpg'"
                 )
         elif path.exists() or not glob.has_magic(argument):
             if not path.exists():

@@ -23,7 +23,7 @@ def check_output(tensor: np.ndarray, output: OutputContract) -> None:
     channels = 2 if output.kind == "mask" else 1
     if tensor.ndim != 4 or tensor.shape[1] != channels:
         was = f"output tensor {output.tensor} has shape {tensor.shape}"
-        raise InputError(was, wanted=f"[n, {channels}, h, w] for {output.kind} output", mend="correct the contract and export again")
+        raise InputError(was, wanted=f"[n, {channels}, h, w] for {output.kind} output", fix="correct the contract and export again")
     for item in tensor:
         low, high = float(item.min()), float(item.max())
         if not np.isfinite(low) or not np.isfinite(high):  # min and max of anything with NaN is NaN

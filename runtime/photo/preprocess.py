@@ -51,13 +51,13 @@ def place_steps(steps: tuple[Step, ...], height: int, width: int) -> tuple[Place
         if isinstance(step, Require):
             if before != (step.height, step.width):
                 was = f"the picture has {width}x{height} pixels"
-                raise InputError(was, wanted=f"exactly {step.width}x{step.height} for this protocol", mend="use such a picture or another --protocol")
+                raise InputError(was, wanted=f"exactly {step.width}x{step.height} for this protocol", fix="use such a picture or another --protocol")
         elif isinstance(step, Resize):
             height, width = step.height, step.width or max(step.min_width, int(width * step.height / height + 0.5), 1)
         elif isinstance(step, Crop):
             if step.top + step.height > height or step.left + step.width > width:
                 was = f"the picture has {width}x{height} pixels at this step"
-                raise InputError(was, wanted=f"at least {step.left + step.width}x{step.top + step.height} for the crop", mend="use a larger picture")
+                raise InputError(was, wanted=f"at least {step.left + step.width}x{step.top + step.height} for the crop", fix="use a larger picture")
             top = {"top-left": step.top, "center": (height - step.height) // 2, "bottom-center": height - step.height}[step.anchor]
             left = step.left if step.anchor == "top-left" else (width - step.width) // 2
             height, width = step.height, step.width
@@ -65,7 +65,7 @@ def place_steps(steps: tuple[Step, ...], height: int, width: int) -> tuple[Place
             top, left = step.top, step.left
             height, width = height + step.top + step.bottom, width + step.left + step.right
         if max(height, width) > MAX_PIXELS_PER_SIDE:
-            raise InputError(f"the picture would become {width}x{height} pixels", wanted=f"at most {MAX_PIXELS_PER_SIDE} per side", mend="crop it")
+            raise InputError(f"the picture would become {width}x{height} pixels", wanted=f"at most {MAX_PIXELS_PER_SIDE} per side", fix="crop it")
         placed.append(Placed(step, before, (height, width), top, left))
     return tuple(placed)
 
@@ -93,7 +93,7 @@ def shape_photo(photo: np.ndarray, placed: tuple[Placed, ...]) -> np.ndarray:
     return np.divide(picture, scale, dtype=np.float32)
 
 
-def windows(protocol: Protocol) -> tuple[Window, ...]:
+def windows_of(protocol: Protocol) -> tuple[Window, ...]:
     """All looks of a protocol in running order: each window, then its mirror image; filling windows last."""
     flips = (False, True) if protocol.flip else (False,)
     edges = [(left, False) for left in protocol.lefts] + [(left, True) for left in protocol.fill_lefts]
@@ -105,7 +105,7 @@ def check_windows(protocol: Protocol, image: ImageInput, height: int, width: int
     right = max(protocol.lefts + protocol.fill_lefts) + image.window[1]
     if height != image.window[0] or right > width:
         was = f"the protocol {protocol.name} shapes this picture to {width}x{height} pixels"
-        raise InputError(was, wanted=f"height {image.window[0]} and a width of at least {right}", mend="use another picture size or --protocol")
+        raise InputError(was, wanted=f"height {image.window[0]} and a width of at least {right}", fix="use another picture size or --protocol")
 
 
 def window_tensor(picture: np.ndarray, window: Window, image: ImageInput, out: np.ndarray | None = None) -> np.ndarray:
@@ -138,7 +138,7 @@ def network_inputs(photo: np.ndarray, contract: Contract, protocol: Protocol, ba
         batch: how many windows go together at most.
 
     Yields:
-        float32 [n, 3, canvas height, canvas width], n <= batch, in the order of ``windows(protocol)``.
+        float32 [n, 3, canvas height, canvas width], n <= batch, in the order of ``windows_of(protocol)``.
 
     Raises:
         InputError: if the protocol does not apply to a photo of this size.
@@ -146,12 +146,12 @@ def network_inputs(photo: np.ndarray, contract: Contract, protocol: Protocol, ba
     placed = place_steps(protocol.steps, *photo.shape[:2])
     picture = shape_photo(photo, placed)
     check_windows(protocol, contract.input, *picture.shape[:2])
-    looks = windows(protocol)
-    for start in range(0, len(looks), batch):
-        some = looks[start : start + batch]
+    windows = windows_of(protocol)
+    for start in range(0, len(windows), batch):
+        some = windows[start : start + batch]
         tensor = np.zeros((len(some), 3, *contract.input.canvas), np.float32)
-        for look, out in zip(some, tensor, strict=True):
-            window_tensor(picture, look, contract.input, out)
+        for window, out in zip(some, tensor, strict=True):
+            window_tensor(picture, window, contract.input, out)
         yield tensor
 
 

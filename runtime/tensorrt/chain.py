@@ -12,7 +12,7 @@ from ..cuda.device import Device
 from ..cuda.resources import DeviceBuffer, Graph, Stream
 from ..errors import FathomError, InputError
 from .engine import Engine, failure
-from .memory_plan import Life, lay_out
+from .memory_plan import Lifetime, plan_memory
 
 
 class Chain:
@@ -22,12 +22,12 @@ class Chain:
         stream: carries everything, in order.
         inputs: tensors from outside, by name.
         outputs: tensors that stay readable after the last stage, by name.
-        greatest: largest batch.
+        max_batch: largest batch.
         nbytes: device memory of tensors and arena.
     """
 
     def __init__(self, device: Device, engines: list[Engine], batch: tuple[int, int, int], keep: frozenset[str], logger: Any, cache: Any, graphs: bool):
-        """Make contexts and memory for the greatest batch.
+        """Make contexts and memory for the maximum batch.
 
         Args:
             keep: outputs that must stay readable beside those which no later stage takes.
@@ -38,7 +38,7 @@ class Chain:
             OutOfMemoryError: if the device memory does not suffice.
             InputError: if an engine makes other shapes than the manifest says.
         """
-        self.device, self.greatest, self._engines, self._logger = device, batch[2], engines, logger
+        self.device, self.max_batch, self._engines, self._logger = device, batch[2], engines, logger
         self._contexts: list[Any] = []
         self.stream = Stream(device)
         self._blocks: list[DeviceBuffer] = []
@@ -86,18 +86,18 @@ class Chain:
                 try:
                     tensor.bind(shapes[tensor.name], symbols)
                 except ValueError as error:
-                    raise InputError(f"stage {stage.name}: {error}", wanted="what the manifest says", mend="build the plan again") from error
+                    raise InputError(f"stage {stage.name}: {error}", wanted="what the manifest says", fix="build the plan again") from error
         self.shapes = shapes
 
     def _allocate(self) -> None:
         stages = [engine.spec for engine in self._engines]
         specs = {tensor.name: tensor for stage in stages for tensor in stage.inputs + stage.outputs}
-        lives = []
+        lifetimes = []
         for name, spec in specs.items():
             uses = [k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.inputs)]
             made = next((k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.outputs)), -1)
-            lives.append(Life(name, self.nbytes_of(name, spec), made, len(stages) if name in self.outputs else max([made, *uses])))
-        offsets, size = lay_out(lives)
+            lifetimes.append(Lifetime(name, self.nbytes_of(name, spec), made, len(stages) if name in self.outputs else max([made, *uses])))
+        offsets, size = plan_memory(lifetimes)
         block = DeviceBuffer(self.device, size)
         self._blocks.append(block)
         arena = DeviceBuffer(self.device, max(max(engine.activation_nbytes for engine in self._engines), 1))

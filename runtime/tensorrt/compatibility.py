@@ -31,13 +31,13 @@ def import_tensorrt(backend: str) -> ModuleType:
         trt = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
-            raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", mend=f"pip install --force-reinstall {backend}") from error
+            raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", fix=f"pip install --force-reinstall {backend}") from error
         raise missing_package(name, EXTRAS[backend], f"{backend}, which executes this plan") from error
     except (ImportError, OSError, RuntimeError) as error:
         words = " ".join(str(error).split())
-        raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", mend=f"pip install --force-reinstall {backend}") from error
+        raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", fix=f"pip install --force-reinstall {backend}") from error
     if backend == "tensorrt" and _release(trt.__version__)[:2] < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", mend="pip install 'tensorrt>=10.3'")
+        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix="pip install 'tensorrt>=10.3'")
     return trt
 
 
@@ -53,7 +53,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
         raise EnvironmentMismatchError(
             f"the plan was built with {backend} {built}, and {here} is installed here",
             wanted="the same release: its engines are valid for no other",
-            mend=f"pip install '{backend}=={built}', or {rebuild}",
+            fix=f"pip install '{backend}=={built}', or {rebuild}",
         )
     if manifest.targets and device.target not in manifest.targets:
         known = {"tensorrt": "on this machine"}.get(backend, f"--target {device.target}")
@@ -62,7 +62,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
         raise EnvironmentMismatchError(
             f"the plan was built for {', '.join(manifest.targets)}, and GPU {device.index} ({device.name}) is {device.target}",
             wanted=f"a plan for {device.target}",
-            mend=f"build it again {known}",
+            fix=f"build it again {known}",
         )
     major = cuda_major(MODULES[backend])
     if major and device.driver[0] < major:
@@ -70,7 +70,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
         raise EnvironmentMismatchError(
             f"the NVIDIA driver here knows CUDA {device.driver[0]}.{device.driver[1]}, and {MODULES[backend]} {here} needs CUDA {major}",
             wanted=f"a driver for CUDA {major}{branch}",
-            mend=f"update the driver, or pip install {backend}-cu{device.driver[0]}",
+            fix=f"update the driver, or pip install {backend}-cu{device.driver[0]}",
         )
 
 
@@ -84,20 +84,20 @@ def check_header(trt: ModuleType, runtime: Any, engine: memoryview, stage: str) 
         return
     size = int(runtime.engine_header_size)
     if len(engine) < size:
-        raise EnvironmentMismatchError(f"the engine of stage {stage} has {len(engine)} bytes", wanted="a whole engine", mend="build the plan again")
+        raise EnvironmentMismatchError(f"the engine of stage {stage} has {len(engine)} bytes", wanted="a whole engine", fix="build the plan again")
     built = ".".join(str(part) for part in engine[VERSION_AT]) if engine[: len(RTX_MAGIC)] == RTX_MAGIC else "an unknown release"
     if built != trt.__version__ and engine[: len(RTX_MAGIC)] == RTX_MAGIC:
         raise EnvironmentMismatchError(
             f"the engine of stage {stage} was built with TensorRT-RTX {built}, and {trt.__version__} is installed here",
             wanted="the same release: an engine is valid for no other",
-            mend=f"pip install 'tensorrt-rtx=={built}', or depth-build the plan again",
+            fix=f"pip install 'tensorrt-rtx=={built}', or depth-build the plan again",
         )
     validity, diagnostics = runtime.get_engine_validity(bytes(engine[:size]))
     if validity == trt.EngineValidity.INVALID:
         raise EnvironmentMismatchError(
             f"TensorRT-RTX {trt.__version__} says that the engine of stage {stage} (built with {built}) cannot run here (diagnostics {diagnostics})",
             wanted="an engine for this release, GPU and driver",
-            mend="depth-build the plan again; depth-doctor tells what is here",
+            fix="depth-build the plan again; depth-doctor tells what is here",
         )
 
 

@@ -13,7 +13,7 @@ from ..cuda.device import Device
 from ..cuda.resources import DeviceBuffer, PinnedBuffer
 from ..kernels.device_kernels import NOTHING_FOUND, DeviceKernels, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
 from ..kernels.records import WINDOW, Gather, gather_of, postprocess_record, preprocess_record
-from ..photo.preprocess import Placed, windows
+from ..photo.preprocess import Placed, windows_of
 
 if TYPE_CHECKING:
     from .chain import Chain
@@ -35,52 +35,52 @@ class DevicePhotos:
         gathers = [gather_of(steps, photo.shape[:2]) for photo, steps in zip(photos, placed, strict=True)]
         if None in gathers or len(self._chain.inputs) != 1:
             return lambda: None
-        looks = windows(protocol)
-        chain, contract, count = self._chain, self._contract, len(looks) * len(photos)
+        windows = windows_of(protocol)
+        chain, contract, count = self._chain, self._contract, len(windows) * len(photos)
         output = chain.outputs[contract.output.tensor]
         item_shape = self._item_shape(output.name)
         item_nbytes = int(np.prod(item_shape)) * DTYPES[output.dtype].itemsize
         pixels = [photo.shape[0] * photo.shape[1] for photo in photos]
         starts = np.concatenate([[0], np.cumsum(pixels)]).tolist()
-        sizes = {"photos": starts[-1] * 3, "windows": len(looks) * WINDOW.itemsize, "outputs": count * item_nbytes, "found": count * 12}
+        sizes = {"photos": starts[-1] * 3, "windows": len(windows) * WINDOW.itemsize, "outputs": count * item_nbytes, "found": count * 12}
         address = self._reserve(sizes | {"values": starts[-1] * 4, "valid": starts[-1]})
 
         source = self._pin("photos")
         for photo, start in zip(photos, starts, strict=False):
             source[start * 3 : start * 3 + photo.size].reshape(photo.shape)[:] = photo
         self._upload("photos", starts[-1] * 3)
-        self._pin("windows")[: sizes["windows"]] = np.array([(w.left, w.flip, w.fill) for w in looks], WINDOW).view(np.uint8)
+        self._pin("windows")[: sizes["windows"]] = np.array([(w.left, w.flip, w.fill) for w in windows], WINDOW).view(np.uint8)
         self._upload("windows", sizes["windows"])
         self._pin("found")[: sizes["found"]] = np.tile(NOTHING_FOUND, count).view(np.uint8)
         self._upload("found", sizes["found"])
 
-        self._run(gathers, looks, starts, address, item_nbytes, batch)
-        half = output.dtype == "float16"
-        launch_inspect(self._launch, address["outputs"], address["found"], count, int(np.prod(item_shape)), half)
+        self._run(gathers, windows, starts, address, item_nbytes, batch)
+        is_fp16 = output.dtype == "float16"
+        launch_inspect(self._launch, address["outputs"], address["found"], count, int(np.prod(item_shape)), is_fp16)
         for number, gather in enumerate(gathers):
-            tensor = address["outputs"] + number * len(looks) * item_nbytes
+            tensor = address["outputs"] + number * len(windows) * item_nbytes
             places = (address["values"] + starts[number] * 4, address["valid"] + starts[number])
-            shape = (len(looks), *item_shape)
-            launch_postprocess(self._launch, postprocess_record(gather, contract.input, contract.output, shape, half, tensor, address["windows"], *places))
+            shape = (len(windows), *item_shape)
+            launch_postprocess(self._launch, postprocess_record(gather, contract.input, contract.output, shape, is_fp16, tensor, address["windows"], *places))
         for name, nbytes in (("found", sizes["found"]), ("values", starts[-1] * 4), ("valid", starts[-1])):
             self._device.download(self._pin(name)[:nbytes], self._buffers[name].address, chain.stream.handle)
         return lambda: self._collect(gathers, starts, count)
 
-    def _run(self, gathers: list[Gather], looks: tuple, starts: list[int], address: dict[str, int], item_nbytes: int, batch: int) -> None:
+    def _run(self, gathers: list[Gather], windows: tuple, starts: list[int], address: dict[str, int], item_nbytes: int, batch: int) -> None:
         """All looks of all photos through the network, as many at a time as it takes; outputs are collected in that order."""
         chain, contract = self._chain, self._contract
         image, output = chain.inputs[contract.input.tensor], chain.outputs[contract.output.tensor]
-        order = [(number, look) for number in range(len(gathers)) for look in looks]
+        order = [(number, window) for number in range(len(gathers)) for window in windows]
         canvas_nbytes = 3 * contract.input.canvas[0] * contract.input.canvas[1] * DTYPES[image.dtype].itemsize
         for start in range(0, len(order), batch):
             some = order[start : start + batch]
             size = max(len(some), self._least)
             chain.set_shapes({image.name: (size, 3, *contract.input.canvas)})
             for place in range(size):
-                number, look = some[min(place, len(some) - 1)]  # an engine with a least batch gets the last window again
+                number, window = some[min(place, len(some) - 1)]  # an engine with a least batch gets the last window again
                 record = preprocess_record(
                     gathers[number],
-                    look,
+                    window,
                     contract.input,
                     address["photos"] + starts[number] * 3,
                     chain.addresses[image.name] + place * canvas_nbytes,

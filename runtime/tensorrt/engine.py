@@ -31,12 +31,12 @@ def make_logger(trt: ModuleType) -> Any:
     return Logger()
 
 
-def failure(what: str, logger: Any, mend: str = "") -> FathomError:
+def failure(what: str, logger: Any, fix: str = "") -> FathomError:
     """The error for something that TensorRT could not do, in its own words."""
     words = logger.errors()
     if any(sign in words.lower() for sign in NO_MEMORY):
-        return OutOfMemoryError(f"{what} ({words})", mend="close other programs on this GPU, use a smaller --batch or fewer --streams, or a plan in fp16")
-    return FathomError(f"{what} ({words})", mend=mend or "report this, together with the output of depth-doctor --json")
+        return OutOfMemoryError(f"{what} ({words})", fix="close other programs on this GPU, use a smaller --batch or fewer --streams, or a plan in fp16")
+    return FathomError(f"{what} ({words})", fix=fix or "report this, together with the output of depth-doctor --json")
 
 
 class Engine:
@@ -52,7 +52,7 @@ class Engine:
 
         Args:
             raw: the engine, where it lies in the mapped plan.
-            batch: least, usual and greatest batch that the plan promises.
+            batch: min, opt and max batch that the plan promises.
 
         Raises:
             EnvironmentMismatchError: if TensorRT refuses it.
@@ -65,7 +65,7 @@ class Engine:
             error = failure(f"the engine of stage {spec.name} cannot be loaded", logger)
             if isinstance(error, OutOfMemoryError):
                 raise error
-            raise EnvironmentMismatchError(error.was, wanted="an engine for this release, GPU and driver", mend="depth-build the plan again")
+            raise EnvironmentMismatchError(error.was, wanted="an engine for this release, GPU and driver", fix="depth-build the plan again")
         try:
             self._check(batch)
         except BaseException:
@@ -105,7 +105,7 @@ class Engine:
                 raise self._wrong(f"takes tensor {tensor.name} from {least} to {greatest}", f"{tensor.shape} with batches of {batch[0]} to {batch[2]}")
 
     def _wrong(self, was: str, wanted: str) -> InputError:
-        return InputError(f"the engine of stage {self.spec.name} {was}", wanted=f"{wanted}, as the manifest says", mend="build the plan again")
+        return InputError(f"the engine of stage {self.spec.name} {was}", wanted=f"{wanted}, as the manifest says", fix="build the plan again")
 
     def create_context(self, cache: Any = None, graphs: bool = True) -> Any:
         """An execution context that brings no memory of its own.

@@ -29,15 +29,15 @@ class Pending(Protocol):
         ...
 
     def finish(self) -> Any:
-        """Wait for it, free its place, return its result."""
+        """Wait for it, give its slot back, return its result."""
         ...
 
 
 class Session(Protocol):
     """What lives in the thread."""
 
-    def free(self) -> bool:
-        """Whether there is a place for another job."""
+    def has_idle_slot(self) -> bool:
+        """Whether another job can be sent now."""
         ...
 
     def begin(self, job: Any) -> Pending:
@@ -45,7 +45,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything."""
+        """Release everything on the device."""
         ...
 
 
@@ -53,7 +53,7 @@ class GpuWorker:
     """Runs jobs in its own thread, in order. ``close()`` may be called twice; a forgotten worker is closed at the latest at exit."""
 
     def __init__(self, open_session: Callable[[], Session]):
-        """Start the thread and open the session in it; its error, if any, is raised here."""
+        """Start the thread and open the session in it; re-raises whatever opening the session raised."""
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._lock, self._refusing = threading.Lock(), False
         opened: Future = Future()
@@ -127,14 +127,14 @@ def _serve(open_session: Callable[[], Session], opened: Future, jobs: queue.Simp
         while pending:
             _finish(pending)
     finally:
-        with suppress(FathomError):  # a device that was lost was told to whoever asked for something
+        with suppress(FathomError):  # device loss was already reported
             session.close()
 
 
 def _next(session: Session, jobs: queue.SimpleQueue, pending: deque) -> Any:
     """The next job, once there is a place for it; finishes what is done meanwhile. None at the end."""
     while pending:
-        if not session.free() or _reached(pending[0][0]):
+        if not session.has_idle_slot() or _reached(pending[0][0]):
             _finish(pending)
             continue
         with suppress(queue.Empty):
@@ -146,7 +146,7 @@ def _next(session: Session, jobs: queue.SimpleQueue, pending: deque) -> Any:
 def _reached(pending: Pending) -> bool:
     try:
         return pending.reached()
-    except FathomError:  # finishing it will tell
+    except FathomError:  # finish() raises it again, to the caller who waits
         return True
 
 

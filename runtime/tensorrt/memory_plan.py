@@ -1,4 +1,4 @@
-"""Where the tensors between stages lie: one block of device memory, in which a tensor's place is used again once nobody needs it."""
+"""Memory plan for inter-stage tensors: one block of device memory, in which disjoint lifetimes share space."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Life:
-    """One tensor: its size in bytes, the stage that writes it (-1: before the first), and the last that needs it (inclusive)."""
+class Lifetime:
+    """One tensor: its size in bytes, the stage that writes it (-1: before the first), and the last stage that reads it (inclusive)."""
 
     name: str
     nbytes: int
@@ -17,13 +17,13 @@ class Life:
     last: int
 
 
-def lay_out(lives: list[Life]) -> tuple[dict[str, int], int]:
+def plan_memory(lifetimes: list[Lifetime]) -> tuple[dict[str, int], int]:
     """Offsets of all tensors, and the bytes that the block needs. Two tensors overlap only if they are never alive together.
 
     Large ones are placed first, each at the lowest place that is free for its whole life.
     """
-    placed: list[tuple[int, int, Life]] = []
-    for life in sorted(lives, key=lambda life: (-life.nbytes, life.first, life.name)):
+    placed: list[tuple[int, int, Lifetime]] = []
+    for life in sorted(lifetimes, key=lambda life: (-life.nbytes, life.first, life.name)):
         size, start = _aligned(life.nbytes), 0
         for begin, end, other in sorted(placed, key=lambda item: item[0]):
             together = life.first <= other.last and other.first <= life.last

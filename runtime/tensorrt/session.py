@@ -81,8 +81,8 @@ class Lane:
         if session.kernels:
             self.photos = [DevicePhotos(session.device, self.chain, session.contract, session.batch[0], session.kernels) for _ in self.slots]
 
-    def free(self) -> int | None:
-        """Number of a free slot."""
+    def idle_slot(self) -> int | None:
+        """Number of a slot without a job."""
         return next((k for k, slot in enumerate(self.slots) if not slot.busy), None)
 
 
@@ -181,14 +181,14 @@ class TensorRTSession:
             words.append(self.cache_file.remark)
         return words + ([self.kernels_remark] if self.kernels_remark else [])
 
-    def free(self) -> bool:
-        """See ``gpu_worker.Session.free``."""
-        return any(lane.free() is not None for lane in self.lanes)
+    def has_idle_slot(self) -> bool:
+        """See ``gpu_worker.Session.has_idle_slot``."""
+        return any(lane.idle_slot() is not None for lane in self.lanes)
 
     def begin(self, job: RunJob | PhotoJob | TimeJob) -> Sent:
-        """See ``gpu_worker.Session.begin``: on the lane with the least to do."""
+        """See ``gpu_worker.Session.begin``; enqueues on the least-loaded lane."""
         lane = min(self.lanes, key=lambda lane: sum(slot.busy for slot in lane.slots))
-        number = lane.free()
+        number = lane.idle_slot()
         slot = lane.slots[number]
         with self.device:
             if isinstance(job, RunJob):
@@ -279,7 +279,7 @@ def _open_gpu(manifest: PlanManifest, index: int) -> Device:
     except EnvironmentMismatchError as error:
         targets = ", ".join(manifest.targets) or "no named target"
         was = f"this plan holds {manifest.backend} engines (for {targets}), which need an NVIDIA GPU, and none can be used: {error.was}"
-        raise EnvironmentMismatchError(was, wanted=error.wanted, mend=f"{error.mend}; or depth-build BUNDLE --backend onnxruntime, for the CPU") from error
+        raise EnvironmentMismatchError(was, wanted=error.wanted, fix=f"{error.fix}; or depth-build BUNDLE --backend onnxruntime, for the CPU") from error
 
 
 def _nothing() -> None:

@@ -32,7 +32,7 @@ def cache_folder(name: str) -> Path:
             refuse_shared(path)
             path.chmod(0o700)
     except OSError as error:
-        raise InputError(f"the cache folder {folder} cannot be made ({error.strerror})", mend=f"set {VARIABLE} to another folder") from error
+        raise InputError(f"the cache folder {folder} cannot be made ({error.strerror})", fix=f"set {VARIABLE} to another folder") from error
     return folder
 
 
@@ -41,4 +41,4 @@ def refuse_shared(path: Path) -> None:
     facts = path.lstat()
     foreign = hasattr(os, "getuid") and facts.st_uid != os.getuid()
     if not stat.S_ISDIR(facts.st_mode) or foreign or facts.st_mode & 0o022:
-        raise InputError(f"the cache folder {path} could be written by others", wanted="mode 0700, owned by you", mend=f"set {VARIABLE} to another folder")
+        raise InputError(f"the cache folder {path} could be written by others", wanted="mode 0700, owned by you", fix=f"set {VARIABLE} to another folder")

@@ -45,7 +45,7 @@ class TextEncoder:
         if self.text.kind == "prompt":
             return [self.text.fill({"text": _checked(prompt)})] * len(canvas)
         if prompt is not None:
-            raise UsageError("this network writes its own prompt from the picture", mend="leave --prompt out")
+            raise UsageError("this network writes its own prompt from the picture", fix="leave --prompt out")
         height, width = self.image.window
         return [self._describe(picture[:, :height, :width]) for picture in canvas]
 
@@ -65,7 +65,7 @@ class TextEncoder:
         for row, sentence in enumerate(sentences):
             found = self._tokenizer.encode(sentence).ids
             if len(found) > self.text.length:
-                raise InputError(f"the text {sentence!r} has {len(found)} tokens", wanted=f"at most {self.text.length}", mend="say it in fewer words")
+                raise InputError(f"the text {sentence!r} has {len(found)} tokens", wanted=f"at most {self.text.length}", fix="say it in fewer words")
             ids[row, : len(found)] = found
             mask[row, : len(found)] = 1
         return {self.text.ids: ids, **({self.text.mask: mask} if self.text.mask else {})}
@@ -83,7 +83,7 @@ class TextEncoder:
 def _checked(prompt: str | None) -> str:
     words = " ".join((prompt or "").split())
     if not words:
-        raise UsageError("this network is asked in words and no prompt was given", mend='say what to look for, as in --prompt "the cup on the left"')
+        raise UsageError("this network is asked in words and no prompt was given", fix='say what to look for, as in --prompt "the cup on the left"')
     if len(words) > MAX_PROMPT:
         raise UsageError(f"the prompt has {len(words)} characters", wanted=f"at most {MAX_PROMPT}")
     return words
@@ -104,7 +104,7 @@ def _open_tokenizer(raw: bytes, text: TextInput) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library is Rust: it may panic, and its panics are no Exception
-        raise InputError(f"{text.tokenizer} is no tokenizer ({error})", mend="export the network again") from error
+        raise InputError(f"{text.tokenizer} is no tokenizer ({error})", fix="export the network again") from error
     if not known:
-        raise InputError(f"{text.tokenizer} has no token for the padding id {text.pad_id}", mend="export the network again")
+        raise InputError(f"{text.tokenizer} has no token for the padding id {text.pad_id}", fix="export the network again")
     return tokenizer

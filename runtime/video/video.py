@@ -81,7 +81,7 @@ class VideoSource:
         try:
             self._container = self._av.open(source, **options)
         except _av_errors(self._av) as error:
-            raise InputError(f"{self._name} cannot be opened ({_short(error)})", wanted="a video", mend="play it with ffplay to see what is wrong") from error
+            raise InputError(f"{self._name} cannot be opened ({_short(error)})", wanted="a video", fix="play it with ffplay to see what is wrong") from error
         if not self._container.streams.video:
             self.close()
             raise InputError(f"{self._name} holds no pictures", wanted="a video")
@@ -111,7 +111,7 @@ class VideoSource:
                 turns = round(getattr(frame, "rotation", 0) / 90) % 4
                 yield Frame(number, time_s - first, np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)
         except _av_errors(self._av) as error:
-            raise InputError(f"{self._name} breaks off ({_short(error)})", wanted="a whole video", mend="copy or record it again") from error
+            raise InputError(f"{self._name} breaks off ({_short(error)})", wanted="a whole video", fix="copy or record it again") from error
         if first is None:
             raise InputError(f"{self._name} holds no frame that can be decoded", wanted="a video")
 
@@ -159,7 +159,7 @@ class ColorVideo:
     def _open(self, width: int, height: int) -> None:
         name = next((name for name in ENCODERS if name in self._av.codecs_available), None)
         if name is None:
-            raise EnvironmentMismatchError(f"this PyAV encodes none of {', '.join(ENCODERS)}", mend="pip install --force-reinstall av, or --save png16")
+            raise EnvironmentMismatchError(f"this PyAV encodes none of {', '.join(ENCODERS)}", fix="pip install --force-reinstall av, or --save png16")
         self._container = self._av.open(str(self._part), "w", format="mp4")
         self._stream = self._container.add_stream(name, rate=self._rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
@@ -198,7 +198,7 @@ class ColorVideo:
         try:
             yield
         except _av_errors(self._av) as error:
-            raise InputError(f"{self._path} cannot be written ({_short(error)})", mend="check the disk and the permissions of its folder") from error
+            raise InputError(f"{self._path} cannot be written ({_short(error)})", fix="check the disk and the permissions of its folder") from error
 
 
 class _DroppedError(Exception):

@@ -164,4 +164,4 @@ def failure_of(facts: VideoFacts, name: str) -> FathomError | None:
     if facts.first_failure is None:
         return None
     first = facts.first_failure
-    return AccuracyError(f"{name}: {facts.failed} of {facts.frames} frames have no depth; the first: {first.was}", wanted=first.wanted, mend=first.mend)
+    return AccuracyError(f"{name}: {facts.failed} of {facts.frames} frames have no depth; the first: {first.was}", wanted=first.wanted, fix=first.fix)

@@ -56,7 +56,7 @@ class NamedSamples:
             if not isinstance(source, Rooms):
                 was = f"{source.provenance.kind}: does not say what its things are called"
                 raise UsageError(
-                    was, wanted="rooms:N[:SEED][:HEIGHTxWIDTH], the only data with words here", mend="give synthetic rooms to a network that is asked in words"
+                    was, wanted="rooms:N[:SEED][:HEIGHTxWIDTH], the only data with words here", fix="give synthetic rooms to a network that is asked in words"
                 )
         self.samples = samples
 
@@ -86,7 +86,7 @@ def _kept(file: Path) -> Things:
         with np.load(file, allow_pickle=False) as kept:
             return Things(kept["map"], tuple(json.loads(str(kept["names"]))))
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"the kept names {file} are broken ({error})", mend="delete them") from error
+        raise InputError(f"the kept names {file} are broken ({error})", fix="delete them") from error
 
 
 class WordsExamples:

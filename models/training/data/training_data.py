@@ -96,7 +96,7 @@ def _kept(file: Path) -> Sample:
         with np.load(file, allow_pickle=False) as kept:
             return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]))
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"the kept sample {file} is broken ({error})", mend="delete it") from error
+        raise InputError(f"the kept sample {file} is broken ({error})", fix="delete it") from error
 
 
 class Examples:
