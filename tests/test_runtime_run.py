@@ -237,7 +237,7 @@ def test_memory_stays_flat(tiny, tmp_path):
         picture.save(folder / f"{k:03}.png", compress_level=0)
     code = """
 import os, re, sys
-from fathom.runtime import run
+from fathom.runtime.commands import run
 os.fsync = lambda handle: None  # 300 photos would wait for the disk 1800 times
 def resident(): return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 seen, count = [], 0
