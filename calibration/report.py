@@ -33,7 +33,7 @@ def report_lines(result: Calibrated) -> list[str]:
     """The whole report."""
     table, plan = result.table, result.plan
     lines = [
-        f"{table.images} images ({table.looks} network inputs) of {table.data['kind']}: {table.data['name']}, protocol {table.protocol}",
+        f"{table.images} images ({table.windows} network inputs) of {table.data['kind']}: {table.data['name']}, protocol {table.protocol}",
         f"{result.tried} choices of precision were tried on FP32 sums (graph-only); metrics against the {plan.truth}",
         f"costs are {plan.cost['kind']} ({plan.cost['device']})",
     ]

@@ -72,7 +72,7 @@ class CalibrationTable:
         if not SHA256.fullmatch(self.model_sha256):
             raise ValueError(f"not a SHA-256: {self.model_sha256!r}")
         if self.images < 1 or self.windows < self.images:
-            raise ValueError(f"{self.images} images and {self.looks} looks")
+            raise ValueError(f"{self.images} images and {self.windows} windows")
 
     def with_ranges(self, stage: str, ranges: dict[str, TensorRange]) -> CalibrationTable:
         """The same table with some ranges of a stage replaced."""

@@ -28,7 +28,7 @@ Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
 @dataclass(frozen=True)
 class _Map:
     """What became of one photo: values float32 [H, W] and valid bool [H, W]; for a mask also how probable the object is in every window,
-    float32 [looks, h, w]."""
+    float32 [windows, h, w]."""
 
     values: np.ndarray
     valid: np.ndarray
@@ -227,6 +227,6 @@ def _apart(found: _Map, reference: _Map) -> float:
 
 
 def _object_share(tensors: list[np.ndarray]) -> np.ndarray:
-    """Probability of the object from logits [batch, 2, h, w] of every window: float32 [looks, h, w]."""
+    """Probability of the object from logits [batch, 2, h, w] of every window: float32 [windows, h, w]."""
     logits = np.stack([tensor[0] for tensor in tensors]).astype(np.float32)
     return 0.5 * (1 + np.tanh(0.5 * (logits[:, 1] - logits[:, 0])))  # the logistic function, without its overflow

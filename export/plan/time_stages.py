@@ -68,12 +68,12 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
     for place, precision in enumerate(PRECISIONS):
         calibration = everywhere if precision == "int8" else None
 
-        def on_progress(what: str, done: float, place: int = place, precision: str = precision) -> None:
+        def precision_progress(what: str, done: float, place: int = place, precision: str = precision) -> None:
             on_progress(f"{precision}: {what}", (place + done) / len(PRECISIONS))
 
         with scratch_beside(beside) as scratch:
-            version = _build(bundle, replace(options, precision=precision), calibration, scratch, on_progress)
-            on_progress("running", 0.95)
+            version = _build(bundle, replace(options, precision=precision), calibration, scratch, precision_progress)
+            precision_progress("running", 0.95)
             found = _run(scratch / "timed.plan", options.batch[1])
         for stage, ms in found.items():
             if precision != "int8" or everywhere.plan.precision(stage) == "int8":

@@ -63,7 +63,7 @@ def launch_preprocess(launch: Launch, record: np.ndarray) -> None:
 
 
 def launch_postprocess(launch: Launch, record: np.ndarray) -> None:
-    """All looks of one photo to its map; see ``device_gather.postprocess_record``."""
+    """All windows of one photo to its map; see ``records.postprocess_record``."""
     assert record.dtype == POSTPROCESS
     launch("fathom_postprocess", _grid(int(record["photo_width"]), int(record["photo_height"])), BLOCK, record)
 

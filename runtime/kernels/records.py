@@ -98,7 +98,7 @@ def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: 
 def postprocess_record(
     gather: Gather, image: ImageInput, output: OutputContract, shape: tuple[int, ...], is_fp16: bool, tensor: int, windows: int, values: int, valid: int
 ) -> np.ndarray:
-    """The struct for ``fathom_postprocess``: the outputs [count, planes, h, w] of all looks of one photo, to its own pixels.
+    """The struct for ``fathom_postprocess``: the outputs [count, planes, h, w] of all windows of one photo, to its own pixels.
 
     Args:
         shape: of the output tensor.

@@ -32,7 +32,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Window:
-    """One look of the network: columns from ``left`` on, mirrored if ``flip``; ``fill`` looks count only where no other one does."""
+    """One window of the network: columns from ``left`` on, mirrored if ``flip``; a ``fill`` window counts only where no other one does."""
 
     left: int
     flip: bool
@@ -94,7 +94,7 @@ def shape_photo(photo: np.ndarray, placed: tuple[Placed, ...]) -> np.ndarray:
 
 
 def windows_of(protocol: Protocol) -> tuple[Window, ...]:
-    """All looks of a protocol in running order: each window, then its mirror image; filling windows last."""
+    """All windows of a protocol in running order: each window, then its mirror image; filling windows last."""
     flips = (False, True) if protocol.flip else (False,)
     edges = [(left, False) for left in protocol.lefts] + [(left, True) for left in protocol.fill_lefts]
     return tuple(Window(left, flip, fill) for left, fill in edges for flip in flips)

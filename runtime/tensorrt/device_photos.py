@@ -67,7 +67,7 @@ class DevicePhotos:
         return lambda: self._collect(gathers, starts, count)
 
     def _run(self, gathers: list[Gather], windows: tuple, starts: list[int], address: dict[str, int], item_nbytes: int, batch: int) -> None:
-        """All looks of all photos through the network, as many at a time as it takes; outputs are collected in that order."""
+        """All windows of all photos through the network, as many at a time as it takes; outputs are collected in that order."""
         chain, contract = self._chain, self._contract
         image, output = chain.inputs[contract.input.tensor], chain.outputs[contract.output.tensor]
         order = [(number, window) for number in range(len(gathers)) for window in windows]
