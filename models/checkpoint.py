@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +24,21 @@ MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, as in the reference reade
 NAMES_SHOWN = 8
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PLAIN_DTYPES = (*FLOAT_DTYPES, torch.int64, torch.int32)
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys that training scripts put around the tensors
 AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights: its tensors by published name (memory-mapped where the format allows), any common prefix removed."""
+    """A file of weights: its tensors by published name, any common prefix removed. Every tensor lies aligned to 64 bytes."""
 
     file: str
     nbytes: int
@@ -118,10 +127,27 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         said = f"{wanted:,} bytes" if header is not None else "more"
         raise InputError(f"{path.name} is cut short: it has {size:,} bytes", wanted=f"{said}, as its header says", fix=AGAIN)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        with safe_open(path, framework="pt", device="cpu") as checked, path.open("rb") as file:
+            return {name: _read_aligned(file, checked, name, header[name], 8 + length) for name in checked.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{path.name} is a broken safetensors file ({error})", fix=AGAIN) from error
+
+
+def _read_aligned(file: BinaryIO, checked: safe_open, name: str, entry: dict, start: int) -> Tensor:
+    """One tensor in memory of its own, which PyTorch aligns to 64 bytes.
+
+    A mapped tensor lies wherever the file has it: kernels that meet unaligned memory are slower and add in another order, and
+    somebody who overwrites the file changes a network that is running.
+    """
+    dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+    if dtype is None:
+        return checked.get_tensor(name).clone()
+    tensor = torch.empty(entry["shape"], dtype=dtype)
+    if tensor.numel():
+        file.seek(start + entry["data_offsets"][0])
+        if file.readinto(tensor.view(-1).view(torch.uint8).numpy()) != tensor.nbytes:
+            raise OSError(f"tensor {name} is cut short")
+    return tensor
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -140,7 +166,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise InputError(f"{path.name} holds no state dict", wanted="tensors by name, as they are or under the key 'model'")
-    return dict(content)
+    return {name: tensor.clone() for name, tensor in content.items()}  # mapped so far, and only what is wanted: see _read_aligned
 
 
 def _refuse_pickle(path: Path, message: str) -> InputError:

@@ -46,7 +46,7 @@ def test_the_backends_of_the_flags_are_those_of_the_plan():
 
 @pytest.mark.parametrize("module", ["export_command", "build_command"])
 def test_help_is_fast_and_loads_nothing_heavy(module):
-    code = f"import sys, fathom.export.{module} as m\ntry:\n m.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+    code = f"import sys, fathom.export.commands.{module} as m\ntry:\n m.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
     code += "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'tensorrt_rtx', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy"
     before = os.times()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

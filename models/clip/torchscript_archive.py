@@ -282,7 +282,7 @@ def _view(tensor: TensorRef, name: str, storages: dict[str, Tensor], archive: zi
         if info.file_size != storage.numel * storage.dtype.itemsize:
             raise InputError(f"the numbers of {name} have {info.file_size} bytes, {storage.numel * storage.dtype.itemsize} were announced")
         raw = bytearray(archive.read(info))
-        storages[storage.key] = torch.frombuffer(raw, dtype=storage.dtype) if raw else torch.empty(0, dtype=storage.dtype)
+        storages[storage.key] = torch.frombuffer(raw, dtype=storage.dtype).clone() if raw else torch.empty(0, dtype=storage.dtype)
     numbers = storages[storage.key]
     count = math.prod(tensor.size)
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True))

@@ -62,7 +62,7 @@ def load_state(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer,
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping; cloned: aligned, and not the file itself)
         step, wall_s, earlier = int(metadata["step"]), float(metadata["wall_s"]), json.loads(metadata["run"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is no state of a training run ({error})", fix="delete it and start again") from error
