@@ -1,9 +1,10 @@
-# make demo: depth of real photos, from nothing.   make test: the whole suite, from nothing.   Both set up .venv by themselves.
+# make demo: depth of real photos, from nothing.   make test: the whole suite, from nothing, one process a core.   Both set up .venv by themselves.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH ?= torch==2.13.0
+JOBS ?= auto
 
 .PHONY: demo test lint clean
 
@@ -24,7 +25,7 @@ demo: $(VENV)/.export
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import same_output, same_weights
 from safetensors.torch import save_file
 
 from fathom.models import catalog
@@ -240,13 +241,13 @@ def file(checkpoint, tmp_path_factory):
 
 def test_safetensors_round_trip(file, network, picture, truth):
     loaded = load_evp(file, "nyu", SMALL)
-    assert torch.equal(loaded.boundaries(picture)["depth"], truth["depth"])
+    assert same_weights(loaded, network) and same_output(loaded.boundaries(picture)["depth"], truth["depth"])
     assert loaded.origin.kind == "trained" and loaded.origin.file == "model.safetensors" and len(loaded.origin.sha256) == 64
     assert loaded.origin.warnings == ()
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_ckpt_with_module_prefix_clip_inside_and_no_integer_buffers(checkpoint, tmp_path, picture, truth):
+def test_ckpt_with_module_prefix_clip_inside_and_no_integer_buffers(checkpoint, network, tmp_path, picture, truth):
     tensors = {name: tensor for name, tensor in checkpoint.items() if "num_batches" not in name and not name.endswith(("k_idx", "K_minus_1"))}
     text = tensors.pop("encoder.class_embeddings")
     tensors |= {name: torch.zeros(2) for name in clip_names()}
@@ -255,7 +256,7 @@ def test_ckpt_with_module_prefix_clip_inside_and_no_integer_buffers(checkpoint, 
         load_evp(tmp_path / "best.ckpt", "nyu", SMALL)
     save_file({"context": text}, tmp_path / "text.safetensors")
     loaded = load_evp(tmp_path / "best.ckpt", "nyu", SMALL, tmp_path / "text.safetensors")
-    assert torch.equal(loaded.boundaries(picture)["depth"], truth["depth"])
+    assert same_weights(loaded, network) and same_output(loaded.boundaries(picture)["depth"], truth["depth"])
 
 
 def test_half_precision_files_become_fp32(checkpoint, tmp_path):

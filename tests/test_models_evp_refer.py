@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import same_output, same_weights
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -66,7 +67,8 @@ def test_published_forms_load_to_the_same_network(network, tmp_path, form):
         save_file({prefix + name: tensor for name, tensor in tensors.items()}, str(path))
     loaded = load_evp_refer(path, config=TINY)
     inputs = network.example_inputs(1)
-    assert torch.equal(loaded(inputs["image"], inputs["ids"]), network(inputs["image"], inputs["ids"]))
+    assert same_weights(loaded, network)
+    assert same_output(loaded(inputs["image"], inputs["ids"]), network(inputs["image"], inputs["ids"]))
     assert loaded.origin.kind == "trained" and not loaded.origin.warnings
 
 

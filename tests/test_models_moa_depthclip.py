@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from closeness import same_output, same_weights
 from safetensors.torch import save_file
 from scipy.signal import correlate
 from torch import nn
@@ -172,7 +173,7 @@ def test_full_size_clip_weights_give_the_features_of_both_libraries(full):
     torch.testing.assert_close(found["feat"], tokens.transpose(1, 2).reshape(2, 768, 7, 7), atol=2e-5, rtol=1e-5)
     visual, head = network.stages()
     torch.testing.assert_close(visual.module(image), truth, atol=3e-5, rtol=1e-5)
-    torch.testing.assert_close(head.module(found["feat"]), found["depth"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(head.module(found["feat"]), found["depth"], atol=5e-5, rtol=0)  # depths near 4, folded and not
     assert found["depth"].shape == (2, 1, 7, 7) and found["depth"].std() > 0
 
     bank = prompt_features(clip, OFFICIAL.prompts)
@@ -275,7 +276,7 @@ def test_the_own_file_serves_every_window(tiny, tmp_path):
     save_file(tiny.state_dict(), tmp_path / "own.safetensors")
     again = load_moa_depthclip(tmp_path / "own.safetensors", "quality", TINY)
     image = tiny.example_inputs()["image"]
-    assert torch.equal(again(image), tiny(image)) and again.origin.kind == "trained" and not again.training
+    assert same_weights(again, tiny) and same_output(again(image), tiny(image)) and again.origin.kind == "trained" and not again.training
     square = load_moa_depthclip(tmp_path / "own.safetensors", config=TINY)
     assert square(square.example_inputs()["image"]).shape == (1, 1, 12, 12) and square.name == "moa-depthclip-tiny"
 
@@ -307,8 +308,8 @@ def test_stages_share_the_big_tensors(tiny):
 
 def test_random_networks_are_reproducible_and_answer_differently_in_different_places(tiny):
     image = tiny.example_inputs()["image"]
-    assert torch.equal(random_moa_depthclip("quality", TINY)(image), tiny(image))
-    assert not torch.equal(random_moa_depthclip("quality", TINY, seed=1)(image), tiny(image))
+    assert same_weights(random_moa_depthclip("quality", TINY), tiny)
+    assert not same_output(random_moa_depthclip("quality", TINY, seed=1)(image), tiny(image))
     assert tiny(image).std() > 1e-2 and tiny(image).min() > 0 and tiny(image).max() < 10
     assert tiny.origin.kind == "random-init"
 
