@@ -37,7 +37,17 @@ CUDA = ["cuda-bindings>=12.6,<14"]
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
 BENCH = ["h5py>=3.10", "scipy>=1.11"]
-DEV = ["pytest>=9", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.5", "jsonschema>=4.20", "scikit-image>=0.26,<1", "build>=1.2", "setuptools>=77", "wheel"]
+DEV = [
+    "pytest>=9",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff==0.17.5",
+    "jsonschema>=4.20",
+    "scikit-image>=0.26,<1",
+    "build>=1.2",
+    "setuptools>=77",
+    "wheel",
+]
 
 setup(
     name="fathom-depth",
