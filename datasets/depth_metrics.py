@@ -1,9 +1,9 @@
-"""Depth metrics: per image over its pixels, then the mean over images. Natural logarithms unless the name says otherwise."""
+"""Depth metrics, defined here alone: per image over its pixels, then the mean over images. Natural logarithms unless the name says otherwise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,8 +13,8 @@ UNITS = {"sq_rel": "m", "rmse": "m", "silog": "x100"}
 LARGER_IS_BETTER = ("delta1", "delta2", "delta3")
 
 
-def depth_errors(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """All metrics over one set of pixels, computed in float64.
+def depth_errors(prediction: np.ndarray, truth: np.ndarray, names: Collection[str] = METRICS) -> dict[str, float]:
+    """Metrics over one set of pixels, computed in float64.
 
     With p the prediction, g the truth and d = ln p - ln g:
 
@@ -26,6 +26,7 @@ def depth_errors(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
     Args:
         prediction, truth: [n], positive and finite, n >= 1.
+        names: which of ``METRICS``; the logarithms are only taken where one of them wants them.
 
     Raises:
         ValueError: if the arrays differ in length, are empty, or hold a number that is not positive and finite.
@@ -35,19 +36,28 @@ def depth_errors(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         raise ValueError(f"as many predictions as truths were wanted, and at least one, got {p.size} and {g.size}")
     if not (np.isfinite(p).all() and np.isfinite(g).all() and p.min() > 0 and g.min() > 0):
         raise ValueError("depths have to be positive finite numbers")
-    difference, log = p - g, np.log(p) - np.log(g)
-    ratio = np.maximum(p / g, g / p)
-    square, mean = float(np.mean(log**2)), float(np.mean(log))
-    return {
-        "abs_rel": float(np.mean(np.abs(difference) / g)),
-        "sq_rel": float(np.mean(difference**2 / g)),
-        "rmse": math.sqrt(float(np.mean(difference**2))),
-        "rmse_log": math.sqrt(square),
-        "log10": float(np.mean(np.abs(log))) / math.log(10),
-        "silog": 100 * math.sqrt(max(float(np.mean((log - mean) ** 2)), 0.0)),
-        "silog_half": math.sqrt(max(square - 0.5 * mean**2, 0.0)),
-        **{f"delta{k}": float(np.mean(ratio < 1.25**k)) for k in (1, 2, 3)},
+    measures = {
+        "abs_rel": lambda: np.mean(np.abs(p - g) / g),
+        "sq_rel": lambda: np.mean((p - g) ** 2 / g),
+        "rmse": lambda: math.sqrt(np.mean((p - g) ** 2)),
+        **{f"delta{k}": lambda k=k: np.mean(np.maximum(p / g, g / p) < 1.25**k) for k in (1, 2, 3)},
     }
+    if any(name not in measures for name in names):
+        log = np.log(p) - np.log(g)
+        square, mean = float(np.mean(log**2)), float(np.mean(log))
+        measures |= {
+            "rmse_log": lambda: math.sqrt(square),
+            "log10": lambda: np.mean(np.abs(log)) / math.log(10),
+            "silog": lambda: 100 * math.sqrt(max(float(np.mean((log - mean) ** 2)), 0.0)),
+            "silog_half": lambda: math.sqrt(max(square - 0.5 * mean**2, 0.0)),
+        }
+    return {name: float(measures[name]()) for name in METRICS if name in names}
+
+
+def at_median(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Depths without a unit, multiplied so that their median is the truth's; as they are if their median is not above zero."""
+    middle = float(np.median(prediction)) if np.size(prediction) else 0.0
+    return prediction * (float(np.median(truth)) / middle) if middle > 0 else prediction
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,18 @@ def strip_prefix(tensors: dict[str, Tensor], anchor: str) -> dict[str, Tensor]:
     return tensors
 
 
+def by_rules(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The published name of a tensor, by the first rule (regular expression, expansion) that fits all of ``name``.
+
+    Raises:
+        ValueError: if no rule fits.
+    """
+    for pattern, published in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(published)
+    raise ValueError(f"no rule for {name}")
+
+
 def fill(module: nn.Module, checkpoint: Checkpoint, table: KeyTable, network: str) -> None:
     """Give ``module`` (usually on the meta device) exactly the tensors of the checkpoint, in FP32, without copying those that are.
 

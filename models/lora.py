@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .linear import linear_of
+
 
 class LoraLinear(nn.Module):
     """x W' + b + scale (x A' ) B', with the names of loralib: ``weight``, ``bias``, ``lora_A`` [r, in], ``lora_B`` [out, r]."""
@@ -23,7 +25,7 @@ class LoraLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """The same map as one plain layer."""
-        return _linear(self.weight + self.scale * self.lora_B @ self.lora_A, self.bias)
+        return linear_of(self.weight + self.scale * self.lora_B @ self.lora_A, self.bias)
 
 
 class LoraQkv(nn.Module):
@@ -47,7 +49,7 @@ class LoraQkv(nn.Module):
         query, key, value = self.qkv.weight.chunk(3)
         query = query + self.scale * self.linear_b_q.weight @ self.linear_a_q.weight
         value = value + self.scale * self.linear_b_v.weight @ self.linear_a_v.weight
-        return _linear(torch.cat([query, key, value]), self.qkv.bias)
+        return linear_of(torch.cat([query, key, value]), self.qkv.bias)
 
 
 def merge_adapters(module: nn.Module) -> tuple[nn.Module, int]:
@@ -61,9 +63,3 @@ def merge_adapters(module: nn.Module) -> tuple[nn.Module, int]:
                     setattr(parent, name, child.merged())
                 count += 2 if isinstance(child, LoraQkv) else 1
     return copied.eval().requires_grad_(False), count
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
-    return layer

@@ -214,7 +214,7 @@ def test_an_interrupted_observation_goes_on_and_ends_the_same(bundle, tmp_path, 
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            look(path, tmp_path / f"j{stop}", on_progress=tick)
+            look(path, tmp_path / f"j{stop}", tick=tick)
         assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / f"j{stop}").items())
 
 

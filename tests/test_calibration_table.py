@@ -11,8 +11,7 @@ from fathom.calibration.observation.journal import Journal
 from fathom.calibration.observation.observe import Photo
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange, read_table, write_table
-from fathom.calibration.search.objective import Budget, Score, depth_errors, failed
-from fathom.datasets.depth_metrics import depth_errors as independent
+from fathom.calibration.search.objective import Budget, Score, failed
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError, UsageError
 
@@ -106,18 +105,6 @@ def test_a_budget_counts_gains_doubts_and_failures():
     assert not Score(0.1, 0.9, 0.008, 0.0, 0.0, 0.003, 0.0).within(budget)
     assert not Score(0.1, 0.9, 0.0, 0.0, 0.03).within(budget)
     assert not failed("NaN").within(budget) and failed("NaN").harm == float("inf")
-
-
-def test_depth_errors_are_those_of_the_benchmarks():
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0.5, 9, (20, 30)).astype(np.float32)
-    predicted = (truth * rng.normal(1, 0.2, truth.shape)).clip(0.1).astype(np.float32)
-    valid = rng.random(truth.shape) > 0.3
-    theirs = independent(predicted[valid], truth[valid])
-    assert depth_errors(predicted, truth, valid) == pytest.approx((theirs["abs_rel"], theirs["delta1"]))
-    assert depth_errors(np.zeros_like(truth), truth, valid) == (1.0, 0.0)
-    with pytest.raises(ValueError, match="no pixel"):
-        depth_errors(predicted, truth, np.zeros_like(valid))
 
 
 def test_pareto_marks_what_nothing_beats():

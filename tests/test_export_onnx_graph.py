@@ -31,7 +31,7 @@ def test_every_stage_gives_what_pytorch_gives_at_any_batch(exported, batch):
         x = torch.randn(batch, *stage.spec.inputs[0].shape[1:])
         session = ort.InferenceSession(str(graphs[stage.spec.name].file))
         (got,) = session.run([stage.spec.outputs[0].name], {stage.spec.inputs[0].name: x.numpy()})
-        np.testing.assert_allclose(got, stage.module(x).numpy(), atol=1e-5)
+        np.testing.assert_allclose(got, stage.module(x).numpy(), atol=5e-5)
 
 
 def test_names_lead_back_to_modules_and_parameters(exported):

@@ -127,7 +127,7 @@ def test_published_parameter_count():
 def test_log_binomial_holds_at_its_extremes(p, temperature):
     want = log_binomial_by_hand(np.full((1, 1, 1, 1), float(np.float32(p))), temperature)
     got = LogBinomial()(torch.full((1, 1, 1, 1), p), torch.full((1, 1, 1, 1), temperature))
-    np.testing.assert_allclose(got.numpy(), want, atol=3e-4 if temperature < 1 else 2e-6)
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-3 if temperature < 1 else 1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...datasets.depth_metrics import at_median
+
 ALIGNMENTS = ("none", "median", "scale-shift", "scale-shift-inverse")
 
 
@@ -31,8 +33,7 @@ def align(prediction: np.ndarray, truth: np.ndarray, alignment: str, near_m: flo
     if alignment == "none" or not p.size or not np.isfinite(p).all():
         return p
     if alignment == "median":
-        middle = np.median(p)
-        return p * (np.median(g) / middle) if middle > 0 else p
+        return at_median(p, g)
     target = g if alignment == "scale-shift" else 1 / g
     scale, shift = np.linalg.lstsq(np.stack([p, np.ones_like(p)], 1), target, rcond=None)[0]
     fitted = scale * p + shift

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.contract import Contract, Protocol
-from ...runtime.artefact.spec import StageSpec
+from ...runtime.artefact.spec import StageSpec, network_inputs
 from ...runtime.errors import InputError, UsageError
 from ...runtime.photo.postprocess import Assembly
 from ...runtime.photo.preprocess import Placed, Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows_of
@@ -114,8 +114,7 @@ class Chain:
 
     def outside(self) -> set[str]:
         """Names of the tensors that no stage makes."""
-        made = {tensor.name for spec in self.specs for tensor in spec.outputs}
-        return {tensor.name for spec in self.specs for tensor in spec.inputs} - made
+        return set(network_inputs(self.specs))
 
 
 def prepare(graph: StageGraph) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...datasets.depth_metrics import at_median, depth_errors
 from ...datasets.sample import Sample
 from ...runtime.errors import AccuracyError, InputError
 from ..graph.chain import Chain
@@ -18,11 +19,13 @@ from ..observation.journal import Journal
 from ..observation.observe import Photo, StageObservation, item_name
 from ..precision.int8_stage import Choices, make_int8, ranges_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
-from .objective import Score, at_median, depth_errors, failed
+from .objective import Score, failed
 
 KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
 HOLD_NBYTES = 512 << 20
 Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
+
+SMALLEST_DEPTH = 1e-9
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ class Evaluator:
     def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
         """abs_rel and delta1; of a mask see above."""
         if not self._mask:
-            return depth_errors(at_median(found, truth, valid) if self._fitted else found, truth, valid)
+            found, truth = found[valid], truth[valid]
+            # a precision may push a depth to zero or below: that is a wrong depth, not the end of the search
+            found = np.maximum(at_median(found, truth) if self._fitted else found, SMALLEST_DEPTH)
+            errors = depth_errors(found, truth, ("abs_rel", "delta1"))
+            return errors["abs_rel"], errors["delta1"]
         changed, either = float(np.mean(found[valid] != truth[valid])), float(np.mean((found[valid] > 0) | (truth[valid] > 0)))
         return changed / either if either else 0.0, 1 - changed
 

@@ -7,38 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...runtime.errors import UsageError
-
-
-def depth_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    """abs_rel and delta1 of one photo.
-
-    ``abs_rel`` is the mean of ``|p - t| / t``, ``delta1`` the share of pixels with ``max(p/t, t/p) < 1.25`` (Eigen et al. 2014),
-    over the pixels where ``valid``; nothing is clamped or aligned.
-
-    Args:
-        predicted, truth: float [H, W].
-        valid: bool [H, W]; truth is positive there.
-
-    Raises:
-        ValueError: if no pixel is valid or the shapes differ.
-    """
-    if predicted.shape != truth.shape or valid.shape != truth.shape:
-        raise ValueError(f"shapes {predicted.shape}, {truth.shape} and {valid.shape} differ")
-    p, t = predicted[valid].astype(np.float64), truth[valid].astype(np.float64)
-    if not t.size:
-        raise ValueError("no pixel is valid")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(p > 0, np.maximum(p / t, t / p), np.inf)
-    return float(np.mean(np.abs(p - t) / t)), float(np.mean(ratio < 1.25))
-
-
-def at_median(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """A map without a unit, multiplied so that its median over ``valid`` is the truth's; as it is if its median is not above zero."""
-    middle = float(np.median(predicted[valid])) if valid.any() else 0.0
-    return predicted * (float(np.median(truth[valid])) / middle) if middle > 0 else predicted
 
 
 @dataclass(frozen=True)

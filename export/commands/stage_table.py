@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.catalog import NETWORKS
 from ...models.network import DepthNetwork
-from ...runtime.artefact.spec import DTYPES, TensorSpec
+from ...runtime.artefact.spec import TensorSpec
 
 HEADING = """# Stages of the full-size networks
 
@@ -84,7 +84,7 @@ def stage_rows(name: str, variant: str) -> tuple[int, tuple[StageRow, ...]]:
 
 def _blank(tensor: TensorSpec) -> torch.Tensor:
     shape = [1 if isinstance(size, str) else size for size in tensor.shape]
-    return torch.zeros(shape, dtype=getattr(torch, str(DTYPES[tensor.dtype])), device="meta")
+    return torch.zeros(shape, dtype=getattr(torch, tensor.dtype), device="meta")
 
 
 def page() -> str:

@@ -27,7 +27,6 @@ OPSET = 18  # TensorRT 10.3 reads up to 20; nothing in these networks needs more
 TRACE_BATCH = 2  # a batch of 1 would invite the tracer to treat it as a constant
 MAX_BATCH = 1024
 SCOPES, FOLDED_FROM = "pkg.torch.onnx.name_scopes", "pkg.onnxscript.optimizer.folded_from"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _trace(stage: Stage) -> ir.Model:
         free = {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
         if set(free.values()) - {"batch"}:
             raise ValueError(f"stage {spec.name}, tensor {tensor.name}: only a dimension called 'batch' may be free, got {sorted(set(free.values()))}")
-        arguments.append(torch.zeros([TRACE_BATCH if axis in free else size for axis, size in enumerate(tensor.shape)], dtype=DTYPES[tensor.dtype]))
+        arguments.append(torch.zeros([TRACE_BATCH if axis in free else size for axis, size in enumerate(tensor.shape)], dtype=getattr(torch, tensor.dtype)))
         shapes.append(dict.fromkeys(free, batch))
     try:
         with torch.no_grad(), _quiet():

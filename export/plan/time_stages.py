@@ -18,7 +18,7 @@ from ...calibration.ranges.table import CalibrationTable, TensorRange
 from ...calibration.search.stage_times import StageTimes
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.plan import PlanFile
-from ...runtime.artefact.spec import DTYPES, StageSpec
+from ...runtime.artefact.spec import DTYPES, StageSpec, network_inputs
 from ...runtime.cuda.open_device import open_device
 from ...runtime.errors import FathomError, UsageError
 from ...runtime.tensorrt.backend import TensorRTBackend
@@ -132,6 +132,5 @@ def _run(path: Path, batch: int) -> dict[str, float]:
 
 
 def _zeros(stages: tuple[StageSpec, ...], batch: int) -> dict[str, np.ndarray]:
-    made = {tensor.name for stage in stages for tensor in stage.outputs}
-    outside = {tensor.name: tensor for stage in stages for tensor in stage.inputs if tensor.name not in made}
+    outside = network_inputs(stages)
     return {name: np.zeros(tuple(batch if isinstance(size, str) else size for size in t.shape), DTYPES[t.dtype]) for name, t in outside.items()}

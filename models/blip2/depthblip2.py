@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Protocol, Require, Resize
+from ...runtime.artefact.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, Crop, ImageInput, OutputContract, Protocol, Require, Resize
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import InputError
 from ..checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
@@ -26,8 +26,6 @@ from .blip2_vision import ImageEncoder, VisionConfig
 from .lavis_checkpoint import load_image_encoder, load_qformer
 from .qformer import PromptedQFormer, QFormer, QFormerConfig
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # the published code does not use CLIP's own statistics
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SOURCE = "DepthBLIP-2, published evaluation code"
 FILES = {"v1": ("blip2_pretrained_vitL.pth", "clip_vit_L.pth"), "v2": ("instruct_blip_vicuna7b_trimmed.pth", "eva_vit_g.pth")}
 LICENCES = {"v1": "BSD-3-Clause (LAVIS), MIT (CLIP)", "v2": "unknown"}
@@ -114,7 +112,7 @@ def contract(config: DepthBlip2Config) -> Contract:
     squeeze = Resize(side, side, "bilinear-antialias")
     crop = (Require(480, 640), Crop(416, 544, "top-left", 56, 60), squeeze)
     return Contract(
-        ImageInput("image", (side, side), (side, side), IMAGENET_MEAN, IMAGENET_STD),
+        ImageInput("image", (side, side), (side, side), IMAGENET_MEAN, IMAGENET_STD),  # ImageNet's statistics, not CLIP's own, as in the published code
         OutputContract("depth", "metric", "m", config.bins_m[0], config.bins_m[-1], "far", "bilinear-corners"),
         (
             Protocol("single-image", (squeeze,), (0,), (), False, "the whole photo, one look"),

@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, complain, finite
+from ..checkpoint import Checkpoint, by_rules, complain, finite
 
 QFORMER_SPARE = re.compile(r"Qformer\.cls\..+|Qformer\.bert\.embeddings\.position_ids|temp|(vision_proj|text_proj|itm_head|llm_proj)\.(weight|bias)")
 CLIP_SPARE = re.compile(r"transformer\.resblocks\.23\..+|ln_post\.(weight|bias)|proj")
@@ -45,18 +45,6 @@ EVA_NAMES = (
     (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.+)", r"blocks.\1.norm\2.\3"),
     (r"encoder\.layers\.(\d+)\.mlp\.(.+)", r"blocks.\1.mlp.\2"),
 )
-
-
-def published_name(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """The published tensor that ``name`` comes from; behind ``#`` which part of it.
-
-    Raises:
-        ValueError: if no rule fits.
-    """
-    for pattern, published in rules:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(published)
-    raise ValueError(f"no rule for {name}")
 
 
 class Shelf:
@@ -97,7 +85,7 @@ def load_qformer(qformer: nn.Module, ln_vision: nn.Module, checkpoint: Checkpoin
     """
     shelf, state = Shelf(checkpoint, QFORMER_SPARE, network), {}
     for name, ours in qformer.state_dict().items():
-        state[name] = shelf.take(published_name(name, QFORMER_NAMES), tuple(ours.shape))
+        state[name] = shelf.take(by_rules(name, QFORMER_NAMES), tuple(ours.shape))
     norm = {name: shelf.take(f"ln_vision.{name}", tuple(ours.shape)) for name, ours in ln_vision.state_dict().items()}
     shelf.finish()
     qformer.load_state_dict(state, assign=True)
@@ -115,7 +103,7 @@ def load_image_encoder(encoder: nn.Module, kind: str, checkpoint: Checkpoint, ne
     for name, ours in encoder.state_dict().items():
         if name.startswith("ln_vision."):
             continue
-        source, _, part = published_name(name, rules).partition("#")
+        source, _, part = by_rules(name, rules).partition("#")
         size, *rest = ours.shape
         if part == "qv":  # the key projection has no bias
             query, value = (shelf.take(source.replace("q_bias", f"{which}_bias"), (size // 3,)) for which in "qv")

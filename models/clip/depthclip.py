@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from ...runtime.artefact.contract import Contract, Crop, ImageInput, OutputContract, Protocol, Require, Resize
+from ...runtime.artefact.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, Crop, ImageInput, OutputContract, Protocol, Require, Resize
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ..checkpoint import fill
 from ..network import DepthNetwork, Stage, WeightsOrigin
@@ -23,8 +23,6 @@ from .clip_checkpoint import assemble_clip, clip_origin, own_table, read_clip
 from .clip_text import prompt_features
 from .clip_towers import RN50, ClipConfig, build_image_tower, image_tower_tensors, resnet_features
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, not CLIP's own: so the published code
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SOURCE = "DepthCLIP (arXiv 2207.01077), published evaluation code"
 WORD_SHARE = 0.05  # of a random word that is its own; the rest it has in common with all others
 
@@ -91,7 +89,7 @@ def contract(config: DepthClipConfig) -> Contract:
     crop = (Require(480, 640), Crop(416, 544, "top-left", 56, 60))
     smaller = () if config.window == (416, 544) else (Resize(height, width, "bilinear-antialias"),)
     return Contract(
-        ImageInput("image", config.window, config.window, IMAGENET_MEAN, IMAGENET_STD),
+        ImageInput("image", config.window, config.window, IMAGENET_MEAN, IMAGENET_STD),  # ImageNet's statistics, not CLIP's own, as in the published code
         OutputContract("depth", "metric", "m", config.bins_m[0], config.bins_m[-1], "far", "bilinear-corners"),
         (
             Protocol("single-image", (Resize(height, width, "bilinear-antialias"),), (0,), (), True, "the whole photo, otherwise as nyu-benchmark"),

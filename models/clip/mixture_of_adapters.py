@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..linear import linear_of
+
 
 class MixtureOfAdapters(nn.Module):
     """x + sum over k of g_k Expert_k(x), g = softmax(G(x) / tau), token by token (equations 1 to 3).
@@ -45,12 +47,12 @@ class FoldedAdapters(nn.Module):
         super().__init__()
         experts = list(adapters.experts)
         self.count, self.hidden = len(experts), experts[0][0].out_features
-        self.down = _linear(torch.cat([e[0].weight for e in experts]), torch.cat([e[0].bias for e in experts]))
+        self.down = linear_of(torch.cat([e[0].weight for e in experts]), torch.cat([e[0].bias for e in experts]))
         self.activation = nn.GELU()
-        self.up = _linear(torch.cat([e[2].weight for e in experts], dim=1))
-        self.up_bias = _linear(torch.stack([e[2].bias for e in experts], dim=1))
+        self.up = linear_of(torch.cat([e[2].weight for e in experts], dim=1))
+        self.up_bias = linear_of(torch.stack([e[2].bias for e in experts], dim=1))
         first, _, last = adapters.gate
-        self.gate = nn.Sequential(first, nn.ReLU(), _linear(last.weight / adapters.temperature, last.bias / adapters.temperature))
+        self.gate = nn.Sequential(first, nn.ReLU(), linear_of(last.weight / adapters.temperature, last.bias / adapters.temperature))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B,N,C] -> [B,N,C]."""
@@ -58,11 +60,3 @@ class FoldedAdapters(nn.Module):
         hidden = self.activation(self.down(tokens)).unflatten(-1, (self.count, self.hidden))  # [B,N,K,H]
         hidden = (hidden * gates.unsqueeze(-1)).flatten(-2)  # [B,N,K*H]
         return tokens + self.up(hidden) + self.up_bias(gates)
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return linear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,27 @@ SMALL_STD = 2e-3  # the decoder starts at 1e-3
 
 def published_name(own: str, depth_head: str) -> str:
     """The name that a tensor of EVP or VPD has in the published checkpoints; ``depth_head``: prefix of the last two convolutions."""
-    prefix = own.split(".", 1)[0] + "."
+    return with_prefixes(own, PUBLISHED_PREFIXES | {"depth_head.": depth_head})
+
+
+def with_prefixes(own: str, prefixes: dict[str, str]) -> str:
+    """``own`` with the longest prefix that ``prefixes`` has replaced, and the backbone's names in the layout of CompVis "ldm"."""
+    prefix = max((prefix for prefix in prefixes if own.startswith(prefix)), key=len)
     rule = {"vae.": vae_ldm_key, "unet.": unet_ldm_key}.get(prefix, str)
-    return (PUBLISHED_PREFIXES | {"depth_head.": depth_head})[prefix] + rule(own[len(prefix) :])
+    return prefixes[prefix] + rule(own[len(prefix) :])
 
 
-def key_table(network: nn.Module, depth_head: str, constants: dict[str, Tensor], ignored: dict[str, tuple[int, ...] | None]) -> KeyTable:
+def key_table(network: nn.Module, published: Callable[[str], str], constants: dict[str, Tensor], ignored: dict[str, tuple[int, ...] | None]) -> KeyTable:
     """What a checkpoint of this network must hold, from the network's own tensors.
 
     Args:
+        published: own name -> published name.
         constants: published names of tensors that never change, with their value; the file may lack them.
         ignored: see ``KeyTable``.
     """
     wanted, counters = {}, {}
     for own, tensor in network.state_dict().items():
-        name, shape = published_name(own, depth_head), tuple(tensor.shape)
+        name, shape = published(own), tuple(tensor.shape)
         wanted[name] = Key(own, vae_ldm_shape(own.removeprefix("vae."), shape) if own.startswith("vae.") else shape)
         if own.endswith("num_batches_tracked"):
             counters[name] = torch.zeros((), dtype=torch.int64)

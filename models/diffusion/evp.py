@@ -203,7 +203,7 @@ def evp_keys(network: EVP) -> KeyTable:
         transform + "k_idx": torch.arange(BIN_COUNT).view(1, -1, 1, 1),
         transform + "K_minus_1": torch.full((1, 1, 1, 1), float(BIN_COUNT - 1)),
     }
-    return key_table(network, DEPTH_HEAD, constants, dict.fromkeys([*clip_names(), CLIP_PREFIX + "embeddings.position_ids"]))
+    return key_table(network, lambda own: published_name(own, DEPTH_HEAD), constants, dict.fromkeys([*clip_names(), CLIP_PREFIX + "embeddings.position_ids"]))
 
 
 def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIAL, text_pack: str | Path | None = None) -> EVP:

@@ -19,23 +19,30 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ...runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Resize
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.artefact.text_input import TextInput
-from ..checkpoint import Key, KeyTable, fill, read_checkpoint
+from ..checkpoint import KeyTable, fill, read_checkpoint
 from ..clip.clip_tokenizer import VOCABULARY, published_tokenizer, tokenizer_json, whole_word_merges
 from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..position_buffers import restore_position_buffers
 from ..random_init import RANDOM_WARNING, draw_weights, randomise
-from .diffusion_checkpoint import refuse_other_networks
+from .diffusion_checkpoint import key_table, refuse_other_networks, with_prefixes
 from .folding import FoldedUNet, FoldedVAE
 from .refinement import Refinement
 from .simple_decoding import FoldedSimpleDecoding, SimpleDecoding
 from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, TINY_BACKBONE, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
-from .stable_diffusion_keys import unet_ldm_key, vae_ldm_key, vae_ldm_shape
 from .text_context import TextAdapter
 
 LATENT_DIVISOR = 4.7164
 REFINED_NAMES = ("r64", "r32", "r16", "r8")
 ANCHOR = "aggregation.layer1.conv1.weight"  # what stands before it in a file is a wrapper's name
 TOKENIZER = "tokenizer.json"
+PUBLISHED_PREFIXES = {
+    "vae.": "encoder_vq.",
+    "unet.": "unet.unet.diffusion_model.",
+    "text.clip.": "clip_model.text_model.",
+    "text.": "",
+    "refinement.": "aggregation.",
+    "": "",
+}
 PUBLISHED = {"657dc9c5": "MykolaL/evp_refer", "debca855": "MykolaL/evp_refer"}
 LICENCE = "MIT (EVP repository); made from Stable Diffusion 1.5 (CreativeML OpenRAIL-M) and CLIP ViT-L/14 (MIT)"
 TINY_WORDS = (
@@ -220,31 +227,17 @@ def _contract(config: EVPReferConfig) -> Contract:
 
 def published_name(own: str) -> str:
     """The name that one of this network's tensors has in the published checkpoint."""
-    if own.startswith("vae."):
-        return "encoder_vq." + vae_ldm_key(own.removeprefix("vae."))
-    if own.startswith("unet."):
-        return "unet.unet.diffusion_model." + unet_ldm_key(own.removeprefix("unet."))
-    if own.startswith("text.clip."):
-        return "clip_model.text_model." + own.removeprefix("text.clip.")
-    if own.startswith("refinement."):
-        return "aggregation." + own.removeprefix("refinement.")
-    return own.removeprefix("text.")
+    return with_prefixes(own, PUBLISHED_PREFIXES)
 
 
 def evp_refer_keys(network: EVPRefer) -> KeyTable:
     """What a checkpoint must hold. The U-Net's output head and the VAE decoder's first convolution are there and not used."""
-    wanted, counters = {}, {}
-    for own, tensor in network.state_dict().items():
-        name, shape = published_name(own), tuple(tensor.shape)
-        wanted[name] = Key(own, vae_ldm_shape(own.removeprefix("vae."), shape) if own.startswith("vae.") else shape)
-        if own.endswith("num_batches_tracked"):
-            counters[name] = torch.zeros((), dtype=torch.int64)
     finest = network.config.backbone.unet_channels[0]
     out, post = "unet.unet.diffusion_model.out.", "encoder_vq.post_quant_conv."
     unused = {out + "0.weight": (finest,), out + "0.bias": (finest,), out + "2.weight": (LATENT_CHANNELS, finest, 3, 3), out + "2.bias": (LATENT_CHANNELS,)}
     unused |= {post + "weight": (LATENT_CHANNELS, LATENT_CHANNELS, 1, 1), post + "bias": (LATENT_CHANNELS,)}
     unused |= {"clip_model.text_model.embeddings.position_ids": (1, network.config.clip_positions)}
-    return KeyTable(wanted, {}, counters, unused)
+    return key_table(network, published_name, {}, unused)
 
 
 def load_evp_refer(path: str | Path, variant: str = "refcoco", config: EVPReferConfig = OFFICIAL, tokenizer: str | Path | None = None) -> EVPRefer:

@@ -154,7 +154,7 @@ def vpd_keys(network: VPD) -> KeyTable:
     """What a VPD checkpoint holds: EVP's backbone, aggregation and decoder, and the VAE decoder's first convolution, unused."""
     post_quant = "encoder.encoder_vq.post_quant_conv."
     unused = {post_quant + "weight": (LATENT_CHANNELS, LATENT_CHANNELS, 1, 1), post_quant + "bias": (LATENT_CHANNELS,)}
-    return key_table(network, DEPTH_HEAD, {}, unused)
+    return key_table(network, lambda own: published_name(own, DEPTH_HEAD), {}, unused)
 
 
 def load_vpd(path: str | Path, scene: str | None = None, variant: str = "nyu", config: VPDConfig = OFFICIAL, text_pack: str | Path | None = None) -> VPD:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, interpolate
 from transformers import BertConfig, BertModel
 
-from ...runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Require, Resize, TextInput
+from ...runtime.artefact.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, ImageInput, OutputContract, Protocol, Require, Resize, TextInput
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.text.encoder import TextEncoder
-from ..checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
+from ..checkpoint import Checkpoint, Key, KeyTable, by_rules, fill, read_checkpoint
 from ..lora import LoraLinear, merge_adapters
 from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..position_buffers import restore_position_buffers
@@ -31,8 +31,6 @@ from .language_depth_decoder import LanguageDepthDecoder, LanguageToDepth
 from .reprogramming import FoldedReprogramming, Reprogramming, ReprogrammingConfig
 from .vit import VisionTransformer, VitConfig
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 TOKENIZER = "constants/tokenizer.json"
 HIDDEN = -1e4  # added to the scores of padding; e^-10000 is exactly 0 in FP32 and in FP16
 DATASET = "Dataset description: Monocular depth estimation is the process of inferring the distance of objects in a scene from a single 2D image."
@@ -422,8 +420,5 @@ def _rank(checkpoint: Checkpoint) -> int:
 
 
 def _published_name(name: str, config: LlmMdeConfig) -> str:
-    for pattern, published in PUBLISHED_NAMES:
-        if match := re.fullmatch(pattern, name):
-            found = match.expand(published)
-            return found if config.vit.lora_rank else found.replace("vit_lora.lora_vit.", "vit_lora.")
-    raise ValueError(f"no rule for {name}")
+    found = by_rules(name, PUBLISHED_NAMES)
+    return found if config.vit.lora_rank else found.replace("vit_lora.lora_vit.", "vit_lora.")

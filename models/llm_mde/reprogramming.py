@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..linear import linear_of
+
 
 @dataclass(frozen=True)
 class ReprogrammingConfig:
@@ -83,8 +85,8 @@ class FoldedReprogramming(nn.Module):
                 weight = query.weight.unflatten(0, (self.heads, -1)).transpose(1, 2) @ keys  # [H,D,S]
                 bias = query.bias.unflatten(0, (self.heads, 1, -1)) @ keys  # [H,1,S]
                 out = reprogramming.out_projection.weight.T.unflatten(0, (self.heads, -1))  # [H,E,T]
-                self.scores = _linear(weight.permute(0, 2, 1).flatten(0, 1), bias.flatten())  # [H*S,D]
-                self.out_projection = _linear((values @ out).flatten(0, 1).T, reprogramming.out_projection.bias)  # [T,H*S]
+                self.scores = linear_of(weight.permute(0, 2, 1).flatten(0, 1), bias.flatten())  # [H*S,D]
+                self.out_projection = linear_of((values @ out).flatten(0, 1).T, reprogramming.out_projection.bias)  # [T,H*S]
             else:
                 self.query_projection, self.out_projection = query, reprogramming.out_projection
                 self.register_buffer("keys", keys.contiguous())  # [H,E,S]
@@ -97,9 +99,3 @@ class FoldedReprogramming(nn.Module):
             return self.out_projection(self.scores(tokens).unflatten(2, (self.heads, -1)).softmax(dim=-1).flatten(2))
         queries = self.query_projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B,H,N,E]
         return self.out_projection(((queries @ self.keys).softmax(dim=-1) @ self.values).transpose(1, 2).flatten(2))
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight.contiguous()), nn.Parameter(bias.clone())
-    return layer

@@ -25,7 +25,7 @@ from .recipes.recipes import Recipe
 from .state import load_state, save_state, state_path, write_tensors
 
 LOG_EVERY = 10  # steps between two lines of the log
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+STORED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Run:
     backbone: DepthNetwork | None = None
 
     def __post_init__(self):
-        if self.steps < 1 or self.every < 1 or self.seed < 0 or self.store not in DTYPES:
+        if self.steps < 1 or self.every < 1 or self.seed < 0 or self.store not in STORED_DTYPES:
             raise ValueError(f"positive steps, a seed from 0 and fp32 or fp16 were wanted, got {self.steps}, {self.every}, {self.seed}, {self.store}")
 
 
@@ -174,7 +174,7 @@ def train(
     wall_s = earlier_s + time.monotonic() - started
     network.eval().requires_grad_(False)
     if ranks.rank == 0:
-        write_tensors(run.output, dict(published_tensors(network, DTYPES[run.store])), {"format": "pt"})
+        write_tensors(run.output, dict(published_tensors(network, STORED_DTYPES[run.store])), {"format": "pt"})
         write_log(log_path(run.output), run.facts, lines)
         state_path(run.output).unlink(missing_ok=True)
     if ranks.world > 1:

@@ -16,6 +16,7 @@ from .text_input import TextInput
 INTERPOLATIONS = ("bilinear", "bilinear-corners", "bilinear-antialias", "bicubic-antialias", "nearest")
 ANCHORS = ("center", "bottom-center", "top-left")
 MAX_PIXELS_PER_SIDE = 1 << 14
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels as shares of 1, red, green, blue
 
 
 def _side(value: int, what: str, least: int = 1) -> None:

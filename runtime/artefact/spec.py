@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,13 @@ class StageSpec:
         """
         name, inputs, outputs = fields(data, "stage", name=str, inputs=list, outputs=list)
         return cls(name, tuple(map(TensorSpec.from_json, inputs)), tuple(map(TensorSpec.from_json, outputs)))
+
+
+def network_inputs(stages: Iterable[StageSpec]) -> dict[str, TensorSpec]:
+    """The tensors of a stage chain that come from outside, because no stage makes them, by name in the order of their first use."""
+    stages = tuple(stages)
+    made = {tensor.name for stage in stages for tensor in stage.outputs}
+    return {tensor.name: tensor for stage in stages for tensor in stage.inputs if tensor.name not in made}
 
 
 def check_chain(stages: tuple[StageSpec, ...]) -> None:

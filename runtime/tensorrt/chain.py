@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..artefact.spec import DTYPES, TensorSpec
+from ..artefact.spec import DTYPES, TensorSpec, network_inputs
 from ..cuda.device import Device
 from ..cuda.resources import DeviceBuffer, Graph, Stream
 from ..errors import FathomError, InputError
@@ -44,9 +44,8 @@ class Chain:
         self._blocks: list[DeviceBuffer] = []
         self._graph: Graph | None = None
         self._wants_graph = graphs and batch[0] == batch[2] and device.supports_graphs
-        made = {tensor.name for engine in engines for tensor in engine.spec.outputs}
         taken = {tensor.name for engine in engines for tensor in engine.spec.inputs}
-        self.inputs: dict[str, TensorSpec] = {t.name: t for engine in engines for t in engine.spec.inputs if t.name not in made}
+        self.inputs = network_inputs(engine.spec for engine in engines)
         self.outputs: dict[str, TensorSpec] = {t.name: t for engine in engines for t in engine.spec.outputs if t.name not in taken or t.name in keep}
         self.shapes: dict[str, tuple[int, ...]] = {}
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from ..artefact.spec import StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError
 
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
+TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
 NO_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "cudaerrormemoryallocation", "bad_alloc", "bad alloc", "insufficient memory")
 
 
@@ -87,7 +87,7 @@ class Engine:
                 self._check_profile(tensor, batch)
 
     def _check_tensor(self, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
-        dtype = DTYPES.get(self.engine.get_tensor_dtype(tensor.name).name, "unknown")
+        dtype = TENSORRT_DTYPES.get(self.engine.get_tensor_dtype(tensor.name).name, "unknown")
         if dtype != tensor.dtype:
             raise self._wrong(f"has {dtype} in tensor {tensor.name}", tensor.dtype)
         if self.engine.get_tensor_location(tensor.name) != self._trt.TensorLocation.DEVICE:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
+from ....datasets.mask_metrics import MaskTotals
 from ....runtime.errors import AccuracyError
 from ..data.referring_data import WordsBatch, WordsExamples
 
@@ -15,14 +16,12 @@ METRICS = ("mIoU", "oIoU", "P@0.5")
 
 
 def mask_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """mIoU (mean over pairs), oIoU (all intersections over all unions) and P@0.5 (share of pairs whose IoU reaches one half).
-
-    Args:
-        pairs: prediction and truth, bool of one shape (``benchmarks.segmentation`` has the definitions).
-    """
-    counts = np.array([((found & truth).sum(), (found | truth).sum()) for found, truth in pairs], np.float64)
-    iou = counts[:, 0] / np.maximum(counts[:, 1], 1)
-    return {"mIoU": float(iou.mean()), "oIoU": float(counts[:, 0].sum() / max(counts[:, 1].sum(), 1)), "P@0.5": float((iou >= 0.5).mean())}
+    """``METRICS`` of predictions and truths, bool [H, W] each."""
+    totals = MaskTotals()
+    for found, truth in pairs:
+        totals = totals.add(found, truth)
+    found = totals.metrics()
+    return {name: found[name] for name in METRICS}
 
 
 def validate_masks(predict: Callable[[WordsBatch], torch.Tensor], examples: WordsExamples, device: torch.device) -> dict[str, float]:

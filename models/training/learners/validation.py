@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
+from ....datasets.depth_metrics import at_median, depth_errors
 from ....runtime.errors import AccuracyError
 from ..data.training_data import Batch, Examples
 
@@ -15,19 +16,15 @@ METRICS = ("abs_rel", "rmse", "delta1")
 
 
 def errors(prediction_m: np.ndarray, truth_m: np.ndarray) -> dict[str, float]:
-    """abs_rel, rmse and delta1 of two arrays [n] of positive depths, in float64 (``benchmarks.metrics`` has the definitions).
+    """``METRICS`` of two arrays [n] of positive depths.
 
     Raises:
         AccuracyError: if a prediction is not a positive finite number.
     """
-    p, g = prediction_m.astype(np.float64), truth_m.astype(np.float64)
+    p = prediction_m.astype(np.float64)
     if not (np.isfinite(p).all() and (p > 0).all()):
         raise AccuracyError(f"{int((~np.isfinite(p)).sum())} predicted depths are not finite and {int((p <= 0).sum())} not positive")
-    return {
-        "abs_rel": float(np.mean(np.abs(p - g) / g)),
-        "rmse": float(np.sqrt(np.mean((p - g) ** 2))),
-        "delta1": float(np.mean(np.maximum(p / g, g / p) < 1.25)),
-    }
+    return depth_errors(p, truth_m, METRICS)
 
 
 def mean_of(scores: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -62,11 +59,6 @@ def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch
                         found_m = at_median(found_m, truth[valid])
                     scores.append(errors(found_m, truth[valid]))
     return mean_of(scores)
-
-
-def at_median(depth: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
-    """Depths multiplied so that their median is the truth's."""
-    return depth * (np.median(truth_m) / np.median(depth))
 
 
 def baselines(examples: Examples) -> dict[str, dict[str, float]]:

@@ -144,3 +144,10 @@ def test_alignments_recover_what_they_can():
     assert np.isnan(broken[1])
     with pytest.raises(ValueError, match="alignment"):
         align(g, g, "best", 1e-3)
+
+
+def test_a_few_metrics_are_the_same_numbers_as_all():
+    p, g = np.random.default_rng(5).uniform(0.3, 9, (2, 400))
+    everything = depth_errors(p, g)
+    for names in (("abs_rel", "delta1"), ("rmse",), ("silog_half", "delta3", "log10")):
+        assert depth_errors(p, g, names) == {name: everything[name] for name in METRICS if name in names}
