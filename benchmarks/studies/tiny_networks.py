@@ -36,7 +36,7 @@ from ..accuracy.journal import Journal
 from ..accuracy.published import EVALUATIONS
 from ..accuracy.rows import fitted, open_rows
 from .mask_agreement import compare_masks
-from .measured_commands import MODULES
+from .measured_commands import command_line
 
 NETWORKS: dict[str, tuple[str, ...]] = {  # name -> what depth-export wants besides
     "evp-tiny": (),
@@ -83,7 +83,7 @@ def command(program: str, *words: str) -> list[dict[str, Any]]:
     Raises:
         FathomError: if it fails, with its last words.
     """
-    line = [sys.executable, "-m", f"fathom.{MODULES[program]}", *words, "--json", "--force", "--quiet"]
+    line = [*command_line(program), *words, "--json", "--force", "--quiet"]
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         last = next((text for text in reversed(done.stderr.splitlines()) if text.strip()), "no message")
