@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from fathom.benchmarks.studies.int8_fullsize import ratios
-from fathom.benchmarks.studies.measured_commands import machine
-from fathom.benchmarks.studies.tree_memory import TreeMemory, measured
+from fathom.benchmarks.studies.measured_commands import machine, measured
+from fathom.benchmarks.studies.tree_memory import TreeMemory
 from fathom.runtime.errors import FathomError
 
 MIB = 1 << 20
