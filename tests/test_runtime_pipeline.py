@@ -1,6 +1,7 @@
 """From photos to maps through a real (tiny) network, against the same worked out by hand."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, ChecksumError, EnvironmentMismatchError, InputError, UsageError
 from fathom.runtime.photo.depth_map import Intrinsics
 from fathom.runtime.pipeline import Pipeline
+
+PLANS = Path(__file__).parent / "data" / "plans"
 
 
 def photo(height=60, width=100, seed=0):
@@ -151,3 +154,11 @@ def test_the_front_door(tiny):
         assert isinstance(pipeline(photo()), fathom.runtime.DepthMap)
     with pytest.raises(AttributeError):
         fathom.runtime.nothing
+
+
+def test_a_plan_of_the_first_release_gives_the_depth_it_gave_then():
+    """Plans outlive the files that write them: this one and its depth come from version 0.1.0, before the folders got their rooms."""
+    photo = np.random.default_rng(11).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    wanted = np.load(PLANS / "small-0.1.0.depth_m.npy", allow_pickle=False)
+    with Pipeline.open(PLANS / "small-0.1.0.plan") as pipeline:
+        np.testing.assert_allclose(pipeline.predict(photo).depth_m, wanted, rtol=1e-5)
