@@ -39,7 +39,7 @@ class Pipeline:
         origin: which network this is.
         batch: how many windows go through the network together.
         remarks: what was opened and what it takes, in words.
-        concurrent: how many predictions may be under way at the same time and are worth it.
+        concurrent: useful concurrency: how many predictions in flight keep the device busy.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):

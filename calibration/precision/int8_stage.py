@@ -19,7 +19,7 @@ Choices = dict[tuple[str, ...], Choice]  # nodes of a region -> what it computes
 
 
 def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also: tuple[str, ...] = ()) -> dict[str, TensorRange]:
-    """Range of every activation that some INT8 node reads, by that node's rule; where rules meet in one tensor the first node's counts.
+    """Range of every activation that some INT8 node reads, by that node's rule; if nodes disagree on a tensor's observer, the first wins.
 
     A tensor that SmoothQuant divides gets the greatest magnitude it has left, and its channels for the division.
     """

@@ -17,8 +17,8 @@ class Budget:
     Args:
         abs_rel: greatest change of abs_rel as a share of the FP32 one (0.005 for 0.5 %).
         delta1: greatest change of delta1, absolute (0.002 for 0.2 percentage points).
-        moved: greatest mean of |depth - FP32 depth| / FP32 depth: metrics that stay put on a few photos prove nothing about a depth
-            map that does not.
+        moved: greatest mean of |depth - FP32 depth| / FP32 depth: unchanged metrics on a few photos do
+            not prove an unchanged map.
 
     A change for the better counts as much: on other photos it is one for the worse.
     """

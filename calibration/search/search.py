@@ -102,7 +102,7 @@ class Search:
         return FP32
 
     def _profitable(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
-        """INT8 goes where it makes its stage slower: a region between FP16 ones pays for turning its input into INT8."""
+        """INT8 is removed wherever it slows its stage: a region between FP16 ones pays for turning its input into INT8."""
         chosen, fp16 = dict(chosen), Choice("fp16")
         for stage in {region.stage: None for region in chosen}:
             mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
@@ -183,7 +183,7 @@ class Search:
         return found
 
     def _given_back(self, precision: str, chosen: dict[Region, Choice], raised: dict[Region, Choice]) -> dict[Region, Choice]:
-        """Of the raised regions those that cost most go down again, one by one, where the budget allows it: not every one of an order was to blame."""
+        """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
         costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self._saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
         for number, region in enumerate(costly, 1):
             trial = raised | {region: chosen[region]}

@@ -187,8 +187,8 @@ BACKBONE = ("vae", "unet")
 
 
 def take_backbone(learner: Learner, other: Learner) -> None:
-    """Copy the VAE and U-Net of another network, as VPD and EVP both begin with those of Stable Diffusion. What the other one divides the
-    latent by goes into the first weights, so that the U-Net goes on as it was.
+    """Copy the VAE and U-Net of another network, as VPD and EVP both begin with those of Stable Diffusion. The ratio of the two
+    latent divisors is folded into ``conv_in``, so that the U-Net sees the latent it learned on.
 
     Raises:
         UsageError: if one of the two has none, or they are not of one size.

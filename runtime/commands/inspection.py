@@ -53,7 +53,7 @@ def describe(manifest: Any) -> str:
         lines.append("warning   the weights are untrained: the depth means nothing")
     if plan:
         targets, batch = ", ".join(manifest.targets), ":".join(map(str, manifest.batch))
-        lines.append(f"engines   {manifest.backend} {manifest.backend_version}, {manifest.precision}, for {targets}, batch {batch} (least:usual:greatest)")
+        lines.append(f"engines   {manifest.backend} {manifest.backend_version}, {manifest.precision}, for {targets}, batch {batch} (min:opt:max)")
         if (manifest.backend, manifest.precision) == ("onnxruntime", "fp16"):
             lines.append("warning   FP16 is simulated: tensors are rounded as an FP16 engine stores them, sums are FP32; for measuring accuracy")
     lines += [

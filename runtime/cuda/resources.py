@@ -1,4 +1,4 @@
-"""What lives on a CUDA device: streams, events, buffers, graphs, kernels. Each is owned by one object, which frees it once.
+"""What lives on a CUDA device: streams, events, buffers, graphs, kernels. Each is owned by one object, which releases it once.
 
 Like the calls of ``cuda.Device``, everything here is used inside ``with device:``.
 """

@@ -22,7 +22,7 @@ class TensorRTBackend:
 
     Attributes:
         stages: in running order.
-        concurrent: how many runs may be asked for at the same time and are worth it.
+        concurrent: useful concurrency: how many runs in flight keep the device busy.
         remarks: what was opened, in words: memory, graphs, kernel cache, warm-up.
     """
 

@@ -22,7 +22,7 @@ Maps = list[tuple[np.ndarray, np.ndarray]]
 
 
 class DevicePhotos:
-    """The buffers of one job on its way; they grow to the largest job they met."""
+    """The buffers of one job on its way; sized to the largest job so far; never shrunk."""
 
     def __init__(self, device: Device, chain: Chain, contract: Contract, least: int, kernels: DeviceKernels):
         self._device, self._chain, self._contract, self._least = device, chain, contract, least

@@ -14,7 +14,7 @@ HINT_MIDDLE, HINT_SPREAD = 1.0, 0.5  # of what a place says of its depth; logari
 
 
 def patch_hint(tokens: Tensor, truth_m: Tensor, valid: Tensor, side: int) -> Tensor:
-    """Mean absolute error of the first channel of each patch's token as the patch's mean logarithm of depth; patches half unknown do not count.
+    """L1 between each patch token's first channel and the patch's mean log depth; patches whose depth is known by less than half do not count.
 
     Args:
         tokens: [B, 1 + patches, width], class token first; the last patches may be missing.

@@ -27,7 +27,7 @@ class ReferLearner(EvpLearner):
     """EVP's referring network. A picture is encoded once for all sentences about it.
 
     With ``hint``, the first channel of the latent learns the depth around its place, and the second one of each tap whether the words mean
-    it: a new backbone is too deep to hear of it from the other end alone.
+    it: in a backbone that starts from nothing, gradients from the loss alone are too weak.
     """
 
     measures = "masks"

@@ -1,4 +1,4 @@
-"""How the small networks of seven words learn: DepthCLIP and DepthBLIP-2, whose published weights nobody can make smaller."""
+"""How the small networks of seven words learn: DepthCLIP and DepthBLIP-2, whose published weights exist in no small size."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class DepthBlip2Learner(WordsLearner):
         return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint} if self.hint else {"loss": loss}
 
     def start(self, seed: int) -> None:
-        """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and queries that hear their words:
+        """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and attention outputs scaled up so that prompts influence queries:
         where all prompts look at a picture alike, all words grow alike with it, and a softmax over words forgets what they have in common.
         """
         network = self.network
