@@ -77,8 +77,9 @@ class DepthBlip2Learner(WordsLearner):
         return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint} if self.hint else {"loss": loss}
 
     def start(self, seed: int) -> None:
-        """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and attention outputs scaled up so that prompts influence queries:
-        where all prompts look at a picture alike, all words grow alike with it, and a softmax over words forgets what they have in common.
+        """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and attention outputs scaled up
+        so that prompts influence queries: where all prompts look at a picture alike, all words grow alike with it, and a softmax over words
+        forgets what they have in common.
         """
         network = self.network
         with torch.no_grad():
