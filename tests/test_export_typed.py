@@ -8,7 +8,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fathom.export.precision.typed import boundary_types, type_stage
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
-from fathom.runtime.errors import BuildFailedError
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -181,11 +180,3 @@ def test_resize_scales_stay_float32(tmp_path):
     made = type_stage(file, tmp_path / "t.onnx", spec)
     assert not made.fp32 and {t.name: t.data_type for t in onnx.load(str(tmp_path / "t.onnx")).graph.initializer} == {"scales": FLOAT}
     _session(tmp_path / "t.onnx")
-
-
-def test_control_flow_is_refused(tmp_path):
-    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["b"])], "b", [], [helper.make_tensor_value_info("b", FLOAT, None)])
-    nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
-    file, spec = _graph(tmp_path, nodes, {"yes": np.array(True)})
-    with pytest.raises(BuildFailedError, match="control flow"):
-        type_stage(file, tmp_path / "t.onnx", spec)

@@ -9,12 +9,16 @@ from functools import lru_cache
 import numpy as np
 import onnx
 
+from .operator_types import operator_types, opsets
+
 FP16_MAX = 65504.0
 BF16_OPSET = 19
 FP16_MIN_NORMAL = 2.0**-14
 NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization", "LRN", "LpNormalization")
+NORMS += ("MeanVarianceNormalization",)
 SUMMING = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "CumSum", "GlobalAveragePool")
 CURVED = ("Pow", "Exp", "Log", "Softplus", "Reciprocal", "Sqrt", "LogSoftmax")
+SCATTERS = ("ScatterElements", "ScatterND")
 MOVING = ("Reshape", "Transpose", "Concat", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Tile")
 MOVING += ("DepthToSpace", "SpaceToDepth")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Pow", "Max", "Min", "Clip", "Neg", "Abs")
@@ -23,7 +27,8 @@ ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Pow", "Max", "
 def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np.ndarray], islands: tuple[str, ...]) -> dict[str, str]:
     """Names of the nodes that stay FP32, each with the reason.
 
-    The rules, in this order: ``islands`` (regular expressions over module paths), norms with their scale and shift, softmax, sums
+    The rules, in this order: what ONNX forbids (operators that take or give no FP16, that make floats from nothing of that type, that hold
+    control flow, or that are unknown), ``islands`` (regular expressions over module paths), norms with their scale and shift, softmax, sums
     and curved functions with what is computed from them alone (the mean and the variance of a norm that was written out), constants
     that FP16 cannot hold, and cheap nodes between FP32 nodes. An FP32 softmax between two FP16 matrix products does not break the
     compiler's attention kernel: TensorRT-RTX 1.7.1 needs 19 MB of activations for 8 heads of 4096 tokens either way, and 824 MB once
@@ -35,16 +40,21 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
         constants: values of the initialisers that can be looked at; large ones may be mapped files.
         islands: see ``Stage.fp32_islands``.
     """
-    graph = _Graph(model, floats, constants)
+    versions = opsets(model)
+    graph = _Graph(model, floats, constants, versions)
     reasons: dict[str, str] = {}
     patterns = [re.compile(pattern) for pattern in islands]
     for node in graph.nodes:
-        if pattern := next((p for p in patterns if _on_island(node.name, p)), None):
+        if obstacle := _obstacle(node, floats, versions):
+            reasons[node.name] = obstacle
+        elif pattern := next((p for p in patterns if _on_island(node.name, p)), None):
             reasons[node.name] = f"island {pattern.pattern}"
         elif node.op_type in NORMS:
             reasons[node.name] = "norm"
-        elif node.op_type == "Softmax":
+        elif node.op_type in ("Softmax", "Attention"):
             reasons[node.name] = "softmax"
+        elif node.op_type in SCATTERS and any(attribute.name == "reduction" and attribute.s != b"none" for attribute in node.attribute):
+            reasons[node.name] = f"{node.op_type} adds up"
         elif node.op_type in SUMMING + CURVED:
             reasons[node.name] = f"{node.op_type} loses too much in FP16"
         elif worst := graph.unfit_constant(node):
@@ -53,6 +63,23 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
     _written_out_norms(graph, reasons)
     _between(graph, reasons)
     return reasons
+
+
+def has_subgraph(node: onnx.NodeProto) -> bool:
+    """Whether the node holds graphs of its own: If, Loop, Scan."""
+    return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
+
+
+def _obstacle(node: onnx.NodeProto, floats: set[str], versions: dict[str, int]) -> str:
+    """Why ONNX does not allow the node in FP16, or an empty string."""
+    if has_subgraph(node):
+        return f"{node.op_type} holds graphs of its own"
+    if obstacle := operator_types(node, versions, floats).obstacle:
+        return obstacle
+    made_of_nothing = not any(name in floats for name in node.input) and node.op_type not in ("Cast", "Constant")
+    if made_of_nothing and not any(attribute.type == onnx.AttributeProto.TENSOR for attribute in node.attribute):
+        return f"the type that {node.op_type} gives is set by an attribute or by default"
+    return ""
 
 
 @lru_cache(maxsize=1024)
@@ -90,8 +117,8 @@ def _on_island(name: str, pattern: re.Pattern) -> bool:
 class _Graph:
     """Who makes and who reads each floating-point tensor."""
 
-    def __init__(self, model: onnx.ModelProto, floats: set[str], constants: dict[str, np.ndarray]):
-        self.floats, self.constants = floats, constants
+    def __init__(self, model: onnx.ModelProto, floats: set[str], constants: dict[str, np.ndarray], versions: dict[str, int]):
+        self.floats, self.constants, self.versions = floats, constants, versions
         self.nodes = [node for node in model.graph.node if any(name in floats for name in [*node.input, *node.output])]
         self.maker = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -107,16 +134,14 @@ class _Graph:
 
     def unfit_constant(self, node: onnx.NodeProto) -> str:
         """Why a constant of the node does not fit FP16, or an empty string."""
+        wide = operator_types(node, self.versions, self.floats).wide_inputs
         for index, name in enumerate(node.input):
-            if name in self.constants and name in self.floats and (node.op_type, index) not in FLOAT32_ONLY:
+            if name in self.constants and name in self.floats and index not in wide:
                 if name not in self._limits:
                     self._limits[name] = _unfit(self.constants[name])
                 if self._limits[name]:
                     return f"constant {name} {self._limits[name]}"
         return ""
-
-
-FLOAT32_ONLY = {("Resize", 1), ("Resize", 2)}  # region and scales are float32 in every ONNX version
 
 
 def _unfit(values: np.ndarray) -> str:

@@ -7,7 +7,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..graph.stage_graph import StageGraph
-from .fp32_rules import FLOAT32_ONLY, fp32_nodes, takes_bf16
+from .fp32_rules import fp32_nodes, takes_bf16
+from .operator_types import operator_types, opsets
 
 FLOAT = TensorProto.FLOAT
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -15,7 +16,7 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
 def stays_fp32(graph: StageGraph, islands: tuple[str, ...] = ()) -> dict[str, str]:
-    """Names of the nodes that compute in FP32 in every typed stage, each with its reason (see ``precision_regions``)."""
+    """Names of the nodes that compute in FP32 in every typed stage, each with its reason (see ``fp32_rules``)."""
     kinds, _ = graph.types_and_shapes()
     floats = {name for name, kind in kinds.items() if kind == FLOAT}
     constants = {name: graph.array(name) for name in graph.constants}
@@ -53,7 +54,7 @@ class _Rounding:
     """One pass in running order; each rounding of a tensor is made once and shared by its readers."""
 
     def __init__(self, graph: StageGraph, floats: set[str], boundaries: dict[str, str]):
-        self.graph, self.floats, self.boundaries = graph, floats, boundaries
+        self.graph, self.floats, self.boundaries, self.versions = graph, floats, boundaries, opsets(graph.model)
         self.nodes: list[onnx.NodeProto] = []
         self.casts = 0
         self._seen: dict[tuple[str, str], str] = {}
@@ -62,9 +63,10 @@ class _Rounding:
                 self._seen[name, "made"] = self._round(name, boundaries[name])
 
     def node(self, node: onnx.NodeProto, precision: str) -> None:
+        wide = operator_types(node, self.versions, self.floats).wide_inputs
         for position, name in enumerate(node.input):
             if name in self.floats:
-                low = precision if (node.op_type, position) not in FLOAT32_ONLY else "fp32"
+                low = precision if position not in wide else "fp32"
                 node.input[position] = self._read(name, low)
         outputs = [(position, name) for position, name in enumerate(node.output) if name in self.floats]
         self.nodes.append(node)

@@ -12,11 +12,33 @@ GATE_PASSES = (exact_norms,)  # the parity gate must judge the export, not a ker
 
 
 def rewrite(model: onnx.ModelProto, passes=ENGINE_PASSES) -> dict[str, int]:
-    """Apply the passes and drop the initialisers that nobody reads any more; returns what each pass did."""
-    done = {step.__name__: step(model) for step in passes}
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    """Apply the passes and drop the initialisers that nobody reads any more; returns what each pass did.
+
+    The passes follow readers from node to node; a graph with branches or loops, which read by name, is left to ONNX Runtime.
+    """
+    done = {step.__name__: 0 for step in passes} if _has_subgraph(model.graph) else {step.__name__: step(model) for step in passes}
+    read = _read(model.graph)
     kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in model.graph.initializer if t.name in read]
     if len(kept) < len(model.graph.initializer):
         del model.graph.initializer[:]
         model.graph.initializer.extend(kept)
     return done
+
+
+def _inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    found = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    return found + [graph for attribute in node.attribute for graph in attribute.graphs]
+
+
+def _has_subgraph(graph: onnx.GraphProto) -> bool:
+    return any(_inner_graphs(node) for node in graph.node)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Names that the nodes of a graph read, those inside branches and loops included, and its outputs."""
+    found = {value.name for value in graph.output}
+    for node in graph.node:
+        found.update(node.input)
+        for inner in _inner_graphs(node):
+            found |= _read(inner)
+    return found

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ...calibration.precision.fp32_rules import FLOAT32_ONLY, fp32_nodes, takes_bf16
+from ...calibration.precision.fp32_rules import fp32_nodes, has_subgraph, takes_bf16
+from ...calibration.precision.operator_types import operator_types, opsets
 from ...runtime.artefact.spec import StageSpec, TensorSpec
-from ...runtime.errors import BuildFailedError
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, point_outside
 
 FP32, FP16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -75,37 +75,94 @@ def type_stage(
         boundaries: dtype of each input and output (see ``boundary_types``); without it they stay float32.
         precisions: node name -> ``fp32`` or ``bf16`` where a precision plan wants that instead of FP16.
 
-    Raises:
-        BuildFailedError: if the graph's types cannot be told, or it holds control flow.
+    What cannot be typed stays FP32 and is named among the reasons: operators that ONNX does not let compute in FP16, control flow, and
+    what touches a tensor whose type nobody can tell. If the typed graph is invalid all the same, the whole stage stays FP32.
     """
     model = onnx.load(str(source), load_external_data=False)
-    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for node in model.graph.node for a in node.attribute):
-        raise BuildFailedError(f"stage {spec.name}: the graph holds control flow (If, Loop or Scan), which cannot be typed FP16")
-    types = _tensor_types(model, spec.name)
+    plain_constants(model)
+    types = tensor_types(model)
     floats = {name for name, kind in types.items() if kind == FP32}
     constants = Constants(model, source.parent)
     reasons = fp32_nodes(model, floats, constants, islands)
     reasons = {**{name: "precision plan" for name, kind in (precisions or {}).items() if kind == "fp32"}, **reasons}
-    bf16 = {name for name, kind in (precisions or {}).items() if kind == "bf16"}
-    typed = _Typing(model, floats, set(constants), reasons, boundaries or {}, bf16)
-    typed.rewrite()
-    nbytes = _write(model, typed.initialisers, constants, target)
+    for node in model.graph.node:
+        if unknown := next((name for name in (*node.input, *node.output) if name and not types.get(name)), None):
+            reasons[node.name] = f"the type of {unknown} cannot be told"
+    made = _type(model, types, constants, reasons, boundaries or {}, precisions or {}, target)
+    bf16 = "bf16" in (precisions or {}).values()  # TensorRT takes BF16 convolutions, which ONNX allows from opset 22 only
+    if not bf16 and (invalid := _complaint(target, source)):
+        for node in model.graph.node:
+            reasons.setdefault(node.name, f"the stage typed FP16 would be invalid: {invalid}")
+        made = _type(model, types, constants, reasons, boundaries or {}, {}, target)
+    typed, nbytes = made
     where = boundaries or {}
     inputs, outputs = (tuple(TensorSpec(t.name, where.get(t.name, t.dtype), t.shape) for t in side) for side in (spec.inputs, spec.outputs))
     return TypedStage(StageSpec(spec.name, inputs, outputs), reasons, typed.casts, dict(typed.counted), nbytes)
 
 
-def _tensor_types(model: onnx.ModelProto, stage: str) -> dict[str, int]:
+def _type(
+    source: onnx.ModelProto,
+    types: dict[str, int],
+    constants: Mapping[str, np.ndarray],
+    reasons: dict[str, str],
+    boundaries: dict[str, str],
+    precisions: dict[str, str],
+    target: Path,
+) -> tuple[_Typing, int]:
+    """Type a copy of ``source`` and write it; returns what was done and the size of its weights file."""
+    model = onnx.ModelProto.FromString(source.SerializeToString())
+    floats = {name for name, kind in types.items() if kind == FP32}
+    bf16 = {name for name, kind in precisions.items() if kind == "bf16"}
+    typed = _Typing(model, floats, set(constants), reasons, boundaries, bf16)
+    typed.rewrite()
+    _tell_types(model, types, typed.stored)
+    return typed, _write(model, typed.initialisers, constants, target)
+
+
+def _complaint(typed: Path, source: Path) -> str:
+    """What ONNX's strict inference says against a typed graph, in one line; nothing where it objects to the FP32 graph as well."""
+
+    def judge(file: Path) -> str:
+        try:
+            onnx.shape_inference.infer_shapes(onnx.load(str(file), load_external_data=False), check_type=True, strict_mode=True)
+        except Exception as error:  # RuntimeError and its kin, by version
+            return " ".join(str(error).split())[:300]
+        return ""
+
+    found = judge(typed)
+    return found if found and not judge(source) else ""
+
+
+def plain_constants(model: onnx.ModelProto) -> None:
+    """Constant nodes that hold Python-like floats hold a tensor instead, in place: its type can be changed."""
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
+            (attribute,) = node.attribute
+            values = np.float32(attribute.f) if attribute.name == "value_float" else np.array(attribute.floats, np.float32)
+            attribute.CopyFrom(helper.make_attribute("value", onnx.numpy_helper.from_array(np.asarray(values, np.float32))))
+
+
+def _tell_types(model: onnx.ModelProto, types: dict[str, int], stored: dict[str, int]) -> None:
+    """Write the type of every tensor into the graph: later readers (``product_types``) need not infer it."""
+    told = {value.name for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]}
+    for name in (name for node in model.graph.node for name in node.output):
+        if name and name not in told and (kind := stored.get(name) or types.get(name)):
+            model.graph.value_info.append(helper.make_tensor_value_info(name, kind, None))
+            told.add(name)
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor of a graph whose type is written in it or can be inferred; 0 for what is no tensor."""
     graph = model.graph
     known = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output, *graph.value_info]}
     known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     wanted = {name for node in graph.node for name in node.output if name}
     if wanted - set(known):  # graphs made elsewhere carry no types; weights are not needed to infer them
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        known |= {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
-    missing = sorted(name for name in wanted if not known.get(name))
-    if missing:
-        raise BuildFailedError(f"stage {stage}: the type of the tensor {missing[0]} cannot be told", fix="convert the graph with shape inference")
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except Exception:  # what it fails on stays without a type, and so in FP32
+            inferred = model
+        known |= {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info if value.type.tensor_type.elem_type}
     return known
 
 
@@ -117,7 +174,8 @@ class _Typing:
         self.model, self.floats, self.constants, self.fp32, self.boundaries = model, floats, constants, fp32, boundaries
         self.initialisers: dict[tuple[str, int], str] = {}  # (source name, type) -> name in the new graph
         self.casts, self.counted = 0, Counter()
-        self._stored: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
+        self._versions = opsets(model)
         self._cast: dict[tuple[str, int], str] = {}
         self._new: list[onnx.NodeProto] = []
 
@@ -125,8 +183,8 @@ class _Typing:
         graph = self.model.graph
         for value in graph.input:
             if value.name in self.floats:
-                self._stored[value.name] = self._boundary(value.name)
-                value.type.tensor_type.elem_type = self._stored[value.name]
+                self.stored[value.name] = self._boundary(value.name)
+                value.type.tensor_type.elem_type = self.stored[value.name]
         wanted = {value.name: self._boundary(value.name) for value in graph.output if value.name in self.floats}
         for node in graph.node:
             self._node(node, wanted)
@@ -136,8 +194,8 @@ class _Typing:
         del graph.node[:]
         graph.node.extend(self._new)
         for value in graph.value_info:
-            if value.name in self._stored:
-                value.type.tensor_type.elem_type = self._stored[value.name]
+            if value.name in self.stored:
+                value.type.tensor_type.elem_type = self.stored[value.name]
 
     def _boundary(self, name: str) -> int:
         return FP16 if self.boundaries.get(name, "float32") == "float16" else FP32
@@ -149,31 +207,50 @@ class _Typing:
         if touches:
             self.counted[{FP32: "float32", FP16: "float16", BF16: "bfloat16"}[kind]] += 1
         if node.op_type != "Cast":
+            wide = operator_types(node, self._versions, self.floats).wide_inputs
             for index, name in enumerate(node.input):
                 if name in self.floats:
-                    node.input[index] = self._read(name, FP32 if (node.op_type, index) in FLOAT32_ONLY else kind)
+                    node.input[index] = self._read(name, FP32 if index in wide else kind)
+        elif node.input[0] in self.floats:  # else it makes floats of integers or doubles
+            node.input[0] = self._read(node.input[0], self.stored.get(node.input[0], FP32))
+        if has_subgraph(node):
+            self._capture(node, set())
         else:
-            node.input[0] = self._read(node.input[0], self._stored.get(node.input[0], FP32))
-        _retype_attributes(node, kind)
+            _retype_attributes(node, kind)
         tail = []
         for index, name in enumerate(node.output):
             if name not in self.floats:
                 continue
-            self._stored[name] = kind
+            self.stored[name] = kind
             if name in wanted and wanted[name] != kind:
                 inner = f"{name}:{WORDS[kind]}"
                 node.output[index] = inner
-                self._stored[name] = wanted[name]
+                self.stored[name] = wanted[name]
                 self._cast[name, kind] = inner
                 tail.append(self._make_cast(inner, name, wanted[name]))
         self._new.extend([node, *tail])
+
+    def _capture(self, node: onnx.NodeProto, hidden: set[str]) -> None:
+        """Graphs inside a node see the tensors around them by name: there they get the FP32 form of each."""
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else [])):
+                own = hidden | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+                own |= {name for inner in graph.node for name in inner.output}
+                for inner in graph.node:
+                    for index, name in enumerate(inner.input):
+                        if name in self.floats and name not in own:
+                            inner.input[index] = self._read(name, FP32)
+                    self._capture(inner, own)
+                for value in graph.output:
+                    if value.name in self.floats and value.name not in own:
+                        value.name = self._read(value.name, FP32)
 
     def _read(self, name: str, kind: int) -> str:
         target = f"{name}:{WORDS[kind]}"
         if name in self.constants:
             taken = any(source == name for source, _ in self.initialisers)
             return self.initialisers.setdefault((name, kind), target if taken else name)
-        if self._stored[name] == kind:
+        if self.stored[name] == kind:
             return name
         if (name, kind) not in self._cast:
             self._new.append(self._make_cast(name, target, kind))
@@ -188,7 +265,7 @@ class _Typing:
 
 def _retype_attributes(node: onnx.NodeProto, kind: int) -> None:
     for attribute in node.attribute:
-        if node.op_type in ("Cast", "RandomNormalLike", "EyeLike") and attribute.name in ("to", "dtype") and attribute.i == FP32:
+        if node.op_type in ("Cast", "RandomNormalLike", "RandomUniformLike", "EyeLike") and attribute.name in ("to", "dtype") and attribute.i == FP32:
             attribute.i = kind
         elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FP32:
             values = onnx.numpy_helper.to_array(attribute.t).astype(NUMPY[kind])
