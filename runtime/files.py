@@ -95,6 +95,20 @@ def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> 
         shutil.rmtree(old, ignore_errors=True)
 
 
+def read_text(path: str | Path, limit_nbytes: int) -> str:
+    """A small text file as people save it: UTF-8, or UTF-16 where it begins with that mark; a byte-order mark is no part of the text.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is larger than ``limit_nbytes``, or no text of these encodings.
+    """
+    with open(path, "rb") as file:
+        raw = file.read(limit_nbytes + 1)
+    if len(raw) > limit_nbytes:
+        raise ValueError(f"it has more than {limit_nbytes} bytes")
+    return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file in lower-case hex; reads it piece by piece."""
     digest = hashlib.sha256()

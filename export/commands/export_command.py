@@ -170,10 +170,11 @@ def _check_prompts(arguments: argparse.Namespace, contract: Any) -> None:
 def _bundle(arguments: argparse.Namespace, path: Path, force: bool, on_message: Any, on_progress: Any) -> Any:
     if arguments.onnx:
         require_packages(FOREIGN_PACKAGES, "export", "graphs are read, run and written with it")
-        from ..bundle.foreign import read_contract, write_foreign_bundle
+        from ..foreign.contract_file import read_contract
+        from ..foreign.foreign import write_foreign_bundle
 
         contract = read_contract(arguments.contract)
-        _check_prompts(arguments, contract)
+        _check_prompts(arguments, contract.contract)
         facts = {"name": arguments.name, "licence": arguments.licence}
         return write_foreign_bundle(arguments.onnx, contract, path, force=force, on_message=on_message, on_progress=on_progress, **facts)
     from ...runtime.files import refuse_existing

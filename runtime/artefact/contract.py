@@ -179,6 +179,8 @@ class OutputContract:
         near, far: the range the network was trained for, in metres for metric output, else in the output's own scale. Not a clamp.
         larger_is: ``"far"`` (depth) or ``"near"`` (disparity-like); ``""`` for a mask.
         upsample: interpolation that brings [h, w] to the window's size.
+        focal_px: 0, or for metric output the focal length of the camera that the numbers are for: metres are value fx / focal_px, with
+            fx of the photo's camera in pixels of the shaped picture.
     """
 
     tensor: str
@@ -188,6 +190,7 @@ class OutputContract:
     far: float
     larger_is: str
     upsample: str
+    focal_px: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.tensor, str) or not TENSOR_NAME.fullmatch(self.tensor):
@@ -204,10 +207,12 @@ class OutputContract:
             raise ValueError(f"output.larger_is: {self.larger_is!r}, wanted {' or '.join(map(repr, wanted))} for {self.kind} output")
         if self.upsample not in ("bilinear", "bilinear-corners", "nearest"):
             raise ValueError(f"output.upsample: {self.upsample!r}, wanted bilinear, bilinear-corners or nearest")
+        if not isinstance(self.focal_px, (int, float)) or not (self.focal_px == 0 or (self.kind == "metric" and 1 <= self.focal_px < math.inf)):
+            raise ValueError(f"output.focal_px: {self.focal_px!r}, wanted 0, or for metric output a focal length of at least 1 pixel")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """As JSON values; ``focal_px`` only where there is one."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "focal_px" or self.focal_px}
 
     @classmethod
     def from_json(cls, data: Any) -> OutputContract:
@@ -217,7 +222,10 @@ class OutputContract:
             ValueError: if a key is missing, unknown or of the wrong kind.
         """
         number = (int, float)
-        return cls(*fields(data, "output", tensor=str, kind=str, unit=str, near=number, far=number, larger_is=str, upsample=str))
+        kinds = {"tensor": str, "kind": str, "unit": str, "near": number, "far": number, "larger_is": str, "upsample": str}
+        if isinstance(data, dict) and "focal_px" in data:
+            kinds["focal_px"] = number
+        return cls(*fields(data, "output", **kinds))
 
 
 @dataclass(frozen=True)

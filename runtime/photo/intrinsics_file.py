@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
+from ..files import read_text
 from .depth_map import Intrinsics
 
 MAX_BYTES = 1 << 20
@@ -32,9 +33,7 @@ def read_intrinsics(argument: str) -> Intrinsics:
         except (ValueError, TypeError) as error:
             raise UsageError(f"--intrinsics {argument}: neither four numbers nor a file ({error})", wanted=wanted) from error
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        return _four(_find(json.loads(path.read_text("utf-8"))))
+        return _four(_find(json.loads(read_text(path, MAX_BYTES))))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, fix='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
 

@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from safetensors.numpy import save_file
 
 from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
-from ...runtime.artefact.spec import DTYPES, StageSpec, TensorSpec
+from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of, whole_directory
+from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
 from ..child.child import Progress, run_child
 from ..graph.onnx_checks import refusals
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from ..parity.parity import measure_parity
-from .bundle_files import GOLDEN, STAGES, finish_bundle
+from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output
+from .contract_file import ForeignContract
+from .embedded import open_up
 
 STAGE = "network"
 MAX_GRAPH_NBYTES = (1 << 31) - 1
-MAX_CONTRACT_NBYTES = 1 << 20
-
-
-def read_contract(file: str | Path) -> Contract:
-    """The JSON file that ``--contract`` names.
-
-    Raises:
-        InputError: if it is missing or not a contract; the message says which key is wrong.
-    """
-    file = Path(file)
-    try:
-        if file.stat().st_size > MAX_CONTRACT_NBYTES:
-            raise InputError(f"{file} has {file.stat().st_size} bytes", wanted=f"at most {MAX_CONTRACT_NBYTES}")
-        return Contract.from_json(json.loads(file.read_text("utf-8")))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error})", wanted="a contract as JSON") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{file} is not a contract: {error}", wanted="the keys input, output and protocols", fix="see docs/contract.md for an example"
-        ) from error
 
 
 def write_foreign_bundle(
     graph: str | Path,
-    contract: Contract,
+    foreign: ForeignContract,
     path: str | Path,
     *,
     name: str = "",
@@ -65,12 +47,12 @@ def write_foreign_bundle(
 
     Args:
         graph: the ONNX file; weights beside it are followed, but never out of its folder.
-        contract: what goes in and what comes out.
+        foreign: what goes in and what comes out, and how the graph itself wants and gives it.
         path: of the bundle.
         name: of the network; the file's name without it.
         licence: of the weights.
         force: replace an earlier bundle of that name.
-        say, progress: see ``write_bundle``.
+        on_message, on_progress: see ``write_bundle``.
 
     Raises:
         InputError: if the file is no ONNX graph, is unsafe, or does not fit the contract.
@@ -79,18 +61,25 @@ def write_foreign_bundle(
     """
     graph, on_message, on_progress = Path(graph), on_message or (lambda text: None), on_progress or (lambda what, done: None)
     on_progress("reading the graph", 0.0)
+    contract, form = foreign.contract, foreign.form
     model = _read(graph)
-    spec = _spec(model, contract, graph)
     for remark in _remarks(model):
         on_message(remark)
+    model = open_up(model, graph.parent)
+    batch = adapt_input(model, contract, form, graph.name)
+    shape = keep_output(model, form, graph.name)
     with whole_directory(path, force, MANIFEST) as folder:
         (folder / STAGES).mkdir()
         (folder / GOLDEN).parent.mkdir()
         file = folder / STAGES / f"{STAGE}.onnx"
-        parameters = _rewrite(model, graph.parent, file)
+        if shape is None or (len(shape) == 4 and shape[1] is None):  # which axis is which can only be seen in an answer
+            _rewrite(_copy(model), graph.parent, file)
+            shape = _answer(file, contract, form.output, batch, folder / GOLDEN)
+        batch = adapt_output(model, contract, form, shape, batch, graph.name)
+        parameters = _rewrite(_copy(model), graph.parent, file)
         _check(file, graph)
         on_progress("running it once", 0.3)
-        spec = _first_run(spec, file, contract, folder / GOLDEN)
+        spec = _first_run(file, contract, batch, folder / GOLDEN)
         on_progress("comparing", 0.6)
         report = measure_parity(((spec, file),), folder / GOLDEN, contract.output.tensor, reference="ONNX Runtime's own first run")
         on_message(report.table())
@@ -98,7 +87,7 @@ def write_foreign_bundle(
         origin = {"kind": "foreign", "file": graph.name, "sha256": sha256_of(graph), "licence": licence, "warnings": []}
         config = {"opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}}
         facts = NetworkFacts(name or graph.stem, "", config, parameters, origin)
-        manifest = finish_bundle(folder, facts, contract, (BundleStage(spec, f"{STAGES}/{file.name}", "fp32"),), report)
+        manifest = finish_bundle(folder, facts, contract, (BundleStage(spec, f"{STAGES}/{file.name}", "fp32", (DEPTH_FORM,)),), report)
         on_progress("written", 1.0)
     return manifest
 
@@ -118,44 +107,27 @@ def _read(graph: Path) -> onnx.ModelProto:
     return model
 
 
-def _spec(model: onnx.ModelProto, contract: Contract, graph: Path) -> StageSpec:
-    """The graph's inputs and outputs, held against the contract."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [_tensor(value, graph) for value in model.graph.input if value.name not in constants]
-    outputs = [_tensor(value, graph) for value in model.graph.output]
-    names = [t.name for t in inputs]
-    if names != [contract.input.tensor]:
-        raise InputError(f"{graph.name} takes {', '.join(names) or 'nothing'}", wanted=f"one input, called {contract.input.tensor!r} as the contract says")
-    if contract.output.tensor not in [t.name for t in outputs]:
-        made = ", ".join(t.name for t in outputs)
-        raise InputError(f"{graph.name} makes {made}", wanted=f"an output called {contract.output.tensor!r} as the contract says")
-    (image,) = inputs
-    depth = next(t for t in outputs if t.name == contract.output.tensor)
-    canvas = (3, *contract.input.canvas)
-    if image.dtype != "float32" or len(image.shape) != 4 or any(isinstance(g, int) and g != w for g, w in zip(image.shape[1:], canvas, strict=True)):
-        raise InputError(
-            f"the input {image.name} of {graph.name} is {image.dtype} {list(image.shape)}",
-            wanted=f"float32 [batch, {', '.join(map(str, canvas))}], the canvas of the contract",
-            fix="change the contract's canvas, or convert the network for RGB pictures with channels first",
-        )
-    channels = 2 if contract.output.kind == "mask" else 1
-    if depth.dtype != "float32" or len(depth.shape) != 4 or depth.shape[1] not in (channels, "free1"):
-        raise InputError(f"the output {depth.name} of {graph.name} is {depth.dtype} {list(depth.shape)}", wanted=f"float32 [batch, {channels}, height, width]")
-    batch = image.shape[0] if isinstance(image.shape[0], int) else "batch"
-    return StageSpec(STAGE, (TensorSpec(image.name, "float32", (batch, *canvas)),), (TensorSpec(depth.name, "float32", (batch, *depth.shape[1:])),))
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.ModelProto.FromString(model.SerializeToString())
 
 
-def _first_run(spec: StageSpec, file: Path, contract: Contract, golden: Path) -> StageSpec:
+def _answer(file: Path, contract: Contract, output: str, batch: int | str, golden: Path) -> list[int]:
+    """The shape of what the graph gives for an example picture, which is kept with it as golden tensors."""
+    count = batch if isinstance(batch, int) else 1
+    save_file({contract.input.tensor: example_picture(contract, count)}, str(golden))
+    request = {"task": "first-run", "stage": STAGE, "file": str(file), "output": output, "golden": str(golden)}
+    return run_child(request, what="the first run").values["shape"]
+
+
+def _first_run(file: Path, contract: Contract, batch: int | str, golden: Path) -> StageSpec:
     """Keep the first answer as golden tensors; returns the spec with the sizes that the output really has."""
-    (image,), (depth,) = spec.inputs, spec.outputs
-    batch = image.shape[0] if isinstance(image.shape[0], int) else 1
-    save_file({image.name: example_picture(contract, batch)}, str(golden))
-    request = {"task": "first-run", "stage": STAGE, "file": str(file), "output": depth.name, "golden": str(golden)}
-    shape = run_child(request, what="the first run").values["shape"]
-    channels = 2 if contract.output.kind == "mask" else 1
-    if len(shape) != 4 or shape[0] != batch or shape[1] != channels:
-        raise InputError(f"the output {depth.name} has the shape {shape}", wanted=f"[{batch}, {channels}, height, width]")
-    return StageSpec(STAGE, (image,), (TensorSpec(depth.name, "float32", (image.shape[0], *shape[1:])),))
+    image, output = contract.input, contract.output
+    shape = _answer(file, contract, output.tensor, batch, golden)
+    channels = 2 if output.kind == "mask" else 1
+    if len(shape) != 4 or shape[0] != (batch if isinstance(batch, int) else 1) or shape[1] != channels:
+        raise InputError(f"the output {output.tensor} has the shape {shape}", wanted=f"[batch, {channels}, height, width]")
+    picture = TensorSpec(image.tensor, "float32", (batch, 3, *image.canvas))
+    return StageSpec(STAGE, (picture,), (TensorSpec(output.tensor, "float32", (batch, *shape[1:])),))
 
 
 def example_picture(contract: Contract, batch: int = 1, seed: int = 0) -> np.ndarray:
@@ -171,17 +143,6 @@ def example_picture(contract: Contract, batch: int = 1, seed: int = 0) -> np.nda
     canvas = np.zeros((batch, 3, *image.canvas), np.float32)
     canvas[..., :height, :width] = (np.clip(0.5 + picture, 0, 1) - mean) / std
     return canvas
-
-
-def _tensor(value: onnx.ValueInfoProto, graph: Path) -> TensorSpec:
-    kind = value.type.tensor_type
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    try:
-        dtype = names[np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))]
-        sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else f"free{axis}" for axis, d in enumerate(kind.shape.dim)]
-        return TensorSpec(value.name, dtype, tuple(sizes))
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"the tensor {value.name!r} of {graph.name} cannot cross the edge of a stage ({error})", wanted="a tensor of floats") from error
 
 
 def _remarks(model: onnx.ModelProto) -> list[str]:

@@ -1,0 +1,120 @@
+"""What an ONNX file hides away, brought to where every later step looks: local functions, Constant nodes, weights outside of branches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from ..graph.onnx_weights import read_array
+
+
+def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The same network without local functions, with constants as initialisers, and with no weight of a branch outside the graph.
+
+    Args:
+        folder: where weights outside the graph may lie.
+
+    Raises:
+        InputError: if a weight's file is unsafe, missing or too short.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    for tensor in _attribute_tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.CopyFrom(numpy_helper.from_array(np.array(read_array(tensor, folder)), tensor.name))
+    _lift_constants(model)
+    return model
+
+
+def _attribute_tensors(graph: onnx.GraphProto, inside: bool = False) -> Iterator[TensorProto]:
+    """Tensors of attributes, and initialisers of the graphs inside nodes."""
+    if inside:
+        yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.type == AttributeProto.GRAPH else [])):
+                yield from _attribute_tensors(inner, True)
+
+
+def _lift_constants(model: onnx.ModelProto) -> None:
+    """Constant nodes of the outer graph become initialisers, which exporters, typing and builders treat as weights."""
+    outputs = {value.name for value in model.graph.output}
+    kept = []
+    for node in model.graph.node:
+        values = _constant(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        if values is None:
+            kept.append(node)
+        else:
+            model.graph.initializer.append(values)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _constant(node: onnx.NodeProto) -> TensorProto | None:
+    (attribute,) = node.attribute
+    name, value = node.output[0], helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        tensor = TensorProto.FromString(value.SerializeToString())
+        tensor.name = name
+        return tensor
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if attribute.name not in kinds:  # strings and sparse tensors stay where they are
+        return None
+    return numpy_helper.from_array(np.array(value, kinds[attribute.name]), name)
+
+
+def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node holds: branches and loop bodies."""
+    found = [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
+    return found + [graph for attribute in node.attribute for graph in attribute.graphs]
+
+
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """Names a node reads from the graph around it, those inside its own graphs included."""
+    found = set(node.input) - {""}
+    for graph in inner_graphs(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {name for inner in graph.node for name in inner.output}
+        for inner in graph.node:
+            found |= names_read(inner) - own
+        found |= {value.name for value in graph.output} - own
+    return found
+
+
+def rename(graph: onnx.GraphProto, before: str, after: str) -> None:
+    """Give a tensor of the outer graph another name wherever it is made or read; graph inputs and outputs keep theirs."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == before:
+                    names[index] = after
+        for inner in inner_graphs(node):
+            if before not in {value.name for value in inner.input} | {name for one in inner.node for name in one.output}:
+                rename(inner, before, after)
+                for value in inner.output:
+                    if value.name == before:
+                        value.name = after
+
+
+def drop_unread(model: onnx.ModelProto) -> None:
+    """Remove the nodes and weights on which no output depends."""
+    wanted, kept = {value.name for value in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if any(name in wanted for name in node.output):
+            wanted |= names_read(node)
+            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    if len(weights) < len(model.graph.initializer):
+        weights = [TensorProto.FromString(tensor.SerializeToString()) for tensor in weights]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(weights)
