@@ -154,7 +154,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from fathom.runtime.artefact.contract import ImageInput
-from fathom.runtime.text import TextEncoder
+from fathom.runtime.text.encoder import TextEncoder
 from fathom.runtime.artefact.text_input import TextInput
 text = TextInput.from_json(json.loads({json.dumps(json.dumps(ASKED.to_json()))}))
 image = ImageInput("image", (4, 4), (4, 4), (0.5,) * 3, (0.5,) * 3)

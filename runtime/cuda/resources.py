@@ -57,13 +57,8 @@ class Event(Resource):
         """Mark this place in a stream."""
         self.device.record(self.handle, stream.handle)
 
-    @property
-    def reached(self) -> bool:
-        """Whether it is reached, without waiting."""
-        return self.device.reached(self.handle)
-
     def wait(self) -> None:
-        """Block until it is reached."""
+        """Sleep until it is reached."""
         self.device.wait_event(self.handle)
 
     def since_ms(self, earlier: Event) -> float:
@@ -91,6 +86,10 @@ class Stream(Resource):
 
     def _release(self) -> None:
         self.device.destroy_stream(self.handle)
+
+    def wait_for(self, event: Event) -> None:
+        """Let what is sent from now on wait until an event is reached."""
+        self.device.wait_in_stream(self.handle, event.handle)
 
     def synchronize(self) -> None:
         """Block until everything sent so far is done."""

@@ -58,6 +58,8 @@ class DepthMap:
         origin: the network.
         below_near, above_far: how many valid pixels leave the range the network was trained for; they are reported, not clamped.
         not_positive: how many pixels of metric output were zero or negative, and therefore are not valid.
+        network_ms: what the network took for this photo: its share of the runs it was part of, on the device's clock where there is one.
+        waiting_ms: how long it stood in line for the network, and for copies from and to the device.
     """
 
     values: np.ndarray
@@ -73,6 +75,8 @@ class DepthMap:
     below_near: int = 0
     above_far: int = 0
     not_positive: int = 0
+    network_ms: float = 0.0
+    waiting_ms: float = 0.0
 
     @classmethod
     def of(cls, values: np.ndarray, valid: np.ndarray, output: OutputContract, **facts: object) -> DepthMap:
@@ -80,7 +84,7 @@ class DepthMap:
 
         Args:
             values, valid: from ``postprocess.Assembly.finish``; taken over, not copied.
-            facts: ``intrinsics``, ``protocol``, ``origin``.
+            facts: ``intrinsics``, ``protocol``, ``origin``, ``network_ms``, ``waiting_ms``.
 
         Raises:
             AccuracyError: if a valid value is not finite, or no pixel is valid; the output tensor is named.
