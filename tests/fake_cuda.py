@@ -82,6 +82,7 @@ class Machine:
         self.fail_next = {}  # call -> name of the result
         self.threads = {}  # that made CUDA calls -> which
         self.calls = 0
+        self.failed_call = ""
         self.fail_at = None  # (number of a call, exception or name of a result): made to fail in its place
         self.capturing = {}  # thread -> stream
         self.execute = None  # engines run in ONNX Runtime

@@ -6,6 +6,7 @@ Like the calls of ``cuda.Device``, everything here is used inside ``with device:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,12 @@ class Stream(Resource):
         except BaseException:
             self._drop_capture()
             raise
-        graph = self.device.end_capture(self.handle)
+        try:
+            graph = self.device.end_capture(self.handle)
+        except BaseException:
+            with suppress(Exception):  # else nothing could be freed any more
+                self._drop_capture()
+            raise
         if graph is None:
             return None
         recorded = Graph(self.device, graph)

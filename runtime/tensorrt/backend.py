@@ -58,8 +58,8 @@ class TensorRTBackend:
             session = TensorRTSession(plan, index, streams, graphs, kernels)
             try:
                 session.prepare(warm_up)
-            except BaseException:
-                session.close()
+            except BaseException as error:
+                session.abandon(error)
                 raise
             remarks.extend(session.remarks())
             limits.append(session.photo_limit_nbytes)

@@ -82,16 +82,16 @@ class Engine:
         self.activation_nbytes = int(self.engine.device_memory_size_v2)
 
     def _check(self, batch: tuple[int, int, int]) -> None:
-        engine, spec, modes = self.engine, self.spec, self._trt.TensorIOMode
-        names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
+        spec, modes = self.spec, self._trt.TensorIOMode  # no name of its own for the engine: an error's frames would keep it
+        names = [self.engine.get_tensor_name(k) for k in range(self.engine.num_io_tensors)]
         for mode, tensors, what in ((modes.INPUT, spec.inputs, "takes"), (modes.OUTPUT, spec.outputs, "makes")):
-            found = {name for name in names if engine.get_tensor_mode(name) == mode}
+            found = {name for name in names if self.engine.get_tensor_mode(name) == mode}
             if found != (wanted := {tensor.name for tensor in tensors}):
                 raise self._wrong(f"{what} {sorted(found)}", f"{sorted(wanted)}")
             for tensor in tensors:
-                self._check_tensor(tensor, tuple(engine.get_tensor_shape(tensor.name)))
+                self._check_tensor(tensor, tuple(self.engine.get_tensor_shape(tensor.name)))
         for tensor in spec.inputs:
-            if -1 in tuple(engine.get_tensor_shape(tensor.name)):
+            if -1 in tuple(self.engine.get_tensor_shape(tensor.name)):
                 self._check_profile(tensor, batch)
 
     def _check_tensor(self, tensor: TensorSpec, shape: tuple[int, ...]) -> None:

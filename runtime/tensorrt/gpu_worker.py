@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def _serve(open_session: Callable[[], Session], opened: Future, inbox: _Inbox) -
     try:
         session = open_session()
     except BaseException as error:
-        opened.set_exception(error)
+        _tell(opened, error)
         return
     del open_session
     opened.set_result(None)
@@ -198,7 +199,7 @@ def _begin(session: Session, job: Any, future: Future, pending: deque, sent: que
     try:
         begun = session.begin(job)
     except BaseException as error:
-        future.set_exception(error)
+        _tell(future, error)
         return
     pending.append((begun, future))
     sent.put(begun)
@@ -209,14 +210,20 @@ def _finish(pending: deque) -> None:
     try:
         result = done.finish()
     except BaseException as error:
-        future.set_exception(error)
+        _tell(future, error)
     else:
         future.set_result(result)
 
 
 def _fail(future: Future, error: BaseException) -> None:
     if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
-        future.set_exception(error)
+        _tell(future, error)
+
+
+def _tell(future: Future, error: BaseException) -> None:
+    """Hand an error over without what its frames hold: an engine must not live as long as somebody looks at the error."""
+    traceback.clear_frames(error.__traceback__)
+    future.set_exception(error)
 
 
 def _wait(sent: queue.SimpleQueue, messages: queue.SimpleQueue) -> None:

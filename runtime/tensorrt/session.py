@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -140,8 +141,8 @@ class TensorRTSession:
             with self.device:
                 self.free_before, _ = self.device.memory()
                 self._load(trt, plan, kernels)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.abandon(error)
             raise
 
     def _load(self, trt: Any, plan: PlanFile, kernels: bool) -> None:
@@ -281,6 +282,11 @@ class TensorRTSession:
                     chain.download(tensor.name, kept[tensor.name])
             chain.stream.synchronize()
         return kept
+
+    def abandon(self, error: BaseException) -> None:
+        """Close after an error whose frames may hold contexts and engines: they must not outlive the device."""
+        traceback.clear_frames(error.__traceback__)
+        self.close()
 
     def close(self) -> None:
         """See ``gpu_worker.Session.close``. May be called twice."""
