@@ -89,7 +89,7 @@ class DepthMap:
         Raises:
             AccuracyError: if a valid value is not finite, or no pixel is valid; the output tensor is named.
         """
-        if not np.isfinite(values[valid]).all():
+        if not (np.isfinite(values).all() or np.isfinite(values[valid]).all()):
             raise AccuracyError(f"the map from output tensor {output.tensor} holds NaN or infinite values", wanted="finite numbers everywhere")
         not_positive = 0
         if output.kind == "metric":
@@ -100,8 +100,9 @@ class DepthMap:
                 values[wrong] = 0
         if not valid.any():
             raise AccuracyError(f"the map from output tensor {output.tensor} has no valid pixel", wanted="depth above zero somewhere")
-        seen = values[valid]
-        below, above = (0, 0) if output.kind == "mask" else (int((seen < output.near).sum()), int((seen > output.far).sum()))
+        below, above = (0, 0)
+        if output.kind != "mask":
+            below, above = (int(np.count_nonzero(valid & beyond)) for beyond in (values < output.near, values > output.far))
         return cls(
             values,
             valid,
