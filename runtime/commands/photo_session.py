@@ -63,9 +63,10 @@ class PhotoSession:
         photos = list(self.targets)
         group = max(1, self.pipeline.batch // self.windows)
         threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_THREADS)
-        ahead = self.pipeline.concurrent + 1 + -(-2 * threads // group)  # groups under way: enough for all pools
+        ahead = self.pipeline.concurrent + 1 + -(-3 * threads // group)  # groups under way: enough for all pools
         what = "photos" if self.windows == 1 else "windows"
-        pools = [ThreadPoolExecutor(size, name) for name, size in (("read", threads), ("network", self.pipeline.concurrent + 1), ("write", threads))]
+        # Writers mostly wait for the disk, which has to have each file before it gets its name.
+        pools = [ThreadPoolExecutor(size, name) for name, size in (("read", threads), ("network", self.pipeline.concurrent + 1), ("write", 2 * threads))]
         reading, network, writing = pools
         flying: deque[Future] = deque()
         with Progress(len(photos) * self.windows, what, self.arguments.quiet) as self.progress:

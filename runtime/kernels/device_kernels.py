@@ -64,7 +64,7 @@ def launch_antialias(launch: Launch, record: np.ndarray) -> None:
 
 
 def launch_preprocess(launch: Launch, record: np.ndarray) -> None:
-    """One look: uint8 photo to [3, canvas height, canvas width]; see ``device_gather.preprocess_record``."""
+    """One look: uint8 photo to [3, canvas height, canvas width]; see ``records.preprocess_record``."""
     assert record.dtype == PREPROCESS
     launch("fathom_preprocess", _grid(int(record["canvas_width"]), int(record["canvas_height"])), BLOCK, record)
 
