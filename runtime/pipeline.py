@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
@@ -12,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from .artefact.bundle import BundleDirectory
-from .artefact.contract import Contract, Protocol
+from .artefact.contract import Protocol
 from .artefact.manifest import PlanManifest
 from .artefact.plan import MANIFEST, PlanFile
 from .backend import Backend, open_backend
-from .errors import AccuracyError, InputError, UsageError
+from .errors import AccuracyError, UsageError
 from .photo.depth_map import DepthMap, Intrinsics, Origin
-from .photo.postprocess import Assembly
-from .photo.preprocess import Window, check_photo, check_windows, place_steps, shape_photo, window_tensor, windows_of
+from .photo.preprocess import Window, check_photo, window_tensor, windows_of
+from .photo.shaped_photo import ShapedPhoto
 from .submission import Submissions
 from .text.encoder import TextEncoder
 
@@ -38,16 +39,16 @@ class Pipeline:
         contract: input, output and protocols.
         origin: which network this is.
         batch: how many windows go through the network together.
-        remarks: what was opened and what it takes, in words.
+        remarks: what was opened and what it takes, in words; grows when photos have to be shaped on the CPU.
         concurrent: useful concurrency: how many predictions in flight keep the device busy.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
         self.manifest, self.contract = artefact.manifest, artefact.manifest.contract
-        self._artefact, self._backend, self.remarks = artefact, backend, backend.remarks
+        self._artefact, self._backend, self.remarks, self._remarking = artefact, backend, backend.remarks, threading.Lock()
         self._closing, self._permits, self.concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
-        self._submissions = Submissions(backend.concurrent + 1, backend.concurrent + 1)
         self._min_batch, opt_batch, self._max_batch = self._batches()
+        self._submissions = Submissions(backend.concurrent + 1, (backend.concurrent + 1) * self._min_batch)
         self.batch = opt_batch if batch is None else batch
         if not 1 <= self.batch <= self._max_batch:
             raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
@@ -55,7 +56,9 @@ class Pipeline:
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
         self._text = None
         if self.contract.text is not None:
-            self._text = TextEncoder(self.contract.text, self.contract.input, _read(artefact, self.contract.text.tokenizer))
+            self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(self.contract.text.tokenizer))
+            if self._text.reads_picture and hasattr(backend, "predict_photos"):
+                self._remark("the words that describe a photo to the network are worked out on the CPU")
 
     @classmethod
     def open(
@@ -115,12 +118,19 @@ class Pipeline:
     def submit(self, image: np.ndarray, protocol: str | None = None, intrinsics: Camera | None = None, prompt: str | None = None) -> Future[DepthMap]:
         """``predict`` in the background, so that the next photo is prepared while the network works on this one.
 
-        Blocks while as many photos wait as are under way. Errors come out of the future; arguments as in ``predict``.
+        Where the network takes no fewer than so many windows, photos that wait fill one run together. Blocks while as many photos wait as are
+        under way. Errors come out of the future; arguments as in ``predict``.
 
         Raises:
             ValueError: if the pipeline is closed.
         """
-        return self._submissions.submit(self.predict, image, protocol, intrinsics, prompt)
+
+        def work(some: list[tuple[np.ndarray, Camera | None]]) -> list[DepthMap]:
+            images, cameras = zip(*some, strict=True)
+            return self._predict(images, cameras, protocol, prompt)
+
+        windows = next((len(windows_of(known)) for known in self.contract.protocols if protocol in (None, known.name)), self._min_batch)
+        return self._submissions.submit(work, (protocol, prompt), max(1, self._min_batch // windows), (image, intrinsics))
 
     def predict_batch(
         self,
@@ -135,11 +145,19 @@ class Pipeline:
         Args:
             seen: told after every network run how many windows have gone through so far.
         """
+        return self._predict(images, [intrinsics] * len(images), protocol, prompt, seen)
+
+    def _predict(
+        self,
+        images: Sequence[np.ndarray],
+        cameras: Sequence[Camera | None],
+        protocol: str | None,
+        prompt: str | None,
+        seen: Callable[[int], None] | None = None,
+    ) -> list[DepthMap]:
         chosen = self.protocol(protocol)
-        if intrinsics is not None and not isinstance(intrinsics, Intrinsics):
-            intrinsics = Intrinsics(*map(float, intrinsics))
-        photos = [_Photo(check_photo(image), self.contract, chosen) for image in images]
-        maps = self._on_gpu(photos, chosen, seen) if self._text is None and prompt is None else None
+        photos = [ShapedPhoto(check_photo(image), self.contract, chosen) for image in images]
+        maps = self._on_gpu(photos, chosen, prompt, seen)
         if maps is None:
             done = 0
             windows = ((photo, window) for photo in photos for window in photo.windows)
@@ -150,11 +168,16 @@ class Pipeline:
                     done += len(some)
                     seen(done)
             maps = [photo.assembly.finish() for photo in photos]
-        facts = {"intrinsics": intrinsics, "protocol": chosen.name, "origin": self.origin}
-        return [DepthMap.of(values, valid, self.contract.output, **facts) for values, valid in maps]
+        facts = {"protocol": chosen.name, "origin": self.origin}
+        return [
+            DepthMap.of(*found, self.contract.output, **facts, intrinsics=_known(camera), network_ms=photo.network_ms, waiting_ms=photo.waiting_ms)
+            for photo, camera, found in zip(photos, cameras, maps, strict=True)
+        ]
 
-    def _on_gpu(self, photos: list[_Photo], protocol: Protocol, seen: Callable[[int], None] | None) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """Maps that were made without leaving the GPU, or None if the backend or the protocol does not allow it."""
+    def _on_gpu(
+        self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, seen: Callable[[int], None] | None
+    ) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """Maps that were made without leaving the GPU, or None if the backend does not do that, or said why not."""
         predict_photos = getattr(self._backend, "predict_photos", None)
         if predict_photos is None:
             return None
@@ -163,15 +186,33 @@ class Pipeline:
         maps: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(photos), group):
             some = photos[start : start + group]
+            words = self._words(some, prompt)
+            asked = time.perf_counter()
             with self._permits:
                 self._refuse_closed()
-                found = predict_photos([photo.photo for photo in some], [photo.placed for photo in some], protocol, self.batch)
-            if found is None:
+                found = predict_photos([photo.photo for photo in some], [photo.placed for photo in some], protocol, self.batch, words)
+            if found.why_cpu:
+                self._remark(f"photos are shaped on the CPU: {found.why_cpu}")
                 return None
-            maps += found
+            maps += found.maps
+            for photo in some:
+                photo.network_ms = found.network_ms / len(some)
+                photo.waiting_ms = max((time.perf_counter() - asked) * 1e3 - found.network_ms, 0.0)
             if seen is not None:
                 seen(len(maps) * windows)
         return maps
+
+    def _words(self, photos: list[ShapedPhoto], prompt: str | None) -> dict[str, np.ndarray]:
+        """The text tensors of all windows of some photos; none for a network that takes no words."""
+        if self._text is None:
+            return _no_text(prompt)
+        windows = [(photo, window) for photo in photos for window in photo.windows]
+        return self._text.one_by_one((window_tensor(photo.picture, window, self.contract.input) for photo, window in windows), len(windows), prompt)
+
+    def _remark(self, words: str) -> None:
+        with self._remarking:
+            if words not in self.remarks:
+                self.remarks = (*self.remarks, words)
 
     def protocol(self, name: str | None = None) -> Protocol:
         """The protocol of that name, or the default.
@@ -184,18 +225,27 @@ class Pipeline:
                 return protocol
         raise UsageError(f"there is no protocol {name!r}", wanted=" or ".join(p.name for p in self.contract.protocols))
 
-    def _run(self, windows: list[tuple[_Photo, Window]], prompt: str | None) -> np.ndarray:
+    def _run(self, windows: list[tuple[ShapedPhoto, Window]], prompt: str | None) -> np.ndarray:
         image, output = self.contract.input, self.contract.output.tensor
         tensor = np.zeros((max(len(windows), self._min_batch), 3, *image.canvas), np.float32)
         for (photo, window), out in zip(windows, tensor, strict=False):
             window_tensor(photo.picture, window, image, out)
         tensor[len(windows) :] = tensor[len(windows) - 1]  # an engine with a least batch gets the last window again
         inputs = {image.tensor: tensor, **(self._text(tensor, prompt) if self._text else _no_text(prompt))}
+        asked = time.perf_counter()
         with self._permits:
             self._refuse_closed()
-            values = self._backend.run(inputs, frozenset({output}))[output]
+            begun = time.perf_counter()
+            timed_run = getattr(self._backend, "timed_run", None)  # a device has a clock of its own
+            found, network_ms = timed_run(inputs, frozenset({output})) if timed_run else (self._backend.run(inputs, frozenset({output})), None)
+            ended = time.perf_counter()
+            values = found[output]
             if not np.isfinite(values).all():
                 self._blame(inputs)
+        network_ms = (ended - begun) * 1e3 if network_ms is None else network_ms
+        for photo, _ in windows:
+            photo.network_ms += network_ms / len(windows)
+            photo.waiting_ms += max((ended - asked) * 1e3 - network_ms, 0.0) / sum(other is photo for other, _ in windows)
         return values
 
     def _refuse_closed(self) -> None:
@@ -257,29 +307,8 @@ class Pipeline:
         self.close()
 
 
-class _Photo:
-    """One photo on its way: shaped on first use, so that a long list does not lie shaped in memory at once."""
-
-    def __init__(self, photo: np.ndarray, contract: Contract, protocol: Protocol):
-        self.photo, self.placed = photo, place_steps(protocol.steps, *photo.shape[:2])
-        size = self.placed[-1].after if self.placed else photo.shape[:2]
-        check_windows(protocol, contract.input, *size)
-        self.windows = windows_of(protocol)
-        self._contract, self._protocol, self._picture, self._assembly = contract, protocol, None, None
-
-    @property
-    def picture(self) -> np.ndarray:
-        """float32 [h, w, 3] in [0, 1]."""
-        if self._picture is None:
-            self._picture = shape_photo(self.photo, self.placed)
-        return self._picture
-
-    @property
-    def assembly(self) -> Assembly:
-        """Where its windows' outputs go."""
-        if self._assembly is None:
-            self._assembly = Assembly(self._contract, self._protocol, self.placed, self.photo.shape[:2])
-        return self._assembly
+def _known(camera: Camera | None) -> Intrinsics | None:
+    return camera if camera is None or isinstance(camera, Intrinsics) else Intrinsics(*map(float, camera))
 
 
 def _no_text(prompt: str | None) -> dict[str, np.ndarray]:
@@ -289,17 +318,4 @@ def _no_text(prompt: str | None) -> dict[str, np.ndarray]:
 
 
 def _manifest_sha256(artefact: PlanFile | BundleDirectory) -> str:
-    if isinstance(artefact, BundleDirectory):
-        return artefact.manifest_sha256
-    with artefact.view(MANIFEST) as view:
-        return sha256(view).hexdigest()
-
-
-def _read(artefact: PlanFile | BundleDirectory, name: str) -> bytes:
-    if isinstance(artefact, BundleDirectory):
-        try:
-            return artefact.path(name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror})") from error
-    with artefact.view(name) as view:
-        return bytes(view)
+    return artefact.manifest_sha256 if isinstance(artefact, BundleDirectory) else sha256(artefact.read(MANIFEST)).hexdigest()

@@ -13,13 +13,14 @@ import types
 
 import numpy as np
 
+from fathom.runtime.kernels.antialias import ANTIALIAS
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS
 
 ALIGNMENT = 256
-STRUCTS = {"fathom_preprocess": PREPROCESS, "fathom_postprocess": POSTPROCESS, "fathom_inspect": INSPECT}
+STRUCTS = {"fathom_antialias": ANTIALIAS, "fathom_preprocess": PREPROCESS, "fathom_postprocess": POSTPROCESS, "fathom_inspect": INSPECT}
 WITHOUT_VALUE = {
     *("cuInit", "cuDevicePrimaryCtxRelease", "cuCtxPushCurrent", "cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuStreamSynchronize"),
-    *("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuEventDestroy", "cuEventRecord", "cuEventSynchronize", "cuEventQuery"),
+    *("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuEventDestroy", "cuEventRecord", "cuEventSynchronize", "cuStreamWaitEvent"),
     *("cuModuleUnload", "cuLaunchKernel", "cuStreamBeginCapture", "cuGraphDestroy", "cuGraphExecDestroy", "cuGraphLaunch"),
 }
 CODES = {
@@ -79,7 +80,10 @@ class Machine:
         self.retained = self.clock = self.launches = self.graph_launches = 0
         self.sticky = None
         self.fail_next = {}  # call -> name of the result
-        self.threads = set()  # that made CUDA calls
+        self.threads = {}  # that made CUDA calls -> which
+        self.calls = 0
+        self.failed_call = ""
+        self.fail_at = None  # (number of a call, exception or name of a result): made to fail in its place
         self.capturing = {}  # thread -> stream
         self.execute = None  # engines run in ONNX Runtime
 
@@ -93,7 +97,13 @@ class Machine:
 
     def enter(self, call, context=True):
         """What every call begins with."""
-        self.threads.add(threading.get_ident())
+        self.threads.setdefault(threading.get_ident(), set()).add(call)
+        self.calls += 1
+        if self.fail_at is not None and self.calls == self.fail_at[0]:
+            self.failed_call, what = call, self.fail_at[1]
+            if isinstance(what, BaseException):
+                raise what
+            self.fail_next[call] = what
         if name := self.fail_next.pop(call, None):
             if name == "CUDA_ERROR_ILLEGAL_ADDRESS":
                 self.sticky = name
@@ -214,19 +224,26 @@ class Machine:
         return self.make("module", image=image)
 
     def event_reached(self, event):
-        """Let time pass: a stream that somebody asks about gets on with its work."""
+        """Let time pass: a stream that somebody waits for gets on with its work."""
         if event.at is None and event.stream is not None:
             self.drain(event.stream)
+        if self.sticky:
+            raise Failure(self.sticky)
 
     def record(self, event, stream):
         """Mark a place in a stream."""
-        event.at, event.stream = None, stream
+        event.at, event.stream, event.mark = None, stream, (mark := types.SimpleNamespace(reached=False))
 
         def reach():
             self.clock += 1
-            event.at = self.clock
+            event.at, mark.reached = self.clock, True
 
         self.send(stream, reach)
+
+    def wait_in_stream(self, stream, event):
+        """What comes after waits for the place that is marked now."""
+        source, mark = event.stream, event.mark
+        self.send(stream, lambda: mark.reached or self.drain(source))
 
 
 def driver_module(machine):
@@ -236,7 +253,7 @@ def driver_module(machine):
     attribute = {"COMPUTE_CAPABILITY_MAJOR": 75, "COMPUTE_CAPABILITY_MINOR": 76, "MEMORY_POOLS_SUPPORTED": 115}
     driver.CUdevice_attribute = enum.IntEnum("CUdevice_attribute", {f"CU_DEVICE_ATTRIBUTE_{key}": value for key, value in attribute.items()})
     driver.CUstream_flags = enum.IntEnum("CUstream_flags", {"CU_STREAM_DEFAULT": 0, "CU_STREAM_NON_BLOCKING": 1})
-    driver.CUevent_flags = enum.IntEnum("CUevent_flags", {"CU_EVENT_DEFAULT": 0})
+    driver.CUevent_flags = enum.IntEnum("CUevent_flags", {"CU_EVENT_BLOCKING_SYNC": 1})
     driver.CUstreamCaptureMode = enum.IntEnum("CUstreamCaptureMode", {"CU_STREAM_CAPTURE_MODE_GLOBAL": 0, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1})
 
     def call(name, context=True):
@@ -315,7 +332,7 @@ def driver_module(machine):
         assert start.at is not None and end.at is not None, "an event was not reached"
         return (float(end.at - start.at),)
 
-    def query(event):
+    def wait(event):
         machine.event_reached(event)
 
     def no_capture(body):
@@ -353,11 +370,11 @@ def driver_module(machine):
     call("cuMemcpyDtoDAsync")(
         lambda target, source, nbytes, stream: machine.send(stream, lambda: machine.view(target, nbytes).__setitem__(slice(None), machine.view(source, nbytes)))
     )
-    call("cuEventCreate")(lambda flags: (machine.make("event", at=None, stream=None),))
+    call("cuEventCreate")(lambda flags: (machine.make("event", at=None, stream=None, mark=None),))
     call("cuEventDestroy")(lambda event: machine.destroy("event", event))
     call("cuEventRecord")(lambda event, stream: machine.record(event, stream))
-    call("cuEventSynchronize")(query)
-    call("cuEventQuery")(query)
+    call("cuEventSynchronize")(wait)
+    call("cuStreamWaitEvent")(lambda stream, event, flags: machine.wait_in_stream(stream, event))
     call("cuEventElapsedTime")(get_elapsed)
     call("cuModuleLoadData")(image_at)
     call("cuModuleUnload")(lambda module: machine.destroy("module", module))

@@ -103,19 +103,18 @@ def driver_module(machine):
         def synchronize(self):
             guarded("cuStreamSynchronize", lambda: machine.drain(self.raw))
 
+        def wait_for_event(self, event):
+            guarded("cuStreamWaitEvent", lambda: machine.wait_in_stream(self.raw, event.raw))
+
     class Event(owned("event")):
         def __init__(self, flags=0):
-            self.raw = guarded("cuEventCreate", lambda: machine.make("event", at=None, stream=None))
+            self.raw = guarded("cuEventCreate", lambda: machine.make("event", at=None, stream=None, mark=None))
 
         def record(self, stream):
             guarded("cuEventRecord", lambda: machine.record(self.raw, stream.raw))
 
         def synchronize(self):
             guarded("cuEventSynchronize", lambda: machine.event_reached(self.raw))
-
-        def query(self):
-            self.synchronize()
-            return True
 
         def time_since(self, start):
             return float(self.raw.at - start.raw.at)

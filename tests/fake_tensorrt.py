@@ -44,7 +44,8 @@ def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), lies=
 def module(machine, rtx=False, version="10.13.3.9"):
     """The package on a machine, which may carry engines out itself (``execute``).
 
-    ``module.counts`` tells how many engines and contexts are alive; ``module.fail`` makes calls fail.
+    ``module.counts`` tells how many engines and contexts are alive; ``module.fail`` makes calls fail; ``module.kinds`` are the
+    classes whose methods the runtime calls.
     """
     trt = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     trt.__version__ = version
@@ -207,7 +208,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
             facts, _, graph = raw[HEADER:].partition(b"\n")
             return Engine(json.loads(facts), graph, self.logger)
 
-    trt.ILogger, trt.Runtime = ILogger, Runtime
+    trt.ILogger, trt.Runtime, trt.kinds = ILogger, Runtime, (Context, Engine, RuntimeConfig, RuntimeCache, Runtime)
     if rtx:
         trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
         trt.EngineValidity = enum.Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])

@@ -72,11 +72,11 @@ API int cuStreamSynchronize(void*) { return stack.empty() ? 201 : 0; }
 API int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t n, void* s) { return send(s, [=] { memcpy((void*)to, from, n); }); }
 API int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t n, void* s) { return send(s, [=] { memcpy(to, (void*)from, n); }); }
 API int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t n, void* s) { return send(s, [=] { memmove((void*)to, (void*)from, n); }); }
-API int cuEventCreate(Event** e, unsigned) { return make(e, new Event); }
+API int cuEventCreate(Event** e, unsigned flags) { return flags != 1 ? 1 : make(e, new Event); }
 API int cuEventDestroy_v2(Event* e) { return unmake(e); }
 API int cuEventRecord(Event* e, void* s) { return send(s, [=] { e->at = ++now; }); }
 API int cuEventSynchronize(Event* e) { return e->at < 0 ? 1 : 0; }
-API int cuEventQuery(Event* e) { return e->at < 0 ? 600 : 0; }
+API int cuStreamWaitEvent(void*, Event* e, unsigned) { return e->at < 0 ? 1 : 0; }
 API int cuEventElapsedTime_v2(float* ms, Event* a, Event* b) { *ms = (float)(b->at - a->at); return 0; }
 API int cuEventElapsedTime(float* ms, Event* a, Event* b) { return cuEventElapsedTime_v2(ms, a, b); }
 API int cuModuleLoadData(int** m, const void* image) {
@@ -88,8 +88,10 @@ API int cuModuleLoadDataEx(int** m, const void* image, unsigned, void*, void**) 
 API int cuModuleUnload(int* m) { return unmake(m); }
 typedef void (*Kernel)(const void*, const int*, const int*);
 static std::map<std::string, Kernel> kernels = {
+    {"fathom_antialias", run_fathom_antialias},
     {"fathom_preprocess", run_fathom_preprocess}, {"fathom_postprocess", run_fathom_postprocess}, {"fathom_inspect", run_fathom_inspect}};
 static std::map<std::string, size_t> sizes = {
+    {"fathom_antialias", sizeof(Antialias)},
     {"fathom_preprocess", sizeof(Preprocess)}, {"fathom_postprocess", sizeof(Postprocess)}, {"fathom_inspect", sizeof(Inspect)}};
 API int cuModuleGetFunction(void** f, int*, const char* name) {
     auto found = kernels.find(name);

@@ -43,6 +43,7 @@ static unsigned short half_bits(float value) {
 }
 """
 CALL = r"""
+#include "antialias.cu"
 #include "preprocess.cu"
 #include "postprocess.cu"
 template <typename Kernel, typename Parameters>
@@ -57,10 +58,14 @@ static void run(Kernel kernel, const void* raw, const int* grid, const int* bloc
                 for (threadIdx.x = 0; threadIdx.x < block[0]; ++threadIdx.x) kernel(parameters);
 }
 #define RUN(name, Parameters) extern "C" void run_##name(const void* p, const int* g, const int* b) { run<decltype(&name), Parameters>(name, p, g, b); }
+RUN(fathom_antialias, Antialias)
 RUN(fathom_preprocess, Preprocess)
 RUN(fathom_postprocess, Postprocess)
 RUN(fathom_inspect, Inspect)
-extern "C" int size_of(int which) { return which == 0 ? sizeof(Preprocess) : which == 1 ? sizeof(Postprocess) : sizeof(Inspect); }
+extern "C" int size_of(int which) {
+    const int sizes[4] = {sizeof(Preprocess), sizeof(Postprocess), sizeof(Inspect), sizeof(Antialias)};
+    return sizes[which];
+}
 """
 
 

@@ -237,17 +237,17 @@ def test_memory_stays_flat(tiny, tmp_path):
         picture.save(folder / f"{k:03}.png", compress_level=0)
     code = """
 import os, re, sys
-from fathom.runtime.commands import run
+from fathom.runtime.commands import photo_session, run
 os.fsync = lambda handle: None  # 300 photos would wait for the disk 1800 times
 def resident(): return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 seen, count = [], 0
-original = run._Session._print
+original = photo_session.PhotoSession._print
 def watched(self, *rest):
     global count
     count += 1
     if count in (60, 300): seen.append(resident())
     original(self, *rest)
-run._Session._print = watched
+photo_session.PhotoSession._print = watched
 code = run.main(sys.argv[1:])
 print(code, *seen, file=sys.stderr)
 """

@@ -20,6 +20,7 @@ import pytest
 from fathom.runtime.artefact.contract import Resize
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, DeviceLostError, EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, UsageError
+from fathom.runtime.photo.raw_maps import RawMaps
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.tensorrt.backend import TensorRTBackend
 
@@ -134,7 +135,9 @@ def test_one_thread_makes_all_cuda_calls(gpu, tiny, tmp_path):
         [thread.join() for thread in threads]
     for got, depth in zip(results, wanted, strict=True):
         np.testing.assert_allclose(got, depth, atol=1e-3)
-    assert len(gpu.threads) == 1 and threading.get_ident() not in gpu.threads
+    works, waits = sorted(gpu.threads.values(), key=len, reverse=True)  # of two threads one does nothing but sleep
+    assert waits == {"cuCtxPushCurrent", "cuEventSynchronize", "cuCtxPopCurrent"} and "cuLaunchKernel" in works | {"cuLaunchKernel" if gpu.host is None else ""}
+    assert threading.get_ident() not in gpu.threads
     nothing_left(gpu)
 
 
@@ -354,13 +357,45 @@ def test_nan_is_traced_to_its_stage(gpu, make_artefacts, tmp_path):
     nothing_left(gpu)
 
 
-def test_filtered_resizes_are_shaped_on_the_cpu(gpu, tiny, tmp_path):
+def with_steps(tiny, *steps):
     contract = tiny_contract(tiny)
-    protocol = dataclasses.replace(contract.protocols[0], steps=(Resize(48, 64, "bicubic-antialias"),))
-    contract = dataclasses.replace(contract, protocols=(protocol,))
+    return dataclasses.replace(contract, protocols=(dataclasses.replace(contract.protocols[0], steps=steps),))
+
+
+def test_filtered_resizes_are_done_on_the_gpu(gpu, tiny, tmp_path):
+    contract, photos = with_steps(tiny, Resize(48, 64, "bicubic-antialias")), [photo(90, 130, 1), photo(48, 100, 2), photo(48, 64, 3), photo(30, 64, 4)]
     with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", contract=contract)) as pipeline:
-        pipeline.predict(photo())
-        assert gpu.launches == 0
+        got = pipeline.predict_batch(photos)
+        assert gpu.launches > 0 or gpu.host is None
+        assert gpu.host is None or not any("on the CPU" in remark for remark in pipeline.remarks)
+        pipeline._backend.predict_photos = lambda *_: RawMaps(why_cpu="a test")
+        for one, other in zip(got, pipeline.predict_batch(photos), strict=True):
+            np.testing.assert_allclose(one.depth_m, other.depth_m, atol=1e-4)
+    nothing_left(gpu)
+
+
+def test_what_the_gpu_cannot_do_is_told_once(gpu, tiny, tmp_path):
+    contract = with_steps(tiny, Resize(96, 128, "bilinear"), Resize(48, 64, "bilinear"))
+    with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", contract=contract)) as pipeline:
+        for _ in range(2):
+            pipeline.predict(photo())
+        (told,) = [remark for remark in pipeline.remarks if "shaped on the CPU" in remark]
+        assert gpu.host is None or (gpu.launches == 0 and "the protocol single-image resizes more than once" in told)
+    nothing_left(gpu)
+
+
+def test_memory_for_photos_is_bounded(gpu, tiny, tmp_path):
+    """On 256 MiB, 64 are for one group: what is more goes in parts, and a photo that is more alone is shaped on the CPU."""
+    if gpu.host is None:
+        pytest.skip("no C++ compiler")
+    photos = [photo(1500, 2000, seed) for seed in range(4)]  # 24 MB each
+    with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", batch=(1, 4, 4))) as pipeline:
+        assert any("at most 64 MiB of device memory for each of 2 groups" in remark for remark in pipeline.remarks)
+        made = pipeline.predict_batch(photos)
+        assert gpu.used() < 60e6 and not any("on the CPU" in remark for remark in pipeline.remarks)
+        np.testing.assert_allclose(made[3].depth_m, pipeline.predict(photos[3]).depth_m, atol=1e-4)
+        pipeline.predict(photo(3000, 3000))
+        assert any("on the CPU: a photo takes 69 MiB" in remark for remark in pipeline.remarks) and gpu.used() < 60e6
     nothing_left(gpu)
 
 

@@ -189,3 +189,17 @@ def test_depth_that_is_not_above_zero_is_not_valid_and_counted():
 def test_relative_maps_are_not_metres():
     with pytest.raises(ValueError, match="without a unit"):
         map_of([[0.1, 0.2]], output=RELATIVE).depth_m
+
+
+def test_pictures_of_any_size_come_back_whole(tmp_path):
+    """More rows than are compressed at a time, steps that leap over the byte, names that Latin-1 does not have; and the same bytes every time."""
+    values = np.random.default_rng(1).uniform(0.001, 65.5, (201, 77)).astype(np.float32)
+    depth = map_of(values, origin=Origin("网络", "", untrained=False), protocol="café")
+    saved = save_png16(depth, tmp_path / "a.png")
+    with Image.open(saved.path) as image:
+        assert np.array_equal(np.asarray(image), np.rint(values * np.float32(1000)))
+        assert image.text["Fathom-Network"] == "网络" and image.text["Fathom-Protocol"] == "café"
+    with Image.open(save_color(depth, tmp_path / "b.png", near=0, far=70).path) as image:
+        assert image.mode == "RGB" and image.size[0] >= 160 and len(np.unique(np.asarray(image)[:201].reshape(-1, 3), axis=0)) > 200
+    again = save_png16(depth, tmp_path / "c.png")
+    assert again.path.read_bytes() == saved.path.read_bytes()

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-KERNELS = ("preprocess", "postprocess")
+KERNELS = ("antialias", "preprocess", "postprocess")
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 PTX_ARCHITECTURE, PTX_VERSION = 75, "6.3"
 DESTINATION = Path(__file__).parent.parent / "runtime" / "kernels"

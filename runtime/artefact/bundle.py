@@ -61,6 +61,17 @@ class BundleDirectory:
             raise InputError(f"{file} is missing", fix="copy or export the bundle again")
         return file
 
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        try:
+            return self.path(name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{name} cannot be read ({error.strerror})") from error
+
     def close(self) -> None:
         """Nothing is held open."""
 

@@ -81,6 +81,11 @@ class PlanFile:
         offset, size = self._extents[name]
         return memoryview(self._mapping)[offset : offset + size]
 
+    def read(self, name: str) -> bytes:
+        """A copy of one file."""
+        with self.view(name) as view:
+            return bytes(view)
+
     def close(self) -> None:
         """Unmap; views that are still in use keep the mapping alive until they are gone."""
         with suppress(BufferError):  # somebody still reads from it; the mapping goes with the last reader

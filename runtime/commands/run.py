@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import threading
-import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccuracyError, FathomError, InputError, UsageError
+from ..errors import InputError, UsageError
 from ..outputs.colormap import COLORMAPS
 from .command import common_flags, run_command, warn
-from .progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ..photo.depth_map import DepthMap, Intrinsics
-    from ..photo.photo import PhotoFile
-    from ..pipeline import Pipeline
+    pass
 
 SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "color": "_color.png", "ply": ".ply"}
 UNTRAINED = "THE WEIGHTS ARE UNTRAINED (random-init): the depth is meaningless and good for benchmarks only"
@@ -81,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..photo.photo import find_photos
     from ..pipeline import Pipeline
     from ..video.video import is_video
+    from .photo_session import PhotoSession
 
     if arguments.near is not None and arguments.far is not None and not arguments.near < arguments.far:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
@@ -110,134 +101,11 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             if videos:
                 return run_videos(pipeline, arguments, camera, kinds, places)
-            return _Session(pipeline, arguments, camera, targets).work()
+            return PhotoSession(pipeline, arguments, camera, targets).work()
         finally:
             for folder in reversed(made):
                 if not any(folder.iterdir()):
                     folder.rmdir()
-
-
-class _Session:
-    """The loop over all photos: while the network works on one group, the next is read and the one before is written."""
-
-    def __init__(self, pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsics | None, targets: dict[PhotoFile, dict[str, Path]]):
-        from ..photo.preprocess import windows_of
-
-        self.pipeline, self.arguments, self.camera, self.targets = pipeline, arguments, camera, targets
-        self.progress: Progress
-        self.counting = threading.Lock()
-        self.failures: list[tuple[PhotoFile, FathomError]] = []
-        self.windows = len(windows_of(pipeline.protocol(arguments.protocol)))  # of the network at one photo
-
-    def work(self) -> int:
-        """Returns the exit code."""
-        photos = list(self.targets)
-        group = max(1, self.pipeline.batch // self.windows)
-        what = "photos" if self.windows == 1 else "windows"
-        several = self.pipeline.concurrent  # groups under way: one, or as many as keep the GPU busy
-        with Progress(len(photos) * self.windows, what, self.arguments.quiet) as self.progress, ThreadPoolExecutor(several) as network:
-            flying: deque[tuple[list[tuple[PhotoFile, np.ndarray]], Future]] = deque()
-            try:
-                for start in range(0, len(photos), group):
-                    read = self._read(photos[start : start + group])
-                    flying.append((read, network.submit(self._predict, [pixels for _, pixels in read], start)))
-                    if len(flying) > several:
-                        self._write_oldest(flying)
-                while flying:
-                    self._write_oldest(flying)
-                self.progress.advance_to(self.progress.total)
-            except BaseException:
-                self.pipeline.interrupt()  # else leaving would wait for the network's whole run
-                raise
-        return self._report()
-
-    def _write_oldest(self, flying: deque) -> None:
-        read, result = flying.popleft()
-        self._write(read, result.result())
-
-    def _read(self, photos: list[PhotoFile]) -> list[tuple[PhotoFile, np.ndarray]]:
-        from ..photo.photo import read_photo
-
-        read = []
-        for photo in photos:
-            try:
-                read.append((photo, read_photo(photo.path)))
-            except FathomError as error:
-                self._fail(photo, error)
-        return read
-
-    def _predict(self, photos: list[np.ndarray], before: int) -> list[tuple[DepthMap | FathomError, float]]:
-        """A map, or why there is none, and the time in milliseconds, for each photo; ``before`` counts the photos before these."""
-        flags = self.arguments
-
-        def seen(count: int) -> None:
-            with self.counting:
-                self.progress.advance_to(before * self.windows + count)
-
-        start = time.perf_counter()
-        try:
-            maps: list[Any] = self.pipeline.predict_batch(photos, flags.protocol, self.camera, flags.prompt, seen) if photos else []
-        except (InputError, AccuracyError) as error:
-            if len(photos) == 1:
-                maps = [error]
-            else:  # one photo spoils the group: each alone, to know which
-                return [result for index, photo in enumerate(photos) for result in self._predict([photo], before + index)]
-        time_ms = (time.perf_counter() - start) * 1e3 / max(len(photos), 1)
-        return [(one, time_ms) for one in maps]
-
-    def _write(self, photos: list[tuple[PhotoFile, np.ndarray]], results: list[tuple[DepthMap | FathomError, float]]) -> None:
-        for (photo, pixels), (result, time_ms) in zip(photos, results, strict=True):
-            if isinstance(result, FathomError):
-                self._fail(photo, result)
-                continue
-            for warning in self._save(photo, pixels, result):
-                self.progress.alarm(f"warning: {photo.path}: {warning}")
-            self._print(photo, result, time_ms)
-
-    def _save(self, photo: PhotoFile, pixels: np.ndarray, depth: DepthMap) -> list[str]:
-        from ..outputs import writers
-
-        flags, warnings = self.arguments, []
-        for kind, path in self.targets[photo].items():
-            if kind == "png16":
-                saved = writers.save_png16(depth, path, flags.force)
-            elif kind == "npy":
-                saved = writers.save_npy(depth, path, flags.force)
-            elif kind == "color":
-                saved = writers.save_color(depth, path, flags.force, flags.colormap, flags.near, flags.far)
-            else:
-                saved = writers.save_ply(depth, pixels, path, flags.force)
-            warnings += saved.warnings
-        return warnings
-
-    def _print(self, photo: PhotoFile, depth: DepthMap, time_ms: float) -> None:
-        height, width = depth.values.shape
-        facts = depth.summary()
-        if self.arguments.json:
-            unit = "_m" if depth.kind == "metric" else ""
-            named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}
-            files = {kind: str(path) for kind, path in self.targets[photo].items()}
-            head = {"photo": str(photo.path), "width": width, "height": height, "kind": depth.kind, "unit": depth.unit, "protocol": depth.protocol}
-            self.progress.result(json.dumps({**head, **named, "time_ms": round(time_ms, 3), "untrained": depth.origin.untrained, "files": files}))
-            return
-        unit = {"metric": " m", "relative": " (relative)", "mask": " (mask)"}[depth.kind]
-        beyond = f", {depth.below_near + depth.above_far} px beyond the trained range" if depth.below_near + depth.above_far else ""
-        untrained = ", UNTRAINED WEIGHTS" if depth.origin.untrained else ""
-        values = f"{facts['min']:.3f} / {facts['median']:.3f} / {facts['max']:.3f}{unit}"
-        self.progress.result(f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {time_ms:.0f} ms{beyond}{untrained}")
-
-    def _fail(self, photo: PhotoFile, error: FathomError) -> None:
-        self.failures.append((photo, error))
-        if self.arguments.json:
-            self.progress.result(json.dumps({"photo": str(photo.path), "error": str(error), "exit_code": error.exit_code}))
-
-    def _report(self) -> int:
-        for photo, error in self.failures:
-            words = str(error)
-            print(f"error: {words if str(photo.path) in words else f'{photo.path}: {words}'}", file=sys.stderr)
-        if self.failures and len(self.targets) > 1:
-            print(f"{len(self.failures)} of {len(self.targets)} photos failed", file=sys.stderr)
-        return max((error.exit_code for _, error in self.failures), default=0)
 
 
 def _refuse_existing(targets: dict[Any, dict[str, Path]], force: bool) -> None:

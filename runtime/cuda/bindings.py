@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class CudaBindingsDevice(Device):
 
     binding = "cuda-bindings"
     supports_graphs = True
+    any_thread = True
 
     def __init__(self, index: int = 0):
         super().__init__()
@@ -75,7 +77,11 @@ class CudaBindingsDevice(Device):
             handle = self._call("cuMemAlloc", nbytes, detail=detail)
         else:
             handle = self._call("cuMemAllocAsync", nbytes, 0, detail=detail)
-            self._call("cuStreamSynchronize", 0)
+            try:
+                self._call("cuStreamSynchronize", 0)
+            except BaseException:
+                self._driver.cuMemFreeAsync(handle, 0)
+                raise
         return handle, int(handle)
 
     def free(self, handle: Any) -> None:
@@ -124,7 +130,7 @@ class CudaBindingsDevice(Device):
 
     def create_event(self) -> Any:
         """See ``device.Device.create_event``."""
-        return self._call("cuEventCreate", int(self._driver.CUevent_flags.CU_EVENT_DEFAULT))
+        return self._call("cuEventCreate", int(self._driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC))
 
     def destroy_event(self, handle: Any) -> None:
         """See ``device.Device.destroy_event``."""
@@ -138,13 +144,9 @@ class CudaBindingsDevice(Device):
         """See ``device.Device.wait_event``."""
         self._call("cuEventSynchronize", event)
 
-    def reached(self, event: Any) -> bool:
-        """See ``device.Device.reached``."""
-        (code,) = self._driver.cuEventQuery(event)
-        name = result_name(self._driver, code)
-        if name not in ("CUDA_SUCCESS", "CUDA_ERROR_NOT_READY"):
-            raise self.failed(cuda_error(name, "cuEventQuery"))
-        return name == "CUDA_SUCCESS"
+    def wait_in_stream(self, stream: Any, event: Any) -> None:
+        """See ``device.Device.wait_in_stream``."""
+        self._call("cuStreamWaitEvent", stream, event, 0)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """See ``device.Device.elapsed_ms``."""
@@ -181,9 +183,11 @@ class CudaBindingsDevice(Device):
         if name != "CUDA_SUCCESS":
             raise self.failed(cuda_error(name, "cuStreamEndCapture"))
         try:
-            return self._call("cuGraphInstantiate", graph, 0)
+            replay = self._call("cuGraphInstantiate", graph, 0)
         finally:
-            self._call("cuGraphDestroy", graph)
+            with suppress(Exception):  # a few bytes on the host; a lost device is noted
+                self._call("cuGraphDestroy", graph)
+        return replay
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
         """See ``device.Device.launch_graph``."""

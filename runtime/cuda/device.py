@@ -8,7 +8,7 @@ object of ``resources.py``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ class Device(ABC):
         driver: greatest CUDA version that the driver knows, major and minor.
         total_nbytes: memory of the device.
         supports_graphs: whether ``Stream.capture`` works with this binding.
+        any_thread: whether this binding may be used from several threads.
         lost: True after an error from which the context does not recover.
     """
 
     binding = ""
     supports_graphs = False
+    any_thread = False
     index: int
     name: str
     capability: tuple[int, int]
@@ -39,6 +41,7 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self.lost = self.closed = False
+        self._loss = ""
         self.peak_nbytes = self.used_nbytes = 0
         self.resources: dict[int, Resource] = {}
 
@@ -51,7 +54,7 @@ class Device(ABC):
         if self.closed:
             raise FathomError(f"GPU {self.index} is closed already")
         if self.lost:
-            raise DeviceLostError(f"GPU {self.index} was lost earlier", wanted="a working GPU", fix="start the program again")
+            raise DeviceLostError(f"GPU {self.index} was lost earlier ({self._loss})", wanted="a working GPU", fix="start the program again")
         self.push()
         return self
 
@@ -63,22 +66,29 @@ class Device(ABC):
             self.pop()
 
     def close(self) -> None:
-        """Free everything that is still open, newest first, then let the context go. May be called twice."""
+        """Free everything that is still open, newest first, then let the context go. May be called twice.
+
+        Raises:
+            FathomError: the last call that failed; everything else is freed all the same.
+        """
         if self.closed:
             return
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.release_context)
+            stack.callback(self._forget)
             if not self.lost:
-                with self:
-                    for resource in reversed(list(self.resources.values())):
-                        resource.close()
-        finally:
-            self.resources.clear()
-            self.closed = True
-            self.release_context()
+                stack.enter_context(self)
+                for resource in self.resources.values():
+                    stack.callback(resource.close)
+
+    def _forget(self) -> None:
+        self.resources.clear()
+        self.closed = True
 
     def failed(self, error: FathomError) -> FathomError:
         """Note a lost device; returns the error, to be raised."""
-        self.lost = self.lost or isinstance(error, DeviceLostError)
+        if isinstance(error, DeviceLostError) and not self.lost:
+            self.lost, self._loss = True, error.was
         return error
 
     @abstractmethod
@@ -139,7 +149,7 @@ class Device(ABC):
 
     @abstractmethod
     def create_event(self) -> Any:
-        """An event that keeps time."""
+        """An event that keeps time, and whose waiting threads sleep."""
 
     @abstractmethod
     def destroy_event(self, handle: Any) -> None:
@@ -151,11 +161,11 @@ class Device(ABC):
 
     @abstractmethod
     def wait_event(self, event: Any) -> None:
-        """Block this thread until an event is reached."""
+        """Put this thread to sleep until an event is reached."""
 
     @abstractmethod
-    def reached(self, event: Any) -> bool:
-        """Whether an event is reached, without waiting."""
+    def wait_in_stream(self, stream: Any, event: Any) -> None:
+        """Let what is sent to a stream from now on wait until an event is reached."""
 
     @abstractmethod
     def elapsed_ms(self, start: Any, end: Any) -> float:

@@ -16,7 +16,7 @@ from ..errors import EnvironmentMismatchError, FathomError, missing_package
 from .device import Device
 from .errors import cuda_error
 
-NON_BLOCKING = 1
+NON_BLOCKING, BLOCKING_SYNC = 1, 1  # flags of a stream and of an event
 
 
 class PyCudaDevice(Device):
@@ -112,7 +112,7 @@ class PyCudaDevice(Device):
 
     def create_event(self) -> Any:
         """See ``device.Device.create_event``."""
-        return self._call("cuEventCreate", self._pycuda.Event)
+        return self._call("cuEventCreate", self._pycuda.Event, BLOCKING_SYNC)
 
     def destroy_event(self, handle: Any) -> None:
         """pycuda destroys it with the last reference, which the owner drops now."""
@@ -125,9 +125,9 @@ class PyCudaDevice(Device):
         """See ``device.Device.wait_event``."""
         self._call("cuEventSynchronize", event.synchronize)
 
-    def reached(self, event: Any) -> bool:
-        """See ``device.Device.reached``."""
-        return bool(self._call("cuEventQuery", event.query))
+    def wait_in_stream(self, stream: Any, event: Any) -> None:
+        """See ``device.Device.wait_in_stream``."""
+        self._call("cuStreamWaitEvent", stream.wait_for_event, event)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """See ``device.Device.elapsed_ms``."""

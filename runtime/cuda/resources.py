@@ -6,6 +6,7 @@ Like the calls of ``cuda.Device``, everything here is used inside ``with device:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,8 @@ class Event(Resource):
         """Mark this place in a stream."""
         self.device.record(self.handle, stream.handle)
 
-    @property
-    def reached(self) -> bool:
-        """Whether it is reached, without waiting."""
-        return self.device.reached(self.handle)
-
     def wait(self) -> None:
-        """Block until it is reached."""
+        """Sleep until it is reached."""
         self.device.wait_event(self.handle)
 
     def since_ms(self, earlier: Event) -> float:
@@ -91,6 +87,10 @@ class Stream(Resource):
 
     def _release(self) -> None:
         self.device.destroy_stream(self.handle)
+
+    def wait_for(self, event: Event) -> None:
+        """Let what is sent from now on wait until an event is reached."""
+        self.device.wait_in_stream(self.handle, event.handle)
 
     def synchronize(self) -> None:
         """Block until everything sent so far is done."""
@@ -130,7 +130,12 @@ class Stream(Resource):
         except BaseException:
             self._drop_capture()
             raise
-        graph = self.device.end_capture(self.handle)
+        try:
+            graph = self.device.end_capture(self.handle)
+        except BaseException:
+            with suppress(Exception):  # else nothing could be freed any more
+                self._drop_capture()
+            raise
         if graph is None:
             return None
         recorded = Graph(self.device, graph)

@@ -10,10 +10,12 @@ import numpy as np
 from ..cuda.device import Device
 from ..cuda.resources import Module, Stream
 from ..errors import DeviceLostError, FathomError, OutOfMemoryError
+from .antialias import ANTIALIAS
 from .records import INSPECT, POSTPROCESS, PREPROCESS
 
 IMAGES = Path(__file__).parent
 BLOCK = (32, 8, 1)
+MODULE_OF = {"fathom_antialias": "antialias", "fathom_preprocess": "preprocess", "fathom_postprocess": "postprocess", "fathom_inspect": "postprocess"}
 INSPECT_BLOCKS, INSPECT_THREADS = 16, 256
 NOTHING_FOUND = np.array([0, 0x7FFFFFFF, -0x80000000], np.int32)
 
@@ -34,7 +36,7 @@ class DeviceKernels:
     def __init__(self, device: Device):
         self._modules: dict[str, Module] = {}
         try:
-            for name in ("preprocess", "postprocess"):
+            for name in dict.fromkeys(MODULE_OF.values()):
                 self._modules[name] = _load(device, name)
         except BaseException:
             self.close()
@@ -44,8 +46,7 @@ class DeviceKernels:
         """A function that starts kernels on a stream."""
 
         def launch(name: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray) -> None:
-            module = self._modules["preprocess" if name == "fathom_preprocess" else "postprocess"]
-            module.launch(name, grid, block, parameters, stream)
+            self._modules[MODULE_OF[name]].launch(name, grid, block, parameters, stream)
 
         return launch
 
@@ -56,8 +57,14 @@ class DeviceKernels:
         self._modules.clear()
 
 
+def launch_antialias(launch: Launch, record: np.ndarray) -> None:
+    """One pass of a filtered resize; see ``antialias.antialias_record``."""
+    assert record.dtype == ANTIALIAS
+    launch("fathom_antialias", _grid(int(record["width"]), int(record["height"])), BLOCK, record)
+
+
 def launch_preprocess(launch: Launch, record: np.ndarray) -> None:
-    """One look: uint8 photo to [3, canvas height, canvas width]; see ``device_gather.preprocess_record``."""
+    """One look: uint8 photo to [3, canvas height, canvas width]; see ``records.preprocess_record``."""
     assert record.dtype == PREPROCESS
     launch("fathom_preprocess", _grid(int(record["canvas_width"]), int(record["canvas_height"])), BLOCK, record)
 

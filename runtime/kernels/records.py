@@ -1,17 +1,18 @@
 """The steps of a protocol as one gather, and the structs that the CUDA kernels take.
 
-A kernel computes every pixel straight from the photo, so a protocol suits it if at most one of its steps resamples, without filtering,
-and nothing was padded before that. Other protocols are shaped on the CPU.
+A kernel computes every pixel straight from the photo, so a protocol suits it if at most one of its steps resamples and nothing was padded
+before that; a filtered resize (``antialias``) makes a smaller photo first. Other protocols are shaped on the CPU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..artefact.contract import ImageInput, OutputContract, Pad, Resize
 from ..photo.preprocess import Placed, Window
+from .antialias import FILTERS
 
 KINDS = {"bilinear": 0, "bilinear-corners": 1, "nearest": 2}  # as in trt_plugins/csrc/sampling.cuh
 _PLACE = [
@@ -36,7 +37,8 @@ class Gather:
         photo: height and width.
         region: top, left, height, width of the part of the photo that is resized.
         resized: height and width that it gets.
-        kind: how, see ``KINDS``.
+        kind: how, see ``KINDS``; ``bilinear`` for the way back from a filtered resize.
+        filtered: name of the filter, ``""`` if there is none: the pre-processing kernel then reads the resized part.
         shift: top, left: pixel (y, x) of the resized part lies at (y + top, x + left) of the shaped picture.
         visible: top, left, bottom, right of the part of the shaped picture that shows it; the rest is black.
         shaped: height and width of the shaped picture.
@@ -49,6 +51,7 @@ class Gather:
     shift: tuple[int, int]
     visible: tuple[int, int, int, int]
     shaped: tuple[int, int]
+    filtered: str = ""
 
     def fill(self, record: np.ndarray) -> None:
         """Write these numbers into a ``PREPROCESS`` or ``POSTPROCESS`` record."""
@@ -64,14 +67,15 @@ def gather_of(placed: tuple[Placed, ...], photo_size: tuple[int, int]) -> Gather
         placed: from ``place_steps`` for a photo of ``photo_size``.
     """
     size = photo_size
-    region, resized, kind = (0, 0, *photo_size), None, 0
+    region, resized, kind, filtered = (0, 0, *photo_size), None, 0, ""
     shift, visible = (0, 0), (0, 0, *photo_size)
     for place in placed:
         if isinstance(place.step, Resize):
             if place.before != place.after:
-                if resized is not None or visible != (0, 0, *size) or place.step.interpolation not in KINDS:
+                if resized is not None or visible != (0, 0, *size):
                     return None
-                region, resized, kind = (-shift[0], -shift[1], *size), place.after, KINDS[place.step.interpolation]
+                region, resized, kind = (-shift[0], -shift[1], *size), place.after, KINDS.get(place.step.interpolation, 0)
+                filtered = place.step.interpolation if place.step.interpolation in FILTERS else ""
                 shift, visible = (0, 0), (0, 0, *place.after)
         else:
             sign = 1 if isinstance(place.step, Pad) else -1
@@ -80,11 +84,17 @@ def gather_of(placed: tuple[Placed, ...], photo_size: tuple[int, int]) -> Gather
             top, left, bottom, end = visible
             visible = (max(top + down, 0), max(left + right, 0), min(bottom + down, place.after[0]), min(end + right, place.after[1]))
         size = place.after
-    return Gather(photo_size, region, resized or photo_size, kind, shift, visible, size)
+    return Gather(photo_size, region, resized or photo_size, kind, shift, visible, size, filtered)
 
 
 def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: int, out: int, is_fp16: bool) -> np.ndarray:
-    """The struct for ``fathom_preprocess``: one look, from the photo at one address to [3, canvas height, canvas width] at another."""
+    """The struct for ``fathom_preprocess``: one look, from the photo at one address to [3, canvas height, canvas width] at another.
+
+    Args:
+        photo: of the photo's bytes; with a filtered gather of the resized part's, uint8 [resized height, resized width, 3].
+    """
+    if gather.filtered:
+        gather = replace(gather, photo=gather.resized, region=(0, 0, *gather.resized), filtered="")
     record = np.zeros((), PREPROCESS)
     gather.fill(record)
     record["photo"], record["out"], record["photo_width"] = photo, out, gather.photo[1]
@@ -96,11 +106,20 @@ def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: 
 
 
 def postprocess_record(
-    gather: Gather, image: ImageInput, output: OutputContract, shape: tuple[int, ...], is_fp16: bool, tensor: int, windows: int, values: int, valid: int
+    gather: Gather,
+    looked_at: tuple[int, int],
+    output: OutputContract,
+    shape: tuple[int, ...],
+    is_fp16: bool,
+    tensor: int,
+    windows: int,
+    values: int,
+    valid: int,
 ) -> np.ndarray:
     """The struct for ``fathom_postprocess``: the outputs [count, planes, h, w] of all windows of one photo, to its own pixels.
 
     Args:
+        gather, looked_at: of what ``postprocess.way_back`` says is to be undone.
         shape: of the output tensor.
         windows: address of ``WINDOW`` records, one for each look.
         values, valid: addresses of float32 and uint8 [H, W].
@@ -110,6 +129,6 @@ def postprocess_record(
     record["tensor"], record["windows"], record["values"], record["valid"] = tensor, windows, values, valid
     record["count"], record["planes"], record["height"], record["width"] = shape
     record["tensor_is_half"], record["upsample"] = is_fp16, KINDS[output.upsample]
-    record["window_height"], record["window_width"] = image.window
+    record["window_height"], record["window_width"] = looked_at
     record["photo_height"], record["photo_width"] = gather.photo
     return record

@@ -79,7 +79,10 @@ def colorize(
     if not low < high:
         raise ValueError(f"low < high was wanted, got {low} and {high}")
     colors = table(name)[::-1] if reverse else table(name)
-    index = np.clip((values - low) * (255.0 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
-    out = colors[index]
-    out[~valid] = invalid
+    index = np.subtract(values, low, dtype=np.float32)
+    index *= np.float32(255.0 / (high - low))
+    index += np.float32(0.5)
+    out = np.take(colors, np.clip(index, 0, 255, out=index).astype(np.uint8), axis=0)
+    if not valid.all():
+        out[~valid] = invalid
     return out

@@ -58,6 +58,8 @@ class DepthMap:
         origin: the network.
         below_near, above_far: how many valid pixels leave the range the network was trained for; they are reported, not clamped.
         not_positive: how many pixels of metric output were zero or negative, and therefore are not valid.
+        network_ms: what the network took for this photo: its share of the runs it was part of, on the device's clock where there is one.
+        waiting_ms: how long it stood in line for the network, and for copies from and to the device.
     """
 
     values: np.ndarray
@@ -73,6 +75,8 @@ class DepthMap:
     below_near: int = 0
     above_far: int = 0
     not_positive: int = 0
+    network_ms: float = 0.0
+    waiting_ms: float = 0.0
 
     @classmethod
     def of(cls, values: np.ndarray, valid: np.ndarray, output: OutputContract, **facts: object) -> DepthMap:
@@ -80,12 +84,12 @@ class DepthMap:
 
         Args:
             values, valid: from ``postprocess.Assembly.finish``; taken over, not copied.
-            facts: ``intrinsics``, ``protocol``, ``origin``.
+            facts: ``intrinsics``, ``protocol``, ``origin``, ``network_ms``, ``waiting_ms``.
 
         Raises:
             AccuracyError: if a valid value is not finite, or no pixel is valid; the output tensor is named.
         """
-        if not np.isfinite(values[valid]).all():
+        if not (np.isfinite(values).all() or np.isfinite(values[valid]).all()):
             raise AccuracyError(f"the map from output tensor {output.tensor} holds NaN or infinite values", wanted="finite numbers everywhere")
         not_positive = 0
         if output.kind == "metric":
@@ -96,8 +100,9 @@ class DepthMap:
                 values[wrong] = 0
         if not valid.any():
             raise AccuracyError(f"the map from output tensor {output.tensor} has no valid pixel", wanted="depth above zero somewhere")
-        seen = values[valid]
-        below, above = (0, 0) if output.kind == "mask" else (int((seen < output.near).sum()), int((seen > output.far).sum()))
+        below, above = (0, 0)
+        if output.kind != "mask":
+            below, above = (int(np.count_nonzero(valid & beyond)) for beyond in (values < output.near, values > output.far))
         return cls(
             values,
             valid,

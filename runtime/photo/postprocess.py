@@ -44,13 +44,8 @@ class Assembly:
 
     def __init__(self, contract: Contract, protocol: Protocol, placed: tuple[Placed, ...], photo_size: tuple[int, int]):
         self._contract = contract
-        size = placed[-1].after if placed else photo_size
-        self._looked_at = contract.input.window
-        if placed and _shrunk_whole(placed[-1], protocol, contract.input.window):
-            # The published codes enlarge the network's small map once, to what the filter shrank; a stop at the window would blur it.
-            self._looked_at = size = placed[-1].before
-            placed = placed[:-1]
-        self._placed = placed
+        self._placed, self._looked_at = way_back(placed, protocol, contract.input.window)
+        size = self._placed[-1].after if self._placed else photo_size
         channels = 2 if contract.output.kind == "mask" else 1
         self._sum = np.zeros((channels, *size), np.float32)
         self._count = np.zeros(size[1], np.float32)  # windows are as high as the picture, so coverage depends on the column only
@@ -93,6 +88,16 @@ class Assembly:
             values = picture[0]
         values[~valid] = 0
         return np.ascontiguousarray(values), valid
+
+
+def way_back(placed: tuple[Placed, ...], protocol: Protocol, window: tuple[int, int]) -> tuple[tuple[Placed, ...], tuple[int, int]]:
+    """The steps to undo on the map, and the size that the output of one window is brought to before that.
+
+    The published codes enlarge the network's small map once, to what a filter shrank as a whole; a stop at the window would blur it.
+    """
+    if placed and _shrunk_whole(placed[-1], protocol, window):
+        return placed[:-1], placed[-1].before
+    return placed, window
 
 
 def _shrunk_whole(last: Placed, protocol: Protocol, window: tuple[int, int]) -> bool:

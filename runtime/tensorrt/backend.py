@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..artefact.spec import DTYPES, StageSpec, TensorSpec
+from ..photo.raw_maps import RawMaps
+from .device_photos import PhotoJob
 from .gpu_worker import GpuWorker
-from .session import PhotoJob, RunJob, TensorRTSession, TimeJob
+from .session import RunJob, TensorRTSession, TimeJob
 
 if TYPE_CHECKING:
     from ..artefact.contract import Protocol
@@ -50,22 +52,29 @@ class TensorRTBackend:
         self._batch = plan.manifest.batch
         start = time.perf_counter()
         remarks: list[str] = []
+        limits: list[int] = []
 
         def open_session() -> TensorRTSession:
             session = TensorRTSession(plan, index, streams, graphs, kernels)
             try:
                 session.prepare(warm_up)
-            except BaseException:
-                session.close()
+            except BaseException as error:
+                session.abandon(error)
                 raise
             remarks.extend(session.remarks())
+            limits.append(session.photo_limit_nbytes)
             return session
 
         self._worker = GpuWorker(open_session)
+        self._photo_limit_nbytes = limits[0]
         self.remarks = (*remarks, f"ready after {time.perf_counter() - start:.1f} s, warmed up with {warm_up} runs")
 
     def run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
         """See ``backend.Backend.run``."""
+        return self.timed_run(inputs, keep)[0]
+
+    def timed_run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> tuple[dict[str, np.ndarray], float]:
+        """As ``run``, and how many milliseconds the stages took on the device, without waiting and copies."""
         if not keep <= self._made.keys():
             raise ValueError(f"no stage makes {sorted(keep - self._made.keys())}")
         self._check(inputs)
@@ -94,20 +103,25 @@ class TensorRTBackend:
                 raise ValueError(f"a batch of {size}, wanted {self._batch[0]} to {self._batch[2]} for this plan")
 
     def predict_photos(
-        self, photos: list[np.ndarray], placed: list[tuple[Placed, ...]], protocol: Protocol, batch: int
-    ) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """Photos to maps without leaving the GPU.
+        self, photos: list[np.ndarray], placed: list[tuple[Placed, ...]], protocol: Protocol, batch: int, text: dict[str, np.ndarray]
+    ) -> RawMaps:
+        """Photos to maps without leaving the GPU. Groups that would take too much device memory go one after the other.
 
         Args:
             photos: uint8 [H, W, 3] each.
             placed: the steps of the protocol on each photo.
             batch: windows per run.
-
-        Returns:
-            values float32 [H, W] and valid bool [H, W] for each photo; None if these photos need the CPU: the protocol is no single
-            gather, the kernels do not run here, or an output looks broken and has to be looked into stage by stage.
+            text: tensors of words by name, [windows of all photos, ...]; empty for a network that takes none.
         """
-        return self._worker.submit(PhotoJob(photos, placed, protocol, batch)).result()
+        job = PhotoJob(photos, placed, protocol, batch, text)
+        if len(photos) > 1 and job.nbytes() > self._photo_limit_nbytes:
+            middle, rows = len(photos) // 2, len(photos) // 2 * (len(next(iter(text.values()))) // len(photos) if text else 0)
+            first = self.predict_photos(photos[:middle], placed[:middle], protocol, batch, {name: array[:rows] for name, array in text.items()})
+            if first.why_cpu:
+                return first
+            rest = self.predict_photos(photos[middle:], placed[middle:], protocol, batch, {name: array[rows:] for name, array in text.items()})
+            return rest if rest.why_cpu else RawMaps(first.maps + rest.maps, first.network_ms + rest.network_ms)
+        return self._worker.submit(job).result()
 
     def interrupt(self) -> None:
         """See ``backend.Backend.interrupt``. What is on the device already runs to its end."""

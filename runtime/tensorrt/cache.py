@@ -66,15 +66,19 @@ class RuntimeCache:
         self._kept = len(raw)
         return f"kernel cache: hit ({len(raw) >> 10} KiB)"
 
+    def refused_by(self, stage: str) -> None:
+        """An engine did not take it."""
+        self.remark = f"kernel cache: stage {stage} does not take it and compiles its kernels at every start"
+
     def save(self) -> None:
         """Write it if it grew."""
         if self._path is None:
             return
-        with memoryview(self.cache.serialize()) as view:
-            raw = bytes(view)
-        if not self._kept < len(raw) <= MAX_NBYTES:
-            return
         try:
+            with memoryview(self.cache.serialize()) as view:
+                raw = bytes(view)
+            if not self._kept < len(raw) <= MAX_NBYTES:
+                return
             for path, content in (
                 (self._path, raw),
                 (self._path.with_suffix(".json"), json.dumps({**self._facts, "sha256": hashlib.sha256(raw).hexdigest()}).encode()),
@@ -82,5 +86,5 @@ class RuntimeCache:
                 with whole_file(path, force=True) as part:
                     part.write_bytes(content)
             self._kept = len(raw)
-        except FathomError as error:  # a full disk must not end a run that went well
+        except (FathomError, OSError, MemoryError, TypeError) as error:  # a full disk must not end a run that went well
             self.remark = f"kernel cache: not written, {error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..artefact.spec import DTYPES, TensorSpec, network_inputs
 from ..cuda.device import Device
 from ..cuda.resources import DeviceBuffer, Graph, Stream
-from ..errors import FathomError, InputError
+from ..errors import InputError
 from .engine import Engine, failure
 from .memory_plan import Lifetime, plan_memory
 
@@ -31,7 +31,7 @@ class Chain:
 
         Args:
             keep: outputs that must stay readable beside those which no later stage takes.
-            cache: TensorRT-RTX's runtime cache, or None.
+            cache: TensorRT-RTX's compiled kernels, or None.
             graphs: replay the work as CUDA graphs where that is possible.
 
         Raises:
@@ -72,6 +72,7 @@ class Chain:
         for name, spec in self.inputs.items():
             spec.bind(inputs[name], symbols)
         shapes = dict(inputs)
+        self._logger.forget()
         for engine, context in zip(self._engines, self._contexts, strict=True):
             stage = engine.spec
             for tensor in stage.inputs:
@@ -135,6 +136,7 @@ class Chain:
 
     def run_stage(self, index: int) -> None:
         """Send one stage to the stream."""
+        self._logger.forget()
         if not self._contexts[index].execute_async_v3(self.stream.address):
             error = failure(f"stage {self._engines[index].spec.name} failed", self._logger)
             self.stream.synchronize()  # tells if the device was lost
@@ -168,13 +170,13 @@ class Chain:
     def close(self) -> None:
         """Free contexts and memory; may be called twice."""
         if not self.device.lost and not self.stream.closed:
-            with suppress(FathomError):  # it was told where it happened; what is left here is to free
+            with suppress(Exception):  # it was told where it happened; what is left here is to free
                 self.stream.synchronize()
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
-        self._contexts.clear()
-        for block in reversed(self._blocks):
-            block.close()
+        with ExitStack() as stack:
+            for owner in (self.stream, *self._blocks):
+                stack.callback(owner.close)
+            stack.callback(self._contexts.clear)
+            if self._graph is not None:
+                stack.callback(self._graph.close)
         self._blocks.clear()
-        self.stream.close()
+        self._graph = None

@@ -1,8 +1,9 @@
-"""Photos to maps without leaving the GPU: our kernels before and after the stages."""
+"""Photos to maps without leaving the GPU: our kernels before and after the stages, copies on a stream of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,115 +11,224 @@ import numpy as np
 from ..artefact.contract import Contract, Protocol
 from ..artefact.spec import DTYPES
 from ..cuda.device import Device
-from ..cuda.resources import DeviceBuffer, PinnedBuffer
-from ..kernels.device_kernels import NOTHING_FOUND, DeviceKernels, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
+from ..cuda.resources import DeviceBuffer, Event, PinnedBuffer, Stream
+from ..kernels.antialias import antialias_record, filter_table, passes
+from ..kernels.device_kernels import NOTHING_FOUND, DeviceKernels, launch_antialias, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
 from ..kernels.records import WINDOW, Gather, gather_of, postprocess_record, preprocess_record
+from ..photo.postprocess import way_back
 from ..photo.preprocess import Placed, windows_of
+from ..photo.raw_maps import RawMaps
 
 if TYPE_CHECKING:
     from .chain import Chain
 
-Maps = list[tuple[np.ndarray, np.ndarray]]
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class PhotoJob:
+    """Photos in, maps out.
+
+    Args:
+        photos: uint8 [H, W, 3] each.
+        placed: the steps of the protocol on each photo.
+        batch: windows per run.
+        text: tensors of a network that takes words, by name: [windows of all photos, ...].
+    """
+
+    photos: list[np.ndarray]
+    placed: list[tuple[Placed, ...]]
+    protocol: Protocol
+    batch: int
+    text: dict[str, np.ndarray]
+
+    def nbytes(self) -> int:
+        """Device memory that the photos, what they are resized to, and their maps take."""
+        total = 0
+        for photo, placed in zip(self.photos, self.placed, strict=True):
+            pixels = photo.shape[0] * photo.shape[1]
+            gather = gather_of(placed, photo.shape[:2])
+            total += 8 * pixels + (sum(3 * h * w for _, (h, w) in passes(gather.region[2:], gather.resized)) if gather and gather.filtered else 0)
+        return total
+
+
+class Ways:
+    """The stream for one slot's copies, and the events that order it with the lane's stream."""
+
+    def __init__(self, device: Device):
+        self.copies = Stream(device)
+        self.arrived, self.computed, self.began, self.ended, self.done = (Event(device) for _ in range(5))
 
 
 class DevicePhotos:
-    """The buffers of one job on its way; sized to the largest job so far; never shrunk."""
+    """The buffers of one slot, sized to the largest job so far; never shrunk."""
 
-    def __init__(self, device: Device, chain: Chain, contract: Contract, least: int, kernels: DeviceKernels):
-        self._device, self._chain, self._contract, self._least = device, chain, contract, least
+    def __init__(self, device: Device, chain: Chain, contract: Contract, least: int, kernels: DeviceKernels, ways: Ways):
+        self._device, self._chain, self._contract, self._least, self._ways = device, chain, contract, least, ways
         self._launch = kernels.on(chain.stream)
         self._buffers: dict[str, DeviceBuffer] = {}
         self._pinned: dict[str, PinnedBuffer] = {}
 
-    def send(self, photos: list[np.ndarray], placed: list[tuple[Placed, ...]], protocol: Protocol, batch: int) -> Callable[[], Maps | None]:
-        """Send everything to the stream, ``batch`` windows per run; returns what collects the maps once the stream got there (None: they need the CPU)."""
-        gathers = [gather_of(steps, photo.shape[:2]) for photo, steps in zip(photos, placed, strict=True)]
-        if None in gathers or len(self._chain.inputs) != 1:
-            return lambda: None
-        windows = windows_of(protocol)
-        chain, contract, count = self._chain, self._contract, len(windows) * len(photos)
+    def send(self, job: PhotoJob) -> Callable[[], RawMaps]:
+        """Send everything to the streams, ``batch`` windows per run; returns what collects the maps once ``ways.done`` is reached."""
+        placed, gathers = [], []
+        for photo, steps in zip(job.photos, job.placed, strict=True):
+            before, (back, looked_at) = gather_of(steps, photo.shape[:2]), way_back(steps, job.protocol, self._contract.input.window)
+            after = gather_of(back, photo.shape[:2])
+            if before is None or after is None:
+                return _cpu(f"the protocol {job.protocol.name} resizes more than once, or pads before it resizes")
+            gathers.append(before)
+            placed.append((after, looked_at))
+        unknown = self._chain.inputs.keys() - {self._contract.input.tensor} - job.text.keys()
+        if unknown:
+            return _cpu(f"the network takes the tensor {min(unknown)}, which is neither the photo nor words")
+        windows = windows_of(job.protocol)
+        chain, contract, count = self._chain, self._contract, len(windows) * len(job.photos)
         output = chain.outputs[contract.output.tensor]
-        item_shape = self._item_shape(output.name)
+        item_shape = tuple(chain.shapes[output.name][1:])
         item_nbytes = int(np.prod(item_shape)) * DTYPES[output.dtype].itemsize
-        pixels = [photo.shape[0] * photo.shape[1] for photo in photos]
-        starts = np.concatenate([[0], np.cumsum(pixels)]).tolist()
-        sizes = {"photos": starts[-1] * 3, "windows": len(windows) * WINDOW.itemsize, "outputs": count * item_nbytes, "found": count * 12}
-        address = self._reserve(sizes | {"values": starts[-1] * 4, "valid": starts[-1]})
+        table, table_at = _tables(gathers)
+        starts = np.concatenate([[0], np.cumsum([photo.shape[0] * photo.shape[1] for photo in job.photos])]).tolist()
+        text = {name: np.ascontiguousarray(array, DTYPES[chain.inputs[name].dtype]) for name, array in job.text.items()}
+        sources = {
+            "windows": np.array([(w.left, w.flip, w.fill) for w in windows], WINDOW),
+            "found": np.tile(NOTHING_FOUND, count),
+            "filters": table,
+            **{f"text {name}": array for name, array in text.items()},
+        }
+        between, resized = _room_to_resize(gathers)
+        sizes = {"photos": starts[-1] * 3, "outputs": count * item_nbytes, "between": between, "resized": resized[-1]}
+        sources = {name: array for name, array in sources.items() if array.nbytes}
+        sizes |= {"values": starts[-1] * 4, "valid": starts[-1]} | {name: array.nbytes for name, array in sources.items()}
+        address = self._reserve({name: size for name, size in sizes.items() if size})
+        table_at = {key: address["filters"] + place for key, place in table_at.items()}
 
+        ways, copies = self._ways, self._ways.copies
         source = self._pin("photos")
-        for photo, start in zip(photos, starts, strict=False):
+        for photo, start in zip(job.photos, starts, strict=False):
             source[start * 3 : start * 3 + photo.size].reshape(photo.shape)[:] = photo
         self._upload("photos", starts[-1] * 3)
-        self._pin("windows")[: sizes["windows"]] = np.array([(w.left, w.flip, w.fill) for w in windows], WINDOW).view(np.uint8)
-        self._upload("windows", sizes["windows"])
-        self._pin("found")[: sizes["found"]] = np.tile(NOTHING_FOUND, count).view(np.uint8)
-        self._upload("found", sizes["found"])
+        for name, array in sources.items():
+            self._pin(name)[: array.nbytes] = array.view(np.uint8).reshape(-1)
+            self._upload(name, array.nbytes)
+        ways.arrived.record(copies)
+        chain.stream.wait_for(ways.arrived)
 
-        self._run(gathers, windows, starts, address, item_nbytes, batch)
+        pixels = [address["photos"] + start * 3 for start in starts[:-1]]
+        for number, gather in enumerate(gathers):
+            if gather.filtered:
+                pixels[number] = self._resize(gather, pixels[number], table_at, address.get("between", 0), address["resized"] + resized[number])
+        self._run(job, gathers, windows, pixels, address, item_nbytes)
         is_fp16 = output.dtype == "float16"
         launch_inspect(self._launch, address["outputs"], address["found"], count, int(np.prod(item_shape)), is_fp16)
-        for number, gather in enumerate(gathers):
+        for number, (gather, looked_at) in enumerate(placed):
             tensor = address["outputs"] + number * len(windows) * item_nbytes
             places = (address["values"] + starts[number] * 4, address["valid"] + starts[number])
             shape = (len(windows), *item_shape)
-            launch_postprocess(self._launch, postprocess_record(gather, contract.input, contract.output, shape, is_fp16, tensor, address["windows"], *places))
-        for name, nbytes in (("found", sizes["found"]), ("values", starts[-1] * 4), ("valid", starts[-1])):
-            self._device.download(self._pin(name)[:nbytes], self._buffers[name].address, chain.stream.handle)
+            launch_postprocess(self._launch, postprocess_record(gather, looked_at, contract.output, shape, is_fp16, tensor, address["windows"], *places))
+        ways.computed.record(chain.stream)
+        copies.wait_for(ways.computed)
+        for name, nbytes in (("found", count * 12), ("values", starts[-1] * 4), ("valid", starts[-1])):
+            self._device.download(self._pin(name)[:nbytes], address[name], copies.handle)
+        ways.done.record(copies)
         return lambda: self._collect(gathers, starts, count)
 
-    def _run(self, gathers: list[Gather], windows: tuple, starts: list[int], address: dict[str, int], item_nbytes: int, batch: int) -> None:
+    def _resize(self, gather: Gather, photo: int, table_at: dict[tuple, int], between: int, target: int) -> int:
+        """Send the passes of a filtered resize; returns where the result lies."""
+        top, left, *region = gather.region
+        row = gather.photo[1] * 3
+        source = photo + top * row + left * 3
+        steps = passes(tuple(region), gather.resized)
+        for number, (across, size) in enumerate(steps):
+            key = _key(gather, across)
+            to = target if number == len(steps) - 1 else between
+            launch_antialias(self._launch, antialias_record(source, row, to, size, table_at[key], filter_table(*key).shape[1] - 2, across))
+            source, row = to, size[1] * 3
+        return source
+
+    def _run(self, job: PhotoJob, gathers: list[Gather], windows: tuple, pixels: list[int], address: dict[str, int], item_nbytes: int) -> None:
         """All windows of all photos through the network, as many at a time as it takes; outputs are collected in that order."""
-        chain, contract = self._chain, self._contract
+        chain, contract, ways = self._chain, self._contract, self._ways
         image, output = chain.inputs[contract.input.tensor], chain.outputs[contract.output.tensor]
         order = [(number, window) for number in range(len(gathers)) for window in windows]
         canvas_nbytes = 3 * contract.input.canvas[0] * contract.input.canvas[1] * DTYPES[image.dtype].itemsize
-        for start in range(0, len(order), batch):
-            some = order[start : start + batch]
+        rows = {name: array[0].size * DTYPES[chain.inputs[name].dtype].itemsize for name, array in job.text.items()}
+        for start in range(0, len(order), job.batch):
+            some = order[start : start + job.batch]
             size = max(len(some), self._least)
-            chain.set_shapes({image.name: (size, 3, *contract.input.canvas)})
+            shapes = {name: (size, *array.shape[1:]) for name, array in job.text.items()}
+            chain.set_shapes({image.name: (size, 3, *contract.input.canvas), **shapes})
             for place in range(size):
-                number, window = some[min(place, len(some) - 1)]  # an engine with a least batch gets the last window again
-                record = preprocess_record(
-                    gathers[number],
-                    window,
-                    contract.input,
-                    address["photos"] + starts[number] * 3,
-                    chain.addresses[image.name] + place * canvas_nbytes,
-                    image.dtype == "float16",
-                )
-                launch_preprocess(self._launch, record)
+                item = min(place, len(some) - 1)  # an engine with a least batch gets the last window again
+                number, window = some[item]
+                out = chain.addresses[image.name] + place * canvas_nbytes
+                launch_preprocess(self._launch, preprocess_record(gathers[number], window, contract.input, pixels[number], out, image.dtype == "float16"))
+                for name, nbytes in rows.items():
+                    chain.stream.copy(address[f"text {name}"] + (start + item) * nbytes, chain.addresses[name] + place * nbytes, nbytes)
+            if start == 0:
+                ways.began.record(chain.stream)
             chain.run()
+            if start + job.batch >= len(order):
+                ways.ended.record(chain.stream)
             chain.stream.copy(chain.addresses[output.name], address["outputs"] + start * item_nbytes, len(some) * item_nbytes)
 
-    def _item_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._chain.shapes[name][1:])
-
     def _reserve(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Addresses of buffers that are at least so large."""
-        small = [name for name, size in sizes.items() if name not in self._buffers or self._buffers[name].nbytes < size]
-        if small:
-            self._chain.stream.synchronize()  # nobody may still use what is replaced
-        for name in small:
+        """Addresses of buffers that are at least so large. The slot is idle: nobody uses what is replaced."""
+        for name, size in sizes.items():
+            on_host = name not in ("outputs", "between", "resized")
+            if name in self._buffers and self._buffers[name].nbytes >= size and (name in self._pinned or not on_host):
+                continue
             for old in (self._buffers.pop(name, None), self._pinned.pop(name, None)):
                 if old is not None:
                     old.close()
-            self._buffers[name] = DeviceBuffer(self._device, sizes[name])
-            if name != "outputs":
-                self._pinned[name] = PinnedBuffer(self._device, (sizes[name],), np.dtype(np.uint8))
+            self._buffers[name] = DeviceBuffer(self._device, size)
+            if on_host:
+                self._pinned[name] = PinnedBuffer(self._device, (size,), np.dtype(np.uint8))
         return {name: buffer.address for name, buffer in self._buffers.items()}
 
     def _pin(self, name: str) -> np.ndarray:
         return self._pinned[name].array
 
     def _upload(self, name: str, nbytes: int) -> None:
-        self._device.upload(self._buffers[name].address, self._pin(name)[:nbytes], self._chain.stream.handle)
+        self._device.upload(self._buffers[name].address, self._pin(name)[:nbytes], self._ways.copies.handle)
 
-    def _collect(self, gathers: list[Gather], starts: list[int], count: int) -> Maps | None:
+    def _collect(self, gathers: list[Gather], starts: list[int], count: int) -> RawMaps:
         bad, least, greatest = read_inspection(self._pin("found")[: count * 12].view(np.int32).reshape(count, 3))
         if bad.any() or (least == greatest).any():
-            return None
+            return RawMaps(why_cpu="an output holds NaN, infinite or only equal values, and is looked into stage by stage")
         values, valid = self._pin("values")[: starts[-1] * 4].view(np.float32), self._pin("valid")[: starts[-1]].view(np.bool_)
-        return [
+        maps = [
             (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy())
             for gather, a, b in zip(gathers, starts[:-1], starts[1:], strict=True)
         ]
+        return RawMaps(maps, self._ways.ended.since_ms(self._ways.began))
+
+
+def _cpu(why: str) -> Callable[[], RawMaps]:
+    return lambda: RawMaps(why_cpu=why)
+
+
+def _key(gather: Gather, across: bool) -> tuple[int, int, str]:
+    """Which ``filter_table`` one pass takes."""
+    return (gather.region[2], gather.resized[0], gather.filtered) if across else (gather.region[3], gather.resized[1], gather.filtered)
+
+
+def _tables(gathers: list[Gather]) -> tuple[np.ndarray, dict[tuple[int, int, str], int]]:
+    """The filter tables that are wanted, each once, behind each other; and at which byte each begins."""
+    wanted = {_key(gather, across) for gather in gathers if gather.filtered for across, _ in passes(gather.region[2:], gather.resized)}
+    places, tables, end = {}, [np.empty(0, np.int32)], 0
+    for key in sorted(wanted):
+        places[key] = end
+        tables.append(filter_table(*key).reshape(-1))
+        end += tables[-1].nbytes
+    return np.concatenate(tables), places
+
+
+def _room_to_resize(gathers: list[Gather]) -> tuple[int, list[int]]:
+    """Bytes between two passes (used by one photo after the other), and where each photo's result begins, with the end of the last."""
+    between, starts = 0, [0]
+    for gather in gathers:
+        steps = passes(gather.region[2:], gather.resized) if gather.filtered else []
+        between = max([between, *(3 * height * width for _, (height, width) in steps[:-1])])
+        starts.append(starts[-1] + -(-(3 * gather.resized[0] * gather.resized[1] if steps else 0) // ALIGNMENT) * ALIGNMENT)
+    return between, starts

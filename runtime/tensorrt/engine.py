@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artefact.spec import StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from .cache import RuntimeCache
 
 TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
 NO_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "cudaerrormemoryallocation", "bad_alloc", "bad alloc", "insufficient memory")
 
 
 def make_logger(trt: ModuleType) -> Any:
-    """A logger that keeps the latest errors; ``errors()`` gives them as one line and forgets them."""
+    """A logger that keeps the latest errors; ``errors()`` gives them as one line and forgets them. ``forget()`` before a call keeps what an
+    earlier one left from being taken for its reason."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -23,6 +27,9 @@ def make_logger(trt: ModuleType) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self._errors = [*self._errors[-4:], " ".join(message.split())]
+
+        def forget(self) -> None:
+            self._errors = []
 
         def errors(self) -> str:
             words, self._errors = " | ".join(self._errors[-3:])[:1000], []
@@ -60,6 +67,7 @@ class Engine:
             OutOfMemoryError: if its weights do not fit on the device.
         """
         self.spec, self._trt, self._logger = spec, trt, logger
+        logger.forget()
         self.engine = runtime.deserialize_cuda_engine(raw)
         if self.engine is None:
             error = failure(f"the engine of stage {spec.name} cannot be loaded", logger)
@@ -74,16 +82,16 @@ class Engine:
         self.activation_nbytes = int(self.engine.device_memory_size_v2)
 
     def _check(self, batch: tuple[int, int, int]) -> None:
-        engine, spec, modes = self.engine, self.spec, self._trt.TensorIOMode
-        names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
+        spec, modes = self.spec, self._trt.TensorIOMode  # no name of its own for the engine: an error's frames would keep it
+        names = [self.engine.get_tensor_name(k) for k in range(self.engine.num_io_tensors)]
         for mode, tensors, what in ((modes.INPUT, spec.inputs, "takes"), (modes.OUTPUT, spec.outputs, "makes")):
-            found = {name for name in names if engine.get_tensor_mode(name) == mode}
+            found = {name for name in names if self.engine.get_tensor_mode(name) == mode}
             if found != (wanted := {tensor.name for tensor in tensors}):
                 raise self._wrong(f"{what} {sorted(found)}", f"{sorted(wanted)}")
             for tensor in tensors:
-                self._check_tensor(tensor, tuple(engine.get_tensor_shape(tensor.name)))
+                self._check_tensor(tensor, tuple(self.engine.get_tensor_shape(tensor.name)))
         for tensor in spec.inputs:
-            if -1 in tuple(engine.get_tensor_shape(tensor.name)):
+            if -1 in tuple(self.engine.get_tensor_shape(tensor.name)):
                 self._check_profile(tensor, batch)
 
     def _check_tensor(self, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
@@ -107,24 +115,25 @@ class Engine:
     def _wrong(self, was: str, wanted: str) -> InputError:
         return InputError(f"the engine of stage {self.spec.name} {was}", wanted=f"{wanted}, as the manifest says", fix="build the plan again")
 
-    def create_context(self, cache: Any = None, graphs: bool = True) -> Any:
+    def create_context(self, cache: RuntimeCache | None = None, graphs: bool = True) -> Any:
         """An execution context that brings no memory of its own.
 
         Args:
-            cache: TensorRT-RTX's runtime cache, or None.
+            cache: TensorRT-RTX's compiled kernels, or None. An engine that does not take them compiles its own.
             graphs: TensorRT-RTX: let it capture and replay its work itself.
 
         Raises:
             OutOfMemoryError: if memory runs out.
             FathomError: if TensorRT cannot make one.
         """
+        self._logger.forget()
         trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(trt, "CudaGraphStrategy"):
             config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if graphs else trt.CudaGraphStrategy.DISABLED
-            if cache is not None:
-                config.set_runtime_cache(cache)
+            if cache is not None and not config.set_runtime_cache(cache.cache):
+                cache.refused_by(self.spec.name)
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(strategy)

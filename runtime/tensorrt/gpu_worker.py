@@ -1,13 +1,14 @@
 """One thread that owns a GPU session: every CUDA call of a pipeline is made by it, whoever asks.
 
-It sends the next job to the device before it waits for the one before, so that the device is not idle while the host prepares.
+It sends the next job to the device before the one before is done, so that the device is not idle while the host prepares. A second thread
+does nothing but sleep until the oldest job is done and say so; nobody polls. Whatever fails in here reaches the callers who wait.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -17,15 +18,15 @@ from typing import Any, Protocol
 
 from ..errors import FathomError
 
-POLL_S = 20e-6  # while a job runs and another could come: short enough not to be seen in a latency
 LEAVE_S = 30.0
+INTERRUPTED = "the prediction was interrupted"
 
 
 class Pending(Protocol):
     """A job that was sent to the device."""
 
-    def reached(self) -> bool:
-        """Whether it is done, without waiting."""
+    def wait(self) -> None:
+        """Sleep until it is done."""
         ...
 
     def finish(self) -> Any:
@@ -34,7 +35,13 @@ class Pending(Protocol):
 
 
 class Session(Protocol):
-    """What lives in the thread."""
+    """What lives in the thread.
+
+    Attributes:
+        any_thread: whether ``Pending.wait`` may be called from another thread.
+    """
+
+    any_thread: bool
 
     def has_idle_slot(self) -> bool:
         """Whether another job can be sent now."""
@@ -49,17 +56,55 @@ class Session(Protocol):
         ...
 
 
+class _Inbox:
+    """What the thread is told: jobs with their futures, jobs that are done, interruption, the end. Refuses jobs once nobody reads."""
+
+    def __init__(self) -> None:
+        self.messages: queue.SimpleQueue = queue.SimpleQueue()
+        self.interrupted = False
+        self._lock = threading.Lock()
+        self._refusal: Exception | None = None
+
+    def put_job(self, job: Any, future: Future) -> None:
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
+            self.messages.put((job, future))
+
+    def interrupt(self) -> None:
+        with self._lock:
+            self.interrupted = True
+            self._refusal = self._refusal or FathomError(INTERRUPTED)
+            self.messages.put(_WAKE)
+
+    def end(self) -> None:
+        with self._lock:
+            self._refusal = ValueError("the pipeline is closed")
+            self.messages.put(_END)
+
+    def strand_nobody(self, error: BaseException) -> None:
+        """Fail everything that nobody will read any more, and refuse more."""
+        with self._lock:
+            self._refusal = self._refusal or FathomError(f"the GPU's thread ended ({type(error).__name__}: {error})", fix="open the pipeline again")
+            while not self.messages.empty():
+                if isinstance(item := self.messages.get(), tuple):
+                    _fail(item[1], error)
+
+
+_END, _WAKE, _DONE = "end", "wake", "done"
+
+
 class GpuWorker:
     """Runs jobs in its own thread, in order. ``close()`` may be called twice; a forgotten worker is closed at the latest at exit."""
 
     def __init__(self, open_session: Callable[[], Session]):
         """Start the thread and open the session in it; re-raises whatever opening the session raised."""
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-        self._lock, self._refusing = threading.Lock(), False
+        self._inbox = _Inbox()
         opened: Future = Future()
-        thread = threading.Thread(target=_serve, args=(open_session, opened, self._jobs), name="fathom-gpu", daemon=True)
+        thread = threading.Thread(target=_serve, args=(open_session, opened, self._inbox), name="fathom-gpu", daemon=True)
         thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._jobs, thread)
+        self._closing = threading.Lock()
+        self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         try:
             opened.result()
         except BaseException:
@@ -71,88 +116,120 @@ class GpuWorker:
 
         Raises:
             ValueError: if the worker is closed.
-            FathomError: after ``interrupt``.
+            FathomError: after ``interrupt``, or if the thread ended.
         """
         future: Future = Future()
-        with self._lock:
-            if not self._finalizer.alive:
-                raise ValueError("the pipeline is closed")
-            if self._refusing:
-                raise FathomError("the prediction was interrupted")
-            self._jobs.put((job, future))
+        self._inbox.put_job(job, future)
         return future
 
     def interrupt(self) -> None:
         """Fail the jobs that did not start yet, and refuse any other."""
-        with self._lock, suppress(queue.Empty):
-            self._refusing = True
-            while True:
-                item = self._jobs.get_nowait()
-                if item is None:  # somebody closes at this moment: leave the mark where it was
-                    self._jobs.put(None)
-                    return
-                item[1].set_exception(FathomError("the prediction was interrupted"))
+        self._inbox.interrupt()
 
     def close(self) -> None:
         """Finish what was handed over, free everything and end the thread."""
-        with self._lock:
+        with self._closing:
             self._finalizer()
 
 
-def _stop(jobs: queue.SimpleQueue, thread: threading.Thread) -> None:
-    jobs.put(None)
+def _stop(inbox: _Inbox, thread: threading.Thread) -> None:
+    inbox.end()
     if thread is not threading.current_thread():
         thread.join(LEAVE_S)
 
 
-def _serve(open_session: Callable[[], Session], opened: Future, jobs: queue.SimpleQueue) -> None:
+def _serve(open_session: Callable[[], Session], opened: Future, inbox: _Inbox) -> None:
     try:
         session = open_session()
     except BaseException as error:
-        opened.set_exception(error)
+        _tell(opened, error)
         return
     del open_session
     opened.set_result(None)
     del opened
     pending: deque[tuple[Pending, Future]] = deque()
+    waiting: deque[tuple[Any, Future]] = deque()
+    sent: queue.SimpleQueue = queue.SimpleQueue()
+    waiter = threading.Thread(target=_wait, args=(sent, inbox.messages), name="fathom-gpu-wait", daemon=True)
+    failure: BaseException = FathomError("the pipeline was closed")
     try:
-        while (item := _next(session, jobs, pending)) is not None:
-            job, future = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    pending.append((session.begin(job), future))
-                except BaseException as error:
-                    future.set_exception(error)
-            del item, job, future
+        if session.any_thread:
+            waiter.start()
+        _work(session, inbox, waiting, pending, sent)
+    except BaseException as error:
+        failure = error
+    finally:
+        sent.put(None)
         while pending:
             _finish(pending)
-    finally:
-        with suppress(FathomError):  # device loss was already reported
+        if waiter.ident is not None:
+            waiter.join()
+        with suppress(BaseException):  # what can be freed is; there is nobody left to tell
             session.close()
+        for _, future in waiting:
+            _fail(future, failure)
+        inbox.strand_nobody(failure)
 
 
-def _next(session: Session, jobs: queue.SimpleQueue, pending: deque) -> Any:
-    """The next job, once there is a place for it; finishes what is done meanwhile. None at the end."""
-    while pending:
-        if not session.has_idle_slot() or _reached(pending[0][0]):
-            _finish(pending)
+def _work(session: Session, inbox: _Inbox, waiting: deque, pending: deque, sent: queue.SimpleQueue) -> None:
+    ending = False
+    while True:
+        while waiting and (inbox.interrupted or session.has_idle_slot()):
+            job, future = waiting.popleft()
+            if inbox.interrupted:
+                _fail(future, FathomError(INTERRUPTED))
+            elif future.set_running_or_notify_cancel():
+                _begin(session, job, future, pending, sent)
+            del job, future
+        if ending and not pending and not waiting:
+            return
+        if pending and not session.any_thread and (waiting or inbox.messages.empty()):
+            _finish(pending)  # only this thread may wait
             continue
-        with suppress(queue.Empty):
-            return jobs.get_nowait()
-        time.sleep(POLL_S)
-    return jobs.get()
+        message = inbox.messages.get()
+        if isinstance(message, tuple):
+            waiting.append(message)
+        ending = ending or message is _END
+        if message is _DONE:
+            _finish(pending)
+        del message
 
 
-def _reached(pending: Pending) -> bool:
+def _begin(session: Session, job: Any, future: Future, pending: deque, sent: queue.SimpleQueue) -> None:
     try:
-        return pending.reached()
-    except FathomError:  # finish() raises it again, to the caller who waits
-        return True
+        begun = session.begin(job)
+    except BaseException as error:
+        _tell(future, error)
+        return
+    pending.append((begun, future))
+    sent.put(begun)
 
 
 def _finish(pending: deque) -> None:
     done, future = pending.popleft()
     try:
-        future.set_result(done.finish())
+        result = done.finish()
     except BaseException as error:
-        future.set_exception(error)
+        _tell(future, error)
+    else:
+        future.set_result(result)
+
+
+def _fail(future: Future, error: BaseException) -> None:
+    if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
+        _tell(future, error)
+
+
+def _tell(future: Future, error: BaseException) -> None:
+    """Hand an error over without what its frames hold: an engine must not live as long as somebody looks at the error."""
+    traceback.clear_frames(error.__traceback__)
+    future.set_exception(error)
+
+
+def _wait(sent: queue.SimpleQueue, messages: queue.SimpleQueue) -> None:
+    """Sleep until each job is done, in the order in which they were sent."""
+    while (pending := sent.get()) is not None:
+        with suppress(BaseException):  # finish() waits again, and what it raises goes to the caller
+            pending.wait()
+        del pending
+        messages.put(_DONE)

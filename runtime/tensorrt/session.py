@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -10,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artefact.contract import Protocol
 from ..artefact.manifest import PlanManifest
 from ..artefact.spec import DTYPES
 from ..cuda.device import Device
@@ -18,17 +19,18 @@ from ..cuda.open_device import open_device
 from ..cuda.resources import Event, PinnedBuffer
 from ..errors import DeviceLostError, EnvironmentMismatchError, FathomError, OutOfMemoryError
 from ..kernels.device_kernels import DeviceKernels
-from ..photo.preprocess import Placed
+from ..photo.raw_maps import RawMaps
 from .cache import RuntimeCache
 from .chain import Chain
 from .compatibility import check_header, check_plan, import_tensorrt
-from .device_photos import DevicePhotos
+from .device_photos import DevicePhotos, PhotoJob, Ways
 from .engine import Engine, make_logger
 
 if TYPE_CHECKING:
     from ..artefact.plan import PlanFile
 
 SLOTS = 2
+MOST_PHOTO_NBYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,11 @@ class TimeJob:
     by_stage: bool = False
 
 
-@dataclass(frozen=True)
-class PhotoJob:
-    """Photos in, maps out."""
-
-    photos: list[np.ndarray]
-    placed: list[tuple[Placed, ...]]
-    protocol: Protocol
-    batch: int
-
-
 class Slot:
-    """Page-locked memory for one job on its way, and the event at its end."""
+    """Page-locked memory for one job on its way, and the events along it."""
 
     def __init__(self, device: Device, chain: Chain):
-        self.busy = False
-        self.done = Event(device)
+        self.busy, self.ways = False, Ways(device)
         self.tensors = {name: PinnedBuffer(device, chain.shapes[name], DTYPES[spec.dtype]) for name, spec in (chain.inputs | chain.outputs).items()}
 
     def part(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -75,15 +66,32 @@ class Lane:
     """A chain of stages with its own stream, and two slots: while one job runs the next is filled."""
 
     def __init__(self, session: TensorRTSession):
-        self.chain = Chain(session.device, session.engines, session.batch, session.keep, session.logger, session.cache, session.graphs)
-        self.slots = [Slot(session.device, self.chain) for _ in range(SLOTS)]
+        self.slots: list[Slot] = []
         self.photos: list[DevicePhotos] = []
-        if session.kernels:
-            self.photos = [DevicePhotos(session.device, self.chain, session.contract, session.batch[0], session.kernels) for _ in self.slots]
+        self.chain = Chain(session.device, session.engines, session.batch, session.keep, session.logger, session.cache_file, session.graphs)
+        try:
+            self.slots += [Slot(session.device, self.chain) for _ in range(SLOTS)]
+            if session.kernels:
+                for slot in self.slots:
+                    self.photos.append(DevicePhotos(session.device, self.chain, session.contract, session.batch[0], session.kernels, slot.ways))
+        except BaseException:
+            self.close()
+            raise
 
     def idle_slot(self) -> int | None:
         """Number of a slot without a job."""
         return next((k for k, slot in enumerate(self.slots) if not slot.busy), None)
+
+    def settle(self, slot: Slot) -> None:
+        """After a failure: wait until nothing on the device uses this slot's memory any more."""
+        for stream in (self.chain.stream, slot.ways.copies):
+            with suppress(Exception), self.chain.device:  # the failure itself is told
+                stream.synchronize()
+        slot.busy = False
+
+    def close(self) -> None:
+        """Let the contexts go while the device still works; the device frees the rest."""
+        self.chain.close()
 
 
 @dataclass
@@ -91,22 +99,26 @@ class Sent:
     """A job on the device; see ``gpu_worker.Pending``."""
 
     device: Device
+    lane: Lane
     slot: Slot
     collect: Callable[[], Any]
 
-    def reached(self) -> bool:
-        """See ``gpu_worker.Pending.reached``."""
+    def wait(self) -> None:
+        """See ``gpu_worker.Pending.wait``."""
         with self.device:
-            return self.slot.done.reached
+            self.slot.ways.done.wait()
 
     def finish(self) -> Any:
         """See ``gpu_worker.Pending.finish``."""
         try:
             with self.device:
-                self.slot.done.wait()
-                return self.collect()
-        finally:
-            self.slot.busy = False
+                self.slot.ways.done.wait()
+                result = self.collect()
+        except BaseException:
+            self.lane.settle(self.slot)
+            raise
+        self.slot.busy = False
+        return result
 
 
 class TensorRTSession:
@@ -122,14 +134,15 @@ class TensorRTSession:
         self.cache_file: RuntimeCache | None = None
         self.kernels_remark = ""
         self.device = _open_gpu(manifest, index)
+        self.any_thread = self.device.any_thread
         try:
             trt = import_tensorrt(manifest.backend)
             check_plan(manifest, trt, self.device)
             with self.device:
                 self.free_before, _ = self.device.memory()
                 self._load(trt, plan, kernels)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.abandon(error)
             raise
 
     def _load(self, trt: Any, plan: PlanFile, kernels: bool) -> None:
@@ -152,11 +165,8 @@ class TensorRTSession:
                 raise
             except FathomError as error:
                 self.kernels_remark = f"photos are shaped on the CPU: {error}"
-
-    @property
-    def cache(self) -> Any:
-        """TensorRT-RTX's runtime cache, or None."""
-        return self.cache_file.cache if self.cache_file else None
+        else:
+            self.kernels_remark = "photos are shaped on the CPU: our kernels were not wanted"
 
     def prepare(self, warm_up: int) -> None:
         """Make the lanes and run them on zeros."""
@@ -167,6 +177,7 @@ class TensorRTSession:
             if self.cache_file:
                 self.cache_file.save()
             self.free_after, _ = self.device.memory()
+        self.photo_limit_nbytes = min(MOST_PHOTO_NBYTES, self.free_after // (2 * SLOTS * self.streams))  # half of what is free, for all slots together
 
     def remarks(self) -> list[str]:
         """What was opened, in words."""
@@ -177,6 +188,8 @@ class TensorRTSession:
             f"tensors and largest stage {lane.nbytes / 2**20:.0f} MiB" + (f" x {self.streams} streams" if self.streams > 1 else ""),
             f"stages run as {lane.replays}" if "graph" in lane.replays.lower() else "stages run one by one, without a CUDA graph",
         ]
+        if self.kernels:
+            words.append(f"photos: at most {self.photo_limit_nbytes / 2**20:.0f} MiB of device memory for each of {SLOTS * self.streams} groups on their way")
         if self.cache_file:
             words.append(self.cache_file.remark)
         return words + ([self.kernels_remark] if self.kernels_remark else [])
@@ -190,52 +203,73 @@ class TensorRTSession:
         lane = min(self.lanes, key=lambda lane: sum(slot.busy for slot in lane.slots))
         number = lane.idle_slot()
         slot = lane.slots[number]
-        with self.device:
-            if isinstance(job, RunJob):
-                collect = self._send(lane.chain, slot, job)
-            elif isinstance(job, TimeJob):
-                collect = self._time(lane.chain, job)
-            elif lane.photos:
-                collect = lane.photos[number].send(job.photos, job.placed, job.protocol, job.batch)
-            else:
-                collect = _nothing
-            slot.done.record(lane.chain.stream)
-        slot.busy = True
-        return Sent(self.device, slot, collect)
+        slot.busy = True  # also while it is made free of a job that failed half-way
+        try:
+            with self.device:
+                if isinstance(job, PhotoJob):
+                    collect = self._send_photos(lane, number, job)
+                else:
+                    collect = self._send(lane.chain, slot, job) if isinstance(job, RunJob) else self._time(lane.chain, job)
+                    slot.ways.done.record(lane.chain.stream)
+        except BaseException:
+            lane.settle(slot)
+            raise
+        return Sent(self.device, lane, slot, collect)
+
+    def _send_photos(self, lane: Lane, number: int, job: PhotoJob) -> Callable[[], RawMaps]:
+        ways, why = lane.slots[number].ways, self.kernels_remark.removeprefix("photos are shaped on the CPU: ")
+        if not why and (nbytes := job.nbytes()) > self.photo_limit_nbytes:
+            why = f"a photo takes {nbytes / 2**20:.0f} MiB on the GPU, and {self.photo_limit_nbytes / 2**20:.0f} MiB are the limit here"
+        ways.done.record(ways.copies)  # for a job that stays here; the others record it at their end
+        return (lambda: RawMaps(why_cpu=why)) if why else lane.photos[number].send(job)
 
     def _time(self, chain: Chain, job: TimeJob) -> Callable[[], list[float]]:
         chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
         for name, array in job.inputs.items():
             chain.upload(name, np.ascontiguousarray(array))
         steps = [partial(chain.run_stage, index) for index in range(len(self.engines))] if job.by_stage else [chain.run]
-        marks = [Event(self.device) for _ in range(job.runs * len(steps) + 1)]
-        marks[0].record(chain.stream)
-        for number, mark in enumerate(marks[1:]):
-            steps[number % len(steps)]()
-            mark.record(chain.stream)
+        marks: list[Event] = []
 
-        def collect() -> list[float]:
-            times_ms = [later.since_ms(earlier) for earlier, later in pairwise(marks)]
+        def forget() -> None:
             for mark in marks:
                 mark.close()
-            return times_ms
 
+        def collect() -> list[float]:
+            try:
+                return [later.since_ms(earlier) for earlier, later in pairwise(marks)]
+            finally:
+                forget()
+
+        try:
+            marks += [Event(self.device) for _ in range(job.runs * len(steps) + 1)]
+            marks[0].record(chain.stream)
+            for number, mark in enumerate(marks[1:]):
+                steps[number % len(steps)]()
+                mark.record(chain.stream)
+        except BaseException:
+            forget()
+            raise
         return collect
 
-    def _send(self, chain: Chain, slot: Slot, job: RunJob) -> Callable[[], dict[str, np.ndarray]]:
+    def _send(self, chain: Chain, slot: Slot, job: RunJob) -> Callable[[], tuple[dict[str, np.ndarray], float]]:
+        """Copies go through the lane's stream too: the places of inputs and outputs belong to one run at a time."""
+        ways = slot.ways
         chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
         for name, array in job.inputs.items():
             pinned = slot.part(name, array.shape)
             np.copyto(pinned, array)  # any strides become contiguous here
             chain.upload(name, pinned)
+        ways.began.record(chain.stream)
         if not job.keep <= chain.outputs.keys():
             kept = self._run_slowly(chain, job.keep)
-            return lambda: kept
+            ways.ended.record(chain.stream)
+            return lambda: (kept, ways.ended.since_ms(ways.began))
         chain.run()
+        ways.ended.record(chain.stream)
         parts = {name: slot.part(name, chain.shapes[name]) for name in job.keep}
         for name, pinned in parts.items():
             chain.download(name, pinned)
-        return lambda: {name: pinned.copy() for name, pinned in parts.items()}
+        return lambda: ({name: pinned.copy() for name, pinned in parts.items()}, ways.ended.since_ms(ways.began))
 
     def _run_slowly(self, chain: Chain, keep: frozenset[str]) -> dict[str, np.ndarray]:
         """Stage by stage, each output read before its place is used again."""
@@ -249,27 +283,29 @@ class TensorRTSession:
             chain.stream.synchronize()
         return kept
 
+    def abandon(self, error: BaseException) -> None:
+        """Close after an error whose frames may hold contexts and engines: they must not outlive the device."""
+        traceback.clear_frames(error.__traceback__)
+        self.close()
+
     def close(self) -> None:
         """See ``gpu_worker.Session.close``. May be called twice."""
         device = self.device
         if device.closed:
             return
-        try:
+        with ExitStack() as stack:  # backwards, and every step even if one before it failed
+            stack.callback(device.close)
+            stack.callback(self._forget)
             if not device.lost:
-                with device:
-                    if self.cache_file and self.lanes:
-                        self.cache_file.save()
-                    self._free()
-        finally:
-            self.lanes.clear()
-            self.engines.clear()
-            device.close()
+                stack.enter_context(device)
+                for owner in (*self.engines, *self.lanes):
+                    stack.callback(owner.close)
+                if self.cache_file and self.lanes:
+                    stack.callback(self.cache_file.save)
 
-    def _free(self) -> None:
-        for lane in self.lanes:
-            lane.chain.close()
-        for engine in self.engines:
-            engine.close()
+    def _forget(self) -> None:
+        self.lanes.clear()
+        self.engines.clear()
         self.cache_file = self._runtime = None
 
 
@@ -280,7 +316,3 @@ def _open_gpu(manifest: PlanManifest, index: int) -> Device:
         targets = ", ".join(manifest.targets) or "no named target"
         was = f"this plan holds {manifest.backend} engines (for {targets}), which need an NVIDIA GPU, and none can be used: {error.was}"
         raise EnvironmentMismatchError(was, wanted=error.wanted, fix=f"{error.fix}; or depth-build BUNDLE --backend onnxruntime, for the CPU") from error
-
-
-def _nothing() -> None:
-    return None

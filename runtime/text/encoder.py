@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ class TextEncoder:
         self.text, self.image = text, image
         self._tokenizer = _open_tokenizer(tokenizer_json, text)
 
+    @property
+    def reads_picture(self) -> bool:
+        """Whether the words depend on the picture."""
+        return self.text.kind != "prompt"
+
     def sentences(self, canvas: np.ndarray, prompt: str | None = None) -> list[str]:
         """One text per picture.
 
@@ -57,6 +63,12 @@ class TextEncoder:
             InputError: if a text needs more tokens than the network takes.
         """
         return self.tokenize(self.sentences(canvas, prompt))
+
+    def one_by_one(self, canvases: Iterable[np.ndarray], count: int, prompt: str | None = None) -> dict[str, np.ndarray]:
+        """As ``__call__``, for ``count`` pictures that are not in memory together; they are not made if the words do not depend on them."""
+        if not self.reads_picture:
+            return self(np.empty((count, 0)), prompt)
+        return self.tokenize([self.sentences(canvas[None], prompt)[0] for canvas in canvases])
 
     def tokenize(self, sentences: list[str]) -> dict[str, np.ndarray]:
         """As ``__call__``, from finished sentences."""

@@ -1,6 +1,6 @@
 // One look of the network: uint8 [height, width, 3] -> resize, crop, pad, window, mirror, normalise -> float [3, canvas_h, canvas_w].
 //
-// The host reduces the steps of a protocol to one gather (runtime/device_gather.py): a region of the photo is resized, the result is
+// The host reduces the steps of a protocol to one gather (runtime/kernels/records.py): a region of the photo is resized, the result is
 // shifted onto the shaped picture, and only the visible rectangle of that picture shows it; the rest is black.
 #include "sampling.cuh"
 
