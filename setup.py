@@ -20,6 +20,7 @@ class BuildWithoutSetup(build_py):
 
 
 TEXT = ["tokenizers>=0.22"]
+BUILD = ["onnx>=1.20,<2", "onnxruntime>=1.23,<2", "ml_dtypes>=0.5", "safetensors>=0.5,<1"]  # releases that still serve Python 3.10
 EXPORT = [
     "torch>=2.13,<3",
     "transformers>=5.20,<6",
@@ -34,6 +35,8 @@ EXPORT = [
 CLIP = ["open_clip_torch>=3.3,<4", "torchvision>=0.28"]
 RTX = ["tensorrt-rtx==1.7.1.116"]
 CUDA = ["cuda-bindings>=12.6,<14"]
+GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.23,<2"]  # instead of onnxruntime: both install one folder of the same name
+TENSORRT = ["tensorrt>=10.3"]  # for desktops and servers; a Jetson has the one of JetPack
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
 BENCH = ["h5py>=3.10", "scipy>=1.11"]
@@ -69,9 +72,12 @@ setup(
     },
     install_requires=["numpy>=1.26", "Pillow>=10", "onnxruntime>=1.20"],
     extras_require={
+        "build": BUILD,
         "export": EXPORT,
         "clip": CLIP,
         "rtx": RTX,
+        "tensorrt": TENSORRT,
+        "gpu": GPU,
         "cuda": CUDA,
         "pycuda": PYCUDA,
         "video": VIDEO,

@@ -70,7 +70,7 @@ def test_without_a_gpu(monkeypatch, capsys, flags):
         assert found["backends"]["onnxruntime"]["works"] and "NO_DEVICE" in found["gpu_problem"]["says"]
     else:
         assert "yes  onnxruntime: ONNX Runtime" in out and "no   tensorrt: the package 'tensorrt' is not installed" in out
-        assert "fix: pip install tensorrt" in out and "GPU: none" in out
+        assert "fix: pip install 'fathom-depth[tensorrt]'" in out and "GPU: none" in out
 
 
 def test_nothing_works(monkeypatch, capsys):

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _time(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> int:
-    require_packages(("onnx", "onnxruntime"), "export", "graphs are read, typed and written with it")
+    require_packages(("onnx", "onnxruntime", "ml_dtypes"), "build", "graphs are read, typed and written with it")
     if arguments.precision or arguments.target:
         raise UsageError("--stage-times takes every precision on the card that is here", fix="leave --precision and --target out")
     options, path = build_options(arguments), Path(arguments.stage_times)
@@ -61,7 +61,7 @@ def _time(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> i
 
 
 def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> int:
-    require_packages(("onnx", "onnxruntime", "safetensors"), "export", "graphs are read, checked and written with it")
+    require_packages(("onnx", "onnxruntime", "ml_dtypes", "safetensors"), "build", "graphs are read, checked and written with it")
     options = build_options(arguments)
     from ..plan.build import build_plan, summary
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...runtime.commands.command import run_command
 from ...runtime.commands.progress import Progress
-from ...runtime.errors import UsageError, missing_package
+from ...runtime.errors import EnvironmentMismatchError, UsageError, missing_package
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # those of runtime/artefact/manifest.py, which would load NumPy; a test compares them
 STEPS = 1000
@@ -64,8 +64,14 @@ def run_and_close(program: str, path: str, quiet: bool, body: Callable[[Callable
     return code
 
 
-def require_packages(names: tuple[str, ...], extra: str, why: str) -> None:
+def require_packages(names: tuple[str, ...], extra: str, why: str, fix: str = "") -> None:
     """Before anything heavy is imported.
+
+    Args:
+        names: of the modules.
+        extra: of this package that brings them.
+        why: they are wanted.
+        fix: what brings them instead of the extra.
 
     Raises:
         EnvironmentMismatchError: naming the first package that is missing and the ``pip install`` that mends it.
@@ -76,7 +82,8 @@ def require_packages(names: tuple[str, ...], extra: str, why: str) -> None:
         except (ImportError, ValueError):
             found = None
         if found is None:
-            raise missing_package(name, extra, why)
+            missing = missing_package(name, extra, why)
+            raise EnvironmentMismatchError(missing.was, wanted=missing.wanted, fix=fix or missing.fix)
 
 
 def build_flags(parser: argparse._ActionsContainer) -> None:
@@ -104,12 +111,13 @@ def build_options(arguments: argparse.Namespace) -> Any:
     targets = tuple(word.strip().lower() for word in arguments.target.split(",") if word.strip())
     backend = arguments.backend or "onnxruntime"
     if backend == "onnxruntime":
-        require_packages(("onnxruntime",), "export", "ONNX Runtime optimises the graphs")
+        require_packages(("onnxruntime",), "build", "ONNX Runtime optimises the graphs")
     else:
+        from ...runtime.jetson import tensorrt_fix
         from ..tensorrt.build import PACKAGES
 
         package, extra = PACKAGES[backend]
-        require_packages((package,), extra, f"{backend} engines are compiled by it")
+        require_packages((package,), extra, f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
     return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory)
 
 

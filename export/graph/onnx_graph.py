@@ -20,8 +20,8 @@ from ...models.network import Stage
 from ...runtime.artefact.spec import StageSpec
 from ...runtime.errors import BuildFailedError, FathomError
 from ..graph import translations
+from .model_writer import write_model
 from .onnx_checks import check_graph, check_norms
-from .onnx_weights import write_model
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; nothing in these networks needs more than 18
 TRACE_BATCH = 2  # a batch of 1 would invite the tracer to treat it as a constant

@@ -26,7 +26,7 @@ def load_onnxruntime():
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise missing_package("onnxruntime", "export", "ONNX Runtime optimises and runs the graphs") from error
+        raise missing_package("onnxruntime", "build", "ONNX Runtime optimises and runs the graphs") from error
     return onnxruntime
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError, missing_package
+from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
+from ...runtime.jetson import tensorrt_fix, tensorrt_upgrade
 from .engine_weights import stored_weights
 
-PACKAGES = {"tensorrt": ("tensorrt", ""), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+PACKAGES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 OLDEST = (10, 3)
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
@@ -41,12 +42,13 @@ def load_backend(backend: str) -> ModuleType:
     try:
         trt = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise missing_package(name, extra, f"{backend} engines are compiled by it") from error
+        fix, wanted = tensorrt_fix(backend, f"pip install 'fathom-depth[{extra}]'"), f"{backend} engines are compiled by it"
+        raise EnvironmentMismatchError(f"the package '{name}' is not installed", wanted=wanted, fix=fix) from error
     except (ImportError, OSError) as error:
         raise EnvironmentMismatchError(f"the package {name} is installed but cannot be loaded ({error})", fix="install the CUDA version it wants") from error
     version = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
     if backend == "tensorrt" and version < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix="pip install 'tensorrt>=10.3'")
+        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix=tensorrt_upgrade())
     return trt
 
 

@@ -14,12 +14,15 @@ from typing import Any
 
 from ... import __version__
 from ..errors import FathomError
+from ..jetson import read_jetson, tensorrt_fix
 from .command import common_flags, run_command
 
 PACKAGES = ("numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "tokenizers", "tqdm", "av")
 NO_BACKEND = 6
 DRIVER_FACTS = Path("/proc/driver/nvidia/version")
-JETSON_FACTS = Path("/etc/nv_tegra_release")
+RATHER_TENSORRT = "pip install tensorrt, and depth-build --backend tensorrt on this machine"
+ORT_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+ORT_JETSON = "pip uninstall -y onnxruntime, then install the onnxruntime-gpu that jetson-ai-lab builds for this JetPack (PyPI has none for Jetson)"
 EPILOG = """\
 Exit code 0 if at least one backend works here, 6 if none does. --try goes further than looking: it compiles, loads and runs an engine
 of one operator with each GPU backend that is installed, in a process of its own.
@@ -55,7 +58,7 @@ def examine(trial: bool = False) -> dict[str, Any]:
         trial: also run a trial engine with each GPU backend.
 
     Returns:
-        ``fathom``, ``python``, ``system``, ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``kernels``, ``cache`` and
+        ``fathom``, ``python``, ``system``, ``jetson`` (null on other machines), ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``kernels``, ``cache`` and
         ``backends``: name -> ``works``, ``says``, ``fix``, and with ``trial`` also ``trial``.
     """
     gpus, problem = _gpus()
@@ -64,6 +67,7 @@ def examine(trial: bool = False) -> dict[str, Any]:
         "fathom": __version__,
         "python": platform.python_version(),
         "system": _system(),
+        "jetson": _jetson(),
         "driver": _driver(gpus),
         "gpus": gpus,
         "gpu_problem": problem,
@@ -90,10 +94,16 @@ def _version(name: str) -> str:
 
 
 def _system() -> dict[str, str]:
-    facts = {"os": platform.system(), "machine": platform.machine(), "libc": " ".join(platform.libc_ver())}
-    if JETSON_FACTS.exists():
-        facts["jetson"] = JETSON_FACTS.read_text(errors="replace").splitlines()[0].lstrip("# ")
-    return facts
+    return {"os": platform.system(), "machine": platform.machine(), "libc": " ".join(platform.libc_ver())}
+
+
+def _jetson() -> dict[str, Any] | None:
+    found = read_jetson()
+    if found is None:
+        return None
+    remarks = [{"says": remark.says, "fix": remark.fix} for remark in found.remarks()]
+    release = ".".join(map(str, found.l4t))
+    return {"says": found.words, "model": found.model, "l4t": release, "jetpack": found.jetpack, "packages": found.packages, "remarks": remarks}
 
 
 def _driver(gpus: list[dict[str, Any]]) -> dict[str, str]:
@@ -179,16 +189,17 @@ def _onnxruntime_cpu() -> dict[str, Any]:
 
 
 def _onnxruntime_cuda(gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        return _fails("onnxruntime and onnxruntime-gpu are both installed: they share one folder, and whichever came last wins", ORT_GPU)
     if not gpus:
         return _no_gpu(problem)
+    fix = ORT_JETSON if read_jetson() else ORT_GPU
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
-        return _fails(f"ONNX Runtime cannot be loaded ({error})", "pip install onnxruntime-gpu")
+        return _fails(f"ONNX Runtime cannot be loaded ({error})", fix)
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return _fails(
-            f"ONNX Runtime {onnxruntime.__version__} here has no CUDA provider", "pip uninstall onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        )
+        return _fails(f"ONNX Runtime {onnxruntime.__version__} here has no CUDA provider", fix)
     return _works(f"ONNX Runtime {onnxruntime.__version__} with its CUDA provider: depth-run --device cuda")
 
 
@@ -206,12 +217,12 @@ def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] 
     if major and known[0] < major:
         return _fails(
             f"{backend} {trt.__version__} needs CUDA {major}, the driver knows {gpus[0]['driver_cuda']}",
-            f"update the driver, or pip install {backend}-cu{known[0]}",
+            tensorrt_fix(backend, f"update the driver, or pip install {backend}-cu{known[0]}"),
         )
     fitting = [gpu for gpu in gpus if supports(trt, gpu["target"])]
     if not fitting:
         targets = ", ".join(sorted({gpu["target"] for gpu in gpus}))
-        return _fails(f"{backend} {trt.__version__} does not list {targets}", "pip install tensorrt, and depth-build --backend tensorrt on this machine")
+        return _fails(f"{backend} {trt.__version__} does not list {targets}", tensorrt_fix(backend, RATHER_TENSORRT))
     return _works(f"{backend} {trt.__version__} on " + ", ".join(f"GPU {gpu['index']} ({gpu['target']})" for gpu in fitting))
 
 
@@ -223,6 +234,10 @@ def _no_gpu(problem: dict[str, str] | None, before: str = "") -> dict[str, Any]:
 def _words(found: dict[str, Any]) -> str:
     system = " ".join(value for value in found["system"].values() if value)
     lines = [f"Fathom {found['fathom']}, Python {found['python']}, {system}"]
+    if jetson := found["jetson"]:
+        lines.append(f"Jetson: {jetson['says']}")
+        for remark in jetson["remarks"]:
+            lines.append(f"  {remark['says']}" + (f"\n     fix: {remark['fix']}" if remark["fix"] else ""))
     driver = found["driver"]
     lines.append("NVIDIA driver: " + (" ".join(filter(None, (driver.get("release"), f"for CUDA {driver['cuda']}" if "cuda" in driver else ""))) or "none"))
     for gpu in found["gpus"]:

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..artefact.manifest import PlanManifest
 from ..cuda.device import Device
-from ..errors import EnvironmentMismatchError, missing_package
+from ..errors import EnvironmentMismatchError
+from ..jetson import read_jetson, tensorrt_fix, tensorrt_upgrade
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS = {"tensorrt": "", "tensorrt-rtx": "rtx"}
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 OLDEST = (10, 3)
 RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
@@ -31,13 +32,16 @@ def import_tensorrt(backend: str) -> ModuleType:
         trt = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
-            raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", fix=f"pip install --force-reinstall {backend}") from error
-        raise missing_package(name, EXTRAS[backend], f"{backend}, which executes this plan") from error
+            fix = tensorrt_fix(backend, f"pip install --force-reinstall {backend}")
+            raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", fix=fix) from error
+        fix, wanted = tensorrt_fix(backend, f"pip install 'fathom-depth[{EXTRAS[backend]}]'"), f"{backend}, which executes this plan"
+        raise EnvironmentMismatchError(f"the package '{name}' is not installed", wanted=wanted, fix=fix) from error
     except (ImportError, OSError, RuntimeError) as error:
         words = " ".join(str(error).split())
-        raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", fix=f"pip install --force-reinstall {backend}") from error
+        fix = tensorrt_fix(backend, f"pip install --force-reinstall {backend}")
+        raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", fix=fix) from error
     if backend == "tensorrt" and _release(trt.__version__)[:2] < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix="pip install 'tensorrt>=10.3'")
+        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix=tensorrt_upgrade())
     return trt
 
 
@@ -53,7 +57,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
         raise EnvironmentMismatchError(
             f"the plan was built with {backend} {built}, and {here} is installed here",
             wanted="the same release: its engines are valid for no other",
-            fix=f"pip install '{backend}=={built}', or {rebuild}",
+            fix=rebuild if read_jetson() else f"pip install '{backend}=={built}', or {rebuild}",
         )
     if manifest.targets and device.target not in manifest.targets:
         known = {"tensorrt": "on this machine"}.get(backend, f"--target {device.target}")
@@ -70,7 +74,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
         raise EnvironmentMismatchError(
             f"the NVIDIA driver here knows CUDA {device.driver[0]}.{device.driver[1]}, and {MODULES[backend]} {here} needs CUDA {major}",
             wanted=f"a driver for CUDA {major}{branch}",
-            fix=f"update the driver, or pip install {backend}-cu{device.driver[0]}",
+            fix=tensorrt_fix(backend, f"update the driver, or pip install {backend}-cu{device.driver[0]}"),
         )
 
 
