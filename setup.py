@@ -36,7 +36,7 @@ RTX = ["tensorrt-rtx==1.7.1.116"]
 CUDA = ["cuda-bindings>=12.6,<14"]
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
-BENCH = ["h5py>=3.10", "scipy>=1.11"]
+BENCH = ["h5py>=3.10", "scipy>=1.11", "matplotlib>=3.9"]
 DEV = ["pytest>=9", "hypothesis>=6.100", "ruff==0.17.5", "jsonschema>=4.20", "scikit-image>=0.26,<1", "build>=1.2", "setuptools>=77", "wheel"]
 
 setup(
@@ -56,6 +56,7 @@ setup(
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
+        "fathom.benchmarks": ["record/schemas/*.json"],
     },
     install_requires=["numpy>=1.26", "Pillow>=10", "onnxruntime>=1.20"],
     extras_require={

@@ -175,7 +175,7 @@ class Trial:
             evaluation = fitted(EVALUATIONS["full"], made)
             with Journal(None, {}) as journal:
                 results = measure(made, source, len(source), evaluation, None, journal, lambda done: None)
-            record = to_json(results, source.provenance.to_json(), evaluation, len(source), {})
+            record = to_json(results, source.provenance.to_json(), evaluation, len(source))
             for label, row in zip([*(() if rows else ("pytorch",)), *plans], record["rows"], strict=True):
                 if row["means"] is None:
                     raise AccuracyError(f"{label} on {title}: {row['failed']} images failed, the first: {(row['failures'] or [{}])[0]}")
