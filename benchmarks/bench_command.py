@@ -10,12 +10,16 @@ from .accuracy import command as accuracy_command
 from .compare import command as compare_command
 from .latency import command as latency_command
 from .report import command as report_command
+from .report import history_command
+from .run import command as run_command_of_all
 
 COMMANDS = {
     "accuracy": ("measure engines against the truth and against PyTorch on a data set", accuracy_command),
     "latency": ("measure how long a network takes, engine by engine and in PyTorch", latency_command),
     "compare": ("tell what changed between two results, and hold it to gates", compare_command),
+    "run": ("measure everything of a bundle and its plans, and report it", run_command_of_all),
     "report": ("draw results as one page, or Markdown", report_command),
+    "history": ("show the same rows over many results", history_command),
 }
 
 

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if arguments.output else None
     if output:
         refuse_existing(output, arguments.force)
-    source, provenance = _source(arguments.data)
+    source, provenance = open_data(arguments.data)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, **shown)
@@ -133,7 +133,14 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
     return evaluation
 
 
-def _source(text: str) -> tuple[Any, dict[str, Any]]:
+def open_data(text: str) -> tuple[Any, dict[str, Any]]:
+    """The source that ``--data`` names, and its provenance as JSON values.
+
+    Raises:
+        InputError: if it is missing or broken.
+        UsageError: if there is no such kind of data, or it has no depth.
+        EnvironmentMismatchError: if a package that reads it is missing.
+    """
     from ...datasets.source import GRAMMAR, open_source
     from ...runtime.errors import missing_package
 

@@ -65,10 +65,21 @@ def commit() -> str:
 
 def short(word: str) -> str:
     """A word of a command line without the folders before a file's name."""
-    head, colon, tail = word.rpartition(":")
-    if colon and os.sep in tail:
-        return f"{head}:{Path(tail).name}"
-    return Path(word).name if os.sep in word else word
+    return ":".join(Path(part).name if os.sep in part else part for part in word.split(":"))
+
+
+def study(name: str, results: dict[str, Any], packages: Iterable[str] = ()) -> dict[str, Any]:
+    """The record of a script in ``studies/``, whose results have a form of their own."""
+    return header("study", ["python", "-m", f"fathom.benchmarks.studies.{name}"], packages) | {"study": name, "results": results}
+
+
+def read_study(path: str | Path) -> dict[str, Any]:
+    """Results of a study that was written before; empty if there is no such file.
+
+    Raises:
+        InputError: see ``read_record``.
+    """
+    return read_record(path, ("study",))["results"] if Path(path).exists() else {}
 
 
 def write_record(path: str | Path, record: dict[str, Any], force: bool = False) -> None:

@@ -46,7 +46,7 @@ def stage_cost_section(network: Network) -> Section | None:
         numbers = [accuracy.number("rows", place, "stages", k, quantity, unit=unit) for k in range(len(stages))]
         canvas = Canvas(f"cost-{network.name}-{place}".replace(" ", "-"), f"Depth moved by each stage's precision, {row['name']}", 0.9 + 0.34 * len(stages))
         bars(canvas, [f"{stage['name']}, {stage['precision']}" for stage in stages], numbers, [SERIES[1]] * len(stages))
-        canvas.labels("metres (mean of the absolute change)" if metres else "share of the mean depth", "")
+        canvas.labels("mm, mean of the absolute change" if metres else "% of the mean depth", "")
         blocks.append(canvas.plot())
         shares = [accuracy.number("rows", place, "stages", k, "depth_change", unit="share") for k in range(len(stages))]
         named = [(Given(row["name"]), Given(stage["name"]), Given(stage["precision"])) for stage in stages]

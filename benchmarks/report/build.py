@@ -7,7 +7,16 @@ from pathlib import Path
 
 from .accuracy_sections import metric_cells, protocol_words, stage_cost_section, worst_section
 from .document import DASH, Block, Cell, Given, Listing, Paragraph, Part, Report, Results, Section, Table, with_interval
-from .latency_sections import conditions_section, distribution_section, memory_section, pareto_plot, stages_section, sweep_section, timed_rows
+from .latency_sections import (
+    conditions_section,
+    distribution_plot,
+    distribution_section,
+    memory_section,
+    pareto_plot,
+    stages_section,
+    sweep_section,
+    timed_rows,
+)
 from .pairing import Engine, Network, read_networks
 
 GOOD_ENOUGH = 0.01  # relative loss of abs_rel at which a faster engine is still recommended
@@ -40,8 +49,7 @@ def _top(network: Network) -> tuple[Block, ...]:
         lines.append((Given(engine.name), *metric_cells(network, engine.accuracy), *_time_cells(network, engine)))
     heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of the first row's time")
     blocks += [Table(heads, tuple(lines)), Paragraph(protocol_words(network))]
-    plot = pareto_plot(network)
-    return tuple([*blocks, plot] if plot is not None else blocks)
+    return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
 
 
 def _time_cells(network: Network, engine: Engine) -> tuple[Cell, ...]:

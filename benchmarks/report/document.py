@@ -36,10 +36,15 @@ class Number:
     unit: str = "plain"
 
     @property
+    def shown(self) -> float:
+        """In its unit, not rounded."""
+        return self.value * UNITS[self.unit][0]
+
+    @property
     def text(self) -> str:
         """Rounded, with its unit."""
-        factor, form, unit = UNITS[self.unit]
-        value = self.value * factor
+        _, form, unit = UNITS[self.unit]
+        value = self.shown
         if form == "auto":
             size = abs(value)
             form = ".0f" if size >= 100 else ".1f" if size >= 10 else ".2f" if size >= 1 else ".3f"

@@ -20,10 +20,11 @@ p { margin: .4rem 0; max-width: 75ch }
 .verdict { font-size: 1.1rem; font-weight: 600 }
 .alarm { color: var(--alarm); font-weight: 700 }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; width: max-content }
 th, td { border-bottom: 1px solid var(--grid); padding: .3em .9em .3em 0; text-align: left; vertical-align: top }
 thead th { color: var(--faint); font-weight: 600; vertical-align: bottom }
-tbody th { font-weight: 600; max-width: 22em; overflow-wrap: anywhere }
+th, td { max-width: 21em; min-width: 4em }
+tbody th { font-weight: 600; min-width: 8em }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
 figure { background: var(--band); margin: .5rem 0; max-width: 680px; padding: .6rem }
 figcaption { font-size: .87rem; font-weight: 600 }
@@ -36,8 +37,9 @@ ul { margin: .4rem 0; padding-left: 1.2rem }
 code { font-size: .9em; overflow-wrap: anywhere }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --faint: #444; --grid: #bbb; --band: #fff;
     --c0: #1f5fa8; --c1: #b6541b; --c2: #2a7d4f; --c3: #8c4799; --c4: #7a6a00; --c5: #b03060 }
-  body { font-size: 9.5pt; max-width: none; padding: 0 } table { font-size: 7.5pt } th, td { padding: .2em .6em .2em 0 } .wide { overflow: visible }
-  figure, tr, .strip { break-inside: avoid } h2, h3 { break-after: avoid } .plots { grid-template-columns: 1fr 1fr } .strip figure { width: 30mm } }
+  body { font-size: 9.5pt; max-width: none; padding: 0 } table { font-size: 7.5pt } th, td { padding: .2em .6em .2em 0 }
+  .wide { overflow: visible } table { width: auto } th, td { min-width: 0 }
+  figure, tr, .photo { break-inside: avoid } h2, h3 { break-after: avoid } .plots { grid-template-columns: 1fr 1fr } .strip figure { width: 30mm } }
 @page { margin: 14mm }
 """
 
@@ -74,7 +76,7 @@ def _block(block: Block) -> str:
 
 def _strip(name: tuple[Part, ...], pictures: tuple[tuple[Cell, str], ...]) -> str:
     images = "".join(f'<figure><img src="{url}" alt=""><figcaption>{_cell(caption)}</figcaption></figure>' for caption, url in pictures)
-    return f'<p>{_cell(name)}</p>\n<div class="strip">{images}</div>'
+    return f'<div class="photo"><p>{_cell(name)}</p>\n<div class="strip">{images}</div></div>'
 
 
 def _cell(cell: Cell) -> str:

@@ -29,11 +29,8 @@ def distribution_section(network: Network) -> Section | None:
                 others = [latency.number(*way, name, unit="ms") for name in ("p90", "p99", "min", "max", "jitter")]
                 lines.append((Given(row["name"]), boundary, p50, *others, latency.number("rows", place, "samples_per_second", boundary, unit="ms")))
     table = Table(("engine", "boundary", "p50 ms", "p90", "p99", "min", "max", "jitter (p99 - p50)", "images/s"), tuple(lines))
-    canvas = Canvas(_name("distribution", network), "Latency of one photo: share of the rounds that were as fast", 3.1)
-    steps(canvas, [(row["name"], row["sample_times_ms"]["photo" if "photo" in row["sample_times_ms"] else "host"]) for _, row in rows])
-    canvas.labels("ms", "share of rounds")
     words = "photo: a decoded photo to its finished map; host: tensors to tensors in host memory; device: the network alone, between two CUDA events."
-    return Section("Latency", (Paragraph((words,)), canvas.plot(), table, *_rates(latency, rows)))
+    return Section("Latency", (Paragraph((words,)), table, *_rates(latency, rows)))
 
 
 def _rates(latency: Results, rows: list[tuple[int, dict]]) -> tuple[Block, ...]:
@@ -46,7 +43,7 @@ def _rates(latency: Results, rows: list[tuple[int, dict]]) -> tuple[Block, ...]:
         for k in range(len(row["fixed_rate"])):
             way = ("rows", place, "fixed_rate", k)
             numbers = (latency.number(*way, "dropped", unit="count"), " of ", latency.number(*way, "frames", unit="count"))
-            cells.append((latency.number(*way, "drop_rate", unit="percent"), " (", *numbers, ") at ", latency.number(*way, "rate_hz", unit="count"), " Hz"))
+            cells.append((latency.number(*way, "rate_hz", unit="count"), " Hz: ", latency.number(*way, "drop_rate", unit="percent"), " (", *numbers, ")"))
         lines.append(tuple(cells))
     words = "Frames dropped by a camera at a fixed rate, worked out from the samples of a photo: a frame that comes while one is in work is lost."
     return (Paragraph((words,)), Table(("engine", "slow camera", "middle", "fast"), tuple(lines)))
@@ -130,6 +127,17 @@ def conditions_section(network: Network) -> Section | None:
     parts += [throttling, ". Power mode: ", latency.given("system", "power_mode"), ". Governor: ", latency.given("system", "host_processor_governor"), "."]
     blocks: tuple[Block, ...] = (Paragraph(tuple(parts)),)
     return Section("Clocks and temperature during the run", (*blocks, Table(("reading", "least", "greatest", "last"), tuple(lines))) if lines else blocks)
+
+
+def distribution_plot(network: Network) -> Plot | None:
+    """Share of the rounds that were at least as fast."""
+    rows = timed_rows(network.latency) if network.latency is not None else []
+    if not rows:
+        return None
+    canvas = Canvas(_name("distribution", network), "Latency of one photo: share of the rounds that were as fast", 3.4)
+    steps(canvas, [(row["name"], row["sample_times_ms"].get("photo") or row["sample_times_ms"]["host"]) for _, row in rows])
+    canvas.labels("ms", "share of rounds")
+    return canvas.plot()
 
 
 def pareto_plot(network: Network) -> Plot | None:

@@ -64,11 +64,11 @@ class Canvas:
         options = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "color": INK, "fontsize": 8} | options
         self.axes.annotate(number.text, (x, y), **options).set_gid(f"number:{number.at}")
 
-    def legend(self, **options: Any) -> None:
+    def legend(self) -> None:
         """Which colour is whose, where there is more than one."""
         handles, names = self.axes.get_legend_handles_labels()
         if len(names) > 1:
-            self.axes.legend(handles, names, frameon=False, labelcolor=INK, fontsize=8, **options)
+            self.figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8)
 
     def plot(self) -> Plot:
         """The finished drawing."""
@@ -95,7 +95,7 @@ def _themed(svg: str, name: str) -> str:
 def bars(canvas: Canvas, names: Sequence[str], numbers: Sequence[Number | None], colours: Sequence[str] | None = None) -> None:
     """Horizontal bars from the top down, each with its number; a name without one has no bar."""
     places = np.arange(len(names))[::-1]
-    values = [0.0 if number is None else number.value for number in numbers]
+    values = [0.0 if number is None else number.shown for number in numbers]
     canvas.axes.barh(places, values, 0.62, color=list(colours or [SERIES[0]] * len(names)))
     canvas.axes.set_yticks(places, [_short(name) for name in names])
     canvas.axes.set_xlim(0, max([*values, 1e-9]) * 1.22)
@@ -115,7 +115,7 @@ def points(canvas: Canvas, entries: Sequence[tuple[str, float, float, tuple[floa
         marker = "osD^vP"[place % 6]
         canvas.axes.errorbar([x], [y], errors[1], errors[0], fmt=marker, color=colour, label=_short(name), capsize=2, elinewidth=1, markersize=6)
     canvas.axes.margins(0.15)
-    canvas.legend(loc="best")
+    canvas.legend()
 
 
 def front(canvas: Canvas, entries: Sequence[tuple[float, float]]) -> None:
@@ -129,7 +129,7 @@ def curves(canvas: Canvas, entries: Sequence[tuple[str, Sequence[float], Sequenc
     """Named lines."""
     for place, (name, x, y) in enumerate(entries):
         canvas.axes.plot(x, y, color=SERIES[place % len(SERIES)], label=_short(name), marker=marker or None, markersize=4, linewidth=1.5)
-    canvas.legend(loc="best")
+    canvas.legend()
 
 
 def steps(canvas: Canvas, entries: Sequence[tuple[str, Sequence[float]]]) -> None:
@@ -138,7 +138,7 @@ def steps(canvas: Canvas, entries: Sequence[tuple[str, Sequence[float]]]) -> Non
         ordered = np.sort(np.asarray(samples, np.float64))
         canvas.axes.step(ordered, np.arange(1, ordered.size + 1) / ordered.size, where="post", color=SERIES[place % len(SERIES)], label=_short(name))
     canvas.axes.set_ylim(0, 1.02)
-    canvas.legend(loc="lower right")
+    canvas.legend()
 
 
 def _short(name: str) -> str:
