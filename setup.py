@@ -39,7 +39,7 @@ GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.23,<2"]  # instead of onnxruntime: both i
 TENSORRT = ["tensorrt>=10.3"]  # for desktops and servers; a Jetson has the one of JetPack
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
-BENCH = ["h5py>=3.10", "scipy>=1.11"]
+BENCH = ["h5py>=3.10", "scipy>=1.11", "matplotlib>=3.9"]
 DEV = [
     "pytest>=9",
     "pytest-xdist>=3.6",
@@ -69,6 +69,7 @@ setup(
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
+        "fathom.benchmarks": ["record/schemas/*.json"],
     },
     install_requires=["numpy>=1.26", "Pillow>=10", "onnxruntime>=1.20"],
     extras_require={

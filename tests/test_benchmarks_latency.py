@@ -11,6 +11,8 @@ from fathom.benchmarks import bench_command, pytorch_reference
 from fathom.benchmarks.latency import latency
 from fathom.runtime.errors import FathomError
 
+QUERY = latency.Query({})
+
 
 class Slow:
     """A backend that takes a known time, on the host and, as it claims, on the device."""
@@ -39,7 +41,7 @@ class Slow:
 
 def test_samples_are_the_time_that_passed():
     subjects = [latency.Subject("a", Slow(0.004)), latency.Subject("b", Slow(0.012))]
-    latency.take_turns(subjects, {}, None, rounds=10, warm_up=2)
+    latency.take_turns(subjects, QUERY, rounds=10, warm_up=2)
     for subject, ms in zip(subjects, (4, 12), strict=True):
         assert len(subject.samples_ms["host"]) == len(subject.samples_ms["device"]) == 10
         assert ms <= min(subject.samples_ms["host"]) and np.median(subject.samples_ms["host"]) < ms + 3
@@ -50,17 +52,18 @@ def test_samples_are_the_time_that_passed():
 def test_subjects_take_turns_in_changing_order():
     log = []
     subjects = [latency.Subject(name, Slow(0, log, name)) for name in "abc"]
-    latency.take_turns(subjects, {}, None, rounds=20, warm_up=1)
+    latency.take_turns(subjects, QUERY, rounds=20, warm_up=1)
     rounds = ["".join(log[k : k + 3]) for k in range(0, len(log), 3)]
     assert len(rounds) == 21 and all(sorted(turn) == ["a", "b", "c"] for turn in rounds) and len(set(rounds)) > 2
 
 
 def test_a_subject_that_breaks_does_not_stop_the_others():
     subjects = [latency.Subject("good", Slow(0)), latency.Subject("bad", Slow(0, fails_at=4))]
-    latency.take_turns(subjects, {}, None, rounds=10, warm_up=0)
+    latency.take_turns(subjects, QUERY, rounds=10, warm_up=0)
     assert len(subjects[0].samples_ms["host"]) == 10
-    assert subjects[1].samples_ms == {} and "it broke" in subjects[1].error
-    assert "it broke" in latency.table(subjects) and latency.to_json(subjects)[1]["error"] == "it broke"
+    assert subjects[1].samples_ms == {} and "it broke" in subjects[1].skip_reason
+    rows = latency.to_json(subjects)
+    assert "it broke" in latency.table(rows) and rows[1]["is_skipped"] and rows[1]["skip_reason"] == "it broke"
 
 
 def test_percentiles():
@@ -84,16 +87,20 @@ def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights: Network(tiny.kernel, artefact.manifest.contract))
     out = tmp_path / "latency.json"
     words = ["latency", str(tiny.bundle), "--engine", str(tiny.plan), "--engine", str(tiny.gpu_plan), "--onnxruntime", "cpu,cuda"]
-    words += ["--pytorch", "eager-fp32,eager-fp16", "--rounds", "4", "--warm-up", "1", "--threads", "1", "-o", str(out)]
+    words += ["--pytorch", "eager-fp32,eager-fp16,eager-autocast", "--rounds", "4", "--warm-up", "1", "--threads", "1", "-o", str(out)]
     assert bench_command.main(words) == 0
     record = json.loads(out.read_text())
     rows = {row["name"]: row for row in record["rows"]}
-    assert set(rows) == {"pytorch eager-fp32", "pytorch eager-fp16", "onnxruntime cpu", "onnxruntime cuda", "tiny", "gpu"}
-    for name in ("pytorch eager-fp32", "onnxruntime cpu", "tiny"):
-        assert len(rows[name]["samples_ms"]["host"]) == 4 and "device" not in rows[name]["samples_ms"]
-    assert len(rows["tiny"]["samples_ms"]["photo"]) == 4
-    assert "CUDA" in rows["onnxruntime cuda"]["error"] and "GPU" in rows["gpu"]["error"]
-    assert record["shape"] == [1, 3, 48, 64] and record["machine"]["packages"]["numpy"] == np.__version__
+    assert set(rows) == {"pytorch eager-fp32", "pytorch eager-fp16", "pytorch eager-autocast", "onnxruntime cpu", "onnxruntime cuda", "tiny.plan", "gpu.plan"}
+    for name in ("pytorch eager-fp32", "onnxruntime cpu", "tiny.plan"):
+        assert len(rows[name]["sample_times_ms"]["host"]) == len(rows[name]["sample_times_ms"]["photo"]) == 4
+        assert "device" not in rows[name]["sample_times_ms"] and not rows[name]["is_skipped"]
+    assert "CUDA" in rows["onnxruntime cuda"]["skip_reason"] and "GPU" in rows["gpu.plan"]["skip_reason"]
+    assert record["input_shape"] == [1, 3, 48, 64] and record["system"]["other_software_stack"]["numpy"] == np.__version__
+    assert str(tmp_path) not in json.dumps(record) and str(tiny.folder) not in json.dumps(record)
+    first, last = rows["pytorch eager-fp32"]["sample_times_ms"]["host"], rows["tiny.plan"]["sample_times_ms"]["host"]
+    assert rows["tiny.plan"]["difference"]["to"] == "pytorch eager-fp32"
+    assert rows["tiny.plan"]["difference"]["ratio"]["host"]["p50"] == pytest.approx(np.median(np.divide(last, first)), abs=2e-3)
     shown = capsys.readouterr().out
     assert "onnxruntime cpu" in shown and "photo ms p50/p90/p99" in shown
     assert bench_command.main(words) == 3  # not overwritten without --force
@@ -107,8 +114,11 @@ def test_pytorch_gives_the_numbers_of_the_network(tiny, monkeypatch):
 
     monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights: Network(tiny.kernel, artefact.manifest.contract))
     tensor = np.random.default_rng(0).normal(size=(1, 3, 48, 64)).astype(np.float32)
-    for mode, tolerance in (("eager-fp32", 1e-5), ("eager-fp16", 1e-2)):
-        got = open_torch(tiny.bundle, mode, "cpu").run({"image": tensor})["depth"]
-        np.testing.assert_allclose(got, tiny.expected(tiny.kernel, tensor), rtol=tolerance)
+    for mode, tolerance in (("eager-fp32", 1e-5), ("eager-fp16", 1e-2), ("eager-autocast", 1e-2)):
+        with open_torch(tiny.bundle, mode, "cpu", 1) as pipeline:
+            got = pipeline.backend.run({"image": tensor})["depth"]
+            np.testing.assert_allclose(got, tiny.expected(tiny.kernel, tensor), rtol=tolerance)
+            assert ("real half" in pipeline.remarks[0]) == (mode == "eager-fp16")
+            assert (pipeline.backend._network.kernel.dtype == torch.float16) == (mode == "eager-fp16")
     with pytest.raises(UsageError, match="eager-fp32"):
         open_torch(tiny.bundle, "eager", "cpu")

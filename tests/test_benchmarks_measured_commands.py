@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fathom.benchmarks.studies.int8_fullsize import ratios
-from fathom.benchmarks.studies.measured_commands import machine, measured
+from fathom.benchmarks.studies.measured_commands import measured, system
 from fathom.benchmarks.studies.tree_memory import TreeMemory
 from fathom.runtime.errors import FathomError
 
@@ -33,7 +33,7 @@ def test_the_result_of_a_command_and_what_it_took(tmp_path):
     assert found["command"] == "depth-export --model depthblip2-tiny --random-init -o bundle"
     assert found["result"]["network"] == "depthblip2-tiny" and found["result"]["bundle"] == "bundle"
     assert 0.05 < found["peak_gib"] < 4 and found["seconds"] > 0
-    assert machine()["cores"] >= 1
+    assert system()["host_processor_core_count"] >= 1
 
 
 def test_int8_engines_are_set_against_fp16_engines():

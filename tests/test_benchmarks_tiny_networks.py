@@ -90,7 +90,7 @@ def test_one_that_fails_does_not_stop_the_others_and_nothing_is_measured_twice(t
     words = ["--work", str(tmp_path / "w"), "-o", str(tmp_path / "r.json")]
     assert main(words) == 4
     assert asked == list(NETWORKS) and "vpd-tiny: no memory" in capsys.readouterr().err
-    record = json.loads((tmp_path / "r.json").read_text())
+    record = json.loads((tmp_path / "r.json").read_text())["results"]
     assert list(record["networks"]) == list(NETWORKS) and record["networks"]["vpd-tiny"] == {"failed": "no memory"} and record["limits"] == LIMITS
     asked.clear()
     assert main(words) == 4 and asked == ["vpd-tiny"]

@@ -1,5 +1,6 @@
 """Stages on ONNX Runtime, against the same sums done by hand."""
 
+import subprocess
 import sys
 import threading
 import time
@@ -39,6 +40,81 @@ def test_tensors_on_the_way_can_be_kept(opened):
     result = backend.run({"image": image()}, frozenset({"features", "depth"}))
     np.testing.assert_allclose(result["features"].mean(axis=1, keepdims=True) + 1, result["depth"], rtol=1e-5)
     assert set(backend.run({"image": image()}, frozenset({"features"}))) == {"features"}
+
+
+def test_one_stage_alone_makes_what_it_makes_in_the_chain(opened):
+    _, backend = opened
+    kept = backend.run({"image": image()}, frozenset({"features", "depth"}))
+    np.testing.assert_array_equal(backend.run_stage("encoder", {"image": image()})["features"], kept["features"])
+    np.testing.assert_array_equal(backend.run_stage("head", {"features": kept["features"]})["depth"], kept["depth"])
+    with pytest.raises(ValueError, match="no stage 'tail'"):
+        backend.run_stage("tail", {})
+    with pytest.raises(ValueError, match="wanted exactly"):
+        backend.run_stage("head", {"image": image()})
+
+
+def test_stages_are_timed_one_by_one(opened):
+    _, backend = opened
+    start = time.perf_counter()
+    times_ms = backend.stage_times_ms({"image": image(8)}, 5)
+    passed_ms = 1e3 * (time.perf_counter() - start)
+    assert list(times_ms) == ["encoder", "head"] and all(len(taken) == 5 and min(taken) > 0 for taken in times_ms.values())
+    assert sum(map(sum, times_ms.values())) <= passed_ms
+    assert min(times_ms["encoder"]) > min(times_ms["head"])  # a convolution against a mean
+
+
+CHILD = """
+import sys
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.backend import open_backend
+import numpy as np, onnxruntime
+def status(key): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+with PlanFile.open(sys.argv[1], verify=False) as plan:
+    before = status("VmRSS")
+    backend = open_backend(plan, threads=1)
+    print(status("VmHWM") - before, status("RssFile"))
+    backend.run({"image": np.ones((1, 3, 48, 64), np.float32)})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux counts it")
+def test_weights_are_in_memory_once(make_artefacts):
+    import dataclasses
+
+    from onnx import TensorProto, helper
+
+    from fathom.export.plan.plan_file import file_facts, write_plan
+    from fathom.runtime.artefact.manifest import Initializer
+    from fathom.runtime.artefact.spec import TensorSpec
+
+    made, size, count = make_artefacts(), 3072, 4
+    mib = size * size * 4 / 2**20  # 36, four times
+    with PlanFile.open(made.plan) as plan:
+        sources, manifest = {name: bytes(plan.view(name)) for name in plan.manifest.files}, plan.manifest
+    names = [f"w{number}" for number in range(count)]
+    nodes = [helper.make_node("ReduceMean", ["features"], ["mean"], keepdims=0), helper.make_node("Expand", ["mean", "row"], ["h0"])]
+    nodes += [helper.make_node("MatMul", [f"h{number}", name], [f"h{number + 1}"]) for number, name in enumerate(names)]
+    nodes += [helper.make_node("ReduceMean", [f"h{count}"], ["end"], keepdims=0), helper.make_node("Expand", ["end", "shape"], ["depth"])]
+    weights = []
+    for number, name in enumerate(names):
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[size, size], data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", "weights"), ("offset", str(number * size * size * 4)), ("length", str(size * size * 4))):
+            tensor.external_data.add(key=key, value=value)
+        weights.append(tensor)
+    shapes = [helper.make_tensor(name, TensorProto.INT64, [len(dims)], dims) for name, dims in (("row", (1, size)), ("shape", (1, 1, 24, 32)))]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *dims]) for name, dims in (("features", (8, 24, 32)), ("depth", (1, 24, 32)))]
+    graph = helper.make_graph(nodes, "head", tensors[:1], tensors[1:], [*weights, *shapes])
+    sources["engines/head.onnx"] = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=9).SerializeToString()
+    sources["engines/head.data"] = np.full((count, size, size), 1 / size, np.float32).tobytes()
+    items = tuple(Initializer(TensorSpec(name, "float32", (size, size)), number * size * size * 4) for number, name in enumerate(names))
+    stages = (manifest.stages[0], dataclasses.replace(manifest.stages[1], weights="engines/head.data", initializers=items))
+    facts = {name: file_facts(source) for name, source in sources.items()}
+    write_plan(made.folder / "large.plan", dataclasses.replace(manifest, stages=stages, files=facts), sources)
+    result = subprocess.run([sys.executable, "-c", CHILD, made.folder / "large.plan"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    taken_mib, mapped_mib = (int(word) / 2**20 for word in result.stdout.split())
+    assert taken_mib < 1.5 * count * mib  # the copies that ONNX Runtime packs, and little of the file
+    assert mapped_mib < 0.9 * count * mib
 
 
 def test_an_array_that_is_not_contiguous_gives_the_same(opened):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...datasets.depth_metrics import METRICS, MeanScore, Score
 from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError, missing_package
+from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
 from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
 from .shaping import shape_pair
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from ...datasets.source import Source
     from ...runtime.photo.depth_map import DepthMap
     from ...runtime.pipeline import Pipeline
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -180,26 +179,49 @@ def differences(result: MeanScore, base: MeanScore) -> dict[str, dict[str, float
     return {"absolute": absolute, "relative": {name: absolute[name] / base.means[name] if base.means[name] else None for name in METRICS}}
 
 
-def to_json(results: list[RowResult], provenance: dict[str, Any], evaluation: Evaluation, count: int, made_with: dict[str, str]) -> dict[str, Any]:
-    """The whole record; every row's differences are to the first row."""
+def to_json(results: list[RowResult], provenance: dict[str, Any], evaluation: Evaluation, count: int) -> dict[str, Any]:
+    """What a record of accuracy holds besides its header; every row's differences are to the first row."""
     contents = {result.content_sha256 for result in results}
     if len(contents) != 1:
         raise InputError("the data changed while it was measured", wanted="the same pictures for every row", fix="remove the journal and measure again")
     return {
-        "format": "fathom-accuracy",
-        "version": VERSION,
         "data": {**provenance, "measured": count, "content_sha256": contents.pop()},
         "evaluation": evaluation.to_json(),
+        "confidence": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "method": "percentile bootstrap over images"},
         "rows": [_row_json(result, results[0]) for result in results],
-        "made_with": made_with,
     }
+
+
+def _values_of(result: RowResult, metric: str) -> list[float] | None:
+    """A metric of every image in order; None where images were scored together or weigh differently, or one failed."""
+    if result.mean.means is None or any(len(ids) != 1 or len(scores) > 1 for ids, scores in zip(result.ids, result.scores, strict=True)):
+        return None
+    return [score.values[metric] for scores in result.scores for score in scores if score.values is not None]
+
+
+def _intervals(result: RowResult) -> dict[str, list[float]] | None:
+    """Where each mean lies."""
+    found = {metric: values for metric in METRICS if (values := _values_of(result, metric))}
+    return {metric: list(interval_of_mean(values)) for metric, values in found.items()} or None
+
+
+def _change_intervals(result: RowResult, base: RowResult) -> dict[str, list[float] | None] | None:
+    """Where each relative change lies, images drawn together for both rows."""
+    found: dict[str, list[float] | None] = {}
+    for metric in METRICS:
+        ours, theirs = _values_of(result, metric), _values_of(base, metric)
+        if ours and theirs and len(ours) == len(theirs):
+            interval = interval_of_relative_change(ours, theirs)
+            found[metric] = list(interval) if interval else None
+    return found or None
 
 
 def _difference(result: RowResult, base: RowResult) -> dict[str, Any]:
     """Nothing where a row failed; a reason where it was measured on other images."""
     if {name for name, _ in result.skipped} != {name for name, _ in base.skipped}:
         return {"reason": "not every image fits both"}
-    return differences(result.mean, base.mean) or {}
+    found = differences(result.mean, base.mean)
+    return {**found, "relative_interval": _change_intervals(result, base)} if found else {}
 
 
 def _row_json(result: RowResult, base: RowResult) -> dict[str, Any]:
@@ -209,6 +231,7 @@ def _row_json(result: RowResult, base: RowResult) -> dict[str, Any]:
         "kind": result.row.kind,
         **result.row.facts,
         "means": mean.means,
+        "means_interval": _intervals(result),
         "difference": None if result is base else {"to": base.row.name, **_difference(result, base)},
         **{name: getattr(mean, name) for name in ("images", "empty", "failed", "pixels", "not_finite", "not_positive", "uncovered", "coverage")},
         "failures": [{"id": name, "reason": reason} for name, reason in result.failures],

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ...runtime.commands.command import common_flags, warn
 from ...runtime.commands.progress import Progress
 from ...runtime.errors import AccuracyError, InputError, UsageError
-from ...runtime.files import refuse_existing, whole_file
+from ...runtime.files import refuse_existing
 
 if TYPE_CHECKING:
+    from .accuracy import Row
     from .evaluation import Evaluation
 
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
@@ -48,12 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: the artefact's own; ONNX Runtime: cpu)")
+    parser.add_argument("--details", action="store_true", help="also the worst pictures with their error maps, and what each stage's precision costs")
     parser.add_argument("-o", "--output", metavar="RESULT.json", help="the full record: every image's score, the data's hash, the evaluation")
     common_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the record; returns the exit code."""
+    from ..machine.system import describe
+    from ..record.record import header, write_record
     from .accuracy import measure, to_json
     from .journal import Journal
     from .published import EVALUATIONS
@@ -71,16 +75,17 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if arguments.output else None
     if output:
         refuse_existing(output, arguments.force)
-    source, provenance = _source(arguments.data)
+    source, provenance = open_data(arguments.data)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
-    made_with = _versions(any(row.kind == "pytorch" for row in rows))
+    packages = ("numpy", "onnxruntime", *(("torch",) if any(row.kind == "pytorch" for row in rows) else ()))
+    record = header("accuracy", _argv(arguments), packages, provenance["seed"]) | {"system": describe()}
     run_facts = {"data": provenance, "count": count, "evaluation": evaluation.to_json(), "rows": [[row.name, row.kind, row.facts] for row in rows]}
     journal_path = output.with_name(f"{output.name}.journal") if output else None
-    with Journal(journal_path, {**run_facts, "made_with": made_with}, arguments.force) as journal:
+    with Journal(journal_path, {**run_facts, "made_with": record["meta"]["version"]}, arguments.force) as journal:
         with Progress(count * len(rows), "images", arguments.quiet) as progress:
             if arguments.alignment is None and evaluation.alignment != EVALUATIONS[evaluation.name].alignment:
                 progress.message(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
@@ -92,10 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
                 if journal_path and journal.done:
                     progress.message(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")
                 raise
-        record = to_json(results, provenance, evaluation, count, made_with)
+        record |= to_json(results, provenance, evaluation, count)
+        if arguments.details:
+            _details(record, rows, source, count, evaluation, arguments)
         if output:
-            with whole_file(output, arguments.force) as part:
-                part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+            write_record(output, record, arguments.force)
         journal.remove()
     for row in record["rows"]:
         if row["skipped"]:
@@ -127,7 +133,14 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
     return evaluation
 
 
-def _source(text: str) -> tuple[Any, dict[str, Any]]:
+def open_data(text: str) -> tuple[Any, dict[str, Any]]:
+    """The source that ``--data`` names, and its provenance as JSON values.
+
+    Raises:
+        InputError: if it is missing or broken.
+        UsageError: if there is no such kind of data, or it has no depth.
+        EnvironmentMismatchError: if a package that reads it is missing.
+    """
     from ...datasets.source import GRAMMAR, open_source
     from ...runtime.errors import missing_package
 
@@ -146,18 +159,30 @@ def _source(text: str) -> tuple[Any, dict[str, Any]]:
     return source, provenance
 
 
-def _versions(with_torch: bool) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+def _details(record: dict[str, Any], rows: list[Row], source: Any, count: int, evaluation: Evaluation, arguments: argparse.Namespace) -> None:
+    """Add the worst pictures, and what each stage's precision costs."""
+    from ...runtime.errors import FathomError
+    from .pictures import draw_worst, worst_images
+    from .stage_cost import stage_costs
 
-    from ... import __version__
-
-    found = {"fathom": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("numpy", "onnxruntime", *(("torch",) if with_torch else ())):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
+    record["worst"] = draw_worst(rows, worst_images(record["rows"]), source, count, evaluation, arguments.protocol)
+    bundle = arguments.reference or next((engine for engine in arguments.engine if Path(engine).is_dir()), None)
+    for row, engine in zip(record["rows"][-len(arguments.engine) :] if arguments.engine else (), arguments.engine, strict=True):
+        if row["precision"] == "fp32" or bundle is None:
             continue
-    return found
+        try:
+            row["stages"] = stage_costs(engine, bundle, source, count, evaluation, arguments.protocol, arguments.threads)
+        except (FathomError, ValueError) as error:
+            row["stages_skip_reason"] = str(error)
+
+
+def _argv(arguments: argparse.Namespace) -> list[str]:
+    words = ["depth-bench", "accuracy", *(word for engine in arguments.engine for word in ("--engine", engine))]
+    for name in ("reference", "reference_weights", "data", "evaluation", "alignment", "protocol", "limit", "batch", "threads", "device"):
+        value = getattr(arguments, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
+    words += [word for metric, percent in arguments.budget for word in ("--budget", f"{metric}={percent:g}%")]
+    return [*words, *(["--details"] if arguments.details else [])]
 
 
 def _print(record: dict[str, Any], as_json: bool) -> None:

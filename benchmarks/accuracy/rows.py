@@ -49,13 +49,13 @@ def open_rows(
 
             return open_reference(reference, reference_weights, batch)
 
-        rows.append(_row(Path(reference), "pytorch", protocol, torch_pipeline, rows))
+        rows.append(_row(Path(reference), "pytorch", protocol, "cpu", torch_pipeline, rows))
     for engine in engines:
 
         def pipeline(path: str | Path = engine) -> Pipeline:
             return Pipeline.open(path, device, threads, batch)
 
-        rows.append(_row(Path(engine), "engine", protocol, pipeline, rows))
+        rows.append(_row(Path(engine), "engine", protocol, device, pipeline, rows))
     return rows
 
 
@@ -67,7 +67,7 @@ def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
     return dataclasses.replace(evaluation, alignment="scale-shift-inverse" if "near" in grows else "median")
 
 
-def _row(path: Path, kind: str, protocol_name: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
+def _row(path: Path, kind: str, protocol_name: str | None, device: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
     """Identify an artefact from its manifest."""
     manifest = read_manifest(path)
     protocols = manifest.contract.protocols
@@ -85,6 +85,7 @@ def _row(path: Path, kind: str, protocol_name: str | None, opener: Callable[[], 
         "network": network,
         "manifest_sha256": hashlib.sha256(manifest_bytes(manifest)).hexdigest(),
         "backend": "pytorch" if kind == "pytorch" else "onnxruntime" if bundle else manifest.backend,
+        "device": device or ("cpu" if kind == "pytorch" or bundle or manifest.backend == "onnxruntime" else "cuda"),
         "precision": "fp32" if kind == "pytorch" else "/".join(sorted({stage.precision for stage in manifest.stages})),
         "protocol": protocol.name,
         "windows": len(protocol.lefts + protocol.fill_lefts),

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.commands.command import common_flags, warn
+from ...runtime.commands.progress import Progress
 from ...runtime.errors import FathomError, UsageError
-from ...runtime.files import refuse_existing, whole_file
+from ...runtime.files import refuse_existing
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .latency import Subject
+    from .latency import Query, Subject
 
 PROMPT = "the chair on the left"
+PACKAGES = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
+SWEEP_LIMIT_MS = 2000
 EPILOG = """\
 Three boundaries, never mixed in one column: device (the network alone, between two CUDA events), host (tensors in host memory to tensors in
 host memory), photo (a decoded photo to its finished map, with the protocol's windows and flips). What cannot be opened here keeps its row and
 says why. The JSON holds every sample, the versions and the devices.
+--details also measures the stages one by one, growing batches, energy, and cold start and memory of each subject in a process of its own.
 """
 
 
@@ -30,48 +34,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", metavar="BUNDLE", help="made by depth-export; runs on ONNX Runtime and, with --pytorch, in PyTorch")
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN", help="a plan of the same bundle; may be given several times")
-    parser.add_argument("--pytorch", default="", metavar="MODES", help="comma-separated: eager-fp32,eager-fp16,compile-fp32,compile-fp16")
-    parser.add_argument("--onnxruntime", default="", metavar="DEVICES", help="the bundle itself, comma-separated: cpu,cuda")
+    modes = "comma-separated: eager, compile (torch.compile, default) or max-autotune, each with -fp32, -fp16 (real half) or -autocast"
+    parser.add_argument("--pytorch", default="", metavar="MODES", help=modes)
+    parser.add_argument("--onnxruntime", default="", metavar="DEVICES", help="the bundle itself, comma-separated: cpu, tuned (fastest threads), cuda")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--protocol", metavar="NAME", help="how the photo is shown (default: the bundle's first; depth-inspect lists them)")
     parser.add_argument("--rounds", type=_count, default=50, metavar="N", help="samples of each (default: %(default)s)")
     parser.add_argument("--warm-up", type=_count, default=5, metavar="N", help="rounds before that do not count (default: %(default)s)")
     parser.add_argument("--photo", metavar="FILE", help="photo for the boundary photo (default: a made-up one of 640x480)")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--details", action="store_true", help="also stages, batches, energy, cold start and memory")
     parser.add_argument("-o", "--output", metavar="RESULT.json", help="the full record")
     common_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the record; returns the exit code (6 if nothing could be timed)."""
-    from ..latency import latency
+    from ..machine.conditions import Conditions
+    from ..machine.system import describe
+    from ..record.record import header, write_record
+    from . import latency
+    from .opening import open_subject
 
-    modes, devices = _words(arguments.pytorch), _words(arguments.onnxruntime)
-    if not (modes or devices or arguments.engine):
+    if not (arguments.pytorch or arguments.onnxruntime or arguments.engine):
         raise UsageError("nothing to time", fix="give --engine, --onnxruntime or --pytorch")
     if arguments.output:
         refuse_existing(Path(arguments.output), arguments.force)
-    photo = _photo(arguments.photo)
-    inputs, facts = _inputs(arguments.bundle, photo)
-    if facts["untrained"]:
+    query, facts = _query(arguments)
+    if facts["network"]["untrained"]:
         warn("the weights are random: times are real, the depth means nothing")
+    record = header("latency", _argv(arguments), PACKAGES, latency.SEED) | {"system": describe(), "scenario": "SingleStream", **facts}
+    record |= {"min_query_count": arguments.rounds, "warm_up_query_count": arguments.warm_up, "confidence": latency.confidence()}
     subjects: list[Subject] = []
     memory = _DeviceMemory()
     try:
-        for mode in modes:
-            subjects.append(_open(f"pytorch {mode}", lambda mode=mode: _pytorch(arguments, mode), None if arguments.device == "cpu" else memory))
-        for device in devices:
-            subjects.append(
-                _open(f"onnxruntime {device}", lambda device=device: _pipeline(arguments, arguments.bundle, device), None if device == "cpu" else memory)
-            )
-        for engine in arguments.engine:
-            subjects.append(_open(Path(engine).stem, lambda engine=engine: _pipeline(arguments, engine, None), memory))
-        latency.take_turns(subjects, inputs, photo, arguments.rounds, arguments.warm_up, facts["prompt"])
-        record = {"what": "latency", **facts, "rounds": arguments.rounds, "warm_up": arguments.warm_up, "photo": list(photo.shape[:2])}
-        record |= {"machine": _machine(), "rows": latency.to_json(subjects)}
-        print(json.dumps(record) if arguments.json else latency.table(subjects), flush=True)
+        for name, artefact, opened, known in _wanted(arguments):
+            subjects.append(open_subject(name, artefact, opened, known, None if known["device"] == "cpu" else memory.free_mib))
+        conditions = Conditions()
+        with Progress(arguments.rounds + arguments.warm_up, "rounds", arguments.quiet) as progress:
+
+            def on_round() -> None:
+                conditions.sample()
+                progress.advance()
+
+            latency.take_turns(subjects, query, arguments.rounds, arguments.warm_up, on_round)
+        record["conditions"] = conditions.close()
+        if arguments.details:
+            for subject in subjects:
+                _details(subject, query, arguments)
+        record["rows"] = latency.to_json(subjects)
+        print(json.dumps(record) if arguments.json else latency.table(record["rows"]), flush=True)
         if arguments.output:
-            with whole_file(arguments.output, arguments.force) as part:
-                part.write_text(json.dumps(record, indent=1) + "\n")
+            write_record(arguments.output, record, arguments.force)
         for subject in subjects:
             if not arguments.quiet:
                 for remark in subject.remarks:
@@ -83,62 +97,92 @@ def run(arguments: argparse.Namespace) -> int:
         memory.close()
 
 
-def _open(name: str, opened: Any, memory: _DeviceMemory | None) -> Subject:
-    """A subject, with the device memory it took; one that cannot be opened says why."""
-    from .latency import Subject
+def _wanted(arguments: argparse.Namespace) -> list[tuple[str, str, Any, dict[str, Any]]]:
+    """Name, artefact, how it is opened, and what is known of it; one for every row."""
+    from ...runtime.commands.inspection import read_manifest
+    from .opening import fastest_threads, open_pipeline, open_torch_pipeline
 
-    free_before = memory.free_mib() if memory else None
+    bundle, threads, found = arguments.bundle, arguments.threads, []
+    for mode in _words(arguments.pytorch):
+        known = {"backend": "pytorch", "mode": mode, "device": arguments.device, "threads": threads}
+        found.append((f"pytorch {mode}", bundle, lambda mode=mode: open_torch_pipeline(bundle, mode, arguments.device, threads), known))
+    for device in _words(arguments.onnxruntime):
+        name, count, where = f"onnxruntime {device}", threads, device
+        if device == "tuned":
+            count, where = fastest_threads(bundle), "cpu"
+            name = f"onnxruntime cpu, threads tuned to {count}"
+        known = {"backend": "onnxruntime", "device": where, "threads": count}
+        found.append((name, bundle, lambda where=where, count=count: open_pipeline(bundle, where, count), known))
+    for engine in arguments.engine:
+        backend = getattr(read_manifest(engine), "backend", "onnxruntime")
+        known = {"backend": backend, "device": "cpu" if backend == "onnxruntime" else "cuda", "threads": threads}
+        name = Path(engine).absolute().name
+        name = f"{name} ({1 + len(found)})" if any(name == other[0] for other in found) else name
+        found.append((name, engine, lambda engine=engine: open_pipeline(engine, None, threads), known))
+    return found
+
+
+def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> None:
+    """Everything beside the turns: batches, energy, cold start and memory; what fails says why."""
+    from ..machine.energy import energy_per_query, open_meter
+    from .first_query import first_query
+    from .opening import greatest_batch, tensors_nbytes, weights_nbytes
+    from .sweep import sweep
+
+    if subject.skip_reason or subject.pipeline is None:
+        return
+    manifest, backend, facts = subject.pipeline.manifest, subject.backend, subject.facts
+    subject.memory |= {"weights_nbytes": weights_nbytes(manifest), "tensors_nbytes": tensors_nbytes(manifest)}
+    if facts["backend"] == "pytorch":  # the artefact's files are not what PyTorch holds
+        subject.memory["weights_nbytes"] = manifest.network.parameters * (2 if facts["mode"].endswith("fp16") else 4)
+        subject.memory["tensors_nbytes"] = None
+    greatest = greatest_batch(manifest)
+    subject.details["sweep"] = sweep(backend, query.inputs, greatest, max(3, arguments.rounds // 10), SWEEP_LIMIT_MS)
+    meter = open_meter(facts["device"] != "cpu")
+    subject.details["energy"] = energy_per_query(meter, lambda: subject.pipeline.predict(query.photo, query.protocol, prompt=query.prompt))
+    if meter is not None:
+        meter.close()
     try:
-        backend, pipeline = opened()
+        device = facts["device"] if subject.artefact == arguments.bundle else None
+        found = first_query(subject.artefact, device, facts["threads"], facts.get("mode", ""))
     except FathomError as error:
-        return Subject(name, error=str(error))
-    free_after = memory.free_mib() if memory else None
-    taken_mib = round(free_before - free_after, 1) if free_before is not None and free_after is not None else None
-    return Subject(name, backend, pipeline, taken_mib, backend.remarks)
+        subject.details["cold_start_ms"] = {"is_skipped": True, "skip_reason": str(error)}
+        return
+    subject.details["cold_start_ms"] = {"is_skipped": False, "skip_reason": "", **found.pop("cold_start_ms")}
+    subject.memory |= found
 
 
-def _pytorch(arguments: argparse.Namespace, mode: str) -> tuple[Any, None]:
-    from .pytorch_latency import open_torch
-
-    return open_torch(arguments.bundle, mode, arguments.device), None
-
-
-def _pipeline(arguments: argparse.Namespace, artefact: str, device: str | None) -> tuple[Any, Any]:
-    from ...runtime.pipeline import Pipeline
-
-    pipeline = Pipeline.open(artefact, device, arguments.threads, batch=1)
-    return pipeline.backend, pipeline
-
-
-def _inputs(bundle: str, photo: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
     """The tensors that the photo becomes, and what the bundle is."""
     import numpy as np
 
     from ...runtime.artefact.bundle import BundleDirectory
     from ...runtime.photo.preprocess import network_inputs
+    from .latency import Query
 
-    with BundleDirectory.open(bundle, verify=False) as artefact:
-        manifest = artefact.manifest
-        contract, text = manifest.contract, manifest.contract.text
-        inputs = {contract.input.tensor: next(iter(network_inputs(photo, contract, contract.protocols[0], 1)))}
-        if text is not None:  # any ids take equally long
-            inputs[text.ids] = np.full((1, text.length), text.pad_id, np.int64)
-            if text.mask:
-                inputs[text.mask] = np.ones((1, text.length), np.float32)
-        facts = {"network": manifest.network.name, "variant": manifest.network.variant, "untrained": manifest.network.untrained}
-        facts["prompt"] = PROMPT if text is not None and text.kind == "prompt" else None
-        return inputs, facts | {"protocol": contract.protocols[0].name, "shape": list(inputs[contract.input.tensor].shape)}
+    photo = _photo(arguments.photo)
+    with BundleDirectory.open(arguments.bundle, verify=False) as artefact:
+        network, contract = artefact.manifest.network, artefact.manifest.contract
+    protocol = next((item for item in contract.protocols if arguments.protocol in (None, item.name)), None)
+    if protocol is None:
+        raise UsageError(f"there is no protocol {arguments.protocol!r}", wanted=" or ".join(item.name for item in contract.protocols))
+    text = contract.text
+    inputs = {contract.input.tensor: next(iter(network_inputs(photo, contract, protocol, 1)))}
+    if text is not None:  # any ids take equally long
+        inputs[text.ids] = np.full((1, text.length), text.pad_id, np.int64)
+        if text.mask:
+            inputs[text.mask] = np.ones((1, text.length), np.float32)
+    prompt = PROMPT if text is not None and text.kind == "prompt" else None
+    facts = {"name": f"{network.name} {network.variant}".strip(), "untrained": network.untrained, "parameters": network.parameters}
+    about = {"network": facts, "protocol": protocol.name, "input_shape": list(inputs[contract.input.tensor].shape), "photo_shape": list(photo.shape[:2])}
+    return Query(inputs, photo, prompt, protocol.name, arguments.details), about | {"prompt": prompt}
 
 
 def _photo(path: str | None) -> np.ndarray:
-    import numpy as np
-
     from ...runtime.photo.photo import read_photo
+    from .opening import made_up_photo
 
-    if path:
-        return read_photo(path)
-    rows, columns = np.mgrid[0:480, 0:640]
-    return np.stack([rows * 255 // 479, columns * 255 // 639, (rows + columns) * 255 // 1118], axis=2).astype(np.uint8)
+    return read_photo(path) if path else made_up_photo()
 
 
 class _DeviceMemory:
@@ -168,10 +212,13 @@ class _DeviceMemory:
             self._device.close()
 
 
-def _machine() -> dict[str, Any]:
-    from ...runtime.commands.doctor import examine
-
-    return examine()
+def _argv(arguments: argparse.Namespace) -> list[str]:
+    words = ["depth-bench", "latency", arguments.bundle]
+    words += [word for engine in arguments.engine for word in ("--engine", engine)]
+    for name in ("pytorch", "onnxruntime", "device", "protocol", "rounds", "warm_up", "photo", "threads"):
+        value = getattr(arguments, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
+    return [*words, *(["--details"] if arguments.details else [])]
 
 
 def _words(text: str) -> list[str]:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.commands.command import run_command
-from .measured_commands import machine, measured
+from ..record.record import read_study, study, write_record
+from .measured_commands import PACKAGES, measured, system
 
 TARGETS = "sm86,sm89,sm120"
 LIMITS = {
@@ -64,9 +65,9 @@ def forward(plan: Path, runs: int, threads: int) -> dict[str, Any]:
     difference = np.abs(got.astype(np.float64) - wanted)
     return {
         "threads": threads,
-        "seconds": seconds,
-        "median_seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
-        "ratio": {"median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3), "greatest": round(ratios[-1], 3)},
+        "sample_times_s": seconds,
+        "p50_s": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+        "ratio": {"p50": round(statistics.median(ratios), 3), "min": round(ratios[0], 3), "max": round(ratios[-1], 3)},
         "depth_abs_rel": float(np.mean(difference / np.abs(wanted))),
         "depth_max_abs_m": float(difference.max()),
     }
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     work, output, threads = Path(arguments.work), Path(arguments.output), arguments.threads
     work.mkdir(parents=True, exist_ok=True)
-    found = json.loads(output.read_text()) if output.exists() else {}
+    found = read_study(output)
     bundle, rtx, plan = (str(work / name) for name in ("evp", "evp-rtx-fp16.plan", "evp.plan"))
     jobs = {
         "export": lambda: measured("depth-export", "--model", "evp", "--random-init", "-o", bundle, threads=threads),
@@ -96,11 +97,11 @@ def _run(arguments: argparse.Namespace) -> int:
         "forward": lambda: forward(Path(plan), arguments.runs, threads),
     }
     for part in arguments.parts.split(","):
-        here = machine()
-        found[part] = {**jobs[part](), "machine": here}
+        here = system()
+        found[part] = {**jobs[part](), "system": here}
         found["checks"] = checks(found)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"command": "python -m fathom.benchmarks.studies.evp_fullsize", "limits": LIMITS, **found}, indent=1) + "\n")
+        write_record(output, study("evp_fullsize", {**found, "limits": LIMITS}, PACKAGES), force=True)
         print(json.dumps({part: {key: value for key, value in found[part].items() if key != "result"}}))
     missed = [name for name, ok in found["checks"].items() if not ok]
     if missed:
@@ -118,7 +119,7 @@ def checks(found: dict[str, Any]) -> dict[str, bool]:
         weights = sum(stage["weights_nbytes"] for stage in result["stages"])
         values |= {"build_seconds": found["rtx"]["seconds"], "build_peak_gib": found["rtx"]["peak_gib"], "plan_over_fp16_weights": result["nbytes"] / weights}
     if "forward" in found:
-        values |= {"onnxruntime_over_eager": found["forward"]["ratio"]["median"], "depth_abs_rel": found["forward"]["depth_abs_rel"]}
+        values |= {"onnxruntime_over_eager": found["forward"]["ratio"]["p50"], "depth_abs_rel": found["forward"]["depth_abs_rel"]}
     return {name: value <= LIMITS[name] for name, value in values.items()}
 
 

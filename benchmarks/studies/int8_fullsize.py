@@ -9,14 +9,13 @@ export and rtx extras, 12 GiB of memory and 20 GB of disk.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from ...runtime.commands.command import run_command
-from ...runtime.files import whole_file
-from .measured_commands import machine, measured
+from ..record.record import study, write_record
+from .measured_commands import PACKAGES, measured, system
 
 WIDE = ("--budget", "abs_rel=100%,delta1=100pp,moved=100%")
 ONE_LOOK = ("--precisions", "fp32,fp16,int8", "--regions", "1")
@@ -46,13 +45,12 @@ def _run(arguments: argparse.Namespace) -> int:
         "fp16": ("depth-build", bundle, *RTX, "--precision", "fp16", "-o", str(work / "fp16.plan")),
         "int8": ("depth-build", bundle, *RTX, "--precision", "int8", "-o", str(work / "int8.plan")),
     }
-    result: dict[str, Any] = {"model": arguments.model, "data": arguments.data, "machine": machine()}
+    result: dict[str, Any] = {"model": arguments.model, "data": arguments.data, "system": system()}
     for step, words in steps.items():
         result[step] = measured(*words, threads=threads)
         if step == "int8":
             result["int8_over_fp16"] = ratios(result["int8"]["result"]["stages"], result["fp16"]["result"]["stages"])
-        with whole_file(arguments.output, force=True) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
+        write_record(arguments.output, study("int8_fullsize", result, PACKAGES), force=True)
         print(f"{step}: {result[step]['seconds']:.0f} s, {result[step]['peak_gib']:.1f} GiB", flush=True)
     return 0
 

@@ -33,6 +33,7 @@ from ...runtime.errors import UsageError
 from ...runtime.photo.postprocess import Assembly
 from ...runtime.photo.preprocess import network_inputs, place_steps, windows_of
 from ...runtime.pipeline import Pipeline
+from ..record.record import study, write_record
 
 ORT_METHODS = ("MinMax", "Entropy", "Percentile")
 MODELOPT_METHODS = ("max", "entropy")
@@ -240,7 +241,7 @@ def main() -> int:
 
 def _run(options: argparse.Namespace) -> int:
     result = compare(options)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(options.output, study("int8_peers", result, ("numpy", "onnx", "onnxruntime")), force=True)
     for name, arm in result["arms"].items():
         numbers = (
             f"abs_rel {arm['abs_rel']:.4f} ({arm['abs_rel_change']:+.2%})  delta1 {arm['delta1']:.4f} ({arm['delta1_change']:+.2%})  moved {arm['moved']:.2%}"

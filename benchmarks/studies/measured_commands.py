@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import FathomError
+from ..machine.system import host
+from ..record.record import versions
 from .tree_memory import TreeMemory
 
 GIB = 1 << 30
+PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt-rtx", "diffusers", "numpy")
 MODULES = {
     "depth-export": "export.commands.export_command",
     "depth-calibrate": "calibration.calibrate_command",
@@ -60,21 +61,6 @@ def _short(argument: str) -> str:
     return Path(argument).name if os.sep in argument else argument
 
 
-def machine() -> dict[str, Any]:
-    """Processor, memory, Python and package versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    versions = {}
-    for package in ("torch", "onnx", "onnxruntime", "tensorrt-rtx", "diffusers", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "processor": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()),
-        "cores": os.cpu_count(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "memory_gib": round(int(memory.split()[1]) / (1 << 20), 1),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+def system() -> dict[str, Any]:
+    """Processor, memory, load, and versions of what decides the numbers."""
+    return host() | {"load_at_start": round(os.getloadavg()[0], 2), "other_software_stack": versions(PACKAGES)}

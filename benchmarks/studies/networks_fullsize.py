@@ -9,7 +9,6 @@ weights are random: parity, time, memory and size are what is measured; the dept
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 
 from ...runtime.commands.command import run_command
 from ...runtime.errors import FathomError, UsageError
+from ..record.record import read_study, study, write_record
 from .evp_fullsize import TARGETS
-from .measured_commands import machine, measured
+from .measured_commands import PACKAGES, measured, system
 
 RUNS: dict[str, tuple[str, ...]] = {  # name of the run -> how depth-export is asked for it
     "depthclip": ("--model", "depthclip"),
@@ -42,7 +42,7 @@ def through(name: str, work: Path, photo: Path, threads: int) -> dict[str, Any]:
         FathomError: if a command fails.
     """
     bundle, plan, rtx, out = (str(work / part) for part in ("bundle", "cpu.plan", "rtx.plan", "depth"))
-    found: dict[str, Any] = {"machine": machine()}
+    found: dict[str, Any] = {"system": system()}
     try:
         found["export"] = measured("depth-export", *RUNS[name], "--random-init", "-o", bundle, threads=threads)
         found["onnxruntime"] = measured("depth-build", bundle, "--backend", "onnxruntime", "-o", plan, threads=threads)
@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if unknown := set(names) - set(RUNS):
         raise UsageError(f"there is no run {', '.join(sorted(unknown))}", wanted=", ".join(RUNS))
     output, failed = Path(arguments.output), []
-    found = json.loads(output.read_text()) if output.exists() else {}
+    found = read_study(output)
     for name in names:
         work = Path(arguments.work) / name.replace(" ", "-")
         work.mkdir(parents=True)
@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
             failed.append(f"{name}: {error}")
             continue
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"command": "python -m fathom.benchmarks.studies.networks_fullsize", **found}, indent=1) + "\n")
+        write_record(output, study("networks_fullsize", found, PACKAGES), force=True)
         print(name, {part: found[name][part]["seconds"] for part in ("export", "onnxruntime", "run", "rtx")}, flush=True)
     if failed:
         raise FathomError("; ".join(failed))

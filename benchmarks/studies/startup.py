@@ -8,18 +8,17 @@ Every run is a process of its own, after one that is not counted and fills the p
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from ...runtime.commands.command import run_command
 from ...runtime.errors import FathomError
-from .measured_commands import machine
+from ..record.record import study, write_record
+from .measured_commands import PACKAGES, system
 
 LIMITS_MS = {"import fathom.runtime": 150, "depth-run --help": 300, "depth-export --help": 300, "depth-build --help": 300, "depth-run, one photo": 2000}
 
@@ -61,12 +60,12 @@ def _run(arguments: argparse.Namespace) -> int:
             "depth-build --help": [*python, "-m", "fathom.export.commands.build_command", "--help"],
             "depth-run, one photo": [*python, "-m", "fathom.runtime.commands.run", *photo],
         }
-        here: dict[str, Any] = machine()
+        here: dict[str, Any] = system()
         found = {name: timed_ms(command, arguments.runs) for name, command in commands.items()}
     medians = {name: statistics.median(values) for name, values in found.items()}
     missed = [name for name, value in medians.items() if value > LIMITS_MS[name]]
-    words = {"command": "python -m fathom.benchmarks.studies.startup", "machine": here, "limits_ms": LIMITS_MS, "median_ms": medians, "ms": found}
-    Path(arguments.output).write_text(json.dumps(words, indent=1) + "\n")
+    results = {"system": here, "limits_ms": LIMITS_MS, "p50_ms": medians, "sample_times_ms": found}
+    write_record(arguments.output, study("startup", results, PACKAGES), force=True)
     for name, value in medians.items():
         print(f"{name}: {value:.0f} ms (limit {LIMITS_MS[name]}; {min(found[name]):.0f} to {max(found[name]):.0f}, {arguments.runs} runs)")
     return 9 if missed else 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -30,11 +29,12 @@ from ...datasets.source import open_source
 from ...runtime.commands.command import run_command
 from ...runtime.commands.inspection import read_manifest
 from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError
-from ...runtime.files import whole_file
 from ..accuracy.accuracy import measure, to_json
 from ..accuracy.journal import Journal
 from ..accuracy.published import EVALUATIONS
 from ..accuracy.rows import fitted, open_rows
+from ..machine.system import host
+from ..record.record import read_study, study, write_record
 from .mask_agreement import compare_masks
 from .measured_commands import command_line
 
@@ -175,7 +175,7 @@ class Trial:
             evaluation = fitted(EVALUATIONS["full"], made)
             with Journal(None, {}) as journal:
                 results = measure(made, source, len(source), evaluation, None, journal, lambda done: None)
-            record = to_json(results, source.provenance.to_json(), evaluation, len(source), {})
+            record = to_json(results, source.provenance.to_json(), evaluation, len(source))
             for label, row in zip([*(() if rows else ("pytorch",)), *plans], record["rows"], strict=True):
                 if row["means"] is None:
                     raise AccuracyError(f"{label} on {title}: {row['failed']} images failed, the first: {(row['failures'] or [{}])[0]}")
@@ -257,15 +257,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _read(output: Path, data: dict[str, Any]) -> dict[str, Any]:
     """Networks that the file has already; numbers of other pictures are not kept."""
-    found = json.loads(output.read_text()) if output.exists() else {}
+    found = read_study(output)
     return found.get("networks", {}) if found.get("data") == data else {}
 
 
 def _write(output: Path, networks: dict[str, Any], data: dict[str, Any]) -> None:
     """Networks in the order of the catalog, with the settings that all share."""
     facts = {
-        "command": "python -m fathom.benchmarks.studies.tiny_networks",
-        "machine": f"{platform.machine()}, CPU, Python {platform.python_version()}",
+        "system": host(),
         "data": data,
         "calibration": {
             "rooms": CALIBRATION_ROOMS,
@@ -278,8 +277,7 @@ def _write(output: Path, networks: dict[str, Any], data: dict[str, Any]) -> None
         "networks": {name: networks[name] for name in NETWORKS if name in networks},
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output, force=True) as part:
-        part.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    write_record(output, study("tiny_networks", facts, ("numpy", "onnxruntime", "torch")), force=True)
 
 
 if __name__ == "__main__":

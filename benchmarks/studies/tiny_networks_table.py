@@ -6,7 +6,6 @@ python -m fathom.benchmarks.studies.tiny_networks_table README.md    writes it b
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ...runtime.commands.command import run_command
 from ...runtime.errors import InputError
 from ...runtime.files import whole_file
 from ..model_cards import WEIGHTS, CardResult, read_card
+from ..record.record import read_study
 from .tiny_networks import NETWORKS
 
 RESULT = Path(__file__).parents[1] / "results" / "tiny_networks.json"
@@ -82,7 +82,7 @@ def tables() -> dict[str, str]:
     tiny, cards = NAMES
     made = {cards: cards_table()}
     if RESULT.is_file():
-        made[tiny] = table(json.loads(RESULT.read_text()))
+        made[tiny] = table(read_study(RESULT))
     return made
 
 

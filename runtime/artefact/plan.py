@@ -86,6 +86,13 @@ class PlanFile:
         with self.view(name) as view:
             return bytes(view)
 
+    def drop_pages(self, name: str) -> None:
+        """Let the system have the memory back in which pages of one file lie; whoever touches them reads them from disk again."""
+        if hasattr(self._mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            offset, size = self._extents[name]
+            start = offset - offset % mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
+
     def close(self) -> None:
         """Unmap; views that are still in use keep the mapping alive until they are gone."""
         with suppress(BufferError):  # somebody still reads from it; the mapping goes with the last reader

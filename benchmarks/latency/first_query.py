@@ -1,0 +1,97 @@
+"""A process that opens one subject and answers one query: cold start, and the memory of the host, of that subject alone.
+
+python -m fathom.benchmarks.latency.first_query '{"artefact": "x.plan", "device": null, "threads": 2, "mode": ""}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import FathomError
+
+LIMIT_S = 1800
+
+
+def first_query(artefact: str, device: str | None, threads: int | None, mode: str = "") -> dict[str, Any]:
+    """Start the process and wait for its one query; the page cache is warm, as after a first start.
+
+    Args:
+        mode: of PyTorch, or "" for a plan or bundle on the runtime.
+
+    Returns:
+        ``cold_start_ms`` (``import``, ``open``, ``first_query``, and ``total`` from the start of the process), ``host_peak_nbytes`` and
+        ``host_anonymous_nbytes`` (what is not a mapped file, at the end).
+
+    Raises:
+        FathomError: if it fails; its last words are in the message.
+    """
+    request = json.dumps({"artefact": artefact, "device": device, "threads": threads, "mode": mode})
+    start = time.perf_counter()
+    try:
+        done = subprocess.run([sys.executable, "-m", __name__, request], capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
+    except subprocess.TimeoutExpired as error:
+        raise FathomError(f"no answer within {LIMIT_S} s") from error
+    total_ms = (time.perf_counter() - start) * 1e3
+    if done.returncode:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
+        raise FathomError(last.strip())
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["cold_start_ms"]["total"] = round(total_ms, 1)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    package = sys.modules[__name__.partition(".")[0]].__path__[0]
+    above = str(Path(package).parent) if Path(package).name == "fathom" else ""
+    paths = [above, *(path for path in sys.path if path), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(paths) if path)}
+
+
+def main(argv: list[str]) -> int:
+    """The child."""
+    request, start = json.loads(argv[0]), time.perf_counter()
+    from .opening import made_up_photo, open_pipeline, open_torch_pipeline
+
+    if request["mode"]:
+        from .pytorch_latency import import_torch
+
+        import_torch()
+    else:
+        import onnxruntime  # noqa: F401
+    imported = time.perf_counter()
+    if request["mode"]:
+        pipeline = open_torch_pipeline(request["artefact"], request["mode"], request["device"] or "cpu", request["threads"])
+    else:
+        pipeline = open_pipeline(request["artefact"], request["device"], request["threads"])
+    opened = time.perf_counter()
+    pipeline.predict(made_up_photo(), prompt="the chair" if _wants_words(pipeline) else None)
+    answered = time.perf_counter()
+    status = _status()
+    pipeline.close()
+    times = {"import": imported - start, "open": opened - imported, "first_query": answered - opened}
+    print(json.dumps({"cold_start_ms": {name: round(1e3 * value, 1) for name, value in times.items()}, **status}))
+    return 0
+
+
+def _wants_words(pipeline: Any) -> bool:
+    text = pipeline.contract.text
+    return text is not None and text.kind == "prompt"
+
+
+def _status() -> dict[str, int | None]:
+    """Of this process, from Linux; None elsewhere."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+        return {f"host_{what}_nbytes": int(lines[key].split()[0]) * 1024 for what, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))}
+    except (OSError, KeyError, ValueError):
+        return {"host_peak_nbytes": None, "host_anonymous_nbytes": None}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""The things that are timed, opened: plans and bundles on the runtime, the PyTorch network behind the same pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...runtime.artefact.manifest import BundleManifest
+from ...runtime.artefact.manifest_json import manifest_bytes
+from ...runtime.errors import FathomError
+from ...runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from .latency import Subject
+
+TUNING_RUNS = 3
+
+
+def open_pipeline(artefact: str | Path, device: str | None = None, threads: int | None = None) -> Pipeline:
+    """A plan or a bundle on the runtime, one window per run.
+
+    Raises:
+        FathomError: see ``Pipeline.open``.
+    """
+    return Pipeline.open(artefact, device, threads, batch=1)
+
+
+def open_torch_pipeline(bundle: str | Path, mode: str, device: str, threads: int | None) -> Pipeline:
+    """The network that a bundle was exported from, behind the bundle's own pre- and post-processing.
+
+    Raises:
+        FathomError: see ``pytorch_latency.open_torch``.
+    """
+    from .pytorch_latency import open_torch
+
+    return open_torch(bundle, mode, device, threads)
+
+
+def open_subject(name: str, artefact: str, opened: Callable[[], Pipeline], facts: dict[str, Any], free_mib: Callable[[], float | None] | None) -> Subject:
+    """A subject with what is known of it; one that cannot be opened says why.
+
+    Args:
+        artefact: plan or bundle that it is opened from.
+        opened: opens its pipeline.
+        facts: what identifies it besides its manifest.
+        free_mib: free memory of the device that it takes memory of, or None.
+    """
+    from .latency import Subject
+
+    before, start = free_mib() if free_mib else None, time.perf_counter()
+    try:
+        pipeline = opened()
+    except FathomError as error:
+        return Subject(name, facts=facts, artefact=artefact, skip_reason=str(error))
+    open_ms = (time.perf_counter() - start) * 1e3
+    after = free_mib() if free_mib else None
+    taken = round((before - after) * 2**20) if before is not None and after is not None else None
+    subject = Subject(name, pipeline.backend, pipeline, artefact=artefact, facts=facts | identity(pipeline, facts["backend"]), remarks=pipeline.remarks)
+    subject.open_ms, subject.memory = round(open_ms, 1), {"device_nbytes": taken}
+    return subject
+
+
+def identity(pipeline: Pipeline, backend: str = "") -> dict[str, Any]:
+    """What an engine is known by: the same words as in a row of accuracy."""
+    manifest = pipeline.manifest
+    bundle = isinstance(manifest, BundleManifest)
+    return {
+        "network": f"{manifest.network.name} {manifest.network.variant}".strip(),
+        "manifest_sha256": hashlib.sha256(manifest_bytes(manifest)).hexdigest(),
+        "backend": backend or ("onnxruntime" if bundle else manifest.backend),
+        "precision": "fp32" if bundle else "/".join(sorted({stage.precision for stage in manifest.stages})),
+        "untrained": manifest.network.untrained,
+    }
+
+
+def fastest_threads(artefact: str | Path, cores: int | None = None) -> int:
+    """How many threads ONNX Runtime is fastest with, of 1, 2, 4 … and all cores.
+
+    Raises:
+        FathomError: if the artefact cannot be opened or run.
+    """
+    cores = cores or os.cpu_count() or 1
+    candidates = sorted({2**power for power in range(cores.bit_length()) if 2**power <= cores} | {cores})
+    taken: dict[int, float] = {}
+    for threads in candidates:
+        with open_pipeline(artefact, "cpu", threads) as pipeline:
+            prompt = "the chair" if pipeline.contract.text is not None and pipeline.contract.text.kind == "prompt" else None
+            times = []
+            for _ in range(TUNING_RUNS + 1):
+                start = time.perf_counter()
+                pipeline.predict(made_up_photo(), prompt=prompt)
+                times.append(time.perf_counter() - start)
+            taken[threads] = min(times[1:])
+    return min(taken, key=taken.__getitem__)
+
+
+def made_up_photo() -> np.ndarray:
+    """uint8 [480, 640, 3]: ramps of colour."""
+    rows, columns = np.mgrid[0:480, 0:640]
+    return np.stack([rows * 255 // 479, columns * 255 // 639, (rows + columns) * 255 // 1118], axis=2).astype(np.uint8)
+
+
+def greatest_batch(manifest: Any) -> int:
+    """That an artefact takes; of a bundle with a free batch there is none, and 1024 stands for it."""
+    if not isinstance(manifest, BundleManifest):
+        return manifest.batch[2]
+    name = manifest.contract.input.tensor
+    size = next(tensor.shape[0] for spec in manifest.specs() for tensor in spec.inputs if tensor.name == name)
+    return size if isinstance(size, int) else 1024
+
+
+def weights_nbytes(manifest: Any) -> int:
+    """Of all engines and their weights, as they lie in the artefact."""
+    return sum(manifest.files[name].size for stage in manifest.stages for name in manifest.stage_files(stage))
+
+
+def tensors_nbytes(manifest: Any) -> int:
+    """Most memory that tensors between stages take at one time, for one window: each lives from its maker to its last reader."""
+    from ...runtime.artefact.spec import DTYPES
+
+    specs = manifest.specs()
+    last_use = {tensor.name: place for place, spec in enumerate(specs) for tensor in spec.inputs}
+    sizes = {
+        tensor.name: DTYPES[tensor.dtype].itemsize * int(np.prod([size if isinstance(size, int) else 1 for size in tensor.shape], dtype=np.int64))
+        for spec in specs
+        for tensor in (*spec.inputs, *spec.outputs)
+    }
+    alive = {tensor.name for spec in specs for tensor in spec.inputs} - {tensor.name for spec in specs for tensor in spec.outputs}
+    most = 0
+    for place, spec in enumerate(specs):
+        alive |= {tensor.name for tensor in spec.outputs}
+        most = max(most, sum(sizes[name] for name in alive))
+        alive = {name for name in alive if last_use.get(name, len(specs)) > place}
+    return most

@@ -1,0 +1,100 @@
+"""The parts of a report that are about metres."""
+
+from __future__ import annotations
+
+from .document import DASH, Block, Cell, Given, Paragraph, Part, Pictures, Results, Section, Table, with_interval
+from .pairing import Network
+from .plots import SERIES, Canvas, bars
+
+
+def protocol_words(network: Network) -> tuple[Part, ...]:
+    """By what protocol and on which data the numbers were obtained."""
+    accuracy, latency = network.accuracy, network.latency
+    parts: list[Part] = []
+    if accuracy is not None:
+        parts += ["Accuracy: evaluation ", accuracy.given("evaluation", "name"), ", alignment ", accuracy.given("evaluation", "alignment")]
+        parts += [", data ", accuracy.given("data", "name"), " (", accuracy.number("data", "measured", unit="count"), " images), protocol "]
+        parts += [accuracy.given("rows", 0, "protocol"), ". Intervals: ", accuracy.given("confidence", "method"), ", level "]
+        parts += [accuracy.number("confidence", "level"), ". "]
+    if latency is not None:
+        parts += ["Latency: protocol ", latency.given("protocol"), ", network input ", *_by(latency, "input_shape"), ", photo ", *_by(latency, "photo_shape")]
+        parts += [", ", latency.number("min_query_count", unit="count"), " rounds in turns after ", latency.number("warm_up_query_count", unit="count")]
+        parts += [" that do not count. Intervals: ", latency.given("confidence", "method"), "."]
+    return tuple(parts)
+
+
+def _by(results: Results, name: str) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for place in range(len(results.value(name) or ())):
+        parts += [" x " if place else "", results.number(name, place, unit="count")]
+    return tuple(part for part in parts if part != "")
+
+
+def stage_cost_section(network: Network) -> Section | None:
+    """What the precision of each stage costs."""
+    accuracy = network.accuracy
+    if accuracy is None:
+        return None
+    blocks: list[Block] = []
+    lines: list[tuple[Cell, ...]] = []
+    for place, row in enumerate(accuracy.record["rows"]):
+        stages = row.get("stages")
+        if not stages:
+            continue
+        metres = all(stage["depth_change_m"] is not None for stage in stages)
+        quantity, unit = ("depth_change_m", "mm") if metres else ("depth_change", "share")
+        numbers = [accuracy.number("rows", place, "stages", k, quantity, unit=unit) for k in range(len(stages))]
+        canvas = Canvas(f"cost-{network.name}-{place}".replace(" ", "-"), f"Depth moved by each stage's precision, {row['name']}", 0.9 + 0.34 * len(stages))
+        bars(canvas, [f"{stage['name']}, {stage['precision']}" for stage in stages], numbers, [SERIES[1]] * len(stages))
+        canvas.labels("mm, mean of the absolute change" if metres else "% of the mean depth", "")
+        blocks.append(canvas.plot())
+        shares = [accuracy.number("rows", place, "stages", k, "depth_change", unit="share") for k in range(len(stages))]
+        named = [(Given(row["name"]), Given(stage["name"]), Given(stage["precision"])) for stage in stages]
+        lines += [(*who, number if metres else DASH, share) for who, number, share in zip(named, numbers, shares, strict=True)]
+    if not blocks:
+        return None
+    heads = ("engine", "stage", "precision", "depth moved", "of the mean depth")
+    words = "The FP32 chain with one stage of the engine in it: how far the map moves, on the first photos of the data."
+    return Section("What each stage's precision costs", (Paragraph((words,)), *blocks, Table(heads, tuple(lines))))
+
+
+def worst_section(network: Network) -> Section | None:
+    """The photos with the greatest errors, with their error maps."""
+    accuracy = network.accuracy
+    worst = accuracy.value("worst") if accuracy is not None else None
+    if not worst:
+        return None
+    rows = []
+    for place, image in enumerate(worst):
+        truth: Cell = ("truth, ", accuracy.number("worst", place, "near_m", unit="ratio"), " to ", accuracy.number("worst", place, "far_m", unit="ratio"), " m")
+        pictures: list[tuple[Cell, str]] = [("photo", image["photo"]), (truth, image["truth"])]
+        for error in image["errors"]:
+            caption: tuple[Part, ...] = (Given(error["name"]),)
+            at = _score_way(accuracy, error["name"], image["id"])
+            pictures.append(((*caption, ", abs_rel ", accuracy.number(*at, unit="metric")) if at else caption, error["picture"]))
+        rows.append(((Given(image["id"]),), tuple(pictures)))
+    words = "Error maps: blue is too near, red too far, white is right; full colour from half of the depth on; grey was not counted."
+    return Section("The worst photos", (Paragraph((words,)), Pictures(tuple(rows))))
+
+
+def _score_way(accuracy: Results, name: str, image: str) -> tuple[str | int, ...] | None:
+    """Where an image's abs_rel stands in the row of that name."""
+    for place, row in enumerate(accuracy.record["rows"]):
+        if row["name"] == name:
+            for number, group in enumerate(row["groups"]):
+                if image in group["ids"] and len(group["ids"]) == len(group["scores"]):
+                    return ("rows", place, "groups", number, "scores", group["ids"].index(image), "values", "abs_rel")
+    return None
+
+
+def metric_cells(network: Network, row: int | None) -> tuple[Cell, ...]:
+    """abs_rel with its interval, its change against the first row with its interval, rmse and delta1."""
+    accuracy = network.accuracy
+    if accuracy is None or row is None:
+        return (DASH, DASH, DASH, DASH)
+    way = ("rows", row)
+    abs_rel = with_interval(accuracy.number(*way, "means", "abs_rel", unit="metric"), accuracy.interval(*way, "means_interval", "abs_rel", unit="metric"))
+    change: Cell = "first row" if row == 0 else accuracy.number(*way, "difference", "relative", "abs_rel", unit="share")
+    if row:
+        change = with_interval(change, accuracy.interval(*way, "difference", "relative_interval", "abs_rel", unit="share"))
+    return (abs_rel, change, accuracy.number(*way, "means", "rmse", unit="metric"), accuracy.number(*way, "means", "delta1", unit="metric"))

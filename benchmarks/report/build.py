@@ -1,0 +1,155 @@
+"""Results to a report: the verdict first, then the table, the drawings, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .accuracy_sections import metric_cells, protocol_words, stage_cost_section, worst_section
+from .document import DASH, Block, Cell, Given, Listing, Paragraph, Part, Report, Results, Section, Table, with_interval
+from .latency_sections import (
+    conditions_section,
+    distribution_plot,
+    distribution_section,
+    memory_section,
+    pareto_plot,
+    stages_section,
+    sweep_section,
+    timed_rows,
+)
+from .pairing import Engine, Network, read_networks
+
+GOOD_ENOUGH = 0.01  # relative loss of abs_rel at which a faster engine is still recommended
+
+
+def build_report(paths: Sequence[str | Path]) -> Report:
+    """Everything that the results say.
+
+    Raises:
+        InputError: see ``pairing.read_networks``.
+    """
+    networks = read_networks(paths)
+    sections: list[Section] = []
+    for network in networks:
+        sections.append(Section(network.name, _top(network), 2))
+        parts = (distribution_section, stages_section, stage_cost_section, sweep_section, memory_section, worst_section, conditions_section)
+        sections += [section for make in parts if (section := make(network)) is not None]
+        sections += [Section("Not measured", (Listing(tuple(_missing(network))),)), _origin(network)]
+    title = f"{networks[0].name}: how exact, how fast" if len(networks) == 1 else "How exact and how fast these networks are"
+    return Report(title, tuple(sections))
+
+
+def _top(network: Network) -> tuple[Block, ...]:
+    """Verdict, warning, the table of all engines and the picture of it."""
+    blocks: list[Block] = [Paragraph(verdict(network), "verdict")]
+    if any(row.get("untrained") for results in network.records for row in results.record["rows"]):
+        blocks.append(Paragraph(("The weights are random: the times are real, the depth means nothing.",), "alarm"))
+    lines: list[tuple[Cell, ...]] = []
+    for engine in network.engines:
+        lines.append((Given(engine.name), *metric_cells(network, engine.accuracy), *_time_cells(network, engine)))
+    heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of the first row's time")
+    blocks += [Table(heads, tuple(lines)), Paragraph(protocol_words(network))]
+    return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
+
+
+def _time_cells(network: Network, engine: Engine) -> tuple[Cell, ...]:
+    latency = network.latency
+    if latency is None or engine.latency is None or latency.record["rows"][engine.latency]["is_skipped"]:
+        return (DASH, DASH, DASH)
+    way = ("rows", engine.latency, "latency_ms", "photo")
+    p50 = with_interval(latency.number(*way, "p50", unit="ms"), latency.interval(*way, "p50_interval", unit="ms"))
+    ratio_way = ("rows", engine.latency, "difference", "ratio", "photo")
+    ratio = with_interval(latency.number(*ratio_way, "p50", unit="ratio"), latency.interval(*ratio_way, "p50_interval", unit="ratio"))
+    return (p50, latency.number(*way, "p99", unit="ms"), ratio if latency.value(*ratio_way) else "first row")
+
+
+def verdict(network: Network) -> tuple[Part, ...]:
+    """One sentence: which engine to take, what it costs and what it gives; only of numbers that stand in the results."""
+    best = _best(network)
+    if best is None:
+        return ("Nothing could be measured.",)
+    parts: list[Part] = [Given(best.name)]
+    latency, accuracy = network.latency, network.accuracy
+    if best.latency is not None:
+        way = ("rows", best.latency, "latency_ms", "photo", "p50")
+        ratio = ("rows", best.latency, "difference", "ratio", "photo", "p50")
+        parts += [" takes ", latency.number(*way, unit="ms"), " ms for a photo"]
+        if latency.value(*ratio):
+            parts += [", ", latency.number(*ratio, unit="ratio"), " of the time of ", latency.given("rows", best.latency, "difference", "to")]
+    if best.accuracy is not None and accuracy.value("rows", best.accuracy, "means"):
+        parts += [" and " if best.latency is not None else " ", "reaches abs_rel ", accuracy.number("rows", best.accuracy, "means", "abs_rel", unit="metric")]
+        change = ("rows", best.accuracy, "difference", "relative", "abs_rel")
+        if accuracy.value(*change) is not None:
+            parts += [", ", accuracy.number(*change, unit="share"), " beside ", accuracy.given("rows", best.accuracy, "difference", "to")]
+    return (*parts, ".")
+
+
+def _best(network: Network) -> Engine | None:
+    """The fastest engine whose abs_rel is at most ``GOOD_ENOUGH`` worse than the first row's; without times the most exact one."""
+    timed = [place for place, _ in timed_rows(network.latency)] if network.latency else []
+    engines = [engine for engine in network.engines if engine.latency in timed] if timed else list(network.engines)
+    rows = network.accuracy.record["rows"] if network.accuracy else []
+
+    def loss(engine: Engine) -> float:
+        row = rows[engine.accuracy] if engine.accuracy is not None else {}
+        return ((row.get("difference") or {}).get("relative") or {}).get("abs_rel") or 0.0
+
+    scored = [engine for engine in engines if engine.accuracy is not None and rows[engine.accuracy]["means"]] or engines
+    good = [engine for engine in scored if loss(engine) <= GOOD_ENOUGH] or scored
+    if not timed:
+        return min(good, key=lambda engine: rows[engine.accuracy]["means"]["abs_rel"], default=None) if rows and scored else None
+    times = network.latency.record["rows"]
+    return min(good, key=lambda engine: times[engine.latency]["latency_ms"].get("photo", times[engine.latency]["latency_ms"]["host"])["p50"], default=None)
+
+
+def _missing(network: Network) -> list[tuple[Part, ...]]:
+    """Sentences about what nobody measured."""
+    found: list[tuple[Part, ...]] = []
+    if network.accuracy is None:
+        found.append(("Accuracy: there is no result of it here.",))
+    if network.latency is None:
+        return [*found, ("Latency: there is no result of it here.",)]
+    latency = network.latency
+    for place, row in enumerate(latency.record["rows"]):
+        if row["is_skipped"]:
+            found.append((Given(row["name"]), ": ", latency.given("rows", place, "skip_reason")))
+    timed = timed_rows(latency)
+    if timed and not any("device" in row["latency_ms"] for _, row in timed):
+        found.append(("Times on a device: nothing here ran on a GPU.",))
+    if timed and not any((row.get("energy") or {}).get("joules_per_query") for _, row in timed):
+        found.append(("Energy: no counter moved or was there.",))
+    if timed and not any(row.get("stages") for _, row in timed):
+        found.append(("Stages one by one.",))
+    if timed and not any(len(row.get("sweep") or ()) > 1 for _, row in timed):
+        found.append(("Batches of more than one photo.",))
+    for place, row in timed:
+        if (row.get("cold_start_ms") or {}).get("is_skipped"):
+            found.append(("Cold start of ", Given(row["name"]), ": ", latency.given("rows", place, "cold_start_ms", "skip_reason")))
+    alone = [engine.name for engine in network.engines if engine.accuracy is None and network.accuracy is not None]
+    if alone:
+        found.append(("Accuracy of ", Given(", ".join(alone)), "."))
+    quiet = latency.value("conditions", "readings") or {}
+    if not any("temperature" in name for name in quiet):
+        found.append(("Temperature: no sensor can be read.",))
+    return found or [("Nothing that this report knows of.",)]
+
+
+def _origin(network: Network) -> Section:
+    """Machine, versions, seeds, and how to repeat it."""
+    items: list[tuple[Part, ...]] = []
+    for results in network.records:
+        versions = ", ".join(f"{name} {version}" for name, version in results.value("meta", "version").items())
+        items.append(("Command: ", Given(" ".join(results.value("meta", "argv")))))
+        items.append(("Made ", results.given("meta", "date"), ", commit ", results.given("meta", "commit"), ", seed ", results.number("meta", "seed"), "."))
+        items.append(("Versions: ", Given(versions), "."))
+        items.append(_machine(results))
+    return Section("Machine, versions, how to repeat it", (Listing(tuple(dict.fromkeys(items))),))
+
+
+def _machine(results: Results) -> tuple[Part, ...]:
+    system = ("system",)
+    parts: list[Part] = ["Machine: ", results.given(*system, "host_processor_model_name"), ", "]
+    parts += [results.number(*system, "host_processor_core_count", unit="count"), " cores, ", results.number(*system, "host_memory_capacity_gib"), " GiB, "]
+    parts += [results.given(*system, "operating_system"), "; GPU: "]
+    gpu = results.value(*system, "accelerator_model_name")
+    return (*parts, Given(gpu) if gpu else "none", ".")
