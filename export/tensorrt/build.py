@@ -14,10 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError, missing_package
-from .engine_weights import stored_weights
+from ...runtime.tensorrt.adapters.releases import tier_of
 
 PACKAGES = {"tensorrt": ("tensorrt", ""), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-OLDEST = (10, 3)
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
 COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
@@ -35,7 +34,7 @@ def load_backend(backend: str) -> ModuleType:
     """The ``tensorrt`` or ``tensorrt_rtx`` package.
 
     Raises:
-        EnvironmentMismatchError: if it is missing, too old, or its libraries cannot be loaded.
+        EnvironmentMismatchError: if it is missing, of no tier that is known, or its libraries cannot be loaded.
     """
     name, extra = PACKAGES[backend]
     try:
@@ -44,9 +43,8 @@ def load_backend(backend: str) -> ModuleType:
         raise missing_package(name, extra, f"{backend} engines are compiled by it") from error
     except (ImportError, OSError) as error:
         raise EnvironmentMismatchError(f"the package {name} is installed but cannot be loaded ({error})", fix="install the CUDA version it wants") from error
-    version = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
-    if backend == "tensorrt" and version < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix="pip install 'tensorrt>=10.3'")
+    if backend == "tensorrt":
+        tier_of(trt.__version__)
     return trt
 
 
@@ -198,6 +196,8 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
 
 def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Look for the weights in the finished engine; INT8 ones must be there as they are (others may have been merged with a neighbour)."""
+    from .engine_weights import stored_weights
+
     found = stored_weights(Path(request["target"]), Path(request["source"]))
     if (int8 := found.get("int8")) and int8.missing:
         raise PrecisionError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..artefact.spec import StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError
+from .adapters.open_adapter import open_adapter
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
 NO_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "cudaerrormemoryallocation", "bad_alloc", "bad alloc", "insufficient memory")
@@ -44,6 +45,7 @@ class Engine:
 
     Attributes:
         spec: of the stage.
+        adapter: how this release of TensorRT is called.
         activation_nbytes: device memory that a run needs beside the weights.
     """
 
@@ -59,7 +61,7 @@ class Engine:
             InputError: if it is not the engine of this stage.
             OutOfMemoryError: if its weights do not fit on the device.
         """
-        self.spec, self._trt, self._logger = spec, trt, logger
+        self.spec, self._trt, self._logger, self.adapter = spec, trt, logger, open_adapter(trt)
         self.engine = runtime.deserialize_cuda_engine(raw)
         if self.engine is None:
             error = failure(f"the engine of stage {spec.name} cannot be loaded", logger)
@@ -71,7 +73,7 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        self.activation_nbytes = int(self.engine.device_memory_size_v2)
+        self.activation_nbytes = self.adapter.activation_nbytes(self.engine)
 
     def _check(self, batch: tuple[int, int, int]) -> None:
         engine, spec, modes = self.engine, self.spec, self._trt.TensorIOMode
@@ -118,16 +120,7 @@ class Engine:
             OutOfMemoryError: if memory runs out.
             FathomError: if TensorRT cannot make one.
         """
-        trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(trt, "CudaGraphStrategy"):
-            config = self.engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if graphs else trt.CudaGraphStrategy.DISABLED
-            if cache is not None:
-                config.set_runtime_cache(cache)
-            context = self.engine.create_execution_context(config)
-        else:
-            context = self.engine.create_execution_context(strategy)
+        context, _ = self.adapter.create_context(self.engine, cache, graphs)
         if context is None:
             raise failure(f"no execution context could be made for stage {self.spec.name}", self._logger)
         return context
