@@ -66,6 +66,7 @@ setup(
     package_data={
         "fathom": ["py.typed"],
         "fathom.runtime": ["artefact/schemas/*.json", "kernels/*"],
+        "fathom.export": ["lowering/*.json"],
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],

@@ -4,7 +4,7 @@ import dataclasses
 
 from fake_tensorrt import engine_bytes
 
-RELEASES = {"tensorrt": "10.13.3.9", "tensorrt-rtx": "1.7.1.116"}
+RELEASES = {"tensorrt": "10.13.3.9", "tensorrt-rtx": "1.7.1.116"}  # of what the fakes claim to be, unless a test says otherwise
 
 
 def graphs_of(made):

@@ -47,13 +47,14 @@ def module(machine, rtx=False, version="10.13.3.9"):
     ``module.counts`` tells how many engines and contexts are alive; ``module.fail`` makes calls fail; ``module.kinds`` are the
     classes whose methods the runtime calls.
     """
-    trt = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    trt, old = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt"), not rtx and version.startswith("8.")
     trt.__version__ = version
     trt.counts, trt.fail, trt.deserialised, trt.caches = {"engine": 0, "context": 0}, {}, 0, []
-    trt.DataType = enum.Enum("DataType", list(TYPES))
+    trt.DataType = enum.Enum("DataType", [name for name in TYPES if not old or name not in ("INT64", "BF16")])
     trt.TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
     trt.TensorLocation = enum.Enum("TensorLocation", ["DEVICE", "HOST"])
-    trt.ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"])
+    if not old:
+        trt.ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"])
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -66,7 +67,9 @@ def module(machine, rtx=False, version="10.13.3.9"):
 
     class Context:
         def __init__(self, engine, strategy, graphs):
-            assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            assert old or strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self.profile = not old or engine.facts["batch"][0] == engine.facts["batch"][2] or engine.contexts == 0
+            engine.contexts += 1
             self.engine, self.graphs, self.shapes, self.addresses, self.memory = engine, graphs, {}, {}, None
             trt.counts["context"] += 1
 
@@ -74,6 +77,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
             trt.counts["context"] -= 1
 
         def set_input_shape(self, name, shape):
+            assert self.profile, "TensorRT 8 gives a profile to one context"
             low, _, high = self.engine.get_tensor_profile_shape(name, 0)
             if not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
                 return False
@@ -121,11 +125,15 @@ def module(machine, rtx=False, version="10.13.3.9"):
 
     if rtx:
         Context.is_stream_capturable = lambda self, stream: False
+    if old:  # the size is not told, and the address is a property that can only be set
+        Context.device_memory = property(None, lambda self, address: plain(self, address, self.engine.facts["activation_nbytes"]))
+        plain = Context.set_device_memory
+        del Context.set_device_memory
 
     class Engine:
         def __init__(self, facts, graph, logger):
             trt.counts["engine"] += 1
-            self.facts, self.graph, self.logger = facts, graph, logger
+            self.facts, self.graph, self.logger, self.contexts = facts, graph, logger, 0
             if machine.execute is not None:
                 return
             import onnxruntime
@@ -166,6 +174,13 @@ def module(machine, rtx=False, version="10.13.3.9"):
             if rtx:
                 return Context(self, how.strategy, how.cuda_graph_strategy)
             return Context(self, how, None)
+
+    if old:
+        Engine.device_memory_size = Engine.device_memory_size_v2
+        Engine.create_engine_inspector = lambda self: types.SimpleNamespace(get_engine_information=lambda form: self.facts["information"])
+        del Engine.device_memory_size_v2
+        Engine.create_execution_context_without_device_memory = lambda self, make=Engine.create_execution_context: make(self, None)
+        del Engine.create_execution_context
 
     class RuntimeCache:
         def __init__(self):

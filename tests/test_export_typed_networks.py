@@ -1,4 +1,5 @@
-"""FP16 and INT8 stages of every small network: typed, run in ONNX Runtime, and compiled for TensorRT-RTX, which needs no GPU for it.
+"""FP16 and INT8 stages of every small network: typed, run in ONNX Runtime, and compiled for TensorRT-RTX, which needs no GPU for it; and all of
+them as TensorRT 8.5 reads them.
 
 The weights are random, INT8 is wherever it can be, and its ranges come from two rooms: what is checked here is that every graph can be
 typed and compiled and holds what it should. What precision costs is measured with the trained weights (``benchmarks/studies/tiny_networks.py``).
@@ -6,6 +7,9 @@ typed and compiled and holds what it should. What precision costs is measured wi
 
 import shutil
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from fathom.calibration.artefact import model_fingerprint
@@ -20,6 +24,9 @@ from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, R
 from fathom.calibration.precision.regions import find_regions
 from fathom.calibration.precision.rounding import stays_fp32
 from fathom.calibration.search.objective import Budget
+from fathom.export.lowering.lowering import lower_stage
+from fathom.export.lowering.operator_checks import RELEASES
+from fathom.export.onnxruntime.rewrites import GATE_PASSES, rewrite
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
 from fathom.runtime.artefact.bundle import BundleDirectory
@@ -85,3 +92,36 @@ def test_int8_stages_run_and_compile(tiny_bundle, tmp_path, name):
     assert any(stage.precision == "int8" for stage in report.manifest.stages)
     stored = [facts.stored["int8"] for facts in report.stages if "int8" in facts.stored]
     assert stored and all(found == of > 0 for found, of in stored)
+
+
+def outputs_of(graph, feed, passes=()):
+    """What ONNX Runtime makes of a graph whose weights lie beside it."""
+    model, options = onnx.load(str(graph), load_external_data=False), onnxruntime.SessionOptions()
+    rewrite(model, passes)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(
+        None, {value.name: feed[value.name].astype(np.int32 if "int32" in value.type else feed[value.name].dtype) for value in session.get_inputs()}
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_stage_can_be_lowered_for_tensorrt_8_and_computes_the_same(tiny_bundle, tmp_path, name):
+    """Within 1e-5 of the graph it comes from, and with nothing that either release's parser does not list."""
+    rng = np.random.default_rng(0)
+    with BundleDirectory.open(tiny_bundle(name)) as bundle:
+        for stage in bundle.manifest.stages:
+            graphs = []
+            for release in RELEASES:
+                folder = tmp_path / stage.spec.name / release
+                folder.mkdir(parents=True)
+                graphs.append(lower_stage(bundle.path(stage.file), folder, stage.spec, release).graph)
+            assert graphs[0].read_bytes() == graphs[1].read_bytes()  # one form for both: what was tried on one holds for the other
+            shapes = {tensor.name: [2 if isinstance(size, str) else size for size in tensor.shape] for tensor in stage.spec.inputs}
+            feed = {
+                t.name: (rng.integers(0, 40, shapes[t.name]) if "int" in t.dtype else rng.normal(size=shapes[t.name])).astype(t.dtype)
+                for t in stage.spec.inputs
+            }
+            wanted = outputs_of(bundle.path(stage.file), feed, GATE_PASSES)
+            for got, value in zip(outputs_of(graphs[0], feed), wanted, strict=True):
+                assert np.abs(got - value).max() <= 1e-5 * np.abs(value).max(), stage.spec.name

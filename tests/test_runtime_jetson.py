@@ -8,7 +8,6 @@ import fake_cuda
 import pytest
 
 from fathom.export.commands import build_command
-from fathom.export.tensorrt.build import load_backend
 from fathom.runtime import jetson
 from fathom.runtime.commands import doctor
 from fathom.runtime.errors import EnvironmentMismatchError
@@ -142,7 +141,7 @@ def test_nobody_is_sent_to_pypi_for_tensorrt(root, monkeypatch, capsys, tmp_path
         monkeypatch.setitem(sys.modules, name, None)
     fake_cuda.install(monkeypatch, fake_cuda.Machine(devices=1))
     said = []
-    for ask in (import_tensorrt, load_backend):
+    for ask in (import_tensorrt,):
         for backend in ("tensorrt", "tensorrt-rtx"):
             with pytest.raises(EnvironmentMismatchError) as caught:
                 ask(backend)

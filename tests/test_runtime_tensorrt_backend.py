@@ -272,10 +272,14 @@ def test_a_gpu_that_rtx_does_not_list(gpu, tiny, tmp_path):
         Pipeline.open(plan)
 
 
-def test_an_old_tensorrt(gpu, tiny, tmp_path, monkeypatch):
-    fake_tensorrt.install(monkeypatch, gpu, version="8.6.1")
-    with pytest.raises(EnvironmentMismatchError, match=r"10\.3 or later"):
+@pytest.mark.parametrize("version", ["8.4.3.1", "9.3.0", "10.0.1", "10.2.0"])
+def test_a_tensorrt_of_no_tier(gpu, tiny, tmp_path, monkeypatch, version):
+    fake_tensorrt.install(monkeypatch, gpu, version=version)
+    with pytest.raises(EnvironmentMismatchError, match=r"8\.5 or 8\.6 \(JetPack 5\), or 10\.3 and later"):
         Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan"))
+
+
+def test_no_tensorrt(gpu, tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EnvironmentMismatchError, match="pip install"):
         Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan"))
@@ -488,7 +492,7 @@ def test_leaving_without_closing(tiny, tmp_path, end):
 DUMPS = Path(__file__).parent / "data" / "trt_api"
 
 
-@pytest.mark.parametrize("release", ["10_3", "10_16", "11_4", "rtx"])
+@pytest.mark.parametrize("release", ["8_5", "8_6", "10_3", "10_16", "11_4", "rtx"])
 def test_every_name_that_is_used_exists_in_the_real_packages(release):
     """What the runtime asks of TensorRT, looked up in dumps of the real packages' APIs."""
     api = json.loads((DUMPS / f"api_{release}.json").read_text())
@@ -497,14 +501,24 @@ def test_every_name_that_is_used_exists_in_the_real_packages(release):
         "Runtime": {"deserialize_cuda_engine"},
         "ICudaEngine": {
             *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "get_tensor_shape", "get_tensor_location"),
-            *("get_tensor_profile_shape", "device_memory_size_v2", "create_execution_context"),
+            "get_tensor_profile_shape",
         },
-        "IExecutionContext": {"set_input_shape", "infer_shapes", "get_tensor_shape", "set_device_memory", "set_tensor_address", "execute_async_v3"},
+        "IExecutionContext": {"set_input_shape", "infer_shapes", "get_tensor_shape", "set_tensor_address", "execute_async_v3"},
         "TensorIOMode": {"INPUT", "OUTPUT"},
         "TensorLocation": {"DEVICE"},
-        "ExecutionContextAllocationStrategy": {"USER_MANAGED"},
-        "DataType": {"FLOAT", "HALF", "INT64", "INT32", "UINT8", "BOOL"},
+        "DataType": {"FLOAT", "HALF", "INT32", "UINT8", "BOOL"},
+        "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH" if release in ("8_5", "8_6") else "STRONGLY_TYPED"},
     }
+    if release in ("8_5", "8_6"):  # what its adapter uses, and why it has one of its own
+        wanted["ICudaEngine"] |= {"device_memory_size", "create_execution_context_without_device_memory"}
+        wanted["IExecutionContext"] |= {"device_memory"}
+        assert not {"ExecutionContextAllocationStrategy", "IProgressMonitor", "OnnxParserFlag"} & set(api)
+        assert "device_memory_size_v2" not in api["ICudaEngine"]["members"] and "set_device_memory" not in api["IExecutionContext"]["members"]
+    else:
+        wanted["ICudaEngine"] |= {"device_memory_size_v2", "create_execution_context"}
+        wanted["IExecutionContext"] |= {"set_device_memory"}
+        wanted["ExecutionContextAllocationStrategy"] = {"USER_MANAGED"}
+        wanted["DataType"] |= {"INT64"}
     if release == "rtx":
         wanted |= {
             "CudaGraphStrategy": {"WHOLE_GRAPH_CAPTURE", "DISABLED"},

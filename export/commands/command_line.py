@@ -114,10 +114,9 @@ def build_options(arguments: argparse.Namespace) -> Any:
         require_packages(("onnxruntime",), "build", "ONNX Runtime optimises the graphs")
     else:
         from ...runtime.jetson import tensorrt_fix
-        from ..tensorrt.build import PACKAGES
+        from ...runtime.tensorrt.compatibility import EXTRAS, MODULES
 
-        package, extra = PACKAGES[backend]
-        require_packages((package,), extra, f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
+        require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
     return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory)
 
 

@@ -17,6 +17,10 @@ Say = Callable[..., None]
 def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
     if name == "tensorrt":
         from ..tensorrt.build import build_engine as task
+    elif name == "tensorrt8":
+        from ..tensorrt.constrained_build import build_constrained_engine as task
+    elif name == "tensorrt-version":
+        from ..tensorrt.constrained_build import tensorrt_version as task
     elif name == "onnxruntime":
         from ..onnxruntime.build import optimise as task
     elif name == "parity":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from ..graph.product_types import products_by_type
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
 from ..precision.rounded import write_rounded_stage
-from ..precision.typed import boundary_types, type_stage
+from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
+from .constrained_stages import ConstrainedStages, constrained_release
 from .plan_file import file_facts
 
 FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
@@ -73,9 +75,41 @@ class StageBuilder:
         self.version = ""
         self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
+        self._typed: dict[str, TypedStage] = {}
+        release = constrained_release() if options.backend == "tensorrt" else ""
+        self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
 
     def type_stages(self) -> ParityReport | None:
-        """Make the graphs that the compiler reads; FP16 ones are checked against the golden tensors."""
+        """Make the graphs that the compiler reads; FP16 ones, and those for TensorRT 8, are checked against the golden tensors."""
+        report = self._type_stages()
+        return report if self._constrained is None else self._lower_stages(self._constrained) or report
+
+    def _lower_stages(self, constrained: ConstrainedStages) -> ParityReport | None:
+        """TensorRT 8 reads graphs without types but with Q/DQ, and hears the precision of each node beside them."""
+        found, int8 = self.calibration, self.options.precision == "int8"
+        plain = self.scratch / "plain"
+        if int8:
+            plain.mkdir()
+            type_all_by_plan(self.bundle, found, plain, "int8", True, lambda what, done: self.on_progress(what, 0.2))
+        for stage in self.manifest.stages:
+            name, typed = stage.spec.name, self._typed.get(stage.spec.name)
+            regions = found.regions(name, self.options.precision) if found and typed else ()
+            fp32 = {node for region in regions if region.choice.precision in ("fp32", "bf16") for node in region.nodes} | set(typed.fp32 if typed else ())
+            source = plain / f"{name}.typed.onnx" if int8 else self.bundle.path(stage.file)
+            self.on_progress(f"{name}: lowering", 0.22)
+            constrained.lower(source, stage.spec, typed.spec if typed else stage.spec, fp32, set(self._int8.get(name, ())))
+            graph, _, count, weights = self._graphs[name]
+            self._graphs[name] = constrained.graph(name)[1], constrained.spec(name), count, weights
+            if graph.parent == self.scratch:
+                for file in (graph, Path(f"{graph}.data")):
+                    file.unlink(missing_ok=True)
+        if int8:
+            shutil.rmtree(plain)
+        return self._compare(
+            INT8_TOLERANCES if int8 else Tolerances(), "", {s.spec.name: constrained.graph(s.spec.name) for s in self.manifest.stages}, False, 0.25
+        )
+
+    def _type_stages(self) -> ParityReport | None:
         stages, output = self.manifest.stages, self.manifest.contract.output.tensor
         if self.options.precision == "fp32":
             for stage in stages:
@@ -91,7 +125,7 @@ class StageBuilder:
         for number, stage in enumerate(stages):
             self.on_progress(f"{stage.spec.name}: typing {self.options.precision}", 0.02 + 0.08 * number / len(stages))
             target = self.scratch / f"{stage.spec.name}.onnx"
-            typed = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
+            typed = self._typed[stage.spec.name] = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
             self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
         return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
 
@@ -113,7 +147,7 @@ class StageBuilder:
         precision, plain = self.options.precision, self.options.backend == "onnxruntime"
         found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.on_progress(what, 0.02 + 0.08 * done))
         for name, stage in found.items():
-            self._int8[name] = stage.int8
+            self._int8[name], self._typed[name] = stage.int8, stage.typed
             self._graphs[name] = (stage.graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, stage.graph.stat().st_size))
         if plain:
             return None
@@ -136,9 +170,12 @@ class StageBuilder:
         self._check_size(name, engine.stat().st_size, weights)
         if graph.parent == self.scratch:
             Path(f"{graph}.data").unlink(missing_ok=True)
+        if self._constrained is not None:
+            self._constrained.drop(name)
         table = tuple(Initializer(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])), i["offset"]) for i in values.get("initializers", ()))
         names = sorted(files)
-        precision = "fp32" if self.options.precision == "fp16" and values.get("counts") and not values["counts"].get("half") else self.options.precision
+        counts = values.get("counts")
+        precision = "fp32" if self.options.precision == "fp16" and counts and not {"half", "untold"} & counts.keys() else self.options.precision
         if self.options.precision == "int8":
             lowest = self.calibration.plan.precision(name)
             precision = lowest if self.options.backend != "onnxruntime" or lowest == "int8" else "fp32"
@@ -167,6 +204,8 @@ class StageBuilder:
             target, weights = (str(made[f"engines/{name}{suffix}"]) for suffix in (".onnx", ".weights"))
             return {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}, made
         target = self.scratch / f"{name}.engine"
+        if self._constrained is not None:
+            return self._constrained.request(name, target, self.options.batch), {f"engines/{name}.engine": target}
         products = products_by_type(graph)
         request = {
             "task": "tensorrt",

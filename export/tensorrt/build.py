@@ -6,19 +6,15 @@ used here against dumps of the four APIs.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
-from ...runtime.jetson import tensorrt_fix, tensorrt_upgrade
-from .engine_weights import stored_weights
+from ...runtime.errors import BuildFailedError, PrecisionError
+from ...runtime.tensorrt.compatibility import import_tensorrt
 
-PACKAGES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-OLDEST = (10, 3)
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
 COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
@@ -30,26 +26,6 @@ REFUSED_TARGETS = {
     "sm110": "TensorRT-RTX does not run on Jetson Thor; build with --backend tensorrt on the Jetson itself",
 }
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
-
-
-def load_backend(backend: str) -> ModuleType:
-    """The ``tensorrt`` or ``tensorrt_rtx`` package.
-
-    Raises:
-        EnvironmentMismatchError: if it is missing, too old, or its libraries cannot be loaded.
-    """
-    name, extra = PACKAGES[backend]
-    try:
-        trt = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        fix, wanted = tensorrt_fix(backend, f"pip install 'fathom-depth[{extra}]'"), f"{backend} engines are compiled by it"
-        raise EnvironmentMismatchError(f"the package '{name}' is not installed", wanted=wanted, fix=fix) from error
-    except (ImportError, OSError) as error:
-        raise EnvironmentMismatchError(f"the package {name} is installed but cannot be loaded ({error})", fix="install the CUDA version it wants") from error
-    version = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
-    if backend == "tensorrt" and version < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix=tensorrt_upgrade())
-    return trt
 
 
 def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -70,7 +46,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         PrecisionError: if the parsed network holds another precision than the typed graph says, or the engine's INT8 weights are not INT8.
     """
     stage = request["stage"]
-    trt = load_backend(request["backend"])
+    trt = import_tensorrt(request["backend"])
     logger = _logger(trt, send)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -200,6 +176,8 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
 
 def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Look for the weights in the finished engine; INT8 ones must be there as they are (others may have been merged with a neighbour)."""
+    from .engine_weights import stored_weights
+
     found = stored_weights(Path(request["target"]), Path(request["source"]))
     if (int8 := found.get("int8")) and int8.missing:
         raise PrecisionError(

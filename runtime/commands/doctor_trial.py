@@ -17,6 +17,7 @@ import numpy as np
 from ..cuda.open_device import open_device
 from ..cuda.resources import DeviceBuffer, Stream
 from ..errors import FathomError
+from ..tensorrt.adapters.open_adapter import open_adapter
 from ..tensorrt.compatibility import check_header, import_tensorrt
 from ..tensorrt.engine import Engine, failure, make_logger
 
@@ -62,7 +63,7 @@ def try_backend(backend: str, index: int = 0) -> dict[str, Any]:
 
 def _build(trt: Any, logger: Any, backend: str, target: str) -> Any:
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(open_adapter(trt).network_flags())
     x = network.add_input("x", trt.DataType.FLOAT, (1, 64))
     layer = network.add_unary(x, trt.UnaryOperation.ABS)
     layer.get_output(0).name = "y"
@@ -81,7 +82,7 @@ def _run(engine: Engine, context: Any, logger: Any, device: Any) -> None:
     stream, arena = Stream(device), DeviceBuffer(device, max(engine.activation_nbytes, 1))
     x, y = np.linspace(-3, 3, 64, dtype=np.float32), np.zeros(64, np.float32)
     buffers = {"x": DeviceBuffer(device, x.nbytes), "y": DeviceBuffer(device, y.nbytes)}
-    context.set_device_memory(arena.address, arena.nbytes)
+    engine.adapter.set_device_memory(context, arena.address, arena.nbytes)
     for name, buffer in buffers.items():
         context.set_tensor_address(name, buffer.address)
     stream.upload(x, buffers["x"])

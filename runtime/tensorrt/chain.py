@@ -43,7 +43,8 @@ class Chain:
         self.stream = Stream(device)
         self._blocks: list[DeviceBuffer] = []
         self._graph: Graph | None = None
-        self._wants_graph = graphs and batch[0] == batch[2] and device.supports_graphs
+        self._captures_itself = any(engine.adapter.captures_itself for engine in engines)
+        self._wants_graph = graphs and batch[0] == batch[2] and device.supports_graphs and not self._captures_itself
         taken = {tensor.name for engine in engines for tensor in engine.spec.inputs}
         self.inputs = network_inputs(engine.spec for engine in engines)
         self.outputs: dict[str, TensorSpec] = {t.name: t for engine in engines for t in engine.spec.outputs if t.name not in taken or t.name in keep}
@@ -51,8 +52,6 @@ class Chain:
         try:
             for engine in engines:
                 self._contexts.append(engine.create_context(cache, graphs))
-            if self._wants_graph:
-                self._wants_graph = not any(hasattr(context, "is_stream_capturable") for context in self._contexts)  # RTX captures by itself
             self.set_shapes({name: tuple(batch[2] if isinstance(size, str) else size for size in spec.shape) for name, spec in self.inputs.items()})
             self._allocate()
         except BaseException:
@@ -105,7 +104,7 @@ class Chain:
         self.nbytes = block.nbytes + arena.nbytes
         self.addresses = {name: block.address + offset for name, offset in offsets.items()}
         for engine, context in zip(self._engines, self._contexts, strict=True):
-            context.set_device_memory(arena.address, arena.nbytes)
+            engine.adapter.set_device_memory(context, arena.address, arena.nbytes)
             for tensor in engine.spec.inputs + engine.spec.outputs:
                 if not context.set_tensor_address(tensor.name, self.addresses[tensor.name]):
                     raise failure(f"stage {engine.spec.name}: tensor {tensor.name} cannot be bound", self._logger)
@@ -163,7 +162,7 @@ class Chain:
         """How the work gets to the device, in words."""
         if self._graph is not None:
             return "one CUDA graph over all stages"
-        if any(hasattr(context, "is_stream_capturable") for context in self._contexts):
+        if self._captures_itself:
             return "TensorRT-RTX's own CUDA graphs"
         return "stage by stage"
 

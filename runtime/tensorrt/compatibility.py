@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import re
 from importlib import metadata
 from types import ModuleType
 from typing import Any
 
 from ..artefact.manifest import PlanManifest
 from ..cuda.device import Device
-from ..errors import EnvironmentMismatchError
-from ..jetson import read_jetson, tensorrt_fix, tensorrt_upgrade
+from ..errors import EnvironmentMismatchError, UsageError
+from ..jetson import read_jetson, tensorrt_fix
+from .adapters.open_adapter import open_adapter
+from .adapters.releases import release, tier_of
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-OLDEST = (10, 3)
 RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
 DRIVERS = {12: "525", 13: "580"}  # NVIDIA's least driver branch for a CUDA major release
@@ -34,14 +34,14 @@ def import_tensorrt(backend: str) -> ModuleType:
         if error.name != name:
             fix = tensorrt_fix(backend, f"pip install --force-reinstall {backend}")
             raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", fix=fix) from error
-        fix, wanted = tensorrt_fix(backend, f"pip install 'fathom-depth[{EXTRAS[backend]}]'"), f"{backend}, which executes this plan"
+        fix, wanted = tensorrt_fix(backend, f"pip install 'fathom-depth[{EXTRAS[backend]}]'"), f"{backend}, which compiles and executes such engines"
         raise EnvironmentMismatchError(f"the package '{name}' is not installed", wanted=wanted, fix=fix) from error
     except (ImportError, OSError, RuntimeError) as error:
         words = " ".join(str(error).split())
         fix = tensorrt_fix(backend, f"pip install --force-reinstall {backend}")
         raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", fix=fix) from error
-    if backend == "tensorrt" and _release(trt.__version__)[:2] < OLDEST:
-        raise EnvironmentMismatchError(f"TensorRT {trt.__version__} is installed", wanted="10.3 or later", fix=tensorrt_upgrade())
+    if backend == "tensorrt":
+        tier_of(trt.__version__)
     return trt
 
 
@@ -53,7 +53,7 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
     """
     backend, built, here = manifest.backend, manifest.backend_version, trt.__version__
     rebuild = f"depth-build BUNDLE --backend {backend} -o x.plan with the {backend} that is installed here"
-    if _release(built) != _release(here):
+    if release(built) != release(here):
         raise EnvironmentMismatchError(
             f"the plan was built with {backend} {built}, and {here} is installed here",
             wanted="the same release: its engines are valid for no other",
@@ -75,6 +75,17 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
             f"the NVIDIA driver here knows CUDA {device.driver[0]}.{device.driver[1]}, and {MODULES[backend]} {here} needs CUDA {major}",
             wanted=f"a driver for CUDA {major}{branch}",
             fix=tensorrt_fix(backend, f"update the driver, or pip install {backend}-cu{device.driver[0]}"),
+        )
+
+
+def check_streams(manifest: PlanManifest, trt: ModuleType, streams: int) -> None:
+    """Raise UsageError if so many runs cannot share the engines: TensorRT 8 gives a range of batches to one run at a time."""
+    if streams > 1 and manifest.batch[0] != manifest.batch[2] and not open_adapter(trt).shares_profiles:
+        raise UsageError(
+            f"{streams} streams were asked for, and TensorRT {trt.__version__} lets one run at a time use an engine for batches of {manifest.batch[0]} to "
+            f"{manifest.batch[2]}",
+            wanted="one stream, or a plan with a fixed batch",
+            fix=f"leave --streams out, or depth-build BUNDLE --batch {manifest.batch[1]}",
         )
 
 
@@ -119,8 +130,3 @@ def cuda_major(module: str) -> int | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Major, minor, patch; the build number behind them does not matter."""
-    return tuple(map(int, re.findall(r"\d+", version)[:3]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artefact.spec import StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError
+from .adapters.open_adapter import open_adapter
 
 if TYPE_CHECKING:
     from .cache import RuntimeCache
@@ -51,6 +52,7 @@ class Engine:
 
     Attributes:
         spec: of the stage.
+        adapter: how this release of TensorRT is called.
         activation_nbytes: device memory that a run needs beside the weights.
     """
 
@@ -66,7 +68,7 @@ class Engine:
             InputError: if it is not the engine of this stage.
             OutOfMemoryError: if its weights do not fit on the device.
         """
-        self.spec, self._trt, self._logger = spec, trt, logger
+        self.spec, self._trt, self._logger, self.adapter = spec, trt, logger, open_adapter(trt)
         logger.forget()
         self.engine = runtime.deserialize_cuda_engine(raw)
         if self.engine is None:
@@ -79,7 +81,7 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        self.activation_nbytes = int(self.engine.device_memory_size_v2)
+        self.activation_nbytes = self.adapter.activation_nbytes(self.engine)
 
     def _check(self, batch: tuple[int, int, int]) -> None:
         spec, modes = self.spec, self._trt.TensorIOMode  # no name of its own for the engine: an error's frames would keep it
@@ -127,16 +129,9 @@ class Engine:
             FathomError: if TensorRT cannot make one.
         """
         self._logger.forget()
-        trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(trt, "CudaGraphStrategy"):
-            config = self.engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if graphs else trt.CudaGraphStrategy.DISABLED
-            if cache is not None and not config.set_runtime_cache(cache.cache):
-                cache.refused_by(self.spec.name)
-            context = self.engine.create_execution_context(config)
-        else:
-            context = self.engine.create_execution_context(strategy)
+        context, took = self.adapter.create_context(self.engine, cache.cache if cache is not None else None, graphs)
+        if not took:
+            cache.refused_by(self.spec.name)
         if context is None:
             raise failure(f"no execution context could be made for stage {self.spec.name}", self._logger)
         return context

@@ -22,7 +22,7 @@ from ..kernels.device_kernels import DeviceKernels
 from ..photo.raw_maps import RawMaps
 from .cache import RuntimeCache
 from .chain import Chain
-from .compatibility import check_header, check_plan, import_tensorrt
+from .compatibility import check_header, check_plan, check_streams, import_tensorrt
 from .device_photos import DevicePhotos, PhotoJob, Ways
 from .engine import Engine, make_logger
 
@@ -138,6 +138,7 @@ class TensorRTSession:
         try:
             trt = import_tensorrt(manifest.backend)
             check_plan(manifest, trt, self.device)
+            check_streams(manifest, trt, streams)
             with self.device:
                 self.free_before, _ = self.device.memory()
                 self._load(trt, plan, kernels)

@@ -1,0 +1,101 @@
+"""The stages of a plan for TensorRT 8.5 or 8.6: lowered for its parser, the precision of every node listed beside the graph."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ...calibration.precision.fp32_rules import MOVING
+from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.tensorrt.adapters.releases import tier_of
+from ..child.child import run_child
+from ..graph.product_types import PRODUCTS
+from ..lowering.lowering import LoweredStage, lower_stage
+
+NOT_COMPUTED = (*MOVING, "Cast", "Shape", "QuantizeLinear", "DequantizeLinear")  # they move numbers: no precision of theirs can be lost
+
+
+def constrained_release() -> str:
+    """``8.5`` or ``8.6`` if that is the TensorRT that engines are built with here; an empty string if it takes typed graphs.
+
+    Raises:
+        EnvironmentMismatchError: if TensorRT cannot be loaded, or is of no tier that is known.
+    """
+    found = run_child({"task": "tensorrt-version"}, what="looking for TensorRT")
+    tier = tier_of(found.values["version"])
+    return "" if tier.strongly_typed else tier.name
+
+
+class ConstrainedStages:
+    """Lowered graphs in a folder, and what their compiler is asked to do.
+
+    Args:
+        release: ``8.5`` or ``8.6``.
+        folder: for the graphs; made if it is not there.
+        precision: of the plan.
+    """
+
+    def __init__(self, release: str, folder: Path, precision: str):
+        self._release, self._folder, self._precision = release, folder, precision
+        self._stages: dict[str, tuple[LoweredStage, StageSpec, dict[str, str]]] = {}
+
+    def lower(self, source: Path, spec: StageSpec, typed: StageSpec, fp32: set[str], int8: set[str]) -> None:
+        """Write the graph of one stage.
+
+        Args:
+            source: FP32, with Q/DQ where INT8 is wanted.
+            spec, typed: of the stage in FP32, and with the types that the plan wants at its boundary.
+            fp32, int8: names of the nodes that the plan wants in them; all others are FP16, unless the plan is FP32.
+
+        Raises:
+            BuildFailedError: see ``lower_stage``.
+        """
+        folder = self._folder / spec.name
+        folder.mkdir(parents=True)
+        lowered = lower_stage(source, folder, spec, self._release)
+        kinds = {}
+        for node in onnx.load(str(lowered.graph), load_external_data=False).graph.node:
+            origin = lowered.origin.get(node.name, node.name)
+            wide = self._precision == "fp32" or node.name in lowered.fp32 or origin in fp32
+            kinds[node.name] = "int8" if origin in int8 else "fp32" if wide else "fp16"
+        self._stages[spec.name] = lowered, _boundary(lowered.spec, typed), kinds
+
+    def graph(self, name: str) -> tuple[StageSpec, Path]:
+        """A stage's graph and its own spec, for ONNX Runtime."""
+        return self._stages[name][0].spec, self._stages[name][0].graph
+
+    def spec(self, name: str) -> StageSpec:
+        """What the engine of a stage takes and makes."""
+        return self._stages[name][1]
+
+    def request(self, name: str, target: Path, batch: tuple[int, int, int]) -> dict[str, Any]:
+        """See ``constrained_build.build_constrained_engine``."""
+        lowered, spec, kinds = self._stages[name]
+        ops = {node.name: node.op_type for node in onnx.load(str(lowered.graph), load_external_data=False).graph.node}
+        return {
+            "task": "tensorrt8",
+            "stage": name,
+            "source": str(lowered.graph),
+            "target": str(target),
+            "batch": list(batch),
+            "precision": self._precision,
+            "nodes": list(kinds.items()),
+            "products": [name for name, op in ops.items() if op in PRODUCTS],
+            "exact": [name for name, op in ops.items() if kinds[name] == "fp32" and op not in NOT_COMPUTED],
+            "half": [tensor.name for tensor in spec.inputs + spec.outputs if tensor.dtype == "float16"],
+        }
+
+    def drop(self, name: str) -> None:
+        """The graph of a stage that is compiled is not needed any more."""
+        shutil.rmtree(self._folder / name)
+
+
+def _boundary(lowered: StageSpec, typed: StageSpec) -> StageSpec:
+    """Types as the plan wants them, but INT32 for INT64."""
+    sides = []
+    for narrow, side in ((lowered.inputs, typed.inputs), (lowered.outputs, typed.outputs)):
+        sides.append(tuple(TensorSpec(t.name, n.dtype if t.dtype == "int64" else t.dtype, t.shape) for n, t in zip(narrow, side, strict=True)))
+    return StageSpec(typed.name, *sides)

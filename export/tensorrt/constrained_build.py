@@ -1,0 +1,162 @@
+"""One lowered stage to one engine for TensorRT 8.5 and 8.6, which know no strong typing: precision is a constraint on every layer.
+
+Runs in the child process (``build_child``), with nothing but the standard library and the package ``tensorrt``, so that the Python 3.8 that JetPack 5
+has its bindings for can be that process. What each layer really got is read from the finished engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ...runtime.errors import BuildFailedError, PrecisionError
+from ...runtime.tensorrt.compatibility import import_tensorrt
+from .build import CHUNK, MAX_PROBLEMS, _logger, _set_batch
+from .engine_layers import layer_types
+from .tactic_sources import external_libraries
+
+UNCONSTRAINED = ("CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION")
+FLOATS = ("FLOAT", "HALF")
+
+
+def build_constrained_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    """Compile one stage.
+
+    Args:
+        request: ``stage``, ``source`` (ONNX, lowered), ``target`` (file to write), ``batch`` ([min, opt, max]), ``precision``, ``nodes`` (name and
+            ``fp32``, ``fp16`` or ``int8`` of every node, in running order), ``products`` (names of the convolutions and matrix products),
+            ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs that are FP16).
+        send: sends one event to the parent.
+
+    Returns:
+        ``nbytes`` of the engine, ``version``, ``counts`` (products by the type they got; ``untold`` for those that the compiler merged into a region
+        of its own), ``activations_nbytes``.
+
+    Raises:
+        BuildFailedError: naming the stage and, where the parser knows it, the node.
+        PrecisionError: if the engine computes a node in another precision than the plan says.
+    """
+    stage = request["stage"]
+    trt = import_tensorrt("tensorrt")
+    logger = _logger(trt, send)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    parser = trt.OnnxParser(network, logger)
+    send("progress", what=f"{stage}: reading the graph", done=0.0)
+    _parse(trt, parser, request, logger)
+    config = builder.create_builder_config()
+    if config is None:
+        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.last()})")
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+    if not external_libraries():
+        config.set_tactic_sources(0)
+    if request["precision"] != "fp32":
+        for flag in (trt.BuilderFlag.FP16, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS):
+            config.set_flag(flag)
+        if request["precision"] == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
+        constrain(trt, network, [tuple(node) for node in request["nodes"]])
+    _set_boundaries(trt, network, set(request["half"]))
+    _set_batch(builder, network, config, request, logger)
+    send("progress", what=f"{stage}: compiling", done=0.1)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildFailedError(f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {logger.last()}")
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BuildFailedError(f"stage {stage}: the engine that was just compiled cannot be loaded ({logger.last()})")
+    inspector = engine.create_engine_inspector()
+    counts = _check_precision(inspector.get_engine_information(trt.LayerInformationFormat.JSON), request)
+    activations, nbytes = int(engine.device_memory_size), int(plan.nbytes)
+    with open(request["target"], "wb") as file, memoryview(plan) as view:
+        for start in range(0, nbytes, CHUNK):
+            file.write(view[start : start + CHUNK])
+    send("progress", what=f"{stage}: written", done=1.0)
+    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": activations}
+
+
+def tensorrt_version(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    """``version`` of the package ``tensorrt`` that the child finds.
+
+    Raises:
+        EnvironmentMismatchError: if there is none, or of no tier that is known.
+    """
+    return {"version": import_tensorrt("tensorrt").__version__}
+
+
+def _parse(trt: ModuleType, parser: Any, request: dict[str, Any], logger: Any) -> None:
+    if parser.parse_from_file(request["source"]) and not parser.num_errors:
+        return
+    problems, nodes = [], request["nodes"]
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        place = error.node()  # this parser tells the number of a node
+        node = f"node {nodes[place][0]}" if 0 <= place < len(nodes) else "the graph"
+        problems.append(f"{node}: {' '.join(str(error.desc()).split())[:400]} [{error.code()}]")
+    more = f" (and {len(problems) - MAX_PROBLEMS} more)" if len(problems) > MAX_PROBLEMS else ""
+    raise BuildFailedError(
+        f"stage {request['stage']}: tensorrt {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.last()}{more}",
+        wanted="operators and types that it knows",
+        fix="change that part of the network, or use --backend onnxruntime",
+    )
+
+
+def constrain(trt: ModuleType, network: Any, nodes: list[tuple[str, str]]) -> None:
+    """Ask every layer for the precision of the node it was made for, and every output of it for the same type.
+
+    A layer bears the name of its node, or that name and a number. Helper layers without one (the parser adds them before the layer they serve) go
+    with the next that has one. Layers of INT8 nodes are left to their Q/DQ; constants, shapes and integers have nothing to ask for.
+    """
+    kinds, types = dict(nodes), {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}
+    left_alone = {getattr(trt.LayerType, name) for name in UNCONSTRAINED}
+    floats = {getattr(trt.DataType, name) for name in FLOATS}
+    following = "fp32"
+    for index in reversed(range(network.num_layers)):
+        layer = network.get_layer(index)
+        kind = kinds.get(layer.name) or kinds.get(re.sub(r"_\d+$", "", layer.name))
+        following = kind = kind or following
+        outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
+        if kind not in types or layer.type in left_alone or not outputs or outputs[0].is_shape_tensor or outputs[0].dtype not in floats:
+            continue
+        layer.precision = types[kind]
+        for place, tensor in enumerate(outputs):
+            if tensor.dtype in floats and not tensor.is_network_output:
+                layer.set_output_type(place, types[kind])
+
+
+def _set_boundaries(trt: ModuleType, network: Any, half: set) -> None:
+    """The types of what crosses a stage's boundary."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    for tensor in inputs + [network.get_output(index) for index in range(network.num_outputs)]:
+        if tensor.name in half:
+            tensor.dtype = trt.DataType.HALF
+
+
+def _check_precision(information: str, request: dict[str, Any]) -> dict[str, int]:
+    """Hold the types that the engine tells of against the plan; returns how many products have which."""
+    kinds, exact, products = dict(request["nodes"]), set(request["exact"]), set(request["products"])
+    got = layer_types(information, kinds, set(request["half"]))
+    wrong = []
+    for name in sorted(got):
+        reads = got[name].reads
+        if name in exact and (lower := got[name].own - {"float"}):
+            wrong.append(f"{name} computes in {', '.join(sorted(lower))}")
+        elif name in products and kinds[name] == "fp16" and request["precision"] == "fp16" and reads and "half" not in reads:
+            wrong.append(f"{name} computes in {', '.join(sorted(reads))} and no FP32 island asks for it")
+        elif name in products and kinds[name] == "int8" and reads and "int8" not in reads:
+            wrong.append(f"{name} does not read INT8")
+    counts = Counter(next((kind for kind in ("int8", "half", "float") if name in got and kind in got[name].reads), "untold") for name in products)
+    if request["precision"] == "fp16" and "fp16" in {kinds[name] for name in products} and not counts["half"] and not counts["untold"]:
+        wrong.append("no convolution or matrix product computes in half")
+    if wrong:
+        raise PrecisionError(
+            f"stage {request['stage']}: {len(wrong)} layers do not hold what was asked for: {'; '.join(wrong[:MAX_PROBLEMS])}",
+            wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] != "int8" else "what the precision plan says",
+            fix="report it with the version of TensorRT; --precision fp32 asks for nothing",
+        )
+    return {kind: count for kind, count in sorted(counts.items()) if count}

@@ -1,0 +1,37 @@
+"""What differs between releases of TensorRT when an engine runs, behind one interface; ``open_adapter`` chooses. Nothing else asks for a version."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Adapter(Protocol):
+    """How one major release is called.
+
+    Attributes:
+        captures_itself: it records and replays CUDA graphs on its own.
+        shares_profiles: several contexts of one engine may use the same range of batches at the same time.
+    """
+
+    captures_itself: bool
+    shares_profiles: bool
+
+    def network_flags(self) -> int:
+        """For ``Builder.create_network``: explicit batch, and types that are kept where the release can promise that."""
+
+    def activation_nbytes(self, engine: Any) -> int:
+        """Device memory that a run of an engine needs beside its weights."""
+
+    def create_context(self, engine: Any, cache: Any, graphs: bool) -> tuple[Any, bool]:
+        """An execution context that brings no memory of its own.
+
+        Args:
+            cache: TensorRT-RTX's runtime cache, or None.
+            graphs: let it capture and replay its work, where ``captures_itself``.
+
+        Returns:
+            the context, None if it cannot be made; and whether it took the cache.
+        """
+
+    def set_device_memory(self, context: Any, address: int, nbytes: int) -> None:
+        """Give a context its scratch memory."""

@@ -1,0 +1,32 @@
+"""TensorRT 8.5 and 8.6: a context is made without memory and gets its address as a property, whose size it does not hear."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+
+class TensorRT8:
+    """See ``adapter.Adapter``."""
+
+    captures_itself = False
+    shares_profiles = False  # an engine with one profile serves one context; a fixed batch needs no profile
+
+    def __init__(self, trt: ModuleType):
+        self._trt = trt
+
+    def network_flags(self) -> int:
+        """See ``adapter.Adapter.network_flags``."""
+        return 1 << int(self._trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+
+    def activation_nbytes(self, engine: Any) -> int:
+        """See ``adapter.Adapter.activation_nbytes``."""
+        return int(engine.device_memory_size)
+
+    def create_context(self, engine: Any, cache: Any, graphs: bool) -> tuple[Any, bool]:
+        """See ``adapter.Adapter.create_context``."""
+        return engine.create_execution_context_without_device_memory(), True
+
+    def set_device_memory(self, context: Any, address: int, nbytes: int) -> None:
+        """See ``adapter.Adapter.set_device_memory``."""
+        context.device_memory = address

@@ -1,0 +1,280 @@
+"""Plans for TensorRT 8.5: lowered, constrained, compiled by a stand-in for its builder, looked into, run on a fake GPU, against PyTorch."""
+
+import gc
+import json
+import re
+from pathlib import Path
+
+import fake_cuda
+import fake_tensorrt
+import fake_tensorrt8_builder
+import numpy as np
+import pytest
+import torch
+
+from fathom.export.child.child import ChildResult, run_child
+from fathom.export.commands import build_command
+from fathom.export.plan import constrained_stages, stage_builder
+from fathom.export.plan.build import build_plan
+from fathom.export.plan.build_options import BuildOptions
+from fathom.export.plan.plan_file import write_plan
+from fathom.export.plan.time_stages import int8_everywhere
+from fathom.export.tensorrt import constrained_build
+from fathom.export.tensorrt.engine_layers import NodeTypes, layer_types
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
+from fathom.runtime.pipeline import Pipeline
+
+DUMPS = Path(__file__).parent / "data" / "trt_api"
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A fake GPU with a TensorRT 8.5 that builds too; what would be a child process runs here."""
+    machine = fake_cuda.Machine()
+    fake_cuda.install(monkeypatch, machine)
+    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
+    machine.trt = fake_tensorrt8_builder.add_builder(fake_tensorrt.install(monkeypatch, machine, version="8.5.2.2"))
+    machine.requests = []
+
+    def here(request, **more):
+        work = {"tensorrt8": constrained_build.build_constrained_engine, "tensorrt-version": constrained_build.tensorrt_version}.get(request["task"])
+        if work is None:
+            return run_child(request, **more)
+        machine.requests.append(request)
+        with fake_cuda_context(machine):
+            return ChildResult(json.loads(json.dumps(work(json.loads(json.dumps(request)), lambda event, **facts: None))), 0.0, 0)
+
+    for module in (stage_builder, constrained_stages):
+        monkeypatch.setattr(module, "run_child", here)
+    return machine
+
+
+class fake_cuda_context:
+    """TensorRT makes a context of its own where there is none; the fake wants one to be current."""
+
+    def __init__(self, machine):
+        from fathom.runtime.cuda.open_device import open_device
+
+        self.device = open_device(0)
+
+    def __enter__(self):
+        self.device.__enter__()
+
+    def __exit__(self, *error):
+        self.device.__exit__(*error)
+        self.device.close()
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+
+
+def pytorch_depth(small_network, photo):
+    image = (torch.from_numpy(photo / np.float32(255)).permute(2, 0, 1)[None] - 0.5) / 0.25
+    depth = small_network.SmallNetwork()(image)
+    return torch.nn.functional.interpolate(depth, size=(32, 48), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+@pytest.mark.parametrize(("precision", "batch"), [("fp32", (1, 1, 1)), ("fp16", (1, 2, 4))])
+def test_the_whole_life_of_a_plan(gpu, small_bundle, small_network, tmp_path, precision, batch):
+    report = build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", precision, batch=batch))
+    manifest = report.manifest
+    assert (manifest.backend, manifest.backend_version, manifest.precision, manifest.batch) == ("tensorrt", "8.5.2.2", precision, batch)
+    assert not report.parity.failures and report.parity.output_error < 1e-5  # of the lowered graphs
+    latent = manifest.stages[0].spec.outputs[0]
+    assert latent.dtype == ("float16" if precision == "fp16" else "float32") and manifest.stages[1].spec.inputs[0].dtype == latent.dtype
+    with Pipeline.open(tmp_path / "x.plan") as pipeline:
+        for seed in range(3):
+            np.testing.assert_allclose(pipeline.predict(picture(seed)).depth_m, pytorch_depth(small_network, picture(seed)), rtol=2e-3)
+    gpu.trt.built.clear()
+    gc.collect()
+    assert gpu.leaks() == {} and gpu.trt.counts == {"engine": 0, "context": 0}
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["x.plan"]
+
+
+def test_fp32_asks_for_nothing(gpu, small_bundle, tmp_path):
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
+    for network, config in gpu.trt.built:
+        assert config.flags == set() and config.profiling_verbosity == gpu.trt.ProfilingVerbosity.DETAILED  # no TF32 either
+        assert all(layer.precision is None for layer in network.layers)
+
+
+def test_fp16_constrains_every_layer_and_keeps_islands_and_norms(gpu, small_bundle, tmp_path):
+    report = build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", "fp16"))
+    trt, asked = gpu.trt, {}
+    for network, config in trt.built:
+        assert config.flags == {trt.BuilderFlag.FP16, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
+        for layer in network.layers:
+            output = layer.get_output(0)
+            free = layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE) or output.dtype not in (trt.DataType.FLOAT, trt.DataType.HALF)
+            assert (layer.precision is None) == free, layer.name
+            asked[layer.name] = layer.precision
+            if not free and not output.is_network_output:
+                assert layer.asked == dict.fromkeys(range(layer.num_outputs), layer.precision)
+    half = {name for name, precision in asked.items() if precision == trt.DataType.HALF and "(Unnamed" not in name}
+    full = {name for name, precision in asked.items() if precision == trt.DataType.FLOAT and "(Unnamed" not in name}
+    assert any("conv_in" in name for name in half)
+    assert any("logits" in name for name in full) and not any("logits" in name for name in half)  # the network's island
+    norms = {name for name in asked if re.search(r"Normalization_\d+\.", name) and asked[name] is not None}
+    assert len(norms) > 10 and norms <= full  # their squares overflow FP16
+    assert any("Softmax" in name for name in full)
+    layers = {stage.name: stage.layers for stage in report.stages}
+    assert layers["encoder"]["half"] >= 5 and layers["decoder"]["float"] == 1 and layers["decoder"]["half"] == 1
+
+
+def test_helper_layers_go_with_the_layer_they_serve(gpu, small_bundle, tmp_path):
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", "fp16"))
+    seen = 0
+    for network, _ in gpu.trt.built:
+        for helper, layer in zip(network.layers, network.layers[1:], strict=False):
+            if helper.name.startswith("(Unnamed"):
+                seen += 1
+                assert helper.precision == layer.precision
+    assert seen > 5
+
+
+def test_a_layer_that_must_be_fp32_and_is_not_ends_with_code_5(gpu, small_bundle, tmp_path, capsys):
+    names = [name for name, kind in norm_nodes(gpu, small_bundle, tmp_path) if kind == "fp32" and name.endswith(".squares")]
+    gpu.trt.stubborn[names[0]] = "HALF"
+    words = [str(small_bundle), "--backend", "tensorrt", "--precision", "fp16", "-o", str(tmp_path / "y.plan"), "-q"]
+    assert build_command.main(words) == 5
+    said = capsys.readouterr().err
+    assert f"{names[0]} computes in half" in said and not (tmp_path / "y.plan").exists()
+
+
+def norm_nodes(gpu, small_bundle, tmp_path):
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", "fp16"))
+    return [tuple(node) for request in gpu.requests if request["task"] == "tensorrt8" for node in request["nodes"]]
+
+
+def test_a_product_that_stayed_fp32_is_not_passed_off_as_fp16(gpu, small_bundle, tmp_path):
+    nodes = dict(norm_nodes(gpu, small_bundle, tmp_path))
+    conv = next(name for name, kind in nodes.items() if "conv_in" in name and kind == "fp16")
+    gpu.trt.stubborn[conv] = "FLOAT"
+    with pytest.raises(PrecisionError, match=re.escape(conv) + " computes in float and no FP32 island asks for it"):
+        build_plan(small_bundle, tmp_path / "y.plan", BuildOptions("tensorrt", "fp16"))
+    gpu.trt.stubborn.clear()
+    gpu.trt.silent.add(conv)  # merged into a region: counted as untold, not as what was hoped for
+    report = build_plan(small_bundle, tmp_path / "y.plan", BuildOptions("tensorrt", "fp16"))
+    assert next(stage.layers for stage in report.stages if stage.name == "encoder")["untold"] == 1
+
+
+def test_int8_is_explicit_and_left_to_its_q_dq(gpu, small_bundle, tmp_path):
+    """Ranges that nobody saw: what is looked at is the network that the compiler gets."""
+    bundle = BundleDirectory.open(small_bundle)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    builder = stage_builder.StageBuilder(bundle, BuildOptions("tensorrt", "int8"), scratch, lambda what, done: None, int8_everywhere(bundle), compare=False)
+    builder.type_stages()
+    built = builder.build_all()
+    manifest, sources = builder.plan(built)
+    write_plan(tmp_path / "x.plan", manifest, sources)
+    trt = gpu.trt
+    for (network, config), (entry, _, facts), request in zip(trt.built, built, gpu.requests[1:], strict=True):
+        assert config.flags == {trt.BuilderFlag.FP16, trt.BuilderFlag.INT8, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
+        int8 = [name for name, kind in request["nodes"] if kind == "int8"]
+        assert int8 and entry.precision == "int8" and facts.layers["int8"] == len(int8)
+        for layer in network.layers:
+            if layer.name in int8 or layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE):
+                assert layer.precision is None
+            if layer.type == trt.LayerType.DEQUANTIZE:
+                assert len(layer.node.input) == 3
+        weights = {tensor.name for tensor in network.model.graph.initializer if tensor.data_type == 3 and len(tensor.dims) > 1}
+        assert not weights  # in FP32, behind a pair
+    with PlanFile.open(tmp_path / "x.plan"), Pipeline.open(tmp_path / "x.plan") as pipeline:
+        assert np.isfinite(pipeline.predict(picture()).depth_m).all()
+
+
+def test_what_the_parser_and_the_compiler_say_is_told_with_the_node(gpu, small_bundle, tmp_path, monkeypatch):
+    real = fake_tensorrt8_builder.operator_table
+    table = real("8.5")
+    monkeypatch.setattr(
+        fake_tensorrt8_builder, "operator_table", lambda release: type(table)(release, 17, {k: v for k, v in table.operators.items() if k != "Conv"}, {})
+    )
+    with pytest.raises(
+        BuildFailedError, match=r"stage encoder: tensorrt 8\.5\.2\.2 cannot read the graph: node .*conv_in.*No importer registered for op: Conv"
+    ):
+        build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
+    monkeypatch.setattr(fake_tensorrt8_builder, "operator_table", real)
+    gpu.trt.fail["build"] = "Could not find any implementation for node"
+    with pytest.raises(BuildFailedError, match="could not compile the network: Could not find any implementation"):
+        build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_kernels_of_cudnn_and_cublas_are_asked_for_only_where_they_are(gpu, small_bundle, tmp_path, monkeypatch, there):
+    monkeypatch.setattr(constrained_build, "external_libraries", lambda: there)
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
+    assert {config.sources for _, config in gpu.trt.built} == {None if there else 0}
+
+
+def test_a_version_of_no_tier_builds_nothing(gpu, small_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.trt, "__version__", "8.4.1")
+    with pytest.raises(EnvironmentMismatchError, match=r"TensorRT 8\.4\.1 is installed; wanted: 8\.5 or 8\.6"):
+        build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
+
+
+def test_newer_versions_take_typed_graphs_as_before(gpu, monkeypatch):
+    for version, release in (("8.5.3.1", "8.5"), ("8.6.1", "8.6"), ("10.3.0", ""), ("11.4.1", "")):
+        monkeypatch.setattr(gpu.trt, "__version__", version)
+        assert constrained_stages.constrained_release() == release
+
+
+def test_the_engine_says_which_layer_got_what():
+    """Names and formats as TensorRT 8 writes them."""
+
+    def tensor(name, words):
+        return {"Name": name, "Location": "Device", "Dimensions": [1], "Format/Datatype": words}
+
+    layers = [
+        {
+            "Name": "a/Conv_0 + a/Relu_0",
+            "Inputs": [tensor("x", "Row major linear FP32")],
+            "Outputs": [tensor("y", "Channel major FP16 format where channel % 8 == 0")],
+        },
+        {
+            "Name": "PWN(PWN(b/Sigmoid_0), b/Mul_0)",
+            "Inputs": [tensor("y", "Row major linear FP16 format")],
+            "Outputs": [tensor("z", "Row major linear FP16 format")],
+        },
+        {
+            "Name": "c/Conv_0 || d/Conv_0",
+            "Inputs": [tensor("z", "Thirty-two wide channel vectorized row major Int8 format")],
+            "Outputs": [tensor("w", "Row major linear FP32")],
+        },
+        {"Name": "{ForeignNode[e/MatMul_0...e/MatMul_1]}", "Inputs": [tensor("w", "Row major linear FP32")], "Outputs": []},
+        {"Name": "Reformatting CopyNode for Input Tensor 0 to a/Conv_0 + a/Relu_0", "Inputs": [tensor("x", "Row major linear FP32")], "Outputs": []},
+        {"Name": "f/Mul_0_17", "Inputs": [tensor("edge", "Row major linear FP16 format")], "Outputs": [tensor("v", "Row major linear FP32")]},
+    ]
+    nodes = ["a/Conv_0", "a/Relu_0", "b/Sigmoid_0", "b/Mul_0", "c/Conv_0", "d/Conv_0", "e/MatMul_0", "e/MatMul_1", "f/Mul_0"]
+    got = layer_types(json.dumps({"Layers": layers, "Bindings": ["x"]}), nodes, {"edge"})
+    assert got["a/Conv_0"] == got["a/Relu_0"] == NodeTypes({"float"}, {"float", "half"})
+    assert got["b/Sigmoid_0"] == got["b/Mul_0"] == NodeTypes({"half"}, {"half"})
+    assert got["c/Conv_0"] == got["d/Conv_0"] == NodeTypes({"int8"}, {"int8", "float"})
+    assert got["f/Mul_0"] == NodeTypes({"half"}, {"float"}) and not {"e/MatMul_0", "e/MatMul_1"} & got.keys()
+    with pytest.raises(PrecisionError, match="names of its layers and nothing else"):
+        layer_types(json.dumps({"Layers": ["a/Conv_0"]}), nodes, set())
+    with pytest.raises(PrecisionError, match="does not tell"):
+        layer_types("", nodes, set())
+
+
+@pytest.mark.parametrize("release", ["8_5", "8_6"])
+def test_every_name_that_the_constrained_build_uses_is_in_the_real_packages(release):
+    from test_export_tensorrt_api import PLAIN, _members, _used
+
+    api = json.loads((DUMPS / f"api_{release}.json").read_text())
+    objects = {"runtime": "Runtime", "engine": "ICudaEngine", "inspector": "EngineInspector", "plan": "IHostMemory"}
+    used = _used(Path(constrained_build.__file__).read_text(), objects)
+    assert {("ILayer", "precision"), ("ILayer", "set_output_type"), ("IBuilderConfig", "set_tactic_sources"), ("ParserError", "node")} <= used and len(
+        used
+    ) > 40
+    missing = [(owner, member) for owner, member in used - PLAIN if member not in (api if owner == "trt" else _members(api, owner)) and member != "__version__"]
+    assert missing == []
+    assert {*constrained_build.UNCONSTRAINED} <= _members(api, "LayerType") and {*constrained_build.FLOATS} <= _members(api, "DataType")
+    batch = Path(constrained_build.__file__).with_name("build.py").read_text().partition("def _set_batch")
+    shared = _used("".join(batch[1:]))
+    missing = [(owner, member) for owner, member in shared - PLAIN if member not in _members(api, owner)]
+    assert shared and missing == []
