@@ -95,7 +95,9 @@ class Chain:
         for name, spec in specs.items():
             uses = [k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.inputs)]
             made = next((k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.outputs)), -1)
-            lifetimes.append(Lifetime(name, self.nbytes_of(name, spec), made, len(stages) if name in self.outputs else max([made, *uses])))
+            # Indices from outside keep their place: warm-up and timing run again on the same inputs, and other bytes are no indices.
+            stays = name in self.outputs or (made < 0 and np.issubdtype(DTYPES[spec.dtype], np.integer))
+            lifetimes.append(Lifetime(name, self.nbytes_of(name, spec), made, len(stages) if stays else max([made, *uses])))
         offsets, size = plan_memory(lifetimes)
         block = DeviceBuffer(self.device, size)
         self._blocks.append(block)
