@@ -218,6 +218,7 @@ class _Session:
             named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}
             files = {kind: str(path) for kind, path in self.targets[photo].items()}
             head = {"photo": str(photo.path), "width": width, "height": height, "kind": depth.kind, "unit": depth.unit, "protocol": depth.protocol}
+            head["precision"] = getattr(self.pipeline.manifest, "computes", "fp32")  # a bundle is FP32
             self.progress.result(json.dumps({**head, **named, "time_ms": round(time_ms, 3), "untrained": depth.origin.untrained, "files": files}))
             return
         unit = {"metric": " m", "relative": " (relative)", "mask": " (mask)"}[depth.kind]
