@@ -61,7 +61,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
 
     Args:
         artefact: open; must stay open as long as the backend.
-        device: ``cpu``, ``cuda``, ``cuda:N``, or the number N of a GPU; None for the artefact's own (ONNX Runtime: ``cpu``).
+        device: ``cpu``, ``cuda``, ``cuda:N``, or the number N of a GPU; None for the artefact's own (ONNX Runtime: what the plan is for, else ``cpu``).
         threads: CPU threads of one operator; None for all cores.
         streams: TensorRT: runs that may be on the GPU at the same time, each with its own memory.
 
@@ -79,7 +79,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
     if backend == "onnxruntime":
         from .onnxruntime.backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(artefact, kind or "cpu", threads, index)
+        return OnnxRuntimeBackend(artefact, kind or ("cuda" if "cuda" in getattr(artefact.manifest, "targets", ()) else "cpu"), threads, index)
     if kind == "cpu":
         raise EnvironmentMismatchError(
             f"this plan holds {backend} engines, which need an NVIDIA GPU",

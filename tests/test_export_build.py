@@ -98,7 +98,10 @@ def test_a_range_of_batches_is_built_and_recorded(rtx, small_bundle, tmp_path):
     [
         ({"precision": "int4"}, "no precision"),
         ({"backend": "openvino"}, "no backend"),
-        ({"targets": ("sm86",)}, "--target goes with tensorrt-rtx"),
+        ({"targets": ("sm86",)}, "--target sm86 goes with tensorrt-rtx"),
+        ({"backend": "tensorrt", "targets": ("sm86",)}, "--target goes with tensorrt-rtx"),
+        ({"targets": ("cpu", "cuda")}, "wanted: cpu or cuda"),
+        ({"targets": ("cuda",), "precision": "int8"}, "INT8 kernels for few operators"),
         ({"backend": "tensorrt-rtx", "targets": ("sm75",)}, "Turing"),
         ({"backend": "tensorrt-rtx", "targets": ("sm87",)}, "Jetson Orin"),
         ({"backend": "tensorrt-rtx", "targets": ("sm42",)}, "not among the targets"),

@@ -134,7 +134,7 @@ def test_an_existing_output_is_kept_without_force(foreign, tmp_path, capsys):
         (export_command, ["--model", "evp-tiny", "-o", "OUT"], "torch", "pip install 'fathom-depth[export]'"),
         (export_command, ["--onnx", "a", "--contract", "b", "-o", "OUT"], "onnx", "pip install 'fathom-depth[export]'"),
         (build_command, ["bundle", "-o", "OUT.plan", "--backend", "tensorrt-rtx"], "tensorrt_rtx", "pip install 'fathom-depth[rtx]'"),
-        (build_command, ["bundle", "-o", "OUT.plan"], "onnxruntime", "pip install 'fathom-depth[export]'"),
+        (build_command, ["bundle", "-o", "OUT.plan"], "onnxruntime", "pip install 'fathom-depth[build]'"),
     ],
 )
 def test_a_missing_package_is_named_with_the_pip_install_that_mends_it(module, arguments, missing, words, tmp_path, capsys, monkeypatch):

@@ -93,9 +93,11 @@ def build_flags(parser: argparse._ActionsContainer) -> None:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default=None,
-        help="of the engines (default: fp32); fp16 is simulated for onnxruntime, to measure its accuracy; int8 is for calibrated bundles",
+        help="of the engines (default: fp32); fp16 is simulated for onnxruntime on a CPU, to measure its accuracy; int8 is for calibrated bundles",
     )
-    parser.add_argument("--target", metavar="SM,SM", default="", help="tensorrt-rtx only: compute capabilities, such as sm86,sm89 (default: all)")
+    parser.add_argument(
+        "--target", metavar="SM,SM", default="", help="tensorrt-rtx: compute capabilities, such as sm86,sm89 (default: all); onnxruntime: cpu or cuda"
+    )
     parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", default="1", help="pictures per run, fixed or a range (default: %(default)s)")
     parser.add_argument("--memory", metavar="GIB", type=_gib, default=0, help="stop a compiler that takes more (default: most of what is available)")
 

@@ -35,7 +35,8 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
 
     Args:
         request: ``stage``, ``source`` (ONNX), ``target`` (graph to write), ``weights`` (file to write; the graph calls it by its base
-            name), ``scratch`` (folder).
+            name), ``scratch`` (folder), ``cuda`` (for the CUDA provider: the graph stays as it is, because what ONNX Runtime makes
+            of it for a CPU suits no GPU, FP16 least of all, and the provider optimises it when it is opened).
         send: sends one event to the parent.
 
     Returns:
@@ -48,11 +49,15 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
     ort = load_onnxruntime()
     send("progress", what=f"{stage}: reading the graph", done=0.0)
     model = onnx.load(str(source), load_external_data=False)
-    rewrites = rewrite(model)
     options = ort.SessionOptions()
-    # Beyond this level, weights take this processor's layout.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(scratch / "optimised.onnx")
+    if request.get("cuda"):
+        rewrites, optimised = {}, source
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        rewrites, optimised = rewrite(model), scratch / "optimised.onnx"
+        # Beyond this level, weights take this processor's layout.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimised)
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
     for key, value in (
@@ -68,7 +73,7 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
     except Exception as error:  # onnxruntime raises its own kinds, which share no base class
         raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
     send("progress", what=f"{stage}: writing", done=0.7)
-    table = _store(scratch / "optimised.onnx", Path(request["target"]), Path(request["weights"]))
+    table = _store(optimised, Path(request["target"]), Path(request["weights"]))
     send("progress", what=f"{stage}: written", done=1.0)
     return {"version": ort.__version__, "initializers": table, "rewrites": rewrites}
 

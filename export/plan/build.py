@@ -68,7 +68,7 @@ def build_plan(
     if calibration is not None:
         for verdict in calibration.plan.verdicts.values() if options.precision == "int8" else ():
             on_message(verdict)
-    if options.backend == "onnxruntime" and options.precision == "fp16":
+    if options.simulated:
         on_message(SIMULATED)
     if options.backend == "tensorrt-rtx" and not options.targets:
         options = replace(options, targets=TARGETS)

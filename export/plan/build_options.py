@@ -15,8 +15,9 @@ class BuildOptions:
 
     Args:
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
-        precision: ``fp32``, ``fp16`` (simulated for ONNX Runtime, to measure accuracy), or ``int8`` (by the precision plan of a calibrated bundle).
-        targets: compute capabilities (``sm86``), TensorRT-RTX only; empty for all it compiles for.
+        precision: ``fp32``, ``fp16`` (for ONNX Runtime on a CPU simulated, to measure accuracy), or ``int8`` (by the precision plan of a calibrated bundle).
+        targets: for TensorRT-RTX compute capabilities (``sm86``), empty for all it compiles for; for ONNX Runtime ``cpu`` or ``cuda``,
+            empty for ``cpu``.
         batch: min, opt and max.
         limit_nbytes: memory that one compiler may take; 0 for most of what is available.
 
@@ -35,9 +36,15 @@ class BuildOptions:
             raise UsageError(f"there is no backend {self.backend!r}", wanted=" or ".join(BACKENDS))
         if self.precision not in ("fp32", "fp16", "int8"):
             raise UsageError(f"there is no precision {self.precision!r} to build", wanted="fp32, fp16 or int8")
-        if self.targets and self.backend != "tensorrt-rtx":
+        if self.backend == "onnxruntime":
+            if self.targets not in ((), ("cpu",), ("cuda",)):
+                raise UsageError(f"--target {','.join(self.targets)} goes with tensorrt-rtx", wanted="cpu or cuda for onnxruntime")
+            if self.cuda and self.precision == "int8":
+                was = "ONNX Runtime's CUDA provider has INT8 kernels for few operators, and computes the rest in FP32"
+                raise UsageError(was, fix="--precision fp16, or --backend tensorrt")
+        elif self.targets and self.backend != "tensorrt-rtx":
             raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", fix="leave --target out")
-        for target in self.targets:
+        for target in self.targets if self.backend == "tensorrt-rtx" else ():
             if target not in TARGETS:
                 reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
                 raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
@@ -46,3 +53,13 @@ class BuildOptions:
         min_batch, opt_batch, max_batch = self.batch
         if not 1 <= min_batch <= opt_batch <= max_batch <= 1024:
             raise UsageError(f"the batch {min_batch}:{opt_batch}:{max_batch}", wanted="1 <= min <= opt <= max <= 1024")
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the plan is for ONNX Runtime's CUDA provider."""
+        return self.backend == "onnxruntime" and self.targets == ("cuda",)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether FP16 is rounding inside FP32 graphs."""
+        return self.backend == "onnxruntime" and self.precision == "fp16" and not self.cuda

@@ -117,7 +117,7 @@ class StageBuilder:
                 data = Path(f"{graph}.data")
                 self._graphs[stage.spec.name] = (graph, stage.spec, 0, data.stat().st_size if data.exists() else graph.stat().st_size)
             return None
-        if self.options.backend == "onnxruntime" and self.options.precision == "fp16":
+        if self.options.simulated:
             return self._round_stages()
         if self.calibration is not None:
             return self._type_by_plan(self.calibration)
@@ -127,6 +127,8 @@ class StageBuilder:
             target = self.scratch / f"{stage.spec.name}.onnx"
             typed = self._typed[stage.spec.name] = type_stage(self.bundle.path(stage.file), target, stage.spec, islands=stage.fp32_islands, boundaries=types)
             self._graphs[stage.spec.name] = (target, typed.spec, len(typed.fp32), max(typed.weights_nbytes, target.stat().st_size))
+        if self.options.cuda:
+            return None  # the engines are these graphs, and are run against the golden tensors when they are finished
         return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
 
     def _round_stages(self) -> None:
@@ -144,12 +146,14 @@ class StageBuilder:
 
     def _type_by_plan(self, calibration: Calibration) -> ParityReport | None:
         """What ``type_stages`` does where a precision plan says more than ``fp16``."""
-        precision, plain = self.options.precision, self.options.backend == "onnxruntime"
+        precision, cuda = self.options.precision, self.options.cuda
+        plain = self.options.backend == "onnxruntime" and not cuda
         found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.on_progress(what, 0.02 + 0.08 * done))
         for name, stage in found.items():
             self._int8[name], self._typed[name] = stage.int8, stage.typed
-            self._graphs[name] = (stage.graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, stage.graph.stat().st_size))
-        if plain:
+            graph = stage.compared if cuda else stage.graph  # the CUDA provider has BF16 kernels for few operators: FP32 there
+            self._graphs[name] = (graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, graph.stat().st_size))
+        if plain or cuda:
             return None
         tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
         return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
@@ -202,7 +206,8 @@ class StageBuilder:
             folder.mkdir()
             made = {f"engines/{name}.onnx": self.scratch / f"{name}.onnx", f"engines/{name}.weights": self.scratch / f"{name}.weights"}
             target, weights = (str(made[f"engines/{name}{suffix}"]) for suffix in (".onnx", ".weights"))
-            return {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}, made
+            request = {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}
+            return {**request, "cuda": self.options.cuda}, made
         target = self.scratch / f"{name}.engine"
         if self._constrained is not None:
             return self._constrained.request(name, target, self.options.batch), {f"engines/{name}.engine": target}
@@ -281,7 +286,7 @@ class StageBuilder:
             {**manifest.made_with, "fathom": __version__, options.backend: self.version},
             backend=options.backend,
             backend_version=self.version,
-            targets=("cpu",) if options.backend == "onnxruntime" else options.targets,
+            targets=options.targets or (("cpu",) if options.backend == "onnxruntime" else ()),
             precision=options.precision,
             batch=options.batch,
             bundle_sha256=self.bundle.manifest_sha256,

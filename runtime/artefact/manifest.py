@@ -178,7 +178,7 @@ class PlanManifest(Manifest):
     Args:
         backend: one of ``BACKENDS``.
         backend_version: of the package that compiled the engines.
-        targets: compute capabilities (``sm86``), or ``cpu``.
+        targets: compute capabilities (``sm86``), or for ONNX Runtime ``cpu`` or ``cuda``.
         precision: what was asked for.
         batch: min, opt and max batch size.
         bundle_sha256: of the ``bundle.json`` it was built from.
@@ -206,6 +206,16 @@ class PlanManifest(Manifest):
             for item in stage.initializers:
                 if not 0 <= item.offset <= size - _nbytes(item.tensor):
                     raise ValueError(f"stage {stage.spec.name}: the weight {item.tensor.name} lies outside its file")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether FP16 is rounding inside an FP32 graph: ONNX Runtime has no FP16 kernels for CPUs."""
+        return self.backend == "onnxruntime" and self.precision == "fp16" and self.targets != ("cuda",)
+
+    @property
+    def computes(self) -> str:
+        """The precision of the results: ``fp16-simulated`` where FP32 sums are rounded."""
+        return self.precision + ("-simulated" if self.simulated else "")
 
     def stage_files(self, stage: PlanStage) -> tuple[str, ...]:
         """The engine, and its weights where they are apart."""

@@ -54,7 +54,9 @@ def describe(manifest: Any) -> str:
     if plan:
         targets, batch = ", ".join(manifest.targets), ":".join(map(str, manifest.batch))
         lines.append(f"engines   {manifest.backend} {manifest.backend_version}, {manifest.precision}, for {targets}, batch {batch} (min:opt:max)")
-        if (manifest.backend, manifest.precision) == ("onnxruntime", "fp16"):
+        if manifest.backend == "onnxruntime" and manifest.targets == ("cuda",) and manifest.precision == "fp16":
+            lines.append("note      FP16 is real: typed graphs for the CUDA provider; checked on a CPU only, which computes them partly in FP32")
+        if manifest.simulated:
             lines.append("warning   FP16 is simulated: tensors are rounded as an FP16 engine stores them, sums are FP32; for measuring accuracy")
     lines += [
         f"input     {image.tensor}: window {image.window[0]}x{image.window[1]} on a canvas of {image.canvas[0]}x{image.canvas[1]} (height x width), RGB",

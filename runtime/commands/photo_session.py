@@ -166,6 +166,7 @@ class PhotoSession:
             named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}
             files = {kind: str(path) for kind, path in self.targets[photo].items()}
             head = {"photo": str(photo.path), "width": width, "height": height, "kind": depth.kind, "unit": depth.unit, "protocol": depth.protocol}
+            head["precision"] = getattr(self.pipeline.manifest, "computes", "fp32")  # a bundle is FP32
             times = {"time_ms": round(depth.network_ms, 3), "waiting_ms": round(depth.waiting_ms, 3)}
             self.progress.result(json.dumps({**head, **named, **times, "untrained": depth.origin.untrained, "files": files}))
             return

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artefact.manifest import BundleManifest
+from ..artefact.manifest import BundleManifest, PlanManifest
 from ..artefact.spec import DTYPES, StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package
+from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
 from .page_dropper import PageDropper
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class OnnxRuntimeBackend:
     def __init__(self, artefact: PlanFile | BundleDirectory, device: str = "cpu", threads: int | None = None, index: int = 0):
         self._ort = _import_onnxruntime()
         self.stages: tuple[StageSpec, ...] = artefact.manifest.specs()
-        self.concurrent, self.remarks = 1, ()
+        self.concurrent, self.remarks = 1, _remarks(artefact.manifest, device)
         self._device, self._threads, self._index = device, threads, index
+        self._said = load_cuda(self._ort) if device == "cuda" else ""
         self._sessions: list[Any] = []
         self._views: list[memoryview] = []  # weights that sessions read from the mapped plan
         self._options: Any = None
@@ -84,33 +86,28 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = self._threads
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._device == "cuda":
-            if "CUDAExecutionProvider" not in ort.get_available_providers():
-                raise EnvironmentMismatchError(
-                    f"ONNX Runtime {ort.__version__} here has no CUDA provider (it has {', '.join(ort.get_available_providers())})",
-                    wanted="a build of ONNX Runtime for CUDA",
-                    fix="pip install onnxruntime-gpu, or leave out --device cuda",
-                )
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(self._index)}))
+            providers.insert(0, cuda_provider(self._index))
+            options.add_session_config_entry(RECORD, "1")
         try:
             if isinstance(artefact.manifest, BundleManifest):
-                session = ort.InferenceSession(str(artefact.path(stage.file)), options, providers=providers)
+                session = ort.InferenceSession(str(artefact.path(stage.file)), options, providers=providers, enable_fallback=0)
             else:
                 if stage.weights:
                     self._add_weights(artefact, stage, options)
                 graph = artefact.view(stage.engine)
                 self._views.append(graph)
                 with PageDropper(artefact, stage.weights) if stage.weights else nullcontext():
-                    session = ort.InferenceSession(bytes(graph), options, providers=providers)
+                    session = ort.InferenceSession(bytes(graph), options, providers=providers, enable_fallback=0)
         except FathomError:
             raise
         except MemoryError as error:
             raise OutOfMemoryError(f"no memory is left for stage {stage.spec.name}", fix="free memory") from error
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise self._cannot_open(stage.spec.name, error) from error
-        if self._device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            raise EnvironmentMismatchError(
-                "ONNX Runtime could not start its CUDA provider and fell back to the CPU", wanted="a working CUDA installation", fix="leave out --device cuda"
-            )
+        if self._device == "cuda":
+            require_cuda(session, self._said)
+            if left := left_on_cpu(session):
+                self.remarks += (f"warning: stage {stage.spec.name}: ONNX Runtime computes {', '.join(left)} on the CPU, not on the GPU",)
         _check_session(session, stage.spec)
         return session
 
@@ -171,7 +168,7 @@ class OnnxRuntimeBackend:
             if stage.name == name:
                 symbols: dict[str, int] = {}
                 feed = self._bind({tensor.name: tensor for tensor in stage.inputs}, inputs, symbols)
-                made = self._run_stage(name, session, [tensor.name for tensor in stage.outputs], feed, self._new_options())
+                made = self._run_stage(name, session, [tensor.name for tensor in stage.outputs], feed, frozenset(), self._new_options())
                 for tensor, value in zip(stage.outputs, made, strict=True):
                     _check_made(name, tensor, value, symbols)
                 return {tensor.name: value.numpy() for tensor, value in zip(stage.outputs, made, strict=True)}
@@ -192,14 +189,15 @@ class OnnxRuntimeBackend:
             wanted = [tensor for tensor in stage.outputs if tensor.name in keep or self._last_use.get(tensor.name, -1) > index]
             if not wanted:
                 continue
+            later = frozenset(t.name for t in wanted if self._last_use.get(t.name, -1) > index)
             start = time.perf_counter()
-            made = self._run_stage(stage.name, session, [t.name for t in wanted], feed, options)
+            made = self._run_stage(stage.name, session, [t.name for t in wanted], feed, later, options)
             on_stage(stage.name, time.perf_counter() - start)
             for tensor, value in zip(wanted, made, strict=True):
                 _check_made(stage.name, tensor, value, symbols)
                 if tensor.name in keep:
                     result[tensor.name] = value.numpy()
-                if self._last_use.get(tensor.name, -1) > index:
+                if tensor.name in later:
                     values[tensor.name] = value
             for name in [name for name in values if self._last_use[name] <= index]:
                 del values[name]
@@ -220,12 +218,19 @@ class OnnxRuntimeBackend:
             if array.dtype != DTYPES[spec.dtype]:
                 raise ValueError(f"tensor {name} is {array.dtype}, wanted {spec.dtype}")
             spec.bind(array.shape, symbols)
-            values[name] = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            values[name] = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, self._index)
         return values
 
-    def _run_stage(self, stage: str, session: Any, names: list[str], feed: dict[str, Any], options: Any) -> list[Any]:
+    def _run_stage(self, stage: str, session: Any, names: list[str], feed: dict[str, Any], later: frozenset[str], options: Any) -> list[Any]:
+        """Outputs of one stage; what later stages take stays on the device, the rest comes to the host."""
+        binding = session.io_binding()
         try:
-            return session.run_with_ort_values(names, feed, options)
+            for name, value in feed.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in names:
+                binding.bind_output(name, *((self._device, self._index) if name in later else ("cpu", 0)))
+            session.run_with_iobinding(binding, options)
+            return list(binding.get_outputs())
         except Exception as error:
             words = _short(error)
             if _is_out_of_memory(words):
@@ -245,6 +250,18 @@ class OnnxRuntimeBackend:
             with suppress(BufferError):  # an array still looks at it; it goes with the array
                 self._views.pop().release()
         _give_back_free_memory()
+
+
+def _remarks(manifest: BundleManifest | PlanManifest, device: str) -> tuple[str, ...]:
+    """What runs where, if that is anything but FP32 on the CPU."""
+    if isinstance(manifest, BundleManifest):
+        return (f"ONNX Runtime, fp32, on {device}",) if device != "cpu" else ()
+    words = f"ONNX Runtime, {manifest.precision}, on {device}"
+    if manifest.simulated:
+        return (f"{words}: FP16 is simulated in FP32; for FP16 sums on a GPU, depth-build --precision fp16 --target cuda",)
+    if manifest.targets == ("cuda",) and device == "cpu":
+        return (f"{words}: built for CUDA; a CPU has no FP16 kernels, so that it takes longer and rounds less",) if manifest.precision == "fp16" else ()
+    return (words,) if device != "cpu" else ()
 
 
 def _import_onnxruntime() -> Any:
