@@ -12,7 +12,7 @@ $(VENV)/.export: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
 	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet -c constraints.txt --editable ".[export,progress]" "scikit-image>=0.26,<1"
+	$(PIP) install --quiet -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export

@@ -24,6 +24,7 @@ from ...datasets.rooms.rooms import Rooms
 from ...datasets.rooms.words import meanings
 from ..model_cards import read_card, trained
 from .contact_sheet import Column, Map, MaskRow, Row, draw_masks, draw_sheet
+from .measured import measure
 from .page import page
 
 NETWORKS = {  # in this order; what depth-export wants besides
@@ -39,6 +40,7 @@ NEEDS = {"depthclip-tiny": ("open_clip", "clip"), "moa-depthclip-tiny": ("open_c
 ROOM_SEED, ROOMS = 8, (0, 3)  # of the rooms that nobody learned from
 SKIMAGE_PHOTOS = ("motorcycle_left.png", "coffee.png")
 PAIRS = ("nyu_cafe_100", "nyu_basement_00050", "nyu_fastdepth_224", "tum_fr1_desk_1", "tum_desk_open3d")
+MEASURED_UNTIL_S = 120  # nor measured after this
 NEW_UNTIL_S = 80  # no further network is started after this: the whole demo, set-up included, is to take two and a half minutes at most
 LEARNED = "Small networks that learned from synthetic rooms: warm is near, cold is far, and each row has its own bar. One look per photo, on the CPU."
 UNTRAINED = "UNTRAINED WEIGHTS: this depth is meaningless; only the way through the tool is shown"
@@ -198,12 +200,14 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
     drawn = masks.result()
     if drawn:
         draw_masks(f"{WORDS_NETWORK}: what the words mean", drawn).save(folder / "masks.png")
+    remarks += [left] if (left := measure(folder, names, command, os.cpu_count() or 1, start + MEASURED_UNTIL_S)) else []
     (folder / "index.html").write_text(page(names, [*notes, *remarks], WORDS_NETWORK if drawn else "", untrained), "utf-8")
     if untrained:
         print("\nThe weights are UNTRAINED: the maps show the way through the tool, not depth.")
     print("\n".join(["", *remarks]).strip())
     print(
-        f"\nLook at {folder / 'overview.png'} or {folder / 'index.html'}; the depth of each photo is in {folder / 'depth'}/  ({time.monotonic() - start:.0f} s)"
+        f"\nLook at {folder / 'overview.png'}, {folder / 'index.html'} or {folder / 'report.html'}; "
+        f"the depth of each photo is in {folder / 'depth'}/  ({time.monotonic() - start:.0f} s)"
     )
     return 0
 

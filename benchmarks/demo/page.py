@@ -40,6 +40,7 @@ def page(names: Sequence[str], notes: Sequence[str], words_network: str, untrain
         lines += ["</table>", "<p>abs_rel is the mean of |depth - truth| / truth, delta1 the share of pixels within a quarter of the truth; IoU is"]
         lines += ["what mask and truth share. A blind guess never looks at the picture. The cards are in <code>models/weights/</code>.</p>"]
     lines += ["<h2>Files</h2>", "<ul>"]
+    lines += ['<li><a href="report.html">report.html</a>: how exact and how fast each network is on this machine</li>']
     lines += [f'<li><a href="depth/{escape(name)}/">depth/{escape(name)}/</a>: 16-bit PNG in millimetres, NPY, colours</li>' for name in names]
     lines += ["</ul>", "</html>"]
     return "\n".join(lines) + "\n"

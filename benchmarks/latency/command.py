@@ -32,7 +32,7 @@ says why. The JSON holds every sample, the versions and the devices.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``depth-bench latency``."""
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("bundle", metavar="BUNDLE", help="made by depth-export; runs on ONNX Runtime and, with --pytorch, in PyTorch")
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="made by depth-export; for --onnxruntime and --pytorch")
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN", help="a plan of the same bundle; may be given several times")
     modes = "comma-separated: eager, compile (torch.compile, default) or max-autotune, each with -fp32, -fp16 (real half) or -autocast"
     parser.add_argument("--pytorch", default="", metavar="MODES", help=modes)
@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not (arguments.pytorch or arguments.onnxruntime or arguments.engine):
         raise UsageError("nothing to time", fix="give --engine, --onnxruntime or --pytorch")
+    if (arguments.pytorch or arguments.onnxruntime) and not arguments.bundle:
+        raise UsageError("--pytorch and --onnxruntime want the bundle", fix="name it first: depth-bench latency BUNDLE …")
     if arguments.output:
         refuse_existing(Path(arguments.output), arguments.force)
     query, facts = _query(arguments)
@@ -156,13 +158,13 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
     """The tensors that the photo becomes, and what the bundle is."""
     import numpy as np
 
-    from ...runtime.artefact.bundle import BundleDirectory
+    from ...runtime.commands.inspection import read_manifest
     from ...runtime.photo.preprocess import network_inputs
     from .latency import Query
 
     photo = _photo(arguments.photo)
-    with BundleDirectory.open(arguments.bundle, verify=False) as artefact:
-        network, contract = artefact.manifest.network, artefact.manifest.contract
+    manifest = read_manifest(arguments.bundle or arguments.engine[0])
+    network, contract = manifest.network, manifest.contract
     protocol = next((item for item in contract.protocols if arguments.protocol in (None, item.name)), None)
     if protocol is None:
         raise UsageError(f"there is no protocol {arguments.protocol!r}", wanted=" or ".join(item.name for item in contract.protocols))
@@ -213,7 +215,7 @@ class _DeviceMemory:
 
 
 def _argv(arguments: argparse.Namespace) -> list[str]:
-    words = ["depth-bench", "latency", arguments.bundle]
+    words = ["depth-bench", "latency", *([arguments.bundle] if arguments.bundle else [])]
     words += [word for engine in arguments.engine for word in ("--engine", engine)]
     for name in ("pytorch", "onnxruntime", "device", "protocol", "rounds", "warm_up", "photo", "threads"):
         value = getattr(arguments, name)
