@@ -11,6 +11,7 @@ from .reading import below, list_lines, read_depth_png, read_rgb
 from .sample import Provenance, Sample, fingerprint
 
 CROP_HEIGHT, CROP_WIDTH = 352, 1216
+FORM = "lines of 'photo depth [focal length]', or monodepth2's 'drive frame l|r'"
 FOCAL_PX = {1242: 721.5377, 1241: 718.856, 1226: 707.0912, 1224: 707.0493, 1238: 718.3351}  # by picture width, one per recording day
 PHOTO_PREFIXES = ("", "raw_data", "kitti_dataset/raw_data", "kitti_dataset")
 DEPTH_PREFIXES = ("", "data_depth_annotated", "data_depth_annotated/val", "data_depth_annotated/train", "kitti_dataset", "kitti_dataset/data_depth_annotated")
@@ -26,6 +27,14 @@ def benchmark_crop(height: int, width: int) -> tuple[slice, slice]:
         raise ValueError(f"a KITTI picture of {height}x{width} is smaller than the benchmark crop of {CROP_HEIGHT}x{CROP_WIDTH}")
     top, left = height - CROP_HEIGHT, (width - CROP_WIDTH) // 2
     return slice(top, height), slice(left, left + CROP_WIDTH)
+
+
+def _by_frame(words: list[str]) -> list[str]:
+    """monodepth2's form of the split, "drive frame side", as photo and depth map; other lines as they are."""
+    if len(words) != 3 or not words[1].isdigit() or words[2] not in ("l", "r"):
+        return words
+    camera, drive, frame = f"image_0{2 if words[2] == 'l' else 3}", words[0], f"{int(words[1]):010d}.png"
+    return [f"{drive}/{camera}/data/{frame}", f"{drive.rpartition('/')[2]}/proj_depth/groundtruth/{camera}/{frame}"]
 
 
 class KittiEigen:
@@ -48,22 +57,33 @@ class KittiEigen:
         self.listing = Path(listing).name
         self.pairs: list[tuple[Path, Path, float | None]] = []
         none = absent = 0
+        first: list[str] = []
         for words in list_lines(Path(listing)):
+            words = _by_frame(words)
             if len(words) < 2:
-                raise ValueError(f"{listing}: the line {' '.join(words)!r} does not name a photo and a depth map")
+                raise ValueError(f"{listing}: the line {' '.join(words)!r} does not name a photo and a depth map; wanted {FORM}")
             if words[1] == "None":
                 none += 1
                 continue
             depth = below(self.folder, words[1], DEPTH_PREFIXES)
             if depth is None:
-                absent += 1
+                absent, first = absent + 1, first or words
                 continue
             photo = below(self.folder, words[0], PHOTO_PREFIXES)
             if photo is None:
-                raise OSError(f"{listing} names {words[0]}, which is not under {self.folder}")
-            self.pairs.append((photo, depth, float(words[2]) if len(words) > 2 else None))
+                raise OSError(f"{listing} names {words[0]!r}, which is not under {self.folder}")
+            try:
+                focal = float(words[2]) if len(words) > 2 else None
+            except ValueError as error:
+                raise ValueError(f"{listing}: the line {' '.join(words)!r} has the focal length {words[2]!r}; wanted {FORM}") from error
+            self.pairs.append((photo, depth, focal))
         if not self.pairs:
-            raise OSError(f"none of the depth maps of {listing} is under {self.folder}")
+            if none and not absent:
+                raise OSError(f"all {none} lines of {listing} say None instead of a depth map: there is no truth in it; wanted {FORM}")
+            raise OSError(
+                f"none of the {absent} depth maps of {listing} is under {self.folder} ({none} lines are without one); "
+                f"the first is {' '.join(first)!r}; wanted {FORM}"
+            )
         self.skipped = (("listed without ground truth", none), ("ground truth file not there", absent))
 
     @property

@@ -10,13 +10,17 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+# What depth-run reads (runtime.photo), and nothing else: other formats that Pillow knows start outside programs (EPS) or take any bytes.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+MAX_LIST_NBYTES = 256 << 20
 
 
 def _open(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path)
+            Image.init()
+            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
             image.load()
         except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
@@ -28,13 +32,24 @@ def _open(path: Path) -> Image.Image:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """A photo as uint8 [H, W, 3], turned upright as its EXIF data say.
+    """A photo as uint8 [H, W, 3], just as ``depth-run`` sees it: upright by its EXIF data, 16-bit grey divided by 257, transparency over black.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no picture, broken, or of implausible size.
+        ValueError: if it is no picture, broken, of floating-point pixels, or of implausible size.
     """
-    return np.array(ImageOps.exif_transpose(_open(path)).convert("RGB"))
+    image = ImageOps.exif_transpose(_open(path))
+    if image.mode == "F":
+        raise ValueError(f"{path} holds floating-point pixels, whose white is unknown")
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"{path} holds pixels from {deep.min()} to {deep.max()}; a photo has 8 or 16 bits")
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    return np.array(image.convert("RGB"))
 
 
 def read_depth_png(path: Path, scale: float) -> np.ndarray:
@@ -59,16 +74,25 @@ def natural(path: Path) -> list:
 
 
 def list_lines(path: Path) -> list[list[str]]:
-    """The words of every line of a list file that is not empty.
+    """The words of every line of a list file that is neither empty nor a comment (#).
+
+    Read as people save them: UTF-8 or UTF-16 with or without a byte-order mark, any line ends, back slashes, words apart by blanks, tabs or commas.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not text or holds no line.
     """
+    if path.stat().st_size > MAX_LIST_NBYTES:
+        raise ValueError(f"{path} is no list of files: it has {path.stat().st_size:,} bytes")
+    raw = path.read_bytes()
     try:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no list of files: {error}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no list of files: it holds null characters")
+    found = [line.replace("\\", "/").strip() for line in text.splitlines()]
+    lines = [(line if any(gap in line for gap in " \t") else line.replace(",", " ")).split() for line in found if line and not line.startswith("#")]
     if not lines:
         raise ValueError(f"{path} is an empty list")
     return lines
@@ -83,4 +107,8 @@ def below(folder: Path, name: str, prefixes: tuple[str, ...]) -> Path | None:
     relative = Path(name.lstrip("/"))
     if ".." in relative.parts or relative.is_absolute():
         raise ValueError(f"the list names {name!r}, which lies outside {folder}")
-    return next((path for prefix in prefixes if (path := folder / prefix / relative).is_file()), None)
+    for suffix in (relative.suffix, *{".png": (".jpg",), ".jpg": (".png",)}.get(relative.suffix.lower(), ())):  # data sets are converted often
+        name = relative.with_suffix(suffix)
+        if found := next((path for prefix in prefixes if (path := folder / prefix / name).is_file()), None):
+            return found
+    return None

@@ -32,7 +32,9 @@ SAFETENSORS_DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
 }
-WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys that training scripts put around the tensors
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights")  # keys that training scripts put around them
+EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "params_ema")  # taken where there is nothing else
+TORCH_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".tar")
 AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
 
 
@@ -102,11 +104,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path.name} is a Git LFS pointer, not the weights", fix="git lfs pull, or download the file itself")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise InputError(f"{path.name} is a web page, not the weights", fix=AGAIN)
-    if path.suffix == ".safetensors":
+    ending = path.suffix.lower()
+    if ending == ".safetensors" or (start[8:9] == b"{" and ending not in TORCH_ENDINGS):
         return _read_safetensors(path)
-    if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
+    if ending in TORCH_ENDINGS or start.startswith((b"PK\x03\x04", b"\x80")):
         return _read_torch(path)
-    raise InputError(f"{path.name} has an unknown ending", wanted=".safetensors, .ckpt, .pth or .pt")
+    raise InputError(f"{path.name} has an unknown ending, and does not begin like a checkpoint", wanted=".safetensors, .ckpt, .pth, .pt or .pth.tar")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -161,11 +164,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise _refuse_pickle(path, str(error)) from error
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path.name} is a broken checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})", fix=AGAIN) from error
-    for wrapper in WRAPPERS:
+    for wrapper in (*WRAPPERS, *EMA_WRAPPERS):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        raise InputError(f"{path.name} holds no state dict", wanted="tensors by name, as they are or under the key 'model'")
+        found = ", ".join(map(str, list(content)[:NAMES_SHOWN])) if isinstance(content, Mapping) else type(content).__name__
+        raise InputError(f"{path.name} holds no state dict, but {found or 'nothing'}", wanted="tensors by name, as they are or under the key 'model'")
     return {name: tensor.clone() for name, tensor in content.items()}  # mapped so far, and only what is wanted: see _read_aligned
 
 
@@ -182,12 +186,24 @@ def _refuse_pickle(path: Path, message: str) -> InputError:
 
 
 def strip_prefix(tensors: dict[str, Tensor], anchor: str) -> dict[str, Tensor]:
-    """Remove what stands before ``anchor``, if it stands before every name; a wrapper such as DataParallel put it there."""
+    """Remove what stands before ``anchor``, if it stands before every name; a wrapper such as DataParallel or Lightning put it there.
+
+    Numbers without the prefix that are no weights (counters and sums of metrics that were saved along, one element each) are left out.
+
+    Raises:
+        InputError: if other weights stand beside those with the prefix.
+    """
     for name in tensors:
         if name.endswith("." + anchor):
             prefix = name[: -len(anchor)]
-            if all(other.startswith(prefix) for other in tensors):
-                return {other[len(prefix) :]: tensor for other, tensor in tensors.items()}
+            beside = [other for other, tensor in tensors.items() if not other.startswith(prefix)]
+            if any(tensors[other].numel() > 1 for other in beside):
+                raise InputError(
+                    f"the network's tensors lie under the prefix {prefix!r}, and {len(beside)} others beside them: {', '.join(beside[:NAMES_SHOWN])}",
+                    wanted="one network",
+                    fix=f"save the tensors under {prefix!r} alone",
+                )
+            return {other[len(prefix) :]: tensor for other, tensor in tensors.items() if other.startswith(prefix)}
     return tensors
 
 

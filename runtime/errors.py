@@ -30,6 +30,10 @@ class InputError(FathomError):
     exit_code = 3
 
 
+class DiskFullError(InputError):
+    """The disk of the output is full: nothing that follows can be written either."""
+
+
 class AccuracyError(FathomError):
     """A result left its tolerance, or is NaN, Inf or constant."""
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import ChecksumError, InputError
+from .errors import ChecksumError, DiskFullError, FathomError, InputError
 
 CHUNK = 1 << 22
+PART, PART_END = ".fathom-", ".part"  # names of what is being written; short, so that every legal name can be written
+STALE_S = 86_400
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_BELOW_NBYTES = 1 << 16
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -22,7 +28,7 @@ def refuse_existing(path: Path, force: bool) -> None:
     Raises:
         InputError: if it exists and ``force`` is False, or its folder does not exist or cannot be written.
     """
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:  # False for a name that cannot be
         raise InputError(f"{path} exists already", wanted="a name that is free", fix="choose another one, or pass --force to replace it")
     folder = path.absolute().parent
     if not folder.is_dir():
@@ -40,14 +46,17 @@ def whole_file(path: str | Path, force: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, force)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory", wanted="the name of a file")
     with _os_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
+        _check_name(path)
+        sweep(path.absolute().parent)
+        handle, name = tempfile.mkstemp(prefix=PART, suffix=PART_END, dir=path.absolute().parent)
         os.close(handle)
     part = Path(name)
     try:
-        yield part
+        with full_disk_told(path):
+            yield part
         with _os_errors(path):
             _sync(part)
             os.chmod(part, 0o666 & ~_umask())
@@ -73,10 +82,13 @@ def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> 
     if path.exists() and not (path.is_dir() and not path.is_symlink() and (not any(path.iterdir()) or (marker and (path / marker).is_file()))):
         raise InputError(f"{path} is no earlier output ({marker} is not in it), so it is not replaced", fix="remove it yourself or choose another name")
     with _os_errors(path):
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent))
+        _check_name(path)
+        sweep(path.absolute().parent)
+        part = Path(tempfile.mkdtemp(prefix=PART, suffix=PART_END, dir=path.absolute().parent))
     old = part.with_suffix(".old")
     try:
-        yield part
+        with full_disk_told(path):
+            yield part
         with _os_errors(path):
             for file in sorted(part.rglob("*")):
                 _sync(file)
@@ -134,11 +146,61 @@ def check_sha256(view: memoryview | mmap.mmap | bytes, wanted: str, what: str) -
         raise ChecksumError(was, wanted=f"{wanted[:12]}…, as it was written", fix="copy or download it again; if it was changed on purpose, make it again")
 
 
+def sweep(folder: Path) -> None:
+    """Remove what runs that were killed left half-written in a folder, once it is older than a day."""
+    with suppress(OSError):
+        for left in folder.glob(f"{PART}*{PART_END}"):
+            with suppress(OSError):
+                if time.time() - left.lstat().st_mtime > STALE_S:
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Whatever fails inside because the disk of ``path`` is full is told as a full disk.
+
+    Raises:
+        DiskFullError: instead of the error, which libraries word in many ways, when there is no room left.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+        told = isinstance(error, OSError) and error.errno in FULL
+        room = FULL_BELOW_NBYTES
+        with suppress(OSError):
+            room = shutil.disk_usage(folder).free
+        if told or (room < FULL_BELOW_NBYTES and isinstance(error, (OSError, FathomError, RuntimeError, ValueError))):
+            raise disk_full(path) from error
+        raise
+
+
+def disk_full(path: Path) -> DiskFullError:
+    """The error for an output that the disk has no room for."""
+    return DiskFullError(f"the disk is full: {path} cannot be written", wanted="room on the disk", fix="free some, or choose an --output elsewhere")
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that the file system cannot hold, before it says so in its own words."""
+    try:
+        longest = os.pathconf(path.absolute().parent, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        longest = 255
+    if len(os.fsencode(path.name)) > longest:
+        raise InputError(
+            f"the name {path.name[:40]}… has {len(os.fsencode(path.name))} bytes", wanted=f"at most {longest}", fix="give the input a shorter name"
+        )
+
+
 @contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(path) from error
         raise InputError(f"{path} cannot be written ({error.strerror or error})", fix="check the disk and the permissions of its folder") from error
 
 

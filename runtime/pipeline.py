@@ -19,6 +19,7 @@ from .artefact.plan import MANIFEST, PlanFile
 from .backend import Backend, open_backend
 from .errors import AccuracyError, UsageError
 from .photo.depth_map import DepthMap, Intrinsics, Origin
+from .photo.postprocess import focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
 from .photo.shaped_photo import ShapedPhoto
 from .submission import Submissions
@@ -102,12 +103,12 @@ class Pipeline:
         Args:
             image: uint8 [H, W, 3], RGB.
             protocol: one of the contract's; None for its first.
-            intrinsics: of the camera, kept with the map; (fx, fy, cx, cy) in pixels.
+            intrinsics: of the camera, kept with the map; (fx, fy, cx, cy) in pixels. A network whose metres depend on the focal length needs it.
             prompt: words, for a network that is asked in words.
 
         Raises:
             ValueError: if the image is not of that form.
-            InputError: if the protocol does not apply to a picture of this size.
+            InputError: if the protocol does not apply to a picture of this size, or the camera cannot be that of this photo.
             AccuracyError: if the network puts out NaN, Inf or a constant; the tensor is named.
             UsageError: if there is no such protocol, or the prompt is missing or not wanted.
         """
@@ -157,6 +158,8 @@ class Pipeline:
     ) -> list[DepthMap]:
         chosen = self.protocol(protocol)
         photos = [ShapedPhoto(check_photo(image), self.contract, chosen) for image in images]
+        known = [Intrinsics.of_photo(camera, photo.photo) for camera, photo in zip(cameras, photos, strict=True)]
+        scales = [focal_scale(self.contract.output, photo.placed, camera) for camera, photo in zip(known, photos, strict=True)]
         maps = self._on_gpu(photos, chosen, prompt, seen)
         if maps is None:
             done = 0
@@ -168,10 +171,18 @@ class Pipeline:
                     done += len(some)
                     seen(done)
             maps = [photo.assembly.finish() for photo in photos]
-        facts = {"protocol": chosen.name, "origin": self.origin}
+        output, facts = self.contract.output, {"protocol": chosen.name, "origin": self.origin}
         return [
-            DepthMap.of(*found, self.contract.output, **facts, intrinsics=_known(camera), network_ms=photo.network_ms, waiting_ms=photo.waiting_ms)
-            for photo, camera, found in zip(photos, cameras, maps, strict=True)
+            DepthMap.of(
+                values if scale == 1 else values * np.float32(scale),
+                valid,
+                output,
+                **facts,
+                intrinsics=camera,
+                network_ms=photo.network_ms,
+                waiting_ms=photo.waiting_ms,
+            )
+            for photo, camera, scale, (values, valid) in zip(photos, known, scales, maps, strict=True)
         ]
 
     def _on_gpu(
@@ -305,10 +316,6 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _known(camera: Camera | None) -> Intrinsics | None:
-    return camera if camera is None or isinstance(camera, Intrinsics) else Intrinsics(*map(float, camera))
 
 
 def _no_text(prompt: str | None) -> dict[str, np.ndarray]:

@@ -56,8 +56,11 @@ def test_training_state_beside_the_weights_is_left_alone(tmp_path):
 
 
 def test_prefix_is_only_removed_when_all_names_have_it():
-    mixed = {"module.encoder.gamma": torch.ones(1), "other": torch.ones(1)}
-    assert strip_prefix(mixed, ANCHOR) == mixed
+    mixed = {"module.encoder.gamma": torch.ones(1), "other": torch.ones(2)}
+    with pytest.raises(InputError, match=r"under the prefix 'module\.', and 1 others beside them: other"):
+        strip_prefix(mixed, ANCHOR)
+    counted = {"model.encoder.gamma": torch.ones(1), "val_rmse.total": torch.tensor(0.0)}  # as Lightning saves metrics
+    assert list(strip_prefix(counted, ANCHOR)) == ["encoder.gamma"]
     assert strip_prefix({}, ANCHOR) == {}
 
 
@@ -278,3 +281,25 @@ def test_text_pack_is_read_strictly(tmp_path):
     torch.save({"context": text}, tmp_path / "pack.pt")
     with pytest.raises(InputError, match="no text pack"):
         read_text_pack(tmp_path / "pack.pt", "context", (1, 5, 6))
+
+
+@pytest.mark.parametrize("name", ["best.pth.tar", "UP.SAFETENSORS", "weights.model", "EMA.PTH", "light.ckpt"])
+def test_files_as_training_scripts_call_and_fill_them(tmp_path, name):
+    tensors = {ANCHOR: torch.arange(5.0), "other": torch.ones(2)}
+    path = tmp_path / name
+    if name == "UP.SAFETENSORS":
+        save_file(tensors, path)
+    elif name == "EMA.PTH":
+        torch.save({"model_ema": tensors, "epoch": 3}, path)
+    elif name == "light.ckpt":
+        torch.save({"state_dict": {f"model.{key}": value for key, value in tensors.items()} | {"val_rmse.total": torch.tensor(0.0)}}, path)
+    else:
+        torch.save({"model": tensors}, path)
+    found = read_checkpoint(path, ANCHOR).tensors
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+def test_a_checkpoint_of_something_else_says_what_it_holds(tmp_path):
+    torch.save({"optimizer": {"lr": 1.0}, "epoch": 3}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="no state dict, but optimizer, epoch"):
+        read_checkpoint(tmp_path / "x.pth", ANCHOR)

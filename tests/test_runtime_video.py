@@ -5,13 +5,13 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fathom.runtime.commands import run
 from fathom.runtime.errors import AccuracyError, EnvironmentMismatchError, FathomError, InputError
+from fathom.runtime.outputs.colormap import colorize
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.video.video import ColorVideo, Frame, VideoSource, is_live, is_video, shown, stem_of
 from fathom.runtime.video.video_run import run_video
@@ -237,16 +237,22 @@ def test_a_video_that_breaks_off_leaves_no_half_video(tiny, clip, tmp_path, caps
     assert [path.name for path in out.iterdir()] == ["clip_color.mp4"]
 
 
-def test_colours_keep_one_scale_over_the_whole_video(tiny, clip, tmp_path):
-    from fathom.runtime.commands import video_command
-
-    flags = SimpleNamespace(near=None, far=None, colormap="grey", protocol=None, prompt=None, force=False, quiet=True, json=False)
+def test_colours_keep_the_scale_of_the_first_second_over_the_whole_video(tiny, clip, tmp_path):
+    """One scale for all frames, from what the first second shows, with its bar below; --near and --far decide where they are given."""
     with Pipeline.open(tiny.plan) as pipeline:
-        shower = video_command._Video(pipeline, flags, None, ("color",), str(clip), {})
-        one, other = (Frame(0, 0.0, picture) for picture in (pictures()[0], pictures()[-1]))
-        shower._colors(one, pipeline.predict(one.pixels))
-        assert shower.range == (0.1, 10.0)  # the range the network was trained for
-        assert (shower._colors(other, None) == 64).all()
+        maps = [pipeline.predict(picture) for picture in pictures()]
+    first = maps[: min(8, COUNT)]
+    low, high = (float(end([np.percentile(one.values[one.valid], share) for one in first])) for end, share in ((min, 1), (max, 99)))
+    out = tmp_path / "out"
+    assert run.main(["--engine", str(tiny.plan), "-o", str(out), "--save", "color", "--colormap", "grey", "-q", str(clip)]) == 0
+    frames = [shown for _, shown in decoded(out / "clip_color.mp4")]
+    height, width = pictures()[0].shape[:2]
+    assert len(frames) == COUNT and all(frame.shape == frames[0].shape and frame.shape[0] > height for frame in frames)
+    left = (frames[0].shape[1] - width) // 2
+    for frame, depth in zip(frames, maps, strict=True):
+        shown = frame[:height, left : left + width].astype(float).mean(axis=-1)
+        wanted = colorize(depth.values, depth.valid, low, high, "grey", reverse=depth.larger_is == "far").astype(float).mean(axis=-1)
+        assert np.abs(shown - wanted).mean() < 12  # the codec's loss
 
 
 def test_progress_without_an_end(capsys):

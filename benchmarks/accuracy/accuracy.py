@@ -132,7 +132,8 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             scores.append(Score(None, 0))
             continue
         try:
-            depth = pipeline.predict(rgb, protocol)
+            seen_whole = pipeline.contract.output.focal_px and rgb.shape == sample.rgb.shape
+            depth = pipeline.predict(rgb, protocol, sample.intrinsics if seen_whole else None)
         except AccuracyError as error:
             failures.append((sample.id, str(error)))
             lost += 1

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...runtime.errors import InputError
+from ...runtime.files import PART, PART_END, full_disk_told, sweep
 
 
 @contextmanager
@@ -16,11 +17,13 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: if it cannot be made.
+        DiskFullError: if what is done inside fails because the disk is full.
     """
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
+        sweep(path.absolute().parent)
+        folder = tempfile.TemporaryDirectory(prefix=PART, suffix=PART_END, dir=path.absolute().parent)
     except OSError as error:
         was = f"{path} cannot be written ({error.strerror or error})"
         raise InputError(was, fix="check the disk and the permissions of its folder") from error
-    with folder as name:
+    with folder as name, full_disk_told(path):
         yield Path(name)

@@ -20,6 +20,34 @@ LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAX_DIRECTORY_BYTES = 4 << 20
 
 
+OF_WEIGHTS = "depth-export --model NAME --weights FILE makes a bundle of it"
+KINDS = (  # how files begin that people take for plans: bytes, their offset, endings, what it is, what to do
+    ((b"{",), 8, (".safetensors",), "a safetensors checkpoint", OF_WEIGHTS),
+    ((b"\x80\x02", b"\x80\x04", b"PK\x03\x04"), 0, (".pt", ".pth", ".ckpt", ".tar"), "a PyTorch checkpoint", OF_WEIGHTS),
+    ((b"\x08",), 0, (".onnx",), "an ONNX file", "depth-export --onnx FILE --contract CONTRACT.json -o bundle/ makes a bundle of it"),
+)
+ENGINES = (b"ftrt", b"ptrt", b"vtrt")
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Name the right command for a file of another kind that was given as a plan.
+
+    Raises:
+        InputError: if it is an engine, a checkpoint or an ONNX file.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return  # whoever opens it says why
+    wanted = "a plan made by depth-build, or a bundle made by depth-export"
+    if head.startswith(ENGINES):
+        raise InputError(f"{path} is a TensorRT engine alone", wanted=wanted, fix="depth-build makes plans: engines with what their numbers mean")
+    for magics, offset, endings, what, fix in KINDS:
+        if path.suffix.lower() in endings and head[offset:].startswith(magics):
+            raise InputError(f"{path} is {what}, not a plan", wanted=wanted, fix=fix)
+
+
 class PlanFile:
     """An open plan: manifest and read-only views of its files, mapped from disk, never copied.
 
@@ -39,6 +67,7 @@ class PlanFile:
             ChecksumError: if the bytes of a file changed.
         """
         path = Path(path)
+        refuse_other_kinds(path)
         mapping = _map(path)
         try:
             extents, checksum = _extents(path, mapping)

@@ -29,6 +29,7 @@ def common_flags(parser: argparse.ArgumentParser, force: bool = True, json: bool
         force: False for a command that writes no artefact.
         json: False for a command that has no result to print.
     """
+    tolerant_streams()
     if force:
         parser.add_argument("--force", action="store_true", help="replace outputs that exist already")
     if json:
@@ -46,8 +47,7 @@ def run_command(body: Callable[[], int | None]) -> int:
     Args:
         body: does the work; returns the exit code, None for 0.
     """
-    with suppress(AttributeError):  # a test's stand-in for stdout need not be a text file
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
+    tolerant_streams()
     try:
         with _TerminationAsInterrupt():
             code = body() or 0
@@ -74,26 +74,37 @@ def run_command(body: Callable[[], int | None]) -> int:
         return INTERNAL
 
 
+def tolerant_streams() -> None:
+    """Let stdout and stderr take any character: help and file names need not be text that the terminal can show."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # a test's stand-in need not be a text file
+            stream.reconfigure(errors="backslashreplace")
+
+
 def warn(text: str) -> None:
     """One warning on stderr; ``--quiet`` does not silence it."""
     _say(f"warning: {text}")
 
 
 class _TerminationAsInterrupt:
-    """While it is entered, SIGTERM does what Ctrl-C does. Only the main thread may set handlers; elsewhere nothing changes."""
+    """While it is entered, SIGTERM and SIGHUP (the terminal went away) do what Ctrl-C does. Only the main thread
+    may set handlers; elsewhere nothing changes."""
 
     def __enter__(self) -> None:
-        self._before = None
+        self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._interrupt)
+            for name in ("SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup has asked for that
+                    self._before[number] = signal.signal(number, self._interrupt)
 
     @staticmethod
     def _interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

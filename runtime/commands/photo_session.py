@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccuracyError, FathomError, InputError
+from ..errors import AccuracyError, DiskFullError, FathomError, InputError
 from ..outputs import writers
 from ..photo.photo import read_photo
 from ..photo.preprocess import windows_of
@@ -130,6 +130,17 @@ class PhotoSession:
             return [result for index, photo in enumerate(photos) for result in self._predict([photo], before + index)]  # each alone, to know which
 
     def _save(self, photo: PhotoFile, pixels: np.ndarray, depth: DepthMap) -> _Done:
+        try:
+            warnings = self._write(photo, pixels, depth)
+        except DiskFullError:
+            raise
+        except InputError as error:
+            return _Done(photo, None, {}, error=error)
+        finally:
+            self._count(-pixels.shape[0] * pixels.shape[1])
+        return _Done(photo, depth, depth.summary(), tuple(warnings))
+
+    def _write(self, photo: PhotoFile, pixels: np.ndarray, depth: DepthMap) -> list[str]:
         flags, warnings = self.arguments, []
         for kind, path in self.targets[photo].items():
             if kind == "png16":
@@ -141,8 +152,7 @@ class PhotoSession:
             else:
                 saved = writers.save_ply(depth, pixels, path, flags.force)
             warnings += saved.warnings
-        self._count(-pixels.shape[0] * pixels.shape[1])
-        return _Done(photo, depth, depth.summary(), tuple(warnings))
+        return warnings
 
     def _tell(self, group: Future) -> None:
         """Wait for a group and print what came of it."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError, UsageError
 from ..outputs.colormap import COLORMAPS
 from .command import common_flags, run_command, warn
-
-if TYPE_CHECKING:
-    pass
 
 SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "color": "_color.png", "ply": ".ply"}
 UNTRAINED = "THE WEIGHTS ARE UNTRAINED (random-init): the depth is meaningless and good for benchmarks only"
@@ -25,8 +23,8 @@ For each photo NAME.jpg these files are written to OUT:
   NAME{SUFFIX["ply"]}        point cloud in metres with the photo's colours; needs --intrinsics
 For each video, camera or stream (clip.mp4, /dev/video0, rtsp://…) NAME_color.mp4 is written, with one colour scale for the whole of it, and
 with --save png16,npy,ply the depth of every frame in the folder NAME. Ctrl-C ends a camera or stream and keeps what was written.
-Folders are searched one level deep; use a quoted glob such as 'photos/**/*.jpg' to go deeper. Outputs of photos from a folder or glob keep
-their sub-folders. Results go to stdout, one line per photo (--json: one object); everything else to stderr.
+Folders (of photos, or of videos) are searched one level deep; use a quoted glob such as 'photos/**/*.jpg' to go deeper. Outputs of photos
+from a folder or glob keep their sub-folders. Results go to stdout, one line per photo (--json: one object); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
 If an output exists already and --force is not given, nothing is started and the exit code is 3.
 """
@@ -41,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photo, folder of photos, glob, video file, /dev/videoN, or rtsp://…")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="photo, folder of photos or videos, glob, video file, /dev/videoN, or rtsp://…")
     parser.add_argument("--engine", required=True, metavar="PLAN|BUNDLE", help="what depth-build (a plan) or depth-export (a bundle) made")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results; made if it is not there")
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
@@ -61,7 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``depth-run``; returns the exit code."""
-    arguments = build_parser().parse_intermixed_args(argv)  # photos may come before, between and after the flags
+    parser, words = build_parser(), list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_intermixed_args(words[:end])  # photos may come before, between and after the flags
+    arguments.inputs += words[end + 1 :]  # after -- everything is a photo, whatever it begins with
+    if not arguments.inputs:
+        parser.error("the following arguments are required: INPUT")
     return run_command(lambda: _run(arguments))
 
 
@@ -70,15 +73,21 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import find_photos
     from ..pipeline import Pipeline
-    from ..video.video import is_video
+    from ..video.video import find_videos, is_video
     from .photo_session import PhotoSession
 
     if arguments.near is not None and arguments.far is not None and not arguments.near < arguments.far:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
-    out, videos = Path(arguments.output), [text for text in arguments.inputs if is_video(text) and not Path(text).is_dir()]
-    if videos and len(videos) < len(arguments.inputs):
+    out, inputs = Path(arguments.output), find_videos(arguments.inputs)
+    videos = [text for text in inputs if is_video(text) and not Path(text).is_dir()]
+    if videos and len(videos) < len(inputs):
         raise UsageError("photos and videos together", wanted="one or the other", fix="run them one after the other")
+
+    def remark(text: str) -> None:
+        if not arguments.quiet:
+            print(text, file=sys.stderr)
+
     kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))
     places, targets = {}, {}
     if videos:
@@ -86,12 +95,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
         places = place_videos(list(dict.fromkeys(videos)), out, kinds, arguments.force)
     else:
-        targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(arguments.inputs)}
+        targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(inputs, remark)}
         _refuse_existing(targets, arguments.force)
     with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams) as pipeline:
-        if not arguments.quiet:
-            for remark in pipeline.remarks:
-                print(remark, file=sys.stderr)
+        for words in pipeline.remarks:
+            remark(words)
         if "ply" in kinds:
             refuse_ply(pipeline.contract.output.kind, camera)
         pipeline.protocol(arguments.protocol)
@@ -109,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_existing(targets: dict[Any, dict[str, Path]], force: bool) -> None:
-    there = [path for files in targets.values() for path in files.values() if path.exists()]
+    there = [path for files in targets.values() for path in files.values() if os.path.exists(path)]  # False for a name that cannot be
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more} exist{'s' if len(there) == 1 else ''} already", wanted="free names", fix="another --output, or --force to replace")

@@ -14,16 +14,20 @@ import numpy as np
 from ..errors import FathomError, InputError, UsageError
 from ..outputs import writers
 from ..outputs.colormap import colorize
+from ..outputs.scale_bar import frame_for
+from ..photo.depth_map import DepthMap
 from ..video.video import ColorVideo, Frame, VideoSource, is_live, shown, stem_of
 from ..video.video_run import VideoFacts, failure_of, run_video
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from ..photo.depth_map import DepthMap, Intrinsics
+    from ..photo.depth_map import Intrinsics
     from ..pipeline import Pipeline
 
 FRAME_SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "ply": ".ply"}
 NO_DEPTH = (64, 64, 64)
+RANGE_S = 1.0  # the colours of a video go as far as the depth of its first second
+MOST_WAITING = 8  # frames that are held back for that
 
 
 def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: bool) -> dict[str, dict[str, Path]]:
@@ -75,10 +79,12 @@ class _Video:
         self.pipeline, self.arguments, self.camera, self.kinds, self.source, self.place = pipeline, arguments, camera, kinds, source, place
         self.range: tuple[float, float] | None = None  # of the colours, one for the whole video
         self.color: ColorVideo | None = None
+        self.waiting: list[tuple[Frame, DepthMap | None]] = []  # for the range
+        self.surround: tuple[np.ndarray, tuple[int, int]] | None = None
         self.progress: Progress
 
     def work(self) -> None:
-        """Raises InputError if the video is broken; what was written before stays only of the frames, not of the colour video."""
+        """Raises InputError if nothing of the video can be decoded; what was decoded is kept otherwise, and the rest told."""
         flags = self.arguments
         made = False
         with VideoSource(self.source) as source:
@@ -87,12 +93,14 @@ class _Video:
                 self.place["frames"].mkdir(parents=True, exist_ok=True)
             try:
                 with Progress(source.frames, "frames", flags.quiet) as self.progress:
+                    self.source_video = source
                     if "color" in self.place:
                         self.color = ColorVideo(self.place["color"], source.rate, flags.force)
                     if is_live(self.source):
                         self.progress.message(f"{shown(self.source)}: Ctrl-C ends it")
                     facts = run_video(source, self._predict, self._write, self.pipeline.interrupt, self.progress.advance_to)
                 if self.color is not None:
+                    self._show_waiting()
                     self.color.close()
             except BaseException:
                 if self.color is not None:
@@ -100,7 +108,11 @@ class _Video:
                 if made and "frames" in self.place and not any(self.place["frames"].iterdir()):
                     shutil.rmtree(self.place["frames"])
                 raise
-        self._print(facts)
+            damaged, missing = source.damaged, source.missing() if facts.frames else 0
+        self._print(facts, damaged, missing)
+        if damaged or missing:
+            was = f"{shown(self.source)}: {damaged} frames are damaged and {missing} that its header promises did not come"
+            raise _SomeFramesFailedError(InputError(f"{was}; the {facts.frames} that could be decoded are done", fix="copy or record it again"))
         if (error := failure_of(facts, shown(self.source))) is not None:
             raise _SomeFramesFailedError(error)
 
@@ -109,7 +121,7 @@ class _Video:
 
     def _write(self, frame: Frame, depth: DepthMap | None) -> None:
         if self.color is not None:
-            self.color.write(self._colors(frame, depth), frame.time_s)
+            self._show(frame, depth)
         if depth is None or "frames" not in self.place:
             return
         for kind in set(self.kinds) & FRAME_SUFFIX.keys():
@@ -121,21 +133,61 @@ class _Video:
             else:
                 writers.save_ply(depth, frame.pixels, path, self.arguments.force)
 
-    def _colors(self, frame: Frame, depth: DepthMap | None) -> np.ndarray:
-        if depth is None:
-            return np.full(frame.pixels.shape, NO_DEPTH, np.uint8)
-        if self.range is None:  # metric: the trained range; relative: what the first frame shows
-            near, far = self.arguments.near, self.arguments.far
-            if depth.kind == "metric":
-                near, far = depth.near if near is None else near, depth.far if far is None else far
-            self.range = writers.color_range(depth, near, far)
-        return colorize(depth.values, depth.valid, *self.range, self.arguments.colormap, reverse=depth.larger_is == "far")
+    def _show(self, frame: Frame, depth: DepthMap | None) -> None:
+        """Into the colour video, once the first second has said from where to where the colours go."""
+        if self.range is not None:
+            self._write_colors(frame, depth)
+            return
+        self.waiting.append((frame, depth))
+        decided = self.arguments.near is not None and self.arguments.far is not None
+        if decided or len(self.waiting) >= MOST_WAITING or frame.time_s - self.waiting[0][0].time_s >= RANGE_S:
+            self._show_waiting()
 
-    def _print(self, facts: VideoFacts) -> None:
+    def _show_waiting(self) -> None:
+        maps = [depth for _, depth in self.waiting if depth is not None]
+        if not self.waiting:
+            return
+        if maps:
+            ranges = np.array([writers.color_range(depth, self.arguments.near, self.arguments.far) for depth in maps])
+            self.range = (float(ranges[:, 0].min()), float(ranges[:, 1].max()))
+        elif self.range is None:
+            output = self.pipeline.contract.output
+            self.range = (output.near, output.far)
+        waiting, self.waiting = self.waiting, []
+        for frame, depth in waiting:
+            self._write_colors(frame, depth)
+
+    def _write_colors(self, frame: Frame, depth: DepthMap | None) -> None:
+        if depth is None:
+            colors = np.full(frame.pixels.shape, NO_DEPTH, np.uint8)
+        else:
+            colors = colorize(depth.values, depth.valid, *self.range, self.arguments.colormap, reverse=depth.larger_is == "far")
+            if self.surround is None:
+                image, place = frame_for(depth, *self.range, self.arguments.colormap)
+                self.surround = np.array(image), place
+        if self.surround is None:  # nothing has depth so far: the bar of an empty map
+            size, far = frame.pixels.shape[:2], np.float32(max(self.range[1], 1e-3))
+            blank = DepthMap.of(np.full(size, far), np.ones(size, bool), self.pipeline.contract.output)
+            image, place = frame_for(blank, *self.range, self.arguments.colormap)
+            self.surround = np.array(image), place
+        (picture, (x, y)), (height, width) = self.surround, colors.shape[:2]
+        picture[y : y + height, x : x + width] = colors
+        self.color.aspect = self.source_video.aspect
+        self.color.write(picture, frame.time_s)
+
+    def _print(self, facts: VideoFacts, damaged: int, missing: int) -> None:
         files = {kind: str(path) for kind, path in self.place.items()}
         untrained = self.pipeline.origin.untrained
         if self.arguments.json:
-            numbers = {"frames": facts.frames, "failed": facts.failed, "dropped": facts.dropped, "seconds": round(facts.seconds, 3), "fps": round(facts.fps, 3)}
+            numbers = {
+                "frames": facts.frames,
+                "failed": facts.failed,
+                "dropped": facts.dropped,
+                "damaged": damaged,
+                "missing": missing,
+                "seconds": round(facts.seconds, 3),
+                "fps": round(facts.fps, 3),
+            }
             print(json.dumps({"video": shown(self.source), **numbers, "untrained": untrained, "files": files}), flush=True)
             return
         dropped = f", {facts.dropped} dropped" if facts.dropped else ""

@@ -23,7 +23,14 @@ def add_scale_bar(colors: np.ndarray, depth: DepthMap, low: float, high: float, 
     Returns:
         RGB picture, W wide (at least 160) and higher than H.
     """
-    height, width = colors.shape[:2]
+    image, place = frame_for(depth, low, high, colormap)
+    image.paste(Image.fromarray(colors), place)
+    return image
+
+
+def frame_for(depth: DepthMap, low: float, high: float, colormap: str) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture of ``add_scale_bar`` without its map, and where the map's top left corner goes (x, y)."""
+    height, width = depth.values.shape
     canvas_width = max(width, 160)
     size = min(max(canvas_width // 40, 11), 40)  # of the font, in pixels
     font = _font(size)
@@ -37,7 +44,6 @@ def add_scale_bar(colors: np.ndarray, depth: DepthMap, low: float, high: float, 
         draw.rectangle((0, 0, canvas_width, band - 1), fill=ALARM)
         for row, line in enumerate(lines):
             draw.text((size // 2, int(size * (1.5 * row + 0.15))), line, fill=(255, 255, 255), font=font)
-    image.paste(Image.fromarray(colors), ((canvas_width - width) // 2, band))
     left, right, top = 2 * margin, canvas_width - 2 * margin, band + height + int(margin * 0.6)
     ramp = np.broadcast_to(np.linspace(low, high, right - left, dtype=np.float32), (bar, right - left))
     drawn = colorize(ramp, np.ones(ramp.shape, bool), low, high, colormap, reverse=depth.larger_is == "far")
@@ -49,7 +55,7 @@ def add_scale_bar(colors: np.ndarray, depth: DepthMap, low: float, high: float, 
     else:
         _ticks(draw, font, low, high, (left, right), top + bar, label_top, canvas_width)
     draw.text((left, label_top + int(size * 1.25)), _fit(_meaning(depth), font, right - left), fill=FAINT, font=font)
-    return image
+    return image, ((canvas_width - width) // 2, band)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from ..errors import InputError, UsageError
-from ..files import whole_file
+from ..files import FULL, disk_full, whole_file
 from ..photo.depth_map import DepthMap, Intrinsics
 from .colormap import colorize
 from .png import write_png
@@ -187,4 +187,6 @@ class _writing:
         except OSError as closing:
             error = error or closing
         if isinstance(error, OSError):
+            if error.errno in FULL or "requested and" in str(error):  # NumPy's words for a short write
+                raise disk_full(self._path) from error
             raise InputError(f"{self._path} cannot be written ({error.strerror or error})", fix="check the disk") from error

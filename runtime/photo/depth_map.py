@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..artefact.contract import OutputContract
-from ..errors import AccuracyError
+from ..errors import AccuracyError, InputError
+
+SHAPE_TOLERANCE = 0.01  # of width over height: resizing rounds to whole pixels
 
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A pinhole camera in pixels of the upright photo; pixel centres have whole coordinates."""
+    """A pinhole camera in pixels of the upright photo; pixel centres have whole coordinates.
+
+    Args:
+        fx, fy: focal lengths.
+        cx, cy: principal point.
+        width, height: of the pictures it was calibrated on; 0 if that is not known.
+    """
 
     fx: float
     fy: float
     cx: float
     cy: float
+    width: int = 0
+    height: int = 0
 
     def __post_init__(self):
         for name in ("fx", "fy", "cx", "cy"):
@@ -27,6 +38,40 @@ class Intrinsics:
                 raise ValueError(f"intrinsics.{name}: a finite number was wanted, got {value!r}")
         if self.fx <= 0 or self.fy <= 0:
             raise ValueError(f"intrinsics: fx and fy are positive, got {self.fx} and {self.fy}")
+        sizes = (self.width, self.height)
+        if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes) or (0 in sizes and any(sizes)):
+            raise ValueError(f"intrinsics: width and height are both whole numbers above 0, or neither is given, got {sizes}")
+
+    @classmethod
+    def of_photo(cls, camera: Intrinsics | Sequence[float] | None, photo: np.ndarray) -> Intrinsics | None:
+        """The camera, given as such or as fx, fy, cx, cy, for a photo [H, W, 3]; see ``on``."""
+        if camera is None:
+            return None
+        return (camera if isinstance(camera, cls) else cls(*map(float, camera))).on(photo.shape[1], photo.shape[0])
+
+    def on(self, width: int, height: int) -> Intrinsics:
+        """The same camera for a photo of another size that shows the same.
+
+        Raises:
+            InputError: if the photo has another shape than the pictures the camera was calibrated on, or its principal point lies outside.
+        """
+        camera, across, down = self, width / (self.width or width), height / (self.height or height)
+        if self.width and (width, height) != (self.width, self.height):
+            if abs(across / down - 1) > SHAPE_TOLERANCE:
+                raise InputError(
+                    f"the photo has {width}x{height} pixels and the camera was calibrated on {self.width}x{self.height}, another shape",
+                    wanted="the camera of this photo",
+                    fix="give the intrinsics of the crop, or photos that are not cropped",
+                )
+            # pixel centres have whole coordinates, so the picture's edge is at -0.5
+            camera = Intrinsics(self.fx * across, self.fy * down, (self.cx + 0.5) * across - 0.5, (self.cy + 0.5) * down - 0.5)
+        if not (-0.5 <= camera.cx <= width - 0.5 and -0.5 <= camera.cy <= height - 0.5):
+            raise InputError(
+                f"the principal point {camera.cx:g}, {camera.cy:g} lies outside the photo of {width}x{height} pixels",
+                wanted="intrinsics in pixels of this photo",
+                fix=f"scale them to {width}x{height}, or say in the JSON file which width and height they are for",
+            )
+        return camera
 
 
 @dataclass(frozen=True)

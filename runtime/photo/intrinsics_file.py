@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ def read_intrinsics(argument: str) -> Intrinsics:
     """Understand ``fx,fy,cx,cy`` or the path of a JSON file.
 
     The file holds a list of the four numbers, or an object with the keys ``fx``, ``fy``, ``cx``, ``cy``, or an object whose key
-    ``intrinsics_fx_fy_cx_cy`` or ``intrinsics`` is one of these (other keys are left alone), or a 3 x 3 matrix in their place.
+    ``intrinsics_fx_fy_cx_cy`` or ``intrinsics`` is one of these (other keys are left alone), or a 3 x 3 matrix in their place. An object with
+    ``width`` and ``height`` says which pictures the camera is for: photos of another size then get it scaled.
 
     Raises:
         UsageError: if it is neither four numbers nor the name of a file.
@@ -33,7 +35,11 @@ def read_intrinsics(argument: str) -> Intrinsics:
         except (ValueError, TypeError) as error:
             raise UsageError(f"--intrinsics {argument}: neither four numbers nor a file ({error})", wanted=wanted) from error
     try:
-        return _four(_find(json.loads(read_text(path, MAX_BYTES))))
+        data = json.loads(read_text(path, MAX_BYTES))
+        camera = _four(_find(data))
+        if isinstance(data, dict) and ("width" in data or "height" in data):
+            camera = dataclasses.replace(camera, width=data.get("width", 0), height=data.get("height", 0))
+        return camera
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, fix='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
 

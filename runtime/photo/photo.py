@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +19,8 @@ from ..errors import InputError, OutOfMemoryError
 # Formats of photographs. Others that Pillow knows are left out: some call outside programs (EPS), TGA would take nearly any bytes for a picture.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 ORIENTATION = 0x0112
+UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
+RESULT = re.compile(r"(.+)_(depth|color)\.png")  # what depth-run writes beside a photo
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -118,13 +121,17 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def find_photos(arguments: list[str]) -> list[PhotoFile]:
+def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda text: None) -> list[PhotoFile]:
     """Turn command-line inputs into photos, each once, in the order given.
 
     A file is taken as it is. Of a folder, the files directly in it that have the suffix of a photo are taken, in natural order
     (``2.jpg`` before ``10.jpg``), hidden ones left out; use a glob with ``**`` to go deeper. A glob is expanded here too, for shells that do not.
     Stems are relative to the folder, or to the part of a glob before its first wildcard; where two photos would get the same one, the
-    suffix is kept; if that is not enough, as many parent folders as it takes.
+    suffix is kept; if that is not enough, as many parent folders as it takes. Of a folder or glob, pictures that cannot be read here (HEIC,
+    raw) and the results of an earlier run beside their photos are left out.
+
+    Args:
+        on_message: told how many were left out, and why.
 
     Raises:
         InputError: if an argument names nothing, or a folder or glob holds no photo.
@@ -133,11 +140,12 @@ def find_photos(arguments: list[str]) -> list[PhotoFile]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files, base = [item for item in path.iterdir() if _looks_like_photo(item)], path
+            files, base = _choose(sorted(path.iterdir()), on_message), path
             if not files:
-                raise InputError(
-                    f"the folder {argument} holds no photos", wanted="files like .jpg or .png directly in it", fix=f"for folders in it: '{argument}/**/*.jpg'"
-                )
+                unread = sum(item.suffix.lower() in UNREAD for item in path.iterdir())
+                was = f"the folder {argument} holds no photos" + (f" that can be read here, only {unread} of {_endings(path.iterdir())}" if unread else "")
+                fix = "convert them to JPEG or PNG" if unread else f"for folders in it: '{argument}/**/*.jpg'"
+                raise InputError(was, wanted="files like .jpg or .png directly in it", fix=fix)
         elif path.exists() or not glob.has_magic(argument):
             if not path.exists():
                 raise InputError(f"{argument} does not exist", wanted="a photo, a folder or a glob")
@@ -145,7 +153,7 @@ def find_photos(arguments: list[str]) -> list[PhotoFile]:
         else:
             parts = path.parts
             base = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-            files = [item for name in glob.iglob(argument, recursive=True) if _looks_like_photo(item := Path(name))]
+            files = _choose([Path(name) for name in sorted(glob.iglob(argument, recursive=True))], on_message)
             if not files:
                 raise InputError(f"nothing matches {argument}", wanted="photos")
         for file in sorted(files, key=lambda item: _natural(item.as_posix())):
@@ -155,6 +163,23 @@ def find_photos(arguments: list[str]) -> list[PhotoFile]:
 
 def _looks_like_photo(path: Path) -> bool:
     return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".") and path.is_file()
+
+
+def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
+    """The photos among the files of a folder or glob."""
+    photos = [item for item in items if _looks_like_photo(item)]
+    stems = {(item.parent, item.stem) for item in photos}
+    own = [item for item in photos if (match := RESULT.fullmatch(item.name)) and (item.parent, match[1]) in stems]
+    if own:
+        on_message(f"{len(own)} results of an earlier run are not taken for photos ({own[0].name})")
+    unread = [item for item in items if item.suffix.lower() in UNREAD and item.is_file()]
+    if unread and photos:
+        on_message(f"{len(unread)} files are pictures that cannot be read here ({_endings(unread)}): convert them to JPEG or PNG")
+    return [item for item in photos if item not in set(own)]
+
+
+def _endings(items: Iterable[Path]) -> str:
+    return ", ".join(sorted({item.suffix.lower().removeprefix(".").upper() for item in items if item.suffix.lower() in UNREAD}))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

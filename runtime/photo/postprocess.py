@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..artefact.contract import Contract, Crop, OutputContract, Pad, Protocol, Resize
-from ..errors import AccuracyError, InputError
+from ..errors import AccuracyError, InputError, UsageError
+from .depth_map import Intrinsics
 from .interpolate import PILLOW_FILTERS, resize, resize_mask
 from .preprocess import Placed, Window
 
@@ -98,6 +99,28 @@ def way_back(placed: tuple[Placed, ...], protocol: Protocol, window: tuple[int, 
     if placed and _shrunk_whole(placed[-1], protocol, window):
         return placed[:-1], placed[-1].before
     return placed, window
+
+
+def focal_scale(output: OutputContract, placed: tuple[Placed, ...], camera: Intrinsics | None) -> float:
+    """What the network's numbers are multiplied by to be metres: 1, or fx / ``focal_px``, fx in pixels of the shaped picture.
+
+    Args:
+        placed: the steps as they were carried out on this photo.
+        camera: of the photo.
+
+    Raises:
+        UsageError: if the focal length is needed and not known.
+    """
+    if not output.focal_px:
+        return 1.0
+    if camera is None:
+        was = "this network's metres depend on the focal length of the photo's camera"
+        raise UsageError(was, fix="--intrinsics fx,fy,cx,cy or --intrinsics camera.json")
+    across = 1.0
+    for place in placed:
+        if isinstance(place.step, Resize):
+            across *= place.after[1] / place.before[1]
+    return camera.fx * across / output.focal_px
 
 
 def _shrunk_whole(last: Placed, protocol: Protocol, window: tuple[int, int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from ..errors import EnvironmentMismatchError, InputError, missing_package
 from ..files import whole_file
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+RESULT = re.compile(r".+_color\.mp4")  # what depth-run writes
 STREAM = re.compile(r"(rtsp|rtsps|rtmp|rtmps|srt|udp|tcp|http|https)://\S+")
 CAMERA = re.compile(r"/dev/video[0-9]+")
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
@@ -37,6 +40,27 @@ class Frame:
 def is_video(text: str) -> bool:
     """Whether an input of ``depth-run`` is a video file, a camera or the address of a stream."""
     return is_live(text) or Path(text).suffix.lower() in SUFFIXES
+
+
+def find_videos(inputs: list[str]) -> list[str]:
+    """The inputs of ``depth-run`` with folders and globs of nothing but videos replaced by their videos, in natural order."""
+    found: list[str] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = [item for item in path.iterdir() if item.is_file() and not item.name.startswith(".")]
+        elif glob.has_magic(text) and not path.exists() and not is_live(text):
+            inside = [Path(name) for name in glob.iglob(text, recursive=True)]
+        else:
+            inside = []
+        videos = [str(item) for item in inside if item.suffix.lower() in SUFFIXES and not RESULT.fullmatch(item.name)]
+        pictures = [item for item in inside if item.suffix.lower() in PICTURES]
+        found += sorted(videos, key=_natural) if videos and not pictures else [text]
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def is_live(text: str) -> bool:
@@ -61,6 +85,8 @@ class VideoSource:
 
     Attributes:
         live: a camera or stream: it does not wait.
+        aspect: width of a pixel over its height, as frames are given (upright).
+        given, damaged: how many frames were decoded so far, and how many could not be.
         rate: frames per second, as the source says; 25 if it does not say.
         frames: how many there are, as the source says; 0 if it does not say.
     """
@@ -90,6 +116,8 @@ class VideoSource:
         rate = stream.average_rate or stream.guessed_rate
         self.rate = Fraction(rate) if rate and 0 < rate <= 1000 else Fraction(25)
         self.frames = 0 if self.live else int(stream.frames)
+        self.aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or Fraction(1)
+        self.given = self.damaged = 0
         if max(stream.codec_context.width, stream.codec_context.height) > MAX_PIXELS_PER_SIDE:
             self.close()
             raise InputError(
@@ -97,23 +125,53 @@ class VideoSource:
             )
 
     def __iter__(self) -> Iterator[Frame]:
-        """All frames in order, upright.
+        """All frames in order, upright, at times that never go back. What cannot be decoded is counted and left out.
 
         Raises:
-            InputError: if the video breaks off in the middle; what came before was given.
+            InputError: if no frame can be decoded.
         """
-        first = None
-        try:
-            for number, frame in enumerate(self._container.decode(video=0)):
-                time_s = float(frame.time) if frame.time is not None else number / float(self.rate)
-                first = time_s if first is None else first
-                pixels = frame.to_ndarray(format="rgb24")
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                yield Frame(number, time_s - first, np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)
-        except _av_errors(self._av) as error:
-            raise InputError(f"{self._name} breaks off ({_short(error)})", wanted="a whole video", fix="copy or record it again") from error
+        step, first, last, shift = 1 / float(self.rate), None, 0.0, 0.0
+        for frame in self._decoded():
+            time_s = float(frame.time) if frame.time is not None else self.given * step
+            first = time_s if first is None else first
+            if self.given and time_s - first + shift <= last:  # the clock began again: two recordings in one file
+                shift = last + step - (time_s - first)
+            last = time_s - first + shift
+            pixels = frame.to_ndarray(format="rgb24")
+            turns = round(getattr(frame, "rotation", 0) / 90) % 4
+            if turns % 2 and not self.given:
+                self.aspect = 1 / self.aspect
+            self.given += 1
+            yield Frame(self.given - 1, last, np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)
         if first is None:
             raise InputError(f"{self._name} holds no frame that can be decoded", wanted="a video")
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames that decode; each packet that does not counts as one damaged frame, and the next one is tried."""
+        errors = _av_errors(self._av)
+        packets = self._container.demux(video=0)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except errors:  # the file breaks off here
+                self.damaged += 1
+                return
+            try:
+                frames = packet.decode()
+            except errors:
+                self.damaged += 1
+                continue
+            for frame in frames:
+                if getattr(frame, "is_corrupt", False):
+                    self.damaged += 1
+                else:
+                    yield frame
+
+    def missing(self) -> int:
+        """How many frames the header promised that neither came nor were damaged, once all were read."""
+        return 0 if self.live else max(self.frames - self.given - self.damaged, 0)
 
     def close(self) -> None:
         """Close it."""
@@ -134,8 +192,8 @@ class ColorVideo:
         EnvironmentMismatchError: if this PyAV can encode no video.
     """
 
-    def __init__(self, path: Path, rate: Fraction, force: bool = False):
-        self._av, self._rate, self._last, self._path = _import_av(), rate, -1, path
+    def __init__(self, path: Path, rate: Fraction, force: bool = False, aspect: Fraction = Fraction(1)):
+        self._av, self._rate, self._last, self._path, self.aspect = _import_av(), rate, -1, path, aspect
         self._file = ExitStack()
         self._part = self._file.enter_context(whole_file(path, force))
         self._container: Any = None
@@ -148,6 +206,9 @@ class ColorVideo:
             pixels: uint8 [H, W, 3], RGB; all of one size, whose odd last row or column is left out.
         """
         even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
+        if not even.size:
+            was = f"frames of {pixels.shape[1]}x{pixels.shape[0]} pixels make no colour video"
+            raise InputError(was, wanted="at least 2x2", fix="--save npy or png16 keeps the depth of every frame")
         with self._errors():
             if self._container is None:
                 self._open(even.shape[1], even.shape[0])
@@ -164,6 +225,8 @@ class ColorVideo:
         self._stream = self._container.add_stream(name, rate=self._rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS)
+        if self.aspect != 1:
+            self._stream.codec_context.sample_aspect_ratio = self.aspect
         self._stream.bit_rate = max(width * height * 4, 500_000)
 
     def close(self) -> None:

@@ -1,0 +1,297 @@
+"""depth-run in the field: odd names, odd folders, odd cameras, damaged and odd videos, full disks, other people's files as engines."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.commands import run
+from fathom.runtime.errors import DiskFullError, InputError, UsageError
+from fathom.runtime.files import PART, PART_END, whole_directory, whole_file
+from fathom.runtime.photo.depth_map import Intrinsics
+from fathom.runtime.photo.intrinsics_file import read_intrinsics
+from fathom.runtime.photo.photo import find_photos
+from fathom.runtime.pipeline import Pipeline
+
+
+def picture(path, seed=0, size=(60, 90)):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def depth_run(tiny, *words):
+    return run.main(["--engine", str(tiny.plan), *map(str, words)])
+
+
+# --- names and folders
+
+
+def test_a_name_that_grows_too_long_stops_no_other_photo(tiny, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b" + "y" * 230, "c", "d" + "z" * 247):
+        picture(folder / f"{name}.png")
+    assert depth_run(tiny, folder, "-o", tmp_path / "out", "-q") == 3
+    captured = capsys.readouterr()
+    assert "has 258 bytes; wanted: at most 255" in captured.err and "1 of 4 photos failed" in captured.err
+    made = sorted(path.name[:1] for path in (tmp_path / "out").iterdir())
+    assert made == ["a", "a", "b", "b", "c", "c"]  # 242 bytes are legal, whatever the temporary file is called
+
+
+@pytest.mark.parametrize("name", ["-dash.png", "[1].png", "a b.png", "ü-é.png", os.fsdecode(b"\xff\xfe.png")])
+def test_any_name_the_system_allows_works(tiny, tmp_path, monkeypatch, name, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        picture(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert run.main(["--engine", str(tiny.plan), "-o", "out", "-q", "--", name]) == 0
+    assert (tmp_path / "out" / f"{name[:-4]}_depth.png").is_file()
+
+
+def test_nothing_after_the_dashes_is_a_usage_error(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--engine", str(tiny.plan), "-o", str(tmp_path / "o"), "--"])
+    assert caught.value.code == 2 and "INPUT" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_are_told(tiny, tmp_path, capsys):
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    for k in range(3):
+        (folder / f"IMG_{k}.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(InputError, match=r"only 3 of HEIC.*convert them to JPEG"):
+        find_photos([str(folder)])
+    picture(folder / "one.png")
+    (folder / "x.DNG").write_bytes(b"II*\0")
+    assert depth_run(tiny, folder, "-o", tmp_path / "out") == 0
+    assert "4 files are pictures that cannot be read here (DNG, HEIC)" in capsys.readouterr().err
+
+
+def test_results_of_an_earlier_run_are_no_photos(tiny, tmp_path, capsys):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    picture(folder / "a.png")
+    picture(folder / "room_depth.png")  # somebody's photo: there is no room.png
+    for _ in range(2):
+        assert depth_run(tiny, folder, "-o", folder, "--force") == 0
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["a.png", "a_color.png", "a_depth.png", "room_depth.png", "room_depth_color.png", "room_depth_depth.png"]
+    assert "not taken for photos" in capsys.readouterr().err
+    assert [photo.stem for photo in find_photos([str(folder / "a_depth.png")])] == ["a_depth"]  # named outright, it is one
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("words", [["fathom.runtime.commands.run", "--help"], ["fathom.export.commands.export_command", "--list"]])
+def test_help_in_a_narrow_terminal(encoding, words):
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0 and done.stdout and not done.stderr
+
+
+# --- cameras
+
+
+def test_a_camera_that_cannot_be_of_this_photo_is_refused(tiny, tmp_path, capsys):
+    photo = picture(tmp_path / "p.png", size=(120, 160))
+    assert depth_run(tiny, photo, "-o", tmp_path / "o", "--intrinsics", "518.9,519.5,325.6,253.7") == 3
+    assert "325.6, 253.7 lies outside the photo of 160x120" in capsys.readouterr().err
+    assert not list((tmp_path / "o").glob("*")) if (tmp_path / "o").exists() else True
+
+
+def test_a_camera_of_another_size_is_scaled_when_its_size_is_known(tmp_path):
+    """At half the size a pixel is twice as wide, and the picture's edge, half a pixel before the first centre, stays the edge."""
+    camera = Intrinsics(500.0, 500.0, 319.5, 239.5, 640, 480)
+    half = camera.on(320, 240)
+    assert (half.fx, half.fy, half.cx, half.cy) == (250.0, 250.0, 159.5, 119.5)
+    assert camera.on(640, 480) == camera
+    with pytest.raises(InputError, match="another shape"):
+        camera.on(480, 480)
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"fx": 500, "fy": 500, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}).encode())
+    assert read_intrinsics(str(tmp_path / "c.json")) == camera
+
+
+def test_metres_by_focal_length(make_artefacts):
+    """metres = value fx / focal_px, with fx in pixels of the picture as the network sees it: here the photo squeezed to 64 columns."""
+    import dataclasses
+
+    from fathom.runtime.photo.postprocess import focal_scale
+    from fathom.runtime.photo.preprocess import place_steps
+
+    made = make_artefacts()
+    with Pipeline.open(made.bundle) as pipeline:
+        contract, protocol = pipeline.contract, pipeline.protocol()
+        plain = pipeline.predict(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+        output = dataclasses.replace(contract.output, focal_px=300.0)
+        camera = Intrinsics(450.0, 450.0, 64.0, 48.0)
+        assert focal_scale(output, place_steps(protocol.steps, 96, 128), camera) == pytest.approx(450 * (64 / 128) / 300)
+        assert focal_scale(contract.output, (), None) == 1
+        with pytest.raises(UsageError, match="--intrinsics"):
+            focal_scale(output, (), None)
+        pipeline.contract = dataclasses.replace(contract, output=output)
+        shown = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        np.testing.assert_allclose(pipeline.predict(shown, intrinsics=camera).depth_m, 0.75 * plain.depth_m, rtol=1e-6)
+        with pytest.raises(UsageError, match="focal length"):
+            pipeline.predict(shown)
+
+
+# --- other people's files as engines
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.onnx", b"\x08\x08\x12\x07pytorch", "depth-export --onnx"),
+        ("a.engine", b"ftrt" + bytes(60), "TensorRT engine alone"),
+        ("a.plan", b"ptrt" + bytes(60), "TensorRT engine alone"),
+        ("a.safetensors", struct.pack("<Q", 2) + b"{}", "--weights"),
+        ("a.pth", b"PK\x03\x04" + bytes(40), "--weights"),
+        ("a.ckpt", b"\x80\x02" + bytes(40), "--weights"),
+    ],
+)
+def test_what_is_no_plan_is_recognised(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        PlanFile.open(tmp_path / name)
+
+
+# --- disks
+
+
+def test_whatever_fails_on_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
+    for body in (OSError(28, "No space left on device"), OSError("307200 requested and 232416 written"), InputError("the graph is refused")):
+        with monkeypatch.context() as full, pytest.raises(DiskFullError, match="the disk is full"), whole_directory(tmp_path / "b"):
+            full.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("Usage", (), {"free": 0})())
+            raise body
+    with pytest.raises(InputError, match="the graph is refused"), whole_directory(tmp_path / "b"):
+        raise InputError("the graph is refused")  # with room on the disk the error is its own
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_small_disk_that_fills_up(tiny, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        photos = [picture(tmp_path / f"{k}.png", k, (300, 400)) for k in range(4)]
+        assert depth_run(tiny, *photos, "-o", disk, "--save", "npy", "-q") == 3
+        assert "the disk is full" in capsys.readouterr().err
+        assert all(path.stat().st_size > 480_000 for path in disk.iterdir())  # whole, or not there
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_killed_runs_left_is_swept_after_a_day(tmp_path):
+    old, young = tmp_path / f"{PART}old{PART_END}", tmp_path / f"{PART}young{PART_END}"
+    old.mkdir()
+    (old / "half").write_bytes(b"x")
+    young.write_bytes(b"y")
+    os.utime(old, (time.time() - 2 * 86_400,) * 2)
+    with whole_file(tmp_path / "a") as part:
+        part.write_bytes(b"a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "a"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_leave_nothing_half_written(tiny, tmp_path, name, capsys):
+    photos = [picture(tmp_path / f"{k}.png", k) for k in range(300)]
+    threading.Timer(0.4, lambda: os.kill(os.getpid(), getattr(signal, name))).start()
+    assert depth_run(tiny, *photos, "-o", tmp_path / "out", "-q") == 130
+    assert not list((tmp_path / "out").glob(f"{PART}*")) if (tmp_path / "out").exists() else True
+
+
+# --- videos
+
+av = pytest.importorskip("av")
+
+
+def frames(count, size=(96, 128)):
+    ramp = np.linspace(0, 120, size[1])[None, :, None] + np.linspace(0, 60, size[0])[:, None, None]
+    return [np.repeat(np.clip(ramp + 2 * k, 0, 255), 3, axis=2).astype(np.uint8) for k in range(count)]
+
+
+def video(path, count=60, aspect=None, codec="libx264", rate=12, size=(96, 128), pts=None, pixels="yuv420p"):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.options = size[1], size[0], pixels, {"g": "6"}
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for number, shown in enumerate(frames(count, size)):
+            frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
+            if pts:
+                frame.pts, frame.time_base = pts[number], Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def told(capsys):
+    captured = capsys.readouterr()
+    return json.loads(captured.out.splitlines()[0]), captured.err
+
+
+def test_a_damaged_stretch_costs_its_frames_only(tiny, tmp_path, capsys):
+    raw = bytearray(video(tmp_path / "whole.mp4").read_bytes())
+    start = raw.find(b"mdat") + 2000
+    raw[start : start + 1200] = bytes((k * 97 + 13) % 256 for k in range(1200))
+    (tmp_path / "hole.mp4").write_bytes(raw)
+    assert depth_run(tiny, tmp_path / "hole.mp4", "-o", tmp_path / "o", "--json", "-q") == 3
+    facts, error = told(capsys)
+    assert 0 < facts["damaged"] + facts["missing"] < 40 and facts["frames"] + facts["damaged"] + facts["missing"] == 60
+    assert f"the {facts['frames']} that could be decoded are done" in error
+    with av.open(str(tmp_path / "o" / "hole_color.mp4")) as container:
+        assert len(list(container.decode(video=0))) == facts["frames"]
+
+
+def test_frames_that_the_header_promised_are_missed(tiny, tmp_path, capsys):
+    raw = video(tmp_path / "whole.avi", codec="mjpeg", pixels="yuvj420p").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(raw[: len(raw) // 2])
+    assert depth_run(tiny, tmp_path / "cut.avi", "-o", tmp_path / "o", "--json", "-q") == 3
+    facts, error = told(capsys)
+    assert 10 < facts["frames"] < 60 and facts["frames"] + facts["missing"] + facts["damaged"] == 60 and "did not come" in error
+
+
+def test_wide_pixels_stay_wide(tiny, tmp_path):
+    video(tmp_path / "wide.mp4", 6, aspect=Fraction(2, 1))
+    assert depth_run(tiny, tmp_path / "wide.mp4", "-o", tmp_path / "o", "-q") == 0
+    with av.open(str(tmp_path / "o" / "wide_color.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == 2
+
+
+def test_clocks_that_begin_again_go_on(tmp_path):
+    from fathom.runtime.video.video import VideoSource
+
+    for name in ("one.ts", "two.ts"):
+        video(tmp_path / name, 6)
+    (tmp_path / "both.ts").write_bytes((tmp_path / "one.ts").read_bytes() + (tmp_path / "two.ts").read_bytes())
+    with VideoSource(str(tmp_path / "both.ts")) as source:
+        times = np.array([frame.time_s for frame in source])
+    assert len(times) == 12 and (np.diff(times) > 0.02).all() and times[-1] < 2.5
+
+
+def test_folders_and_globs_of_videos(tiny, tmp_path, capsys):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for name in ("2.mp4", "10.mp4"):
+        video(folder / name, 3)
+    for words in ([folder], [f"{folder}/*.mp4"]):
+        assert depth_run(tiny, *words, "-o", tmp_path / "o", "-q", "--force", "--json") == 0
+        lines = [json.loads(line)["video"] for line in capsys.readouterr().out.splitlines()]
+        assert [os.path.basename(line) for line in lines] == ["2.mp4", "10.mp4"]
+
+
+def test_a_video_of_one_pixel_is_one(tiny, tmp_path, capsys):
+    video(tmp_path / "one.mkv", 3, codec="ffv1", size=(1, 1), pixels="bgr0")
+    assert depth_run(tiny, tmp_path / "one.mkv", "-o", tmp_path / "o", "-q") == 0  # the scale bar makes it wide enough for a codec
+    assert (tmp_path / "o" / "one_color.mp4").is_file() and not capsys.readouterr().err
