@@ -1,8 +1,10 @@
 """Small artefacts that several tests run: a network of one convolution, as a bundle and as a plan."""
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,8 +159,14 @@ def small_bundle(small_network, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
-    """Callable(name) -> an FP32 bundle of a small network of the catalog with random weights, exported once and not to be changed."""
+    """Callable(name) -> an FP32 bundle of a small network of the catalog with random weights, exported once and not to be changed.
+
+    Test processes that run side by side share the bundles: whoever needs one first exports it, the others wait.
+    """
     made = {}
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    folder.mkdir(exist_ok=True)
 
     def bundle(name):
         if name not in made:
@@ -166,9 +174,12 @@ def tiny_bundle(tmp_path_factory):
             from fathom.export.commands import export_command
             from fathom.models.catalog import NETWORKS
 
-            path = tmp_path_factory.mktemp("tiny") / name
+            path = folder / name
             scene = ["--scene", "kitchen"] if "scene" in NETWORKS[name].options else []
-            assert export_command.main(["--model", name, "--random-init", *scene, "-o", str(path), "--quiet"]) == 0
+            with open(folder / f"{name}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    assert export_command.main(["--model", name, "--random-init", *scene, "-o", str(path), "--quiet"]) == 0
             made[name] = path
         return made[name]
 

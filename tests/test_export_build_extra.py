@@ -14,7 +14,7 @@ ROOT = Path(fathom.__file__).parent
 NETWORKS = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
 BLOCKED = ("torch", "torchvision", "diffusers", "transformers", "onnxscript", "onnx_ir", "open_clip", "huggingface_hub")
 BUILD = """
-import json, sys, time
+import sys, time
 for name in {blocked}: sys.modules[name] = None
 from fathom.export.child import child
 from fathom.export.plan.build_child import _task
@@ -25,8 +25,7 @@ def here(request, **_):  # what the child process would do, without the second i
 
 child.run_child = here
 from fathom.export.commands import build_command
-codes = {{bundle: build_command.main([bundle, "-o", plan, "--quiet"]) for bundle, plan in {work}}}
-print(json.dumps(codes))
+sys.exit(build_command.main({arguments}))
 """
 
 
@@ -55,11 +54,9 @@ def test_it_resolves_for_python_3_10(machine, tmp_path):
     assert found["onnxruntime"].split(".")[:2] == ["1", "23"]  # the last one for 3.10
 
 
-def test_all_small_networks_build_without_torch(tiny_bundle, tmp_path):
-    work = [(str(tiny_bundle(name)), str(tmp_path / f"{name}.plan")) for name in NETWORKS]
-    code = BUILD.format(blocked=BLOCKED, work=work)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_small_networks_build_without_torch(tiny_bundle, tmp_path, name):
+    plan = tmp_path / "x.plan"
+    code = BUILD.format(blocked=BLOCKED, arguments=[str(tiny_bundle(name)), "-o", str(plan)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout.splitlines()[-1])
-    assert codes == {bundle: 0 for bundle, _ in work}, done.stderr
-    assert all(Path(plan).is_file() for _, plan in work)
+    assert done.returncode == 0 and plan.is_file(), done.stderr

@@ -22,6 +22,7 @@ from fathom.runtime.tensorrt.gpu_worker import GpuWorker
 
 PHOTO = np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3)
 HANGS_S = 20
+CUDA, BINDING = "CUDA_ERROR_INVALID_VALUE", [ValueError("a binding's own words"), RuntimeError("so are these")]
 RELEASES = {  # where these fail, what they were to release is left: nobody else can
     *("cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy", "cuModuleUnload", "cuGraphExecDestroy", "cuGraphDestroy"),
     *("cuDevicePrimaryCtxRelease", "cuCtxPopCurrent"),
@@ -117,7 +118,14 @@ def outcome(plan, told):
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-@pytest.mark.parametrize("faults", [["CUDA_ERROR_INVALID_VALUE"], [ValueError("a binding's own words"), RuntimeError("so are these")]], ids=["cuda", "binding"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([CUDA, BINDING[0], CUDA, BINDING[1]], id="in turn"),
+        pytest.param([CUDA], id="cuda", marks=pytest.mark.slow),
+        pytest.param(BINDING, id="binding", marks=pytest.mark.slow),
+    ],
+)
 def test_every_call_fails_once(monkeypatch, tiny, tmp_path, backend, faults):
     plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend, batch=(2, 2, 2))
     number, calls = 0, {}

@@ -16,7 +16,7 @@ from fathom.runtime.tensorrt.compatibility import import_tensorrt
 ORIN_NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
 SUPER = {0: "15W", 1: "25W", 2: "MAXN_SUPER"}
 TENSORRT = {35: "8.5.2.2-1+cuda11.4", 36: "10.3.0.30-1+cuda12.5", 38: "10.13.3.9-1+cuda13.0"}
-LINES = {  # as the boards print them
+LINES = {  # in the form boards print them
     "35.4.1": "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug  1 19:57:35 UTC 2023",
     "35.3.1": "# R35 (release), REVISION: 3.1, GCID: 32827747, BOARD: t186ref, EABI: aarch64, DATE: Sun Mar 19 15:19:21 UTC 2023",
     "36.3.0": "# R36 (release), REVISION: 3.0, GCID: 36191598, BOARD: generic, EABI: aarch64, DATE: Mon May  6 17:34:21 UTC 2024",
