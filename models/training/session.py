@@ -22,6 +22,7 @@ from .data.training_data import KeptSamples
 from .learners.learners import learner_for
 from .loop import Run, train
 from .recipes.recipes import RECIPES, Recipe
+from .starts.starts import STARTS, started_network
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
 WORDS = (
@@ -55,7 +56,9 @@ class Session:
         recipe = recipe_for(arguments)
         entry = catalog.NETWORKS[arguments.model]
         if arguments.weights is None and not entry.demo and not arguments.random_init:
-            raise UsageError(f"{arguments.model} starts from trained weights", wanted=entry.weights, fix="give --weights FILE, or --random-init")
+            raise UsageError(
+                f"{arguments.model} starts from trained weights", wanted=STARTS.get(arguments.model, entry.weights), fix="give --weights FILE, or --random-init"
+            )
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         device = device_for(arguments.device)
@@ -73,7 +76,7 @@ class Session:
             options["scene"] = arguments.scene or "living_room"
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
-        network = catalog.load(arguments.model, **began, **options)
+        network = started_network(arguments.model, arguments.weights, random, arguments.seed, arguments.variant, arguments.scene, arguments.visual_weights)
         backbone = _backbone(arguments)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
         facts = {
