@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
+from fathom.models.llm_mde.head_outputs import first_outputs
 from fathom.models.llm_mde.language_depth_decoder import LanguageDepthDecoder, LanguageToDepth, UpSampleBN
 from fathom.models.llm_mde.llm_mde import OFFICIAL, PAPER, TINY, TOKENIZER, VARIANTS, LlmMde, load_llm_mde, of_variant, random_llm_mde
 from fathom.models.llm_mde.vit import VisionTransformer, VitConfig
@@ -154,50 +155,131 @@ def _bert_like(network, layers):
     return bert.eval()
 
 
-def test_without_padding_the_numbers_are_the_published_ones():
-    """A 114-token prompt run as the published code does: no mask, no positions, the first 114 + N outputs, one linear layer over them."""
-    network = random_llm_mde("official", TINY)
-    config = network.config
-    inputs = network.example_inputs(1)
-    one_word = next(word for word in DEPTH_CLASSES if " " not in word)
-    encoder = TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[TOKENIZER])
-    sentence = encoder.sentences(inputs["image"].numpy())[0]
-    for word in sorted(DEPTH_CLASSES, key=len, reverse=True):
-        sentence = sentence.replace(f"of input is {word}<", f"of input is {one_word}<")
-    inputs |= {name: torch.from_numpy(values) for name, values in encoder.tokenize([sentence]).items()}
-    assert inputs["prompt_mask"].sum() == 114
+def _prompt_of(network, length, seed=0):
+    """A prompt of exactly ``length`` tokens in a network's budget: ids, mask."""
+    ids = torch.zeros(1, network.config.prompt_tokens, dtype=torch.int64)
+    ids[0, :length] = torch.randint(1, network.config.vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(1, network.config.prompt_tokens)
+    mask[0, :length] = 1
+    return {"prompt_ids": ids, "prompt_mask": mask}
+
+
+def _published_depth(network, inputs, kept):
+    """The published forward by formula: no mask, no budget; the first ``kept`` outputs of prompt and image together go into one linear layer."""
+    config, image, used = network.config, inputs["image"], int(inputs["prompt_mask"].sum())
+    side = config.vit.image
+    tokens = network.vit(interpolate(image, (side, side), mode="bilinear", align_corners=False))[:, :-1]
+    words = network.llm.embeddings.word_embeddings.weight
+    prototypes = network.prototypes(words.permute(1, 0)).permute(1, 0)
+    reprog = network.l2d(network.reprogramming(tokens, prototypes))
+    sequence = torch.cat([words[inputs["prompt_ids"][0, :used]][None], reprog], dim=1)
+    out = _bert_like(network, config.llm_layers)(inputs_embeds=sequence).last_hidden_state[:, :kept]
+    weight = network.head.token_mix.weight[:, : out.shape[1]]  # all of it unless the prompt is shorter than the published code takes
+    mixed = torch.einsum("btd,ot->bod", out, weight) + network.head.token_mix.bias[:, None]
+    code = network.head.channel_mix(mixed).reshape(-1, 3, config.code, config.code)
+    return out, network.head.decoder(code, image).sigmoid()
+
+
+LENGTHS = range(112, 119)
+ROOMY = replace(TINY, prompt_tokens=118)  # the longest prompt that the rule writes has 116
+
+
+@pytest.fixture(scope="module")
+def roomy():
+    return draw_weights(LlmMde(ROOMY, "official"), 7)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_official_equals_the_published_code_at_every_prompt_length(roomy, length):
+    """Unfolded and as stages: behind 116 tokens the image's last two outputs are gone and all others two places late."""
+    inputs = {"image": roomy.example_inputs(1)["image"], **_prompt_of(roomy, length)}
     with torch.no_grad():
-        got = network.boundaries(inputs)
-        x = interpolate(inputs["image"], (96, 96), mode="bilinear", align_corners=False)
-        tokens = network.vit(x)[:, :-1]
-        words = network.llm.embeddings.word_embeddings.weight
-        prototypes = network.prototypes(words.permute(1, 0)).permute(1, 0)
-        reprog = network.l2d(network.reprogramming(tokens, prototypes))
-        sequence = torch.cat([words[inputs["prompt_ids"][0, :114]][None], reprog], dim=1)
-        out = _bert_like(network, config.llm_layers)(inputs_embeds=sequence).last_hidden_state[:, : 114 + config.vit.patches]
-        torch.testing.assert_close(got["llm_out"], out, atol=5e-6, rtol=5e-6)
-        mixed = network.head.token_mix(out.permute(0, 2, 1)).permute(0, 2, 1)
-        code = network.head.channel_mix(mixed).reshape(-1, 3, config.code, config.code)
-        torch.testing.assert_close(got["depth"], network.head.decoder(code, inputs["image"]).sigmoid(), atol=1e-6, rtol=1e-6)
-        assert got["depth"].std() > 1e-3
+        out, depth = _published_depth(roomy, inputs, 114 + ROOMY.vit.patches)
+        got, values = roomy.boundaries(inputs), dict(inputs)
+        for stage in roomy.stages():
+            values[stage.spec.outputs[0].name] = stage.module(*(values[tensor.name] for tensor in stage.spec.inputs))
+    there = out.shape[1]
+    assert there == min(114, length) + ROOMY.vit.patches
+    for found in (got["llm_out"], values["llm_out"]):
+        torch.testing.assert_close(found[:, :there], out, atol=1e-5, rtol=1e-5)
+        assert not found[:, there:].any()
+    for found in (got["depth"], values["depth"]):
+        torch.testing.assert_close(found, depth, atol=2e-6, rtol=1e-5)
+    assert depth.std() > 1e-3
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_published_cut_at_official_token_counts(length):
+    """310 of prompt and 196 image outputs, by what each output says of itself: its place in the unpadded sequence."""
+    budget, patches, wanted = 118, OFFICIAL.vit.patches, 310
+    out = torch.full((1, budget + patches, 1), -1.0)  # -1: padding, which nobody may see
+    out[0, :length, 0] = torch.arange(length) + 1.0
+    out[0, budget:, 0] = length + torch.arange(patches) + 1.0
+    mask = (torch.arange(budget) < length).float()[None]
+    sequence = np.zeros(wanted)
+    sequence[: min(wanted, length + patches)] = np.arange(1, length + patches + 1)[:wanted]
+    np.testing.assert_array_equal(first_outputs(out, mask, wanted)[0, :, 0], sequence)
+
+
+def test_prompts_of_several_lengths_in_one_batch_do_not_mix(roomy):
+    """Each picture of a batch gets what it gets alone."""
+    images = roomy.example_inputs(3)["image"]
+    prompts = [_prompt_of(roomy, length, length) for length in (114, 116, 118)]
+    with torch.no_grad():
+        together = roomy(images, *(torch.cat([prompt[name] for prompt in prompts]) for name in ("prompt_ids", "prompt_mask")))
+        for row, prompt in enumerate(prompts):
+            alone = _published_depth(roomy, {"image": images[row : row + 1], **prompt}, 114 + ROOMY.vit.patches)[1]
+            torch.testing.assert_close(together[row : row + 1], alone, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("word", DEPTH_CLASSES)
-def test_no_image_token_is_lost_whatever_the_prompt(word):
-    """Every image token's output reaches the head, and it is what BERT gives without any padding."""
-    network = random_llm_mde("official", TINY)
+def test_paper_keeps_every_image_token_in_its_place(word):
+    """Every image token's output reaches the head, always in the same places, and it is what BERT gives without any padding."""
+    network = random_llm_mde("paper", TINY)
     inputs = network.example_inputs(1)
     encoder = TextEncoder(network.contract.text, network.contract.input, network.artefact_files()[TOKENIZER])
-    text = encoder.tokenize([network.contract.text.fill({**dict.fromkeys(("min_x", "min_y", "max_x", "max_y", "median_x", "median_y"), 63), "class": word})])
+    text = encoder.tokenize([network.contract.text.fill({"min": 0, "max": 255, "median": 63, "class": word})])
     inputs |= {name: torch.from_numpy(values) for name, values in text.items()}
-    used = int(inputs["prompt_mask"].sum())
-    assert used == 113 + len(word.split())
+    used, budget = int(inputs["prompt_mask"].sum()), network.config.prompt_tokens
+    assert used < budget
     with torch.no_grad():
         got = network.boundaries(inputs)
-        real = torch.cat([got["llm_in"][:, :used], got["llm_in"][:, 116:]], dim=1)
+        real = torch.cat([got["llm_in"][:, :used], got["llm_in"][:, budget:]], dim=1)
         out = _bert_like(network, network.config.llm_layers)(inputs_embeds=real).last_hidden_state
-        torch.testing.assert_close(got["llm_out"][:, 114:], out[:, used:], atol=5e-6, rtol=5e-6)
-        torch.testing.assert_close(got["llm_out"][:, :114], out[:, :114], atol=5e-6, rtol=5e-6)
+    torch.testing.assert_close(got["llm_out"][:, budget:], out[:, used:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got["llm_out"][:, :used], out[:, :used], atol=1e-5, rtol=1e-5)
+    assert not got["llm_out"][:, used:budget].any()
+
+
+def test_llm_stage_through_onnx_runtime_at_several_prompt_lengths(roomy, tmp_path):
+    """One graph, prompts of 112, 114, 116 and 118 tokens in one batch and alone, against the published forward."""
+    stage = next(stage for stage in roomy.stages() if stage.spec.name == "llm")
+    names, image = [tensor.name for tensor in stage.spec.inputs], roomy.example_inputs(1)["image"]
+    lengths = (112, 114, 116, 118)
+    with torch.no_grad():
+        inputs = [{"image": image, **_prompt_of(roomy, length)} for length in lengths]
+        wanted = [_published_depth(roomy, each, 114 + ROOMY.vit.patches)[0].numpy() for each in inputs]
+        inputs = [each | roomy.boundaries(each) for each in inputs]
+        both = tuple(torch.cat([inputs[0][name], inputs[3][name]]) for name in names)
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.onnx.export(
+            stage.module,
+            both,
+            dynamo=True,
+            opset_version=18,
+            dynamic_shapes=({0: batch}, {0: batch}),
+            input_names=names,
+            output_names=["llm_out"],
+            verbose=False,
+        )
+    program.save(tmp_path / "llm.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "llm.onnx", providers=["CPUExecutionProvider"])
+    (together,) = session.run(None, {name: torch.cat([each[name] for each in inputs]).numpy() for name in names})
+    for row, (each, outputs) in enumerate(zip(inputs, wanted, strict=True)):
+        (alone,) = session.run(None, {name: each[name].numpy() for name in names})
+        for got in (alone[0], together[row]):
+            np.testing.assert_allclose(got[: outputs.shape[1]], outputs[0], atol=2e-5, rtol=2e-5)
+            assert not got[outputs.shape[1] :].any()
 
 
 def test_stages_equal_the_unfolded_network(network):

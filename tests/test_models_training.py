@@ -34,7 +34,8 @@ from fathom.models.training.learners.losses import l1_and_rmse, moa_parts, silog
 from fathom.models.training.learners.validation import baselines, errors
 from fathom.models.training.loop import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
 from fathom.models.training.recipes import recipes
-from fathom.models.training.recipes.recipes import RECIPES, Recipe
+from fathom.models.training.recipes.recipe import Recipe
+from fathom.models.training.recipes.recipes import RECIPES
 from fathom.models.training.state import state_path
 from fathom.models.training.train_command import main
 from fathom.runtime.errors import AccuracyError, UsageError
@@ -102,7 +103,7 @@ def test_schedules_reach_the_papers_rates():
     with pytest.raises(ValueError, match="schedule"):
         dataclasses.replace(evp, schedule="square")
     with pytest.raises(ValueError, match="end with 1"):
-        dataclasses.replace(evp, phases=((0.5, 96, 0),))
+        dataclasses.replace(RECIPES["evp-tiny"], phases=((0.5, 96, 0),))
 
 
 def test_the_backbone_learns_slowly_and_vectors_do_not_decay():
@@ -337,7 +338,7 @@ def test_the_hint_alone_teaches_the_backbone_and_nothing_else(model, tmp_path):
 
 def test_a_hint_alone_wants_a_hint():
     with pytest.raises(ValueError, match="hint_alone"):
-        dataclasses.replace(RECIPES["evp"], hint_alone=0.5)
+        dataclasses.replace(RECIPES["vpd-tiny"], hint=False, hint_alone=0.5)
 
 
 def test_a_backbone_goes_on_as_it_was():

@@ -1,9 +1,10 @@
 """LLM-MDE (Xia et al. 2024): image tokens, rewritten in a language model's words, pass through BERT behind a prompt about the image.
 
-The prompt is written and tokenised at run time from the picture's own statistics (``contract.text``). Its length differs from
-picture to picture, so it has a fixed budget of tokens with a mask, and the image's tokens keep the positions that they would have
-right behind an unpadded prompt: where the published code works, the numbers are the same, and where a long prompt there pushes
-image tokens off the end, here none is lost.
+The prompt is written and tokenised at run time from the picture's own statistics (``contract.text``). Its length differs from picture
+to picture, so it has a fixed budget of tokens with a mask, and the image's tokens keep the positions that they would have right behind
+an unpadded prompt. What the head then looks at is a choice (``LlmMdeConfig.head_sees``): the published code keeps the first 310 outputs,
+so behind a prompt of 116 tokens the image's last two are lost and all others are two places late (``first``, the official variants give
+its numbers for one picture at any length); the paper variants give every image token its own place (``image``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..position_buffers import restore_position_buffers
 from ..prompt_tokens import BERT_VOCABULARY, DEPTH_CLASSES, PAD, bert_words, compact_words, tokenizer_json
 from ..random_init import draw_weights
+from .head_outputs import SEEN
 from .language_depth_decoder import LanguageDepthDecoder, LanguageToDepth
 from .reprogramming import FoldedReprogramming, Reprogramming, ReprogrammingConfig
 from .vit import VisionTransformer, VitConfig
@@ -56,7 +58,9 @@ class LlmMdeConfig:
         llm_lora_rank: adapters on its q, k and v; 0 if they are merged already, as in files of the published code.
         prompt: ``position-statistics`` (published code) or ``level-statistics`` (the paper's words: pixel values).
         prompt_tokens: budget of the prompt, longer than the longest.
-        head_prompt_tokens: outputs of the prompt that the head looks at, before the image's.
+        head_prompt_tokens: outputs of the prompt that the head has places for, before the image's.
+        head_sees: ``first`` (published code): the first outputs, prompt and image together, whatever the prompt's length; zeros where a
+            short prompt leaves places free, which the published code refuses. ``image``: the image's outputs always in the same places.
         code: side of the code that the head makes, three channels.
         far_m: 0 for relative depth in [0, 1]; else the sigmoid counts from 0 to this many metres.
         compact_vocabulary: token ids count only the words that occur, as tiny networks do.
@@ -78,6 +82,7 @@ class LlmMdeConfig:
     prompt: str = "position-statistics"
     prompt_tokens: int = 116
     head_prompt_tokens: int = 114
+    head_sees: str = "first"
     code: int = 32
     far_m: float = 0.0
     compact_vocabulary: bool = False
@@ -85,6 +90,8 @@ class LlmMdeConfig:
     def __post_init__(self):
         if self.drop not in ("last", "class") or self.prompt not in TEMPLATES:
             raise ValueError(f"drop {self.drop!r} or prompt {self.prompt!r} is unknown")
+        if self.head_sees not in SEEN:
+            raise ValueError(f"head_sees {self.head_sees!r} is unknown, wanted one of {', '.join(SEEN)}")
         if self.reprogramming.image_width != self.vit.width or self.reprogramming.text_width % self.llm_heads:
             raise ValueError("reprogramming must take the ViT's width, and heads divide the width of the words")
         if not 0 < self.head_prompt_tokens <= self.prompt_tokens or self.prompt_tokens + self.vit.patches > self.positions:
@@ -113,6 +120,7 @@ PAPER = replace(
     prompt="level-statistics",
     prompt_tokens=84,
     head_prompt_tokens=84,
+    head_sees="image",
 )
 TINY = LlmMdeConfig(
     window=(96, 128),
@@ -134,6 +142,7 @@ TINY_PAPER = replace(
     prompt="level-statistics",
     prompt_tokens=84,
     head_prompt_tokens=84,
+    head_sees="image",
 )
 VARIANTS = ("official", "official-metric", "paper", "paper-metric")
 FAR_M = 10.0
@@ -244,7 +253,7 @@ class LlmMde(DepthNetwork):
         places = torch.cat([torch.arange(budget).expand(batch, -1), behind], dim=1)
         whole = torch.cat([mask, torch.ones(batch, patches)], dim=1)
         out = self.llm(inputs_embeds=found["llm_in"], attention_mask=whole, position_ids=places).last_hidden_state
-        found["llm_out"] = looked_at(out, mask, config.head_prompt_tokens)
+        found["llm_out"] = SEEN[config.head_sees](out, mask, config.head_tokens)
         return found | {"depth": self.head(found["llm_out"], image)}
 
     def stages(self) -> tuple[Stage, ...]:
@@ -276,11 +285,6 @@ def vit_tokens(vit: nn.Module, image: Tensor, config: LlmMdeConfig) -> Tensor:
     """image [B,3,H,W] -> [B, patches, width]: shrunk without filtering, one token left out."""
     tokens = vit(interpolate(image, (config.vit.image, config.vit.image), mode="bilinear", align_corners=False))
     return tokens[:, :-1] if config.drop == "last" else tokens[:, 1:]
-
-
-def looked_at(out: Tensor, mask: Tensor, head_prompt_tokens: int) -> Tensor:
-    """What the head sees of [B, P + N, D]: the prompt's first outputs, 0 where there is padding, and all of the image's."""
-    return torch.cat([out[:, :head_prompt_tokens] * mask[:, :head_prompt_tokens, None], out[:, mask.shape[1] :]], dim=1)
 
 
 class DepthHead(nn.Module):
@@ -340,7 +344,8 @@ class MaskedBert(nn.Module):
 
     def __init__(self, network: LlmMde, encoder: nn.Module):
         super().__init__()
-        self.budget, self.head_prompt_tokens, self.patches = network.config.prompt_tokens, network.config.head_prompt_tokens, network.config.vit.patches
+        config = network.config
+        self.budget, self.patches, self.head_tokens, self.seen = config.prompt_tokens, config.vit.patches, config.head_tokens, SEEN[config.head_sees]
         embeddings = network.llm.embeddings
         self.norm, self.encoder = embeddings.LayerNorm, encoder
         places = embeddings.position_embeddings.weight[: self.budget + self.patches] + embeddings.token_type_embeddings.weight[0]
@@ -353,7 +358,7 @@ class MaskedBert(nn.Module):
         places = torch.cat([self.places[: self.budget].expand(prompt_mask.shape[0], -1, -1), behind], dim=1)
         hidden = torch.cat([(1 - prompt_mask) * HIDDEN, torch.zeros_like(behind[..., 0])], dim=1)[:, None, None]  # [B,1,1,P+N]
         out = self.encoder(self.norm(llm_in + places), attention_mask=hidden).last_hidden_state
-        return looked_at(out, prompt_mask, self.head_prompt_tokens)
+        return self.seen(out, prompt_mask, self.head_tokens)
 
 
 def random_llm_mde(variant: str = "official", config: LlmMdeConfig = OFFICIAL, seed: int = 0) -> LlmMde:

@@ -4,6 +4,7 @@ never been interrupted."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -18,14 +19,17 @@ from torch import Tensor, nn
 from ...runtime.errors import AccuracyError, UsageError
 from ...runtime.files import whole_file
 from ..network import DepthNetwork
+from .averaged import Averaged
+from .data.prefetch import Prefetch
 from .data.training_data import KeptSamples
 from .learners.learner import Learner
 from .learners.learners import learner_for, published_tensors
-from .recipes.recipes import Recipe
+from .recipes.recipe import Recipe
 from .state import load_state, save_state, state_path, write_tensors
 
 LOG_EVERY = 10  # steps between two lines of the log
 STORED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Run:
         store: ``fp32`` or ``fp16``, how the weights are written.
         device: where to compute.
         facts: what identifies the run, for ``resume`` and for the log, as JSON values.
+        chosen: samples held back from the data, never learned from: the weights of the best validation on them are written too, beside the last
+            (``best_path``), and a recipe with patience ends by them. Validation pictures (``held_out``) choose nothing.
+        accumulate: parts that a step's pictures are computed in, one after the other; the loss is the mean over the parts.
+        ema: decay of the moving average of the weights (``averaged``), or 0.
+        workers: threads that make the next steps' batches.
         backbone: a trained network whose VAE and U-Net a network with random weights takes over before the first step, or None.
     """
 
@@ -59,8 +68,16 @@ class Run:
     device: torch.device
     facts: dict
     backbone: DepthNetwork | None = None
+    chosen: KeptSamples | None = None
+    accumulate: int = 1
+    ema: float = 0.0
+    workers: int = 0
 
     def __post_init__(self):
+        if not 1 <= self.accumulate <= self.recipe.batch or self.workers < 0 or not 0 <= self.ema < 1:
+            raise ValueError(
+                f"1 to {self.recipe.batch} parts, workers from 0 and a decay below 1 were wanted, got {self.accumulate}, {self.workers}, {self.ema}"
+            )
         if self.steps < 1 or self.every < 1 or self.seed < 0 or self.store not in STORED_DTYPES:
             raise ValueError(f"positive steps, a seed from 0 and fp32 or fp16 were wanted, got {self.steps}, {self.every}, {self.seed}, {self.store}")
 
@@ -117,70 +134,81 @@ def train(
         if run.backbone is not None:
             take_backbone(learner, learner_for(run.backbone, recipe))
     optimiser = torch.optim.AdamW(parameter_groups(names, recipe), lr=recipe.rate)
+    averaged = Averaged(names, run.ema)
+    scaler = torch.amp.GradScaler(run.device.type, enabled=recipe.precision == "fp16")
     step, earlier_s, lines = 0, 0.0, []
     if resume:
-        step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts)
+        step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
     unused = recipe.hint_alone > 0  # for a while, most of the network
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
-    started, side, examples, checked = time.monotonic(), 0, None, False
+    started, side, batches, checked, tired = time.monotonic(), 0, None, False, False
     losses = [line["loss"] for line in lines if "loss" in line]
     on_message(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
-    while step < run.steps:
+    while step < run.steps and not tired:
         share = step / run.steps
         wanted, learner.cells = recipe.phase_at(share)
         learner.alone = share < recipe.hint_alone
-        if examples is None or wanted != side:
+        if batches is None or wanted != side:
             side = wanted
             if side:
                 learner.network = learner.at_window(side)
-            examples = learner.examples(run.data, recipe.geometry)
+            if batches is not None:
+                batches.close()
+            batches = Prefetch(_batches_of(learner.examples(run.data, recipe.geometry), run, ranks), run.workers, run.steps)
         _set_modes(learner.network)
         rate = recipe.rate_at(share)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        mine = numbers_of_step(step, recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
-        draws = [np.random.Generator(np.random.PCG64([run.seed, step, ranks.rank, place, 1])) for place in range(len(mine))]
         torch.manual_seed(run.seed * 1_000_003 + step)  # of dropout
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.autocast):
-            parts = called(examples.batch(mine, draws, recipe.augmentation).to(run.device))
-        loss = parts["loss"]
-        if not bool(torch.isfinite(loss)):
-            raise AccuracyError(f"the loss of step {step} is {float(loss.detach())}", wanted="a finite number", fix="train with a lower --lr")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        found: dict[str, float] = {}
+        for weight, batch in batches(step):
+            with torch.autocast(run.device.type, AUTOCAST[recipe.precision], enabled=recipe.precision != "fp32"):
+                parts = called(batch.to(run.device))
+            for name, value in parts.items():
+                found[name] = found.get(name, 0.0) + weight * float(value.detach())
+            if not math.isfinite(found["loss"]):
+                raise AccuracyError(f"the loss of step {step} is {found['loss']}", wanted="a finite number", fix="train with a lower --lr")
+            scaler.scale(weight * parts["loss"]).backward()
         if not (checked or learner.alone):
             _check_gradients(names)
             checked = True
         if recipe.clip:
-            nn.utils.clip_grad_norm_(list(names), recipe.clip, error_if_nonfinite=True)
-        optimiser.step()
+            scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(list(names), recipe.clip, error_if_nonfinite=not scaler.is_enabled())
+        scaler.step(optimiser)
+        scaler.update()
         step += 1
-        losses.append(float(loss.detach()))
+        averaged.update(step)
+        losses.append(found["loss"])
         if step % LOG_EVERY == 0 or step == run.steps:
-            numbers = {name: round(float(value.detach()), 6) for name, value in parts.items()}
+            numbers = {name: round(value, 6) for name, value in found.items()}
             spent_s = earlier_s + time.monotonic() - started
             lines.append({"step": step, **numbers, "lr": rate, "window": learner.network.contract.input.window[0], "wall_s": round(spent_s, 1)})
         if (step % run.every == 0 or step == run.steps) and ranks.rank == 0:
-            if run.held_out is not None:
-                found = _validate(learner, run)
-                lines.append({"step": step, "validation": found, "window": learner.network.contract.input.window[0]})
-                on_message(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-            save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts)
+            with averaged.applied():
+                tired = _look(learner, run, step, lines, losses, on_message)
+            save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts, averaged.tensors, scaler)
             write_log(log_path(run.output), run.facts, lines)
         if ranks.world > 1 and step % run.every == 0:
-            torch.distributed.barrier()
+            said = torch.tensor(float(tired), device=run.device)
+            torch.distributed.broadcast(said, 0)
+            tired = bool(said)
         on_progress(step)
+    if batches is not None:
+        batches.close()
     wall_s = earlier_s + time.monotonic() - started
     network.eval().requires_grad_(False)
     if ranks.rank == 0:
-        write_tensors(run.output, dict(published_tensors(network, STORED_DTYPES[run.store])), {"format": "pt"})
+        with averaged.applied():
+            write_tensors(run.output, dict(published_tensors(network, STORED_DTYPES[run.store])), {"format": "pt"})
         write_log(log_path(run.output), run.facts, lines)
         state_path(run.output).unlink(missing_ok=True)
     if ranks.world > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return {"loss": float(np.mean(losses[-max(1, len(losses) // 10) :])), "wall_s": wall_s, "steps": run.steps, "log": lines}
+    return {"loss": float(np.mean(losses[-max(1, len(losses) // 10) :])), "wall_s": wall_s, "steps": step, "log": lines}
 
 
 BACKBONE = ("vae", "unet")
@@ -263,6 +291,39 @@ def _check_gradients(names: dict[Tensor, str]) -> None:
         raise AccuracyError(f"no gradient reaches {len(unreached)} tensor(s) that should learn, {unreached[0]} is one")
 
 
-def _validate(learner: Learner, run: Run) -> dict[str, float]:
+def _batches_of(examples, run: Run, ranks: Ranks) -> Callable[[int], list]:
+    """What makes a step's parts: each its share of the step's pictures, and a batch."""
+
+    def make(step: int) -> list:
+        mine = numbers_of_step(step, run.recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
+        draws = [np.random.Generator(np.random.PCG64([run.seed, step, ranks.rank, place, 1])) for place in range(len(mine))]
+        size = -(-len(mine) // run.accumulate)
+        starts = range(0, len(mine), size)
+        return [(len(mine[at : at + size]) / len(mine), examples.batch(mine[at : at + size], draws[at : at + size], run.recipe.augmentation)) for at in starts]
+
+    return make
+
+
+def _look(learner: Learner, run: Run, step: int, lines: list[dict], losses: list[float], on_message: Callable[[str], None]) -> bool:
+    """Validate, keep the best weights so far, and say whether nothing got better for as long as the recipe's patience."""
     learner.network.eval()
-    return learner.validate(run.held_out, run.recipe.batch, run.device)
+    window = learner.network.contract.input.window[0]
+    for key, samples in (("validation", run.held_out), ("chosen", run.chosen)):
+        if samples is not None:
+            found = learner.validate(samples, run.recipe.batch, run.device)
+            lines.append({"step": step, key: found, "window": window})
+            on_message(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    scores = [_score(line["chosen"]) for line in lines if "chosen" in line]
+    if scores and scores[-1] < min(scores[:-1], default=math.inf):
+        write_tensors(best_path(run.output), dict(published_tensors(learner.network, DTYPES[run.store])), {"format": "pt"})
+    return bool(run.recipe.patience and scores) and len(scores) - 1 - int(np.argmin(scores)) >= run.recipe.patience
+
+
+def _score(found: dict[str, float]) -> float:
+    """Lower is better: abs_rel of depth, what mIoU lacks to 1."""
+    return found["abs_rel"] if "abs_rel" in found else 1 - found["mIoU"]
+
+
+def best_path(output: Path) -> Path:
+    """Where the weights of the best validation lie: beside ``output``."""
+    return output.with_name(f"{output.stem}.best.safetensors")

@@ -21,7 +21,9 @@ from .data.referring_data import NamedSamples
 from .data.training_data import KeptSamples
 from .learners.learners import learner_for
 from .loop import Run, train
-from .recipes.recipes import RECIPES, Recipe
+from .recipes.recipe import Recipe
+from .recipes.recipes import RECIPES, recipe_of
+from .starts.starts import STARTS, started_network
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
 WORDS = (
@@ -55,7 +57,9 @@ class Session:
         recipe = recipe_for(arguments)
         entry = catalog.NETWORKS[arguments.model]
         if arguments.weights is None and not entry.demo and not arguments.random_init:
-            raise UsageError(f"{arguments.model} starts from trained weights", wanted=entry.weights, fix="give --weights FILE, or --random-init")
+            raise UsageError(
+                f"{arguments.model} starts from trained weights", wanted=STARTS.get(arguments.model, entry.weights), fix="give --weights FILE, or --random-init"
+            )
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         device = device_for(arguments.device)
@@ -64,16 +68,22 @@ class Session:
             data = KeptSamples([_source(text, "train") for text in arguments.data], folder, arguments.shots, arguments.seed)
         except ValueError as error:
             raise UsageError(str(error), fix="give a smaller --shots") from error
+        chosen = None
+        if arguments.hold_back:
+            try:
+                data, chosen = data.split(arguments.hold_back, arguments.seed)
+            except ValueError as error:
+                raise UsageError(f"--hold-back {arguments.hold_back}: {error}") from error
         held_out = tuple(KeptSamples([_source(text, "test")], folder) for text in arguments.val)
         if recipe.loss == "cross_entropy":  # it learns words
-            for kept in (data, *held_out):
+            for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
         options = {"variant": arguments.variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights}
         if "scene" in entry.options:
             options["scene"] = arguments.scene or "living_room"
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
-        network = catalog.load(arguments.model, **began, **options)
+        network = started_network(arguments.model, arguments.weights, random, arguments.seed, arguments.variant, arguments.scene, arguments.visual_weights)
         backbone = _backbone(arguments)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
         facts = {
@@ -89,9 +99,14 @@ class Session:
             "shots": arguments.shots,
             "backbone": backbone and backbone.origin.sha256,
             "every": arguments.every,
+            "hold_back": arguments.hold_back,
+            "precision": recipe.precision,
+            "accumulate": arguments.accumulate,
+            "ema": arguments.ema,
         }
         watched = held_out[0] if held_out else None
-        run = Run(network, recipe, data, watched, output, steps, arguments.seed, arguments.every, arguments.store, device, facts, backbone)
+        run = Run(network, recipe, data, watched, output, steps, arguments.seed, arguments.every, arguments.store, device, facts, backbone, chosen)
+        run = replace(run, accumulate=arguments.accumulate, ema=arguments.ema, workers=arguments.workers)
         start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
         if backbone is not None:
             start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
@@ -130,7 +145,7 @@ class Session:
             "recipe": run.recipe.source,
             "start": self.start,
             "seed": run.seed,
-            "steps": run.steps,
+            "steps": result["steps"],
             "batch": run.recipe.batch,
             "wall_s": result["wall_s"],
             "device": "a GPU" if run.device.type == "cuda" else "CPU",
@@ -171,15 +186,19 @@ def recipe_for(arguments: argparse.Namespace) -> Recipe:
     Raises:
         UsageError: if there is none, or the learning rate is none.
     """
-    if arguments.model not in RECIPES:
-        raise UsageError(f"there is no recipe for {arguments.model!r}", wanted=f"one of {', '.join(RECIPES)}")
-    recipe = RECIPES[arguments.model]
+    recipe = recipe_of(arguments.model, arguments.variant)
+    if recipe is None or arguments.model not in RECIPES:
+        raise UsageError(f"there is no recipe for {arguments.model!r}", wanted=f"one of {', '.join(name for name in RECIPES if ' ' not in name)}")
     if arguments.batch:
         recipe = replace(recipe, batch=arguments.batch)
     if arguments.lr is not None:
         if not 0 < arguments.lr < 10:
             raise UsageError(f"--lr {arguments.lr} is no learning rate", wanted="a number above 0 and below 10")
         recipe = replace(recipe, rate=arguments.lr, least_rate=recipe.least_rate * arguments.lr / recipe.rate)
+    if arguments.precision:
+        recipe = replace(recipe, precision=arguments.precision)
+    if arguments.accumulate > recipe.batch:
+        raise UsageError(f"--accumulate {arguments.accumulate}", wanted=f"at most the step's {recipe.batch} pictures")
     return recipe
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...runtime.errors import AccuracyError, InputError, UsageError
 from ...runtime.files import whole_file
 
-WEIGHTS, MOMENTS = "network/", "adamw/"
+WEIGHTS, MOMENTS, AVERAGES = "network/", "adamw/", "average/"
 
 
 def state_path(output: Path) -> Path:
@@ -35,22 +35,43 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         save_file(tensors, part, metadata)
 
 
-def save_state(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, names: dict[Tensor, str], step: int, wall_s: float, run: dict) -> None:
+def save_state(
+    path: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    names: dict[Tensor, str],
+    step: int,
+    wall_s: float,
+    run: dict,
+    averages: dict[str, Tensor],
+    scaler: torch.amp.GradScaler,
+) -> None:
     """Everything that the next step needs.
 
     Args:
         names: of the parameters that learn.
         wall_s: time spent so far.
+        averages: moving averages of the weights, if any; ``scaler``: of FP16's losses.
         run: what the run was started with, as JSON values; ``load_state`` refuses a state of another run.
     """
     tensors = {WEIGHTS + name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     for parameter, values in optimiser.state.items():
         for key, value in values.items():
             tensors[f"{MOMENTS}{key}/{names[parameter]}"] = value.detach().cpu().contiguous()
-    write_tensors(path, tensors, {"step": str(step), "wall_s": str(wall_s), "run": json.dumps(run, sort_keys=True)})
+    tensors |= {AVERAGES + name: tensor.detach().cpu().contiguous() for name, tensor in averages.items()}
+    scale = json.dumps(scaler.state_dict())
+    write_tensors(path, tensors, {"scaler": scale, "step": str(step), "wall_s": str(wall_s), "run": json.dumps(run, sort_keys=True)})
 
 
-def load_state(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, names: dict[Tensor, str], run: dict) -> tuple[int, float]:
+def load_state(
+    path: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    names: dict[Tensor, str],
+    run: dict,
+    averages: dict[str, Tensor],
+    scaler: torch.amp.GradScaler,
+) -> tuple[int, float]:
     """Take a run up again; returns the number of steps that are done, and the time they took.
 
     Raises:
@@ -64,6 +85,7 @@ def load_state(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer,
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping; cloned: aligned, and not the file itself)
         step, wall_s, earlier = int(metadata["step"]), float(metadata["wall_s"]), json.loads(metadata["run"])
+        scale = json.loads(metadata["scaler"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is no state of a training run ({error})", fix="delete it and start again") from error
     now = json.loads(json.dumps(run))
@@ -76,4 +98,7 @@ def load_state(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer,
         kept = {key.split("/")[1]: value for key, value in tensors.items() if key.startswith(MOMENTS) and key.split("/", 2)[2] == name}
         if kept:
             optimiser.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()}
+    averages.update({name: tensors[AVERAGES + name].to(tensor.device) for name, tensor in averages.items()})
+    if scaler.is_enabled():
+        scaler.load_state_dict(scale)
     return step, wall_s

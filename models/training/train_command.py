@@ -12,13 +12,18 @@ from ...runtime.commands.command import common_flags, run_command
 from ...runtime.commands.progress import Progress
 from ...runtime.errors import UsageError, missing_package
 
-DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0}
+DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0, "hold_back": 0, "ema": 0.0, "accumulate": 1}
+WORDS = (  # of the command that is written on the card, in its order
+    *("shots", "weights", "visual_weights", "backbone", "variant", "scene", "steps", "batch", "lr"),
+    *("precision", "ema", "hold_back", "accumulate", "seed", "store"),
+)
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 EPILOG = """\
 examples:
   depth-train --model evp-tiny --data rooms:2000 --val rooms:50:7 -o evp-tiny.safetensors
   depth-train --model evp --weights sd15.safetensors --data nyu:nyu_depth_v2_labeled.mat --val nyu:nyu_depth_v2_labeled.mat:test -o evp.safetensors
-  torchrun --nproc-per-node 8 -m fathom.models.training.train_command --model vpd --weights vpd.safetensors --data nyu-folder:nyu:train.txt -o vpd.safetensors
+  depth-train --model llm-mde --variant paper --weights bert.safetensors --visual-weights vit.safetensors --data nyu:FILE.mat --hold-back 50 -o llm.safetensors
+  torchrun --nproc-per-node 8 -m fathom.models.training.train_command --model vpd --weights sd15.ckpt --data nyu-folder:nyu:train.txt -o vpd.safetensors
 The weights are read back by depth-export --weights. Beside them lie the log (.log.jsonl), the model card (.md) and, until the run is
 over, its state: an interrupted run goes on with --resume and ends with the same numbers.
 
@@ -44,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val", metavar="DATA", action="append", default=[], help="what to measure on; the first one also during training; may be repeated")
     parser.add_argument("-o", "--output", metavar="FILE", help="the weights to write, .safetensors")
     start = parser.add_argument_group("start")
-    start.add_argument("--weights", metavar="FILE", help="checkpoint to start from (small networks start from random numbers without one)")
+    start.add_argument(
+        "--weights", metavar="FILE", help="checkpoint to start from: the network's own, or what its authors began with (small networks need none)"
+    )
     start.add_argument("--visual-weights", metavar="FILE", help="the image encoder's checkpoint, for networks that are published in two files")
     start.add_argument("--backbone", metavar="NAME", help="take over VAE and U-Net from the demo weights of another small network, such as evp-tiny")
     start.add_argument("--random-init", action="store_true", help="start a full-size network from random numbers")
@@ -54,7 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--steps", type=_positive, metavar="N", help="steps of the optimiser (default: the recipe's epochs)")
     recipe.add_argument("--batch", type=_positive, metavar="N", help="pictures per step and process")
     recipe.add_argument("--lr", type=float, metavar="X", help="highest learning rate; the lowest moves with it")
+    recipe.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of products and convolutions while learning; weights and loss stay FP32")
+    recipe.add_argument("--ema", type=_decay, default=0.0, metavar="X", help="validate and write a moving average of the weights, such as 0.999")
     how = parser.add_argument_group("how")
+    how.add_argument(
+        "--hold-back",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="learn from all but N samples, and choose the best weights by those (.best.safetensors)",
+    )
+    how.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="compute each step's pictures in N parts, for less memory")
+    how.add_argument("--workers", type=_positive, default=0, metavar="N", help="threads that make the next steps' batches")
     how.add_argument("--seed", type=_seed, default=DEFAULTS["seed"], metavar="N", help="of weights, order and augmentation (default: %(default)s)")
     how.add_argument("--every", type=_positive, default=200, metavar="N", help="steps between validations and saved states (default: %(default)s)")
     how.add_argument("--store", choices=("fp32", "fp16"), default=DEFAULTS["store"], help="how the weights are written (default: %(default)s)")
@@ -70,6 +88,16 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
         raise argparse.ArgumentTypeError(f"a whole number from 1 was wanted, got {text!r}")
     return int(text)
+
+
+def _decay(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"a share from 0 to below 1 was wanted, got {text!r}")
+    return value
 
 
 def _seed(text: str) -> int:
@@ -94,7 +122,23 @@ def command_words(arguments: argparse.Namespace) -> str:
     for flag in ("data", "val"):
         for value in getattr(arguments, flag):
             words += [f"--{flag}", value]
-    for flag in ("shots", "weights", "visual_weights", "backbone", "variant", "scene", "steps", "batch", "lr", "seed", "store"):
+    for flag in (
+        "shots",
+        "weights",
+        "visual_weights",
+        "backbone",
+        "variant",
+        "scene",
+        "steps",
+        "batch",
+        "lr",
+        "precision",
+        "ema",
+        "hold_back",
+        "accumulate",
+        "seed",
+        "store",
+    ):
         value = getattr(arguments, flag)
         if value not in (None, DEFAULTS.get(flag)):
             words += [f"--{flag.replace('_', '-')}", str(value)]

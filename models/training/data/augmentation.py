@@ -28,9 +28,10 @@ class Augmentation:
         saturation: largest change, as a share.
         cut_depth: chance that a full-height strip of the photo shows its own depth (vertical CutDepth).
         cut_width: largest width of that strip, as a share.
+        turn: largest rotation of photo and depth about the middle, in degrees; 0 for none.
 
     Raises:
-        ValueError: if a chance is not between 0 and 1, or a strength is not between 0 and 1 (hue: 180).
+        ValueError: if a chance is not between 0 and 1, or a strength is not between 0 and 1 (hue: 180, turn: 45).
     """
 
     flip: float = 0.5
@@ -42,10 +43,11 @@ class Augmentation:
     saturation: float = 0.12
     cut_depth: float = 0.25
     cut_width: float = 0.75
+    turn: float = 0.0
 
     def __post_init__(self):
         shares = (self.flip, self.colour, self.cut_depth, self.cut_width, self.brightness, self.contrast, self.gamma, self.saturation)
-        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.hue <= 180:
+        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.hue <= 180 or not 0 <= self.turn <= 45:
             raise ValueError(f"chances and strengths from 0 to 1 were wanted, got {self}")
 
 
@@ -57,6 +59,26 @@ def mirrored(sample: Sample) -> Sample:
         intrinsics = (fx, fy, sample.rgb.shape[1] - 1 - cx, cy)
     turned = (np.ascontiguousarray(part[:, ::-1]) for part in (sample.rgb, sample.depth_m, sample.valid))
     return Sample(*turned, intrinsics, sample.id, sample.scene)
+
+
+def turned(sample: Sample, degrees: float) -> Sample:
+    """Photo, depth and validity turned about the middle (counterclockwise, degrees), the photo bilinearly, depths never mixed; the corners
+    that come from outside are black and not valid. The intrinsics are dropped."""
+    height, width = sample.depth_m.shape
+    angle = math.radians(degrees)
+    y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
+    column, row = math.cos(angle) * x - math.sin(angle) * y + (width - 1) / 2, math.sin(angle) * x + math.cos(angle) * y + (height - 1) / 2
+    nearest_row, nearest_column = np.rint(row).astype(np.int64), np.rint(column).astype(np.int64)
+    inside = (nearest_row >= 0) & (nearest_row < height) & (nearest_column >= 0) & (nearest_column < width)
+    at = nearest_row.clip(0, height - 1), nearest_column.clip(0, width - 1)
+    top, left = np.floor(row).astype(np.int64).clip(0, height - 2), np.floor(column).astype(np.int64).clip(0, width - 2)
+    down, right = (row - top).clip(0, 1)[..., None], (column - left).clip(0, 1)[..., None]
+    rgb = sample.rgb.astype(np.float32)
+    above = rgb[top, left] * (1 - right) + rgb[top, left + 1] * right
+    below = rgb[top + 1, left] * (1 - right) + rgb[top + 1, left + 1] * right
+    photo = np.rint(above * (1 - down) + below * down).astype(np.uint8) * inside[..., None]
+    valid = sample.valid[at] & inside
+    return Sample(photo, np.where(valid, sample.depth_m[at], 0).astype(sample.depth_m.dtype), valid, None, sample.id, sample.scene)
 
 
 def recoloured(picture: np.ndarray, augmentation: Augmentation, draw: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +19,7 @@ from ....datasets.source import Source
 from ....runtime.artefact.contract import Contract, Pad, Resize, Step
 from ....runtime.errors import InputError
 from ....runtime.photo.preprocess import Placed, Window, place_steps, shape_photo, window_tensor
-from .augmentation import Augmentation, cut_depth, mirrored, recoloured
+from .augmentation import Augmentation, cut_depth, mirrored, recoloured, turned
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,20 @@ class KeptSamples:
         everything = np.arange(self.ends[-1])
         self.numbers = np.sort(np.random.Generator(np.random.PCG64([seed, shots])).permutation(everything)[:shots]) if shots else everything
 
+    def split(self, count: int, seed: int) -> tuple[KeptSamples, KeptSamples]:
+        """All but ``count`` samples drawn by ``seed``, and those.
+
+        Raises:
+            ValueError: if none would be left.
+        """
+        if not 0 < count < len(self):
+            raise ValueError(f"{count} of {len(self)} samples cannot be held back, at least one must be left to learn from")
+        order = np.random.Generator(np.random.PCG64([seed, count, 2])).permutation(len(self))
+        parts = copy.copy(self), copy.copy(self)
+        for part, places in zip(parts, (order[count:], order[:count]), strict=True):
+            part.numbers = np.asarray(self.numbers)[np.sort(places)]
+        return parts
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -84,9 +100,9 @@ class KeptSamples:
 
 
 def keep(file: Path, **arrays: np.ndarray) -> None:
-    """Write arrays into a file, whole or not at all, also where several processes make it at once."""
+    """Write arrays into a file, whole or not at all, also where several processes or threads make it at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    part = file.with_name(f".{file.stem}.{os.getpid()}.{threading.get_ident()}.npz")
     np.savez(part, **arrays)
     os.replace(part, file)
 
@@ -106,15 +122,16 @@ class Examples:
         samples: where they come from.
         contract: of the network (its input, its farthest depth, its single-image protocol).
         geometry: ``protocol``: the whole photo, as the single-image protocol shapes it; ``window``: the photo at the window's height,
-            and a random window of it (its middle without a random generator), as EVP and VPD were trained.
+            and a random window of it (its middle without a random generator), as EVP and VPD were trained; ``kitti``: a random window of
+            the benchmark's crop, as EVP was trained on KITTI.
 
     Raises:
         ValueError: for another geometry.
     """
 
     def __init__(self, samples: KeptSamples, contract: Contract, geometry: str = "protocol"):
-        if geometry not in ("protocol", "window"):
-            raise ValueError(f"unknown geometry {geometry!r}, wanted protocol or window")
+        if geometry not in ("protocol", "window", "kitti"):
+            raise ValueError(f"unknown geometry {geometry!r}, wanted protocol, window or kitti")
         self.samples, self.contract, self.geometry = samples, contract, geometry
         self.far_m = contract.output.far if contract.output.unit == "m" else np.inf
 
@@ -127,6 +144,8 @@ class Examples:
         sample, image = self.samples[number], self.contract.input
         if augmentation is not None and draw.random() < augmentation.flip:
             sample = mirrored(sample)
+        if augmentation is not None and augmentation.turn:
+            sample = turned(sample, float(draw.uniform(-augmentation.turn, augmentation.turn)))
         steps = self._steps(sample)
         placed = place_steps(steps, *sample.rgb.shape[:2])
         picture = shape_photo(sample.rgb, placed)
@@ -152,6 +171,8 @@ class Examples:
     def _steps(self, sample: Sample) -> tuple[Step, ...]:
         if self.geometry == "protocol":
             return self.contract.protocols[0].steps
+        if self.geometry == "kitti":
+            return next(protocol.steps for protocol in self.contract.protocols if protocol.name == "kitti-benchmark")
         height, width = sample.rgb.shape[:2]
         rows, columns = self.contract.input.window
         return (Resize(rows, max(columns, round(width * rows / height)), "bilinear-antialias"),)

@@ -12,7 +12,7 @@ from ...diffusion.depth_decoder import double
 from ...diffusion.depth_protocols import FEATURE_SCALE
 from ...network import DepthNetwork
 from ..data.training_data import Batch
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .depth_hint import map_hint
 from .learner import Learner
 
@@ -45,7 +45,7 @@ class EvpLearner(Learner):
             top, left = (int(torch.randint(0, features.shape[-1] - self.cells + 1, ())) for _ in range(2))
             features = features[..., top : top + self.cells, left : left + self.cells]
             rows, columns = (slice(FEATURE_SCALE * start, FEATURE_SCALE * (start + self.cells)) for start in (top, left))
-        loss = self.loss(self.decode(features), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])
+        loss = self.loss(self.decode(features).float(), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])
         if not self.hint:
             return {"loss": loss}
         return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint}
@@ -78,7 +78,9 @@ class EvpLearner(Learner):
         network = self.network
         levels = network.decoder(features)
         out = double(levels[-1])
-        return network.bins(features, levels, out, network.depth_head(out))
+        raw = network.depth_head(out)
+        with torch.autocast(out.device.type, enabled=False):  # the bins' logarithms do not fit 16 bits
+            return network.bins(features.float(), tuple(level.float() for level in levels), out.float(), raw.float())
 
     def rebuilt(self, side: int) -> DepthNetwork:
         return type(self.network)(self.windowed(side), self.network.variant)

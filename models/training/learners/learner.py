@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...network import DepthNetwork
 from ..data.training_data import Batch, Examples, KeptSamples
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .losses import LOSSES
 from .validation import baselines, validate
 
@@ -33,7 +33,7 @@ class Learner(nn.Module):
         return self.network.boundaries({"image": batch.image})["depth"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.loss(self.predict(batch), batch.truth_m, batch.valid)}
+        return {"loss": self.loss(self.predict(batch).float(), batch.truth_m, batch.valid)}
 
     def start(self, seed: int) -> None:
         """Called once before the first step of a network with random weights."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...catalog import NETWORKS
 from ...network import DepthNetwork
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .learner import Learner
 
 LEARNERS = {  # the network's module -> module and class

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....runtime.text.encoder import TextEncoder
 from ...network import DepthNetwork
 from ..data.training_data import Batch
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .depth_hint import map_hint, patch_hint, scattered_waves
 from .learner import Learner
 

@@ -30,6 +30,12 @@ def ssi(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
     return silog(prediction_m, truth_m, valid, focus=0.85, scale=10.0, floor=1e-6)
 
 
+def log_variance(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
+    """LLM-MDE's paper, equation 3: the variance of d over all valid pixels of the batch together; it forgives any common factor."""
+    d = torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))
+    return ((d - d.mean()) ** 2).mean()
+
+
 def l1_and_rmse(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
     """DepthBLIP-2: half the mean absolute error and half the root of the mean square, over all valid pixels together."""
     error = (prediction_m - truth_m)[valid]
@@ -59,4 +65,4 @@ def moa_parts(logits: Tensor, regressed_m: Tensor, edges_m: Tensor, truth_m: Ten
 
 
 MOA_WEIGHTS = {"cross_entropy": 1.0, "l1": 1.0, "silog": 0.5}
-LOSSES = {"silog": silog, "ssi": ssi, "l1_and_rmse": l1_and_rmse}
+LOSSES = {"silog": silog, "ssi": ssi, "log_variance": log_variance, "l1_and_rmse": l1_and_rmse}

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from ...network import DepthNetwork
 from ..data.training_data import Batch
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .learner import Learner
 from .losses import MOA_WEIGHTS, moa_parts
 

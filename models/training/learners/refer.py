@@ -12,7 +12,7 @@ from ...diffusion.evp_refer import LATENT_DIVISOR
 from ...network import DepthNetwork
 from ..data.referring_data import NamedSamples, WordsBatch, WordsExamples
 from ..data.training_data import KeptSamples
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .depth_hint import map_hint
 from .diffusion import EvpLearner
 from .mask_validation import blind_masks, validate_masks

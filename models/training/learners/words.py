@@ -12,7 +12,7 @@ from ...blip2.qformer import PromptedQFormer
 from ...clip.depthclip import WORD_SHARE
 from ...network import DepthNetwork
 from ..data.training_data import Batch
-from ..recipes.recipes import Recipe
+from ..recipes.recipe import Recipe
 from .depth_hint import patch_hint, scattered_waves
 from .learner import Learner
 

@@ -1,0 +1,105 @@
+"""This project's small networks, which start from nothing: hints along the backbone, smaller windows first, a rate for every part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from .papers import LIGHT, LLM_MDE, MOA
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TinyRecipe(Recipe):
+    """A recipe for a network without any checkpoint to start from.
+
+    Args:
+        hint: places in the backbone say their depth while they learn (``depth_hint``).
+        hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the cheapest.
+        phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
+            are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
+        sentences: for networks that are asked in words, about each picture of a batch.
+    """
+
+    hint: bool = False
+    hint_alone: float = 0.0
+    phases: tuple[tuple[float, int, int], ...] = ()
+    sentences: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sentences < 1:
+            raise ValueError(f"at least one sentence was wanted, got {self.sentences}")
+        if not 0 <= self.hint_alone < 1 or (self.hint_alone and not self.hint):
+            raise ValueError(f"hint_alone must be a share below 1, of a recipe with hints, got {self.hint_alone}")
+        shares = [share for share, _, _ in self.phases]
+        if shares != sorted(set(shares)) or (shares and (shares[0] <= 0 or shares[-1] != 1)):
+            raise ValueError(f"growing shares that end with 1 were wanted, got {self.phases}")
+
+    def phase_at(self, share: float) -> tuple[int, int]:
+        return next(((side, cells) for end, side, cells in self.phases if share < end), (0, 0))
+
+
+def small(recipe: Recipe, **changes) -> TinyRecipe:
+    """A paper's recipe for its small network, with changes."""
+    return TinyRecipe(**({each.name: getattr(recipe, each.name) for each in fields(Recipe)} | changes))
+
+
+TINY_PHASES = ((0.86, 96, 2), (0.97, 160, 2), (1.0, 160, 0))
+TINY_SOURCE = "this project: from nothing, so nothing is slowed down; smaller windows and parts of the decoder first, the last steps as it is used"
+FROM_NOTHING = TinyRecipe(
+    source=TINY_SOURCE,
+    loss="silog",
+    rate=1e-3,
+    least_rate=1e-5,
+    schedule="cosine",
+    warmup=0.03,
+    decay=0.05,
+    batch=16,
+    epochs=2,
+    clip=1.0,
+    geometry="protocol",
+    augmentation=LIGHT,
+)
+TINY_DIFFUSION = replace(FROM_NOTHING, epochs=3, hint=True, phases=TINY_PHASES)
+TINY: dict[str, TinyRecipe] = {
+    "evp-tiny": TINY_DIFFUSION,
+    "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
+    "vpd-tiny": TINY_DIFFUSION,
+    "moa-depthclip-tiny": small(
+        MOA, source="this project: MoA-DepthCLIP's losses, from nothing", rate=1e-3, least_rate=1e-5, schedule="cosine", warmup=0.03, clip=1.0, trained=(".",)
+    ),
+    "llm-mde-tiny": small(
+        LLM_MDE,
+        source="this project: LLM-MDE's loss, from nothing: first the ViT alone, then all, the head ten times as fast as what it listens to",
+        rate=1e-2,
+        schedule="cosine",
+        warmup=0.02,
+        batch=16,
+        epochs=20,
+        clip=1.0,
+        trained=(".",),
+        slow=(r"(?!head\.)",),
+        slow_factor=0.1,
+        augmentation=LIGHT,
+        precision="bf16",
+        hint=True,
+        hint_alone=0.8,
+    ),
+    "depthclip-tiny": replace(
+        FROM_NOTHING,
+        source="this project: DepthCLIP's published formula from seven words to depth, and behind it everything learns (published: zero-shot, nothing does)",
+        rate=3e-3,
+        decay=1e-4,
+        slow=(r"text_features",),  # a step of theirs is a thousand times as large in the logits
+    ),
+    "depthblip2-tiny": replace(
+        FROM_NOTHING,
+        source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
+        warmup=0.05,
+        decay=0.01,
+        epochs=10,
+        hint=True,
+        hint_alone=0.5,
+        trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # nobody looks at the words of the last layer
+    ),
+}

@@ -1,0 +1,195 @@
+"""Training from the files that the authors began with: names, shapes, values, refusals, and a loss that falls."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
+
+from fathom.models.diffusion import evp, evp_refer, vpd
+from fathom.models.diffusion.evp import random_evp
+from fathom.models.diffusion.evp_refer import TINY_TOKENIZER
+from fathom.models.llm_mde import llm_mde
+from fathom.models.random_init import draw_weights
+from fathom.models.training import loop
+from fathom.models.training.loop import read_log
+from fathom.models.training.recipes import recipes
+from fathom.models.training.recipes.recipes import RECIPES
+from fathom.models.training.starts.llm_mde import bert_keys, vit_keys
+from fathom.models.training.starts.stable_diffusion import stable_diffusion_keys
+from fathom.models.training.starts.starts import started_network
+from fathom.models.training.train_command import main
+from fathom.runtime.errors import InputError
+
+KEYS = Path(__file__).parent / "data" / "keys"
+CLIP = "cond_stage_model.transformer.text_model."
+
+
+def _listed(name):
+    with (KEYS / name).open() as file:
+        return {row[0]: tuple(int(n) for n in row[2].strip("()").split(",") if n.strip()) for row in csv.reader(file, delimiter="\t")}
+
+
+def _backbone(config, kind):
+    with torch.device("meta"):
+        network = kind(config)
+    return torch.nn.ModuleDict({"vae": network.vae, "unet": network.unet})
+
+
+@pytest.fixture(scope="module")
+def diffusion_file(tmp_path_factory):
+    """Stable Diffusion's layout at the small size, with all that the published file holds beside the backbone; as tensors and two files."""
+    folder, network = tmp_path_factory.mktemp("sd"), random_evp("nyu", evp.TINY, seed=3)
+    backbone = torch.nn.ModuleDict({"vae": network.vae, "unet": network.unet})
+    own = backbone.state_dict()
+    tensors = {name: own[key.own].reshape(key.shape).clone() for name, key in stable_diffusion_keys(backbone).items()}
+    size = evp_refer.TINY.vocabulary
+    clip = CLIPTextConfig(
+        vocab_size=size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1, max_position_embeddings=77,
+        hidden_act="quick_gelu", bos_token_id=size - 2, eos_token_id=size - 1,
+    )  # fmt: skip
+    tower = draw_weights(CLIPTextModel(clip), 2).eval()
+    tensors |= {CLIP + name.removeprefix("text_model."): tensor.clone() for name, tensor in tower.state_dict().items()}
+    tensors[CLIP + "embeddings.position_ids"] = torch.arange(77)[None]
+    spare = ("first_stage_model.decoder.conv_in.weight", "first_stage_model.post_quant_conv.bias", "model.diffusion_model.out.2.bias")
+    tensors |= {name: torch.zeros(3) for name in spare}
+    save_file(tensors, folder / "v1-5-pruned-emaonly.safetensors")
+    schedule = {
+        "betas": torch.zeros(5),
+        "alphas_cumprod": torch.zeros(5),
+        "sqrt_one_minus_alphas_cumprod": torch.zeros(5),
+        "posterior_variance": torch.zeros(5),
+    }
+    torch.save({"state_dict": tensors | schedule, "global_step": 840000}, folder / "v1-5-pruned-emaonly.ckpt")
+    return folder, tensors, tower, own
+
+
+@pytest.mark.parametrize("kind", ["evp", "vpd"])
+def test_the_table_is_the_published_list(kind):
+    """Every U-Net and VAE-encoder tensor of the published file, by name and shape, but for the U-Net's output head."""
+    build = (lambda config: evp.EVP(config, "nyu")) if kind == "evp" else (lambda config: vpd.VPD(config, "kitchen"))
+    table = stable_diffusion_keys(_backbone(evp.OFFICIAL if kind == "evp" else vpd.OFFICIAL, build))
+    unet, vae = _listed("ldm_to_diffusers_unet.tsv"), _listed("ldm_to_diffusers_vae_encoder.tsv")
+    wanted = {f"model.diffusion_model.{name}": shape for name, shape in unet.items() if not name.startswith("out.")}
+    wanted |= {"first_stage_model." + name: shape for name, shape in vae.items()}
+    wanted |= {"first_stage_model.quant_conv.weight": (8, 8, 1, 1), "first_stage_model.quant_conv.bias": (8,)}
+    assert table.keys() == wanted.keys()
+    assert not [name for name, key in table.items() if int(np.prod(key.shape)) != int(np.prod(wanted[name]))]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_evp_takes_backbone_and_text_from_stable_diffusion(diffusion_file, ending):
+    folder, _, _, own = diffusion_file
+    network = started_network("evp-tiny", folder / f"v1-5-pruned-emaonly.{ending}", False, 0, "kitti", None, None)
+    state = network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in own.items()) and network.variant == "kitti"
+    assert network.text.class_embeddings.shape == (1, 40, 64) and bool((network.text.gamma == 1e-4).all())
+    assert bool(torch.cat([tensor.flatten().double() for tensor in state.values()]).isfinite().all())
+    assert 5e-4 < float(network.decoder.deconv_layers[0].weight.std()) < 2e-3
+    assert network.origin.file.endswith(ending)
+    depth = network(*network.example_inputs().values())
+    assert bool(depth.isfinite().all())
+
+
+def test_vpd_gets_the_vector_behind_each_scene(diffusion_file):
+    """CLIP's last hidden state where the sentence ends, by transformers alone."""
+    from tokenizers import Tokenizer
+
+    folder, _, tower, _ = diffusion_file
+    network = started_network("vpd-tiny", folder / "v1-5-pruned-emaonly.safetensors", False, 0, None, "kitchen", None)
+    assert network.text.class_embeddings.shape == (27, 64)
+    ids = Tokenizer.from_str(TINY_TOKENIZER.decode()).encode("a photo of a living room.").ids
+    with torch.no_grad():
+        wanted = tower(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    torch.testing.assert_close(network.text.class_embeddings[2], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen", "not finite"])
+def test_damaged_diffusion_files_are_refused_by_name(diffusion_file, tmp_path, damage):
+    tensors = dict(diffusion_file[1])
+    name = "model.diffusion_model.middle_block.1.norm.weight"
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "unexpected":
+        tensors[name := "model.diffusion_model.middle_block.9.norm.weight"] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(3) if damage == "misshapen" else torch.full_like(tensors[name], float("nan"))
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=rf"(?s){damage}.*{name}"):
+        started_network("evp-tiny", tmp_path / "x.safetensors", False, 0, None, None, None)
+
+
+def test_export_still_wants_weights_that_learned_depth(diffusion_file):
+    with pytest.raises(InputError, match="plain Stable Diffusion"):
+        evp.load_evp(diffusion_file[0] / "v1-5-pruned-emaonly.safetensors", config=evp.TINY)
+
+
+def _language_files(folder, config, hub):
+    """timm's ViT and BERT as published, at the network's size; ``hub``: the names that the hub's file has."""
+    network = draw_weights(llm_mde.LlmMde(config, "paper"), 5)
+    vit = {name: network.vit.state_dict()[key.own].clone() for name, key in vit_keys(network.vit).items()}
+    sizes = {"hidden_size": config.width, "num_attention_heads": config.llm_heads, "intermediate_size": config.llm_mlp}
+    bert = BertModel(BertConfig(vocab_size=config.vocabulary, num_hidden_layers=config.llm_layers, max_position_embeddings=config.positions, **sizes))
+    state = {name: tensor.clone() for name, tensor in draw_weights(bert, 6).state_dict().items()}
+    if hub:
+        state = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in state.items()}
+        state |= {"cls.predictions.bias": torch.zeros(3), "cls.seq_relationship.weight": torch.zeros(2, 3)}
+    save_file(vit | {"head.weight": torch.zeros(5, config.vit.width), "head.bias": torch.zeros(5)}, folder / "vit.safetensors")
+    save_file(state, folder / "bert.safetensors")
+    return vit, bert
+
+
+@pytest.mark.parametrize("hub", [True, False])
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_llm_mde_begins_as_timm_and_bert(tmp_path, variant, hub):
+    """Both transformers are what their files say: the adapters change nothing yet, and can learn."""
+    config = llm_mde.of_variant(llm_mde.TINY, variant)
+    vit, bert = _language_files(tmp_path, config, hub)
+    network = started_network("llm-mde-tiny", tmp_path / "bert.safetensors", False, 0, variant, None, str(tmp_path / "vit.safetensors"))
+    qkv = network.vit.blocks[0].attn.qkv
+    x, ids = torch.randn(2, config.vit.width, generator=torch.Generator().manual_seed(0)), torch.arange(5)[None]
+    wanted = x @ vit["blocks.0.attn.qkv.weight"].T + vit["blocks.0.attn.qkv.bias"]
+    torch.testing.assert_close(qkv(x), wanted, atol=1e-5, rtol=1e-5)
+    assert float(qkv.linear_a_q.weight.abs().max()) > 0
+    with torch.no_grad():
+        torch.testing.assert_close(network.llm(input_ids=ids).last_hidden_state, bert.eval()(input_ids=ids).last_hidden_state, atol=2e-5, rtol=2e-5)
+    assert not [name for name, tensor in network.state_dict().items() if not bool(tensor.isfinite().all())]
+
+
+def test_llm_mde_takes_the_published_names_at_full_size():
+    """timm's 150 names without the classifier, and bert-base-uncased's 197 without its pooler and its heads for words."""
+    with torch.device("meta"):
+        network = llm_mde.LlmMde(llm_mde.PAPER, "paper")
+    vit, bert = vit_keys(network.vit), bert_keys(network.llm, {"bert.embeddings.LayerNorm.gamma"})
+    parts = [f"{part}.{leaf}" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for leaf in ("weight", "bias")]
+    wanted = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
+    assert set(vit) == wanted | {f"blocks.{i}.{part}" for i in range(12) for part in parts} and len(vit) == 150
+    assert vit["pos_embed"].shape == (1, 197, 768) and vit["blocks.3.attn.qkv.weight"].shape == (2304, 768)
+    layer = [f"{part}.{leaf}" for part in ("attention.self.query", "attention.self.key", "attention.self.value") for leaf in ("weight", "bias")]
+    layer += [f"{part}.dense.{leaf}" for part in ("attention.output", "intermediate", "output") for leaf in ("weight", "bias")]
+    layer += [f"{part}.LayerNorm.{leaf}" for part in ("attention.output", "output") for leaf in ("gamma", "beta")]
+    wanted = {f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")}
+    wanted |= {"bert.embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.beta"} | {f"bert.encoder.layer.{i}.{part}" for i in range(12) for part in layer}
+    assert set(bert) == wanted and len(bert) == 197
+    assert bert["bert.embeddings.word_embeddings.weight"].shape == (30522, 768)
+
+
+@pytest.mark.parametrize("model", ["evp-tiny", "vpd-tiny", "llm-mde-tiny"])
+def test_the_loss_is_finite_and_falls(model, diffusion_file, tmp_path, monkeypatch):
+    """From the start's file through the command line, on one room, within 24 steps; without the hints of networks that start from nothing."""
+    phases = () if model == "llm-mde-tiny" else ((1.0, 32, 0),)
+    monkeypatch.setitem(recipes.RECIPES, model, replace(RECIPES[model], hint=False, hint_alone=0.0, phases=phases, warmup=0.0))
+    if model == "llm-mde-tiny":
+        _language_files(tmp_path, llm_mde.TINY, True)
+        start = ["--weights", str(tmp_path / "bert.safetensors"), "--visual-weights", str(tmp_path / "vit.safetensors")]
+    else:
+        start = ["--weights", str(diffusion_file[0] / "v1-5-pruned-emaonly.safetensors")]
+    output = tmp_path / "w.safetensors"
+    words = ["--model", model, "--data", "rooms:1:1:48x64", "--steps", "24", "--batch", "1", "-o", str(output), "--json", "--quiet"]
+    assert main([*words, *start]) == 0
+    losses = [line["loss"] for line in read_log(loop.log_path(output)) if "loss" in line]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]

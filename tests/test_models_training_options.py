@@ -1,0 +1,188 @@
+"""How a run is computed and which weights it keeps: parts of a step, workers, 16 bits, averages, pictures held back, rotation, KITTI's crop."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fathom.datasets.rooms.rooms import Rooms
+from fathom.datasets.sample import Sample
+from fathom.models.diffusion.evp import TINY, variant_of
+from fathom.models.llm_mde.llm_mde import TINY_PAPER, LlmMde
+from fathom.models.training import loop
+from fathom.models.training.averaged import Averaged
+from fathom.models.training.data.augmentation import Augmentation, turned
+from fathom.models.training.data.prefetch import Prefetch
+from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.learners.losses import log_variance
+from fathom.models.training.recipes import recipes
+from fathom.models.training.recipes.recipes import RECIPES, recipe_of
+from fathom.models.training.train_command import main
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path, capsys):
+    """vpd-tiny on small windows through the command line: words, changes of the recipe -> facts, log lines, weights file."""
+
+    def run(*words, name="w", **changes):
+        made = dataclasses.replace(RECIPES["vpd-tiny"], phases=((1.0, 32, 0),), batch=2, warmup=0.0, **changes)
+        monkeypatch.setitem(recipes.RECIPES, "vpd-tiny", made)
+        output = tmp_path / f"{name}.safetensors"
+        base = ["--model", "vpd-tiny", "--data", "rooms:4:1:32x48", "-o", str(output), "--json", "--quiet", "--random-init"]
+        assert main([*base, *words]) == 0
+        return json.loads(capsys.readouterr().out), loop.read_log(loop.log_path(output)), output
+
+    return run
+
+
+def test_workers_change_nothing(quick):
+    alone, helped = (load_file(quick("--steps", "2", *more, name=name)[2]) for name, more in (("a", ()), ("b", ("--workers", "2"))))
+    assert all(torch.equal(tensor, helped[name]) for name, tensor in alone.items())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bits_learn_nearly_the_same(quick, precision):
+    """Another rounding, not another training; two parts a step besides."""
+    (first, *_), (other, *_) = (quick("--steps", "2", "--accumulate", "2", "--precision", each, name=each)[1] for each in ("fp32", precision))
+    assert other["loss"] == pytest.approx(first["loss"], rel=0.1)
+
+
+def test_parts_of_a_step_are_its_pictures(quick):
+    class Numbers:
+        def batch(self, numbers, draws, augmentation):
+            return [(number, float(draw.random())) for number, draw in zip(numbers, draws, strict=True)]
+
+    run = loop.Run(None, dataclasses.replace(RECIPES["evp"], batch=5), range(9), None, None, 3, 0, 1, "fp32", None, {})
+    ((weight, whole),) = loop._batches_of(Numbers(), run, loop.Ranks())(1)
+    parts = loop._batches_of(Numbers(), dataclasses.replace(run, accumulate=2), loop.Ranks())(1)
+    assert weight == 1 and [share for share, _ in parts] == [3 / 5, 2 / 5]
+    assert [each for _, part in parts for each in part] == whole
+    with pytest.raises(ValueError, match="1 to 5 parts"):
+        dataclasses.replace(run, accumulate=6)
+
+
+def test_prefetch_gives_each_step_its_own_and_hands_errors_on():
+    def make(step):
+        if step == 4:
+            raise ValueError("broken")
+        return step * step
+
+    ahead = Prefetch(make, 2, 5)
+    assert [ahead(step) for step in range(4)] == [0, 1, 4, 9]
+    with pytest.raises(ValueError, match="broken"):
+        ahead(4)
+    ahead.close()
+    ahead.close()
+
+
+def test_the_average_by_hand():
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    averaged, wanted = Averaged({parameter: "p"}, 0.5), 1.0
+    for step, value in enumerate((3.0, 5.0, 9.0), 1):
+        parameter.data.fill_(value)
+        averaged.update(step)
+        share = min(0.5, (1 + step) / (10 + step))
+        wanted = share * wanted + (1 - share) * value
+    with averaged.applied():
+        assert float(parameter.detach()) == pytest.approx(wanted)
+    assert float(parameter.detach()) == 9.0
+    with pytest.raises(ValueError, match="decay"):
+        Averaged({}, 1.0)
+
+
+def test_an_averaged_run_can_be_interrupted(quick, monkeypatch):
+    words = ("--steps", "2", "--ema", "0.5", "--every", "1")
+    whole = load_file(quick(*words, name="a")[2])
+    save = loop.save_state
+
+    def stop(path, network, optimiser, names, step, *more):
+        save(path, network, optimiser, names, step, *more)
+        if step == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_state", stop)
+    with pytest.raises(AssertionError):
+        quick(*words, name="c")
+    monkeypatch.setattr(loop, "save_state", save)
+    again = load_file(quick(*words, "--resume", name="c")[2])
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_the_best_weights_are_chosen_by_pictures_held_back(quick):
+    """``.best`` is the file of the validation with the lowest abs_rel on pictures of the data, and validation pictures choose nothing."""
+    facts, lines, output = quick("--steps", "4", "--every", "1", "--hold-back", "2", "--val", "rooms:1:7:32x48", patience=1)
+    scores = [line["chosen"]["abs_rel"] for line in lines if "chosen" in line]
+    assert len(scores) >= 2 and len([line for line in lines if "validation" in line]) == len(scores)
+    best, last = load_file(loop.best_path(output)), load_file(output)
+    assert (scores[-1] == min(scores)) == all(torch.equal(tensor, last[name]) for name, tensor in best.items())
+    if scores[-1] > min(scores):
+        assert facts["steps"] == len(scores)  # patience 1: the first that is not better ends it
+
+
+def test_held_back_pictures_are_never_learned_from():
+    data = KeptSamples([Rooms(9, 1, (24, 32))])
+    learned, held = data.split(3, seed=1)
+    assert len(learned) == 6 and len(held) == 3 and sorted([*learned.numbers, *held.numbers]) == list(range(9))
+    assert list(data.split(3, seed=1)[1].numbers) == list(held.numbers) != list(data.split(3, seed=2)[1].numbers)
+    with pytest.raises(ValueError, match="held back"):
+        data.split(9, seed=1)
+
+
+def test_equation_3_by_hand():
+    prediction, truth = torch.tensor([1.0, 2.0, 4.0, 9.0]).view(1, 1, 2, 2), torch.tensor([1.5, 2.0, 3.0, 7.0]).view(1, 1, 2, 2)
+    valid = torch.tensor([True, True, True, False]).view(1, 1, 2, 2)
+    d = [math.log(1.5), 0.0, math.log(0.75)]
+    wanted = sum((each - sum(d) / 3) ** 2 for each in d) / 3
+    assert float(log_variance(prediction, truth, valid)) == pytest.approx(wanted, rel=1e-6)
+    assert float(log_variance(5 * prediction, truth, valid)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_turned_sample_stays_one():
+    """A quarter turn by NumPy; by a little, depth beside its own pixel and nothing known in the corners."""
+    draw = np.random.default_rng(0)
+    rgb = draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    sample = Sample(rgb, rgb[..., 0].astype(np.float32) + 1, np.ones((8, 8), bool), None, "x", "")
+    quarter = turned(sample, 90)
+    assert any(np.array_equal(quarter.rgb, np.rot90(rgb, k)) and np.array_equal(quarter.depth_m, np.rot90(sample.depth_m, k)) for k in (1, 3))
+    assert np.array_equal(turned(sample, 0).rgb, rgb)
+    flat = Sample(np.full((40, 60, 3), 7, np.uint8), np.full((40, 60), 2, np.float32), np.ones((40, 60), bool), None, "x", "")
+    little = turned(flat, 2.5)
+    assert little.valid[10:30, 10:50].all() and not little.valid.all() and (little.depth_m[little.valid] == 2).all()
+    with pytest.raises(ValueError, match="strengths"):
+        Augmentation(turn=60)
+
+
+def test_kitti_learns_as_published():
+    """Rates and batch of the published arguments; random windows of the 352x1216 crop at the bottom centre."""
+    recipe = recipe_of("evp", "kitti")
+    assert (recipe.rate, recipe.least_rate, recipe.batch) == (3e-4, 1e-7, 3) and recipe_of("evp", "nyu") is RECIPES["evp"]
+    contract = variant_of(dataclasses.replace(TINY, kitti_window=352), "kitti").contract
+    rows, columns = np.mgrid[0:375, 0:1242]
+    depth = (1 + rows / 100 + columns / 1000).astype(np.float32)
+    sample = Sample(np.zeros((375, 1242, 3), np.uint8), depth, np.ones(depth.shape, bool), None, "x", "")
+    examples = Examples([sample], contract, "kitti")
+    lefts = set()
+    for seed in range(3):
+        _, truth, valid, _ = examples.example(0, np.random.default_rng(seed))
+        left = round(float((truth[0, 0] - 1 - (375 - 352) / 100) * 1000))
+        np.testing.assert_array_equal(truth, depth[375 - 352 :, left : left + 352])
+        assert valid.all() and 13 <= left <= 13 + 1216 - 352
+        lefts.add(left)
+    assert len(lefts) > 1
+
+
+def test_llm_mde_paper_trains_adapters_and_new_parts_alone():
+    recipe, official = recipe_of("llm-mde", "paper"), recipe_of("llm-mde", "official")
+    assert (recipe.loss, recipe.rate, recipe.schedule, recipe.patience, recipe.augmentation.turn) == ("log_variance", 2e-5, "cosine", 5, 2.5)
+    assert official.loss == "ssi" and official.patience == 0
+    with torch.device("meta"):
+        network = LlmMde(TINY_PAPER, "paper")
+    learned = set(loop._open_for_training(network, recipe).values())
+    transformers = {name for name in learned if name.startswith(("vit.", "llm."))}
+    assert transformers and all("lora_" in name or "linear_" in name for name in transformers)
+    assert len(transformers) == 4 * TINY_PAPER.vit.blocks + 6 * TINY_PAPER.llm_layers
+    assert learned - transformers == {n for n, _ in network.named_parameters() if not n.startswith(("vit.", "llm."))}
