@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from .submission import Submissions
 from .text.encoder import TextEncoder
 
 GREATEST_BATCH = 1024
-Camera = Intrinsics | Sequence[float]
+Camera = Union[Intrinsics, "Sequence[float]"]
 
 
 class Pipeline:
@@ -144,7 +145,7 @@ class Pipeline:
             done = 0
             windows = ((photo, window) for photo in photos for window in photo.windows)
             while some := list(islice(windows, self.batch)):
-                for (photo, window), item in zip(some, self._run(some, prompt), strict=False):  # what follows is padding of the batch
+                for (photo, window), item in zip(some, self._run(some, prompt)):  # what follows is padding of the batch
                     photo.assembly.add(window, item)
                 if seen is not None:
                     done += len(some)
@@ -187,7 +188,7 @@ class Pipeline:
     def _run(self, windows: list[tuple[_Photo, Window]], prompt: str | None) -> np.ndarray:
         image, output = self.contract.input, self.contract.output.tensor
         tensor = np.zeros((max(len(windows), self._min_batch), 3, *image.canvas), np.float32)
-        for (photo, window), out in zip(windows, tensor, strict=False):
+        for (photo, window), out in zip(windows, tensor):
             window_tensor(photo.picture, window, image, out)
         tensor[len(windows) :] = tensor[len(windows) - 1]  # an engine with a least batch gets the last window again
         inputs = {image.tensor: tensor, **(self._text(tensor, prompt) if self._text else _no_text(prompt))}

@@ -19,6 +19,7 @@ class Submissions:
     def __init__(self, threads: int, waiting: int):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fathom-submit")
         self._places = threading.Semaphore(threads + waiting)
+        self._waiting: set[Future] = set()
 
     def submit(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Future:
         """Start a call as soon as a thread is free.
@@ -32,9 +33,16 @@ class Submissions:
         except RuntimeError as error:
             self._places.release()
             raise ValueError("the pipeline is closed") from error
-        future.add_done_callback(lambda _: self._places.release())
+        self._waiting.add(future)
+        future.add_done_callback(self._leave)
         return future
+
+    def _leave(self, future: Future) -> None:
+        self._waiting.discard(future)
+        self._places.release()
 
     def close(self) -> None:
         """Drop what did not start, wait for the rest; may be called twice."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for future in list(self._waiting):  # one that runs already cannot be cancelled
+            future.cancel()
+        self._pool.shutdown()

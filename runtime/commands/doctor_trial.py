@@ -56,7 +56,7 @@ def try_backend(backend: str, index: int = 0) -> dict[str, Any]:
             engine.close()
             del runtime
         times = {"build_ms": built - start, "load_ms": loaded - built, "run_ms": done - loaded}
-        return {"ok": True, "words": f"a trial engine ran on {device.name} ({device.target})"} | {k: round(v * 1e3, 1) for k, v in times.items()}
+        return {"ok": True, "words": f"a trial engine ran on {device.name} ({device.target})", **{k: round(v * 1e3, 1) for k, v in times.items()}}
     finally:
         device.close()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AccuracyError, FathomError, InputError, UsageError
 from ..outputs.colormap import COLORMAPS
+from ..sequences import zip_equal
 from .command import common_flags, run_command, warn
 from .progress import Progress
 
@@ -186,7 +187,7 @@ class _Session:
         return [(one, time_ms) for one in maps]
 
     def _write(self, photos: list[tuple[PhotoFile, np.ndarray]], results: list[tuple[DepthMap | FathomError, float]]) -> None:
-        for (photo, pixels), (result, time_ms) in zip(photos, results, strict=True):
+        for (photo, pixels), (result, time_ms) in zip_equal(photos, results):
             if isinstance(result, FathomError):
                 self._fail(photo, result)
                 continue

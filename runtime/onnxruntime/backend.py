@@ -18,12 +18,13 @@ import numpy as np
 from ..artefact.manifest import BundleManifest
 from ..artefact.spec import DTYPES, StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package
+from ..sequences import zip_equal
 
 if TYPE_CHECKING:
     from ..artefact.bundle import BundleDirectory
     from ..artefact.plan import PlanFile
 
-ORT_TYPES = {f"tensor({word})": name for name, word in zip(DTYPES, ("float", "float16", "int64", "int32", "uint8", "bool"), strict=True)}
+ORT_TYPES = {f"tensor({word})": name for name, word in zip_equal(DTYPES, ("float", "float16", "int64", "int32", "uint8", "bool"))}
 WEIGHTS = "weights"  # what graphs in plans call the file of their weights; its base name is understood too
 BROKEN_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "InvalidArgument")
 
@@ -141,12 +142,12 @@ class OnnxRuntimeBackend:
         self._options = self._ort.RunOptions()
         self._options.log_severity_level = 4
         self._options.terminate = self._interrupted
-        for index, (stage, session) in enumerate(zip(self.stages, self._sessions, strict=True)):
+        for index, (stage, session) in enumerate(zip_equal(self.stages, self._sessions)):
             feed = {tensor.name: values[tensor.name] for tensor in stage.inputs}
             wanted = [tensor for tensor in stage.outputs if tensor.name in keep or self._last_use.get(tensor.name, -1) > index]
             if not wanted:
                 continue
-            for tensor, value in zip(wanted, self._run_stage(stage.name, session, [t.name for t in wanted], feed), strict=True):
+            for tensor, value in zip_equal(wanted, self._run_stage(stage.name, session, [t.name for t in wanted], feed)):
                 _check_made(stage.name, tensor, value, symbols)
                 if tensor.name in keep:
                     result[tensor.name] = value.numpy()

@@ -14,11 +14,12 @@ from ..cuda.resources import DeviceBuffer, PinnedBuffer
 from ..kernels.device_kernels import NOTHING_FOUND, DeviceKernels, launch_inspect, launch_postprocess, launch_preprocess, read_inspection
 from ..kernels.records import WINDOW, Gather, gather_of, postprocess_record, preprocess_record
 from ..photo.preprocess import Placed, windows_of
+from ..sequences import zip_equal
 
 if TYPE_CHECKING:
     from .chain import Chain
 
-Maps = list[tuple[np.ndarray, np.ndarray]]
+    Maps = list[tuple[np.ndarray, np.ndarray]]
 
 
 class DevicePhotos:
@@ -32,7 +33,7 @@ class DevicePhotos:
 
     def send(self, photos: list[np.ndarray], placed: list[tuple[Placed, ...]], protocol: Protocol, batch: int) -> Callable[[], Maps | None]:
         """Send everything to the stream, ``batch`` windows per run; returns what collects the maps once the stream got there (None: they need the CPU)."""
-        gathers = [gather_of(steps, photo.shape[:2]) for photo, steps in zip(photos, placed, strict=True)]
+        gathers = [gather_of(steps, photo.shape[:2]) for photo, steps in zip_equal(photos, placed)]
         if None in gathers or len(self._chain.inputs) != 1:
             return lambda: None
         windows = windows_of(protocol)
@@ -43,10 +44,10 @@ class DevicePhotos:
         pixels = [photo.shape[0] * photo.shape[1] for photo in photos]
         starts = np.concatenate([[0], np.cumsum(pixels)]).tolist()
         sizes = {"photos": starts[-1] * 3, "windows": len(windows) * WINDOW.itemsize, "outputs": count * item_nbytes, "found": count * 12}
-        address = self._reserve(sizes | {"values": starts[-1] * 4, "valid": starts[-1]})
+        address = self._reserve({**sizes, "values": starts[-1] * 4, "valid": starts[-1]})
 
         source = self._pin("photos")
-        for photo, start in zip(photos, starts, strict=False):
+        for photo, start in zip(photos, starts):
             source[start * 3 : start * 3 + photo.size].reshape(photo.shape)[:] = photo
         self._upload("photos", starts[-1] * 3)
         self._pin("windows")[: sizes["windows"]] = np.array([(w.left, w.flip, w.fill) for w in windows], WINDOW).view(np.uint8)
@@ -119,6 +120,5 @@ class DevicePhotos:
             return None
         values, valid = self._pin("values")[: starts[-1] * 4].view(np.float32), self._pin("valid")[: starts[-1]].view(np.bool_)
         return [
-            (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy())
-            for gather, a, b in zip(gathers, starts[:-1], starts[1:], strict=True)
+            (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy()) for gather, a, b in zip_equal(gathers, starts[:-1], starts[1:])
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..cuda.resources import Event, PinnedBuffer
 from ..errors import DeviceLostError, EnvironmentMismatchError, FathomError, OutOfMemoryError
 from ..kernels.device_kernels import DeviceKernels
 from ..photo.preprocess import Placed
+from ..sequences import pairwise
 from .cache import RuntimeCache
 from .chain import Chain
 from .compatibility import check_header, check_plan, check_streams, import_tensorrt
@@ -64,7 +64,7 @@ class Slot:
     def __init__(self, device: Device, chain: Chain):
         self.busy = False
         self.done = Event(device)
-        self.tensors = {name: PinnedBuffer(device, chain.shapes[name], DTYPES[spec.dtype]) for name, spec in (chain.inputs | chain.outputs).items()}
+        self.tensors = {name: PinnedBuffer(device, chain.shapes[name], DTYPES[spec.dtype]) for name, spec in {**chain.inputs, **chain.outputs}.items()}
 
     def part(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The first elements of a tensor's memory in a shape."""
