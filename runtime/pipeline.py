@@ -56,7 +56,8 @@ class Pipeline:
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
         self._text = None
         if self.contract.text is not None:
-            self._text = TextEncoder(self.contract.text, self.contract.input, _read(artefact, self.contract.text.tokenizer))
+            ids = next(t.dtype for spec in self.manifest.specs() for t in spec.inputs if t.name == self.contract.text.ids)
+            self._text = TextEncoder(self.contract.text, self.contract.input, _read(artefact, self.contract.text.tokenizer), ids)
 
     @classmethod
     def open(

@@ -106,10 +106,12 @@ def build_options(arguments: argparse.Namespace) -> Any:
     if backend == "onnxruntime":
         require_packages(("onnxruntime",), "export", "ONNX Runtime optimises the graphs")
     else:
+        from ..child.child import TENSORRT_PYTHON
         from ..tensorrt.build import PACKAGES
 
         package, extra = PACKAGES[backend]
-        require_packages((package,), extra, f"{backend} engines are compiled by it")
+        if backend != "tensorrt" or not os.environ.get(TENSORRT_PYTHON):
+            require_packages((package,), extra, f"{backend} engines are compiled by it")
     return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory)
 
 
