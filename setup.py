@@ -19,6 +19,8 @@ class BuildWithoutSetup(build_py):
         return [module for module in super().find_package_modules(package, package_dir) if module[:2] != ("fathom", "setup")]
 
 
+NEW, OLD = "python_version>='3.10'", "python_version<'3.10'"  # JetPack 5 has Python 3.8
+RUN = [f"numpy>=1.26; {NEW}", f"onnxruntime>=1.20; {NEW}", f"numpy>=1.21; {OLD}", f"onnxruntime>=1.16; {OLD}", "Pillow>=10"]
 TEXT = ["tokenizers>=0.22"]
 BUILD = ["onnx>=1.20,<2", "onnxruntime>=1.23,<2", "ml_dtypes>=0.5", "safetensors>=0.5,<1"]  # releases that still serve Python 3.10
 EXPORT = [
@@ -60,7 +62,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.8",  # the runtime alone; everything else wants 3.10, as its dependencies do
     packages=["fathom", *(f"fathom.{folder}" for folder in FOLDERS)],
     package_dir={"fathom": "."},
     package_data={
@@ -72,7 +74,7 @@ setup(
         "fathom.datasets": ["*.json"],
         "fathom.benchmarks": ["record/schemas/*.json"],
     },
-    install_requires=["numpy>=1.26", "Pillow>=10", "onnxruntime>=1.20"],
+    install_requires=RUN,
     extras_require={
         "build": BUILD,
         "export": EXPORT,

@@ -197,13 +197,13 @@ def tensorrt_fix(backend: str, otherwise: str) -> str:
 
 
 def tensorrt_upgrade() -> str:
-    """How to get TensorRT 10.3 or later: by JetPack on a Jetson; an apt or pip upgrade there breaks what JetPack brought."""
+    """How to get a TensorRT that runs here (8.5, 8.6, or 10.3 and later): by JetPack on a Jetson; an apt or pip upgrade there breaks what JetPack brought."""
     jetson = read_jetson()
     if jetson is None:
         return "pip install 'tensorrt>=10.3'"
     if any(name in jetson.model for name in XAVIERS):
-        return "--backend onnxruntime: no JetPack for Xavier holds a later TensorRT than 8.5"
-    return "JetPack 6.1 or later, by NVIDIA's SDK Manager: it holds TensorRT 10.3"
+        return "JetPack 5.1.2 or later, by NVIDIA's SDK Manager: it holds TensorRT 8.5.2, the last for Xavier; or --backend onnxruntime"
+    return "JetPack 6.1 or later (TensorRT 10.3) or 5.1.2 (8.5.2), by NVIDIA's SDK Manager"
 
 
 def _numbers(words: str) -> tuple[int, ...]:

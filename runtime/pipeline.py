@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from .photo.depth_map import DepthMap, Intrinsics, Origin
 from .photo.postprocess import focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
 from .photo.shaped_photo import ShapedPhoto
+from .sequences import zip_equal
 from .submission import Submissions
 from .text.encoder import TextEncoder
 
 GREATEST_BATCH = 1024
-Camera = Intrinsics | Sequence[float]
+Camera = Union[Intrinsics, "Sequence[float]"]
 
 
 class Pipeline:
@@ -57,7 +59,8 @@ class Pipeline:
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
         self._text = None
         if self.contract.text is not None:
-            self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(self.contract.text.tokenizer))
+            ids = next(t.dtype for spec in self.manifest.specs() for t in spec.inputs if t.name == self.contract.text.ids)
+            self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(self.contract.text.tokenizer), ids)
             if self._text.reads_picture and hasattr(backend, "predict_photos"):
                 self._remark("the words that describe a photo to the network are worked out on the CPU")
 
@@ -127,7 +130,7 @@ class Pipeline:
         """
 
         def work(some: list[tuple[np.ndarray, Camera | None]]) -> list[DepthMap]:
-            images, cameras = zip(*some, strict=True)
+            images, cameras = zip_equal(*some)
             return self._predict(images, cameras, protocol, prompt)
 
         windows = next((len(windows_of(known)) for known in self.contract.protocols if protocol in (None, known.name)), self._min_batch)
@@ -158,32 +161,26 @@ class Pipeline:
     ) -> list[DepthMap]:
         chosen = self.protocol(protocol)
         photos = [ShapedPhoto(check_photo(image), self.contract, chosen) for image in images]
-        known = [Intrinsics.of_photo(camera, photo.photo) for camera, photo in zip(cameras, photos, strict=True)]
-        scales = [focal_scale(self.contract.output, photo.placed, camera) for camera, photo in zip(known, photos, strict=True)]
+        known = [Intrinsics.of_photo(camera, photo.photo) for camera, photo in zip_equal(cameras, photos)]
+        scales = [focal_scale(self.contract.output, photo.placed, camera) for camera, photo in zip_equal(known, photos)]
         maps = self._on_gpu(photos, chosen, prompt, seen)
         if maps is None:
             done = 0
             windows = ((photo, window) for photo in photos for window in photo.windows)
             while some := list(islice(windows, self.batch)):
-                for (photo, window), item in zip(some, self._run(some, prompt), strict=False):  # what follows is padding of the batch
+                for (photo, window), item in zip(some, self._run(some, prompt)):  # what follows is padding of the batch
                     photo.assembly.add(window, item)
                 if seen is not None:
                     done += len(some)
                     seen(done)
             maps = [photo.assembly.finish() for photo in photos]
-        output, facts = self.contract.output, {"protocol": chosen.name, "origin": self.origin}
-        return [
-            DepthMap.of(
-                values if scale == 1 else values * np.float32(scale),
-                valid,
-                output,
-                **facts,
-                intrinsics=camera,
-                network_ms=photo.network_ms,
-                waiting_ms=photo.waiting_ms,
-            )
-            for photo, camera, scale, (values, valid) in zip(photos, known, scales, maps, strict=True)
-        ]
+        facts = {"protocol": chosen.name, "origin": self.origin}
+        finished = []
+        for photo, camera, scale, (values, valid) in zip_equal(photos, known, scales, maps):
+            values = values if scale == 1 else values * np.float32(scale)
+            times = {"network_ms": photo.network_ms, "waiting_ms": photo.waiting_ms}
+            finished.append(DepthMap.of(values, valid, self.contract.output, **facts, **times, intrinsics=camera))
+        return finished
 
     def _on_gpu(
         self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, seen: Callable[[int], None] | None
@@ -239,7 +236,7 @@ class Pipeline:
     def _run(self, windows: list[tuple[ShapedPhoto, Window]], prompt: str | None) -> np.ndarray:
         image, output = self.contract.input, self.contract.output.tensor
         tensor = np.zeros((max(len(windows), self._min_batch), 3, *image.canvas), np.float32)
-        for (photo, window), out in zip(windows, tensor, strict=False):
+        for (photo, window), out in zip(windows, tensor):
             window_tensor(photo.picture, window, image, out)
         tensor[len(windows) :] = tensor[len(windows) - 1]  # an engine with a least batch gets the last window again
         inputs = {image.tensor: tensor, **(self._text(tensor, prompt) if self._text else _no_text(prompt))}

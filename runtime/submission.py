@@ -9,7 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-Work = Callable[[list[Any]], list[Any]]
+from .sequences import zip_equal
+
+Work = Callable  # (list of what was submitted) -> list of results
 
 
 @dataclass
@@ -67,12 +69,16 @@ class Submissions:
         if some:
             _carry_out(some)
 
+    def _leave(self, future: Future) -> None:
+        self._waiting.discard(future)
+        self._places.release()
+
     def close(self) -> None:
         """Drop what did not start, wait for the rest; may be called twice."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             while self._items:
                 self._items.popleft().future.cancel()
+        self._pool.shutdown(wait=True)
 
 
 def _carry_out(items: list[_Item]) -> None:
@@ -85,5 +91,5 @@ def _carry_out(items: list[_Item]) -> None:
         else:
             items[0].future.set_exception(error)
         return
-    for item, result in zip(items, results, strict=True):
+    for item, result in zip_equal(items, results):
         item.future.set_result(result)

@@ -44,6 +44,16 @@ def test_a_gpu_that_rtx_does_not_list(gpus):
     assert "--backend tensorrt" in backends["tensorrt-rtx"]["fix"] and backends["tensorrt"]["works"]
 
 
+@pytest.mark.parametrize(
+    ("version", "words"), [("8.5.2.2", "the tier of 8.5, whose engines are built under precision constraints"), ("8.4.1", "8.4.1 is installed")]
+)
+def test_the_tier_is_that_of_the_release(gpus, monkeypatch, version, words):
+    fake_tensorrt.install(monkeypatch, gpus, version=version)
+    found = doctor.examine()["backends"]["tensorrt"]
+    assert words in found["says"] and found["works"] == version.startswith("8.5")
+    assert found["works"] or "tensorrt>=10.3" in found["fix"]
+
+
 def test_an_old_driver(gpus):
     gpus.driver = 12040
     backends = doctor.examine()["backends"]

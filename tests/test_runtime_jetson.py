@@ -11,7 +11,7 @@ from fathom.export.commands import build_command
 from fathom.runtime import jetson
 from fathom.runtime.commands import doctor
 from fathom.runtime.errors import EnvironmentMismatchError
-from fathom.runtime.tensorrt.compatibility import import_tensorrt
+from fathom.runtime.tensorrt.loading import import_tensorrt
 
 ORIN_NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
 SUPER = {0: "15W", 1: "25W", 2: "MAXN_SUPER"}

@@ -184,3 +184,10 @@ def test_tokenizer_files_are_reproducible_and_agree_with_the_table(words):
     tokenizer = Tokenizer.from_str(raw.decode())
     for word in DEPTH_CLASSES:
         assert tuple(tokenizer.encode(f"This object is {word}").ids) == sentence_ids(f"this object is {word}", words)
+
+
+def test_ids_for_engines_that_know_nothing_wider_than_int32():
+    texts = ["the chair", "the chair"]
+    wide, narrow = (TextEncoder(ASKED, IMAGE, tokenizer_json(bert_words()), *more).tokenize(texts)["ids"] for more in ((), ("int32",)))
+    assert wide.dtype == np.int64 and narrow.dtype == np.int32
+    np.testing.assert_array_equal(wide, narrow)

@@ -29,6 +29,16 @@ RESERVE_NBYTES = 1 * GIB
 MIN_LIMIT_NBYTES = 512 << 20
 LAST_LINES = 12
 SWAP_HINT = "close other programs, add swap or zram, or give --memory a larger number of GiB"
+CHILD = "fathom.export.plan.build_child"
+TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version")
+BORROWED = """
+import runpy, sys
+from importlib import util
+spec = util.spec_from_file_location("fathom", {init!r}, submodule_search_locations=[{folder!r}])
+sys.modules["fathom"] = util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["fathom"])
+runpy.run_module({child!r}, run_name="__main__")
+"""
 Progress = Callable[[str, float], None]
 
 
@@ -77,6 +87,15 @@ def resident(pid: int) -> tuple[int, int]:
     return facts.get("RssAnon", 0) + facts.get("RssShmem", 0), facts.get("VmHWM", 0)
 
 
+def _command(task: str) -> list[str]:
+    """How the child is started. TensorRT 8 may be at home in another Python, as on JetPack 5: that one gets this package, and nothing else of ours."""
+    python = os.environ.get(TENSORRT_PYTHON, "") if task in TENSORRT8_TASKS else ""
+    if not python:
+        return [sys.executable, "-m", CHILD]
+    package = Path(__file__).parents[2]
+    return [python, "-c", BORROWED.format(init=str(package / "__init__.py"), folder=str(package), child=CHILD)]
+
+
 def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_progress: Progress | None = None) -> ChildResult:
     """Run one request of ``build_child`` and wait for it.
 
@@ -95,7 +114,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_p
     with tempfile.TemporaryFile() as log:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "0"}
         child = subprocess.Popen(
-            [sys.executable, "-m", "fathom.export.plan.build_child"],
+            _command(request["task"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

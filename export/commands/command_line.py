@@ -116,9 +116,11 @@ def build_options(arguments: argparse.Namespace) -> Any:
         require_packages(("onnxruntime",), "build", "ONNX Runtime optimises the graphs")
     else:
         from ...runtime.jetson import tensorrt_fix
-        from ...runtime.tensorrt.compatibility import EXTRAS, MODULES
+        from ...runtime.tensorrt.loading import EXTRAS, MODULES
+        from ..child.child import TENSORRT_PYTHON
 
-        require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
+        if backend != "tensorrt" or not os.environ.get(TENSORRT_PYTHON):
+            require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
     return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory)
 
 

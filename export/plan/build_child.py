@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import FathomError, OutOfMemoryError
 
-Say = Callable[..., None]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Say = Callable[..., None]
 
 
 def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:

@@ -82,7 +82,8 @@ class StageBuilder:
     def type_stages(self) -> ParityReport | None:
         """Make the graphs that the compiler reads; FP16 ones, and those for TensorRT 8, are checked against the golden tensors."""
         report = self._type_stages()
-        return report if self._constrained is None else self._lower_stages(self._constrained) or report
+        lowered = None if self._constrained is None else self._lower_stages(self._constrained)
+        return report or lowered
 
     def _lower_stages(self, constrained: ConstrainedStages) -> ParityReport | None:
         """TensorRT 8 reads graphs without types but with Q/DQ, and hears the precision of each node beside them."""

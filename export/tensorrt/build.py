@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ...runtime.errors import BuildFailedError, PrecisionError
-from ...runtime.tensorrt.compatibility import import_tensorrt
+from ...runtime.tensorrt.loading import import_tensorrt
 
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
@@ -140,8 +140,8 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
     kinds = {getattr(trt.LayerType, name) for name in COUNTED}
     counts: dict[str, int] = {}
     wrong: list[str] = []
-    wanted = dict.fromkeys(request["fp16"], trt.DataType.HALF) | dict.fromkeys(request["fp32"], trt.DataType.FLOAT)
-    wanted |= dict.fromkeys(request.get("bf16", ()), trt.DataType.BF16)
+    wanted = {**dict.fromkeys(request["fp16"], trt.DataType.HALF), **dict.fromkeys(request["fp32"], trt.DataType.FLOAT)}
+    wanted.update(dict.fromkeys(request.get("bf16", ()), trt.DataType.BF16))
     int8 = set(request.get("int8", ()))
     makers = _makers(network) if int8 else {}
     for index in range(network.num_layers):

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ...runtime.errors import BuildFailedError, PrecisionError
-from ...runtime.tensorrt.compatibility import import_tensorrt
+from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
+from ...runtime.tensorrt.loading import import_tensorrt
 from .build import CHUNK, MAX_PROBLEMS, _logger, _set_batch
 from .engine_layers import layer_types
 from .tactic_sources import external_libraries
@@ -36,13 +36,21 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         of its own), ``activations_nbytes``.
 
     Raises:
+        EnvironmentMismatchError: if there is no GPU.
         BuildFailedError: naming the stage and, where the parser knows it, the node.
         PrecisionError: if the engine computes a node in another precision than the plan says.
     """
     stage = request["stage"]
     trt = import_tensorrt("tensorrt")
     logger = _logger(trt, send)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EnvironmentMismatchError(
+            f"TensorRT {trt.__version__} cannot start building here ({logger.last()})",
+            wanted="an NVIDIA GPU and its driver",
+            fix="build on the machine that runs it",
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
     send("progress", what=f"{stage}: reading the graph", done=0.0)

@@ -52,14 +52,14 @@ def layer_types(information: str, nodes: Iterable[str], boundaries: set[str]) ->
         if REGION in name or name.startswith("Reformatting CopyNode"):
             continue
         inputs, outputs = (layer.get(side, ()) for side in ("Inputs", "Outputs"))
-        reads, own = _types(inputs, set()), _types(inputs, boundaries) | _types(outputs, boundaries)
+        reads, own = _types(inputs, set()), _types([*inputs, *outputs], boundaries)
         for part in BETWEEN_NAMES.split(name):
             node = part.strip()
             node = node if node in known else re.sub(r"_\d+$", "", node)
             if node in known:
                 types = found.setdefault(node, NodeTypes())
-                types.reads |= reads
-                types.own |= own
+                types.reads.update(reads)
+                types.own.update(own)
     return found
 
 
@@ -68,5 +68,5 @@ def _types(tensors: Any, without: set[str]) -> set[str]:
     for tensor in tensors:
         if isinstance(tensor, dict) and tensor.get("Name") not in without:
             words = str(tensor.get("Format/Datatype", ""))
-            told |= {kind for pattern, kind in TYPES if pattern.search(words)}
+            told.update(kind for pattern, kind in TYPES if pattern.search(words))
     return told

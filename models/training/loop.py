@@ -315,7 +315,7 @@ def _look(learner: Learner, run: Run, step: int, lines: list[dict], losses: list
             on_message(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
     scores = [_score(line["chosen"]) for line in lines if "chosen" in line]
     if scores and scores[-1] < min(scores[:-1], default=math.inf):
-        write_tensors(best_path(run.output), dict(published_tensors(learner.network, DTYPES[run.store])), {"format": "pt"})
+        write_tensors(best_path(run.output), dict(published_tensors(learner.network, STORED_DTYPES[run.store])), {"format": "pt"})
     return bool(run.recipe.patience and scores) and len(scores) - 1 - int(np.argmin(scores)) >= run.recipe.patience
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 from .spec import NAME, TENSOR_NAME, fields
 from .text_input import TextInput
@@ -99,7 +99,7 @@ class Pad:
             _side(getattr(self, side), f"pad.{side}", 0)
 
 
-Step = Require | Resize | Crop | Pad
+Step = Union[Require, Resize, Crop, Pad]
 STEPS: dict[str, type] = {kind.op: kind for kind in (Require, Resize, Crop, Pad)}
 
 
@@ -304,7 +304,7 @@ class Contract:
     def to_json(self) -> dict[str, Any]:
         """As JSON values; also the form of the file that ``depth-export --contract`` reads."""
         data = {"input": self.input.to_json(), "output": self.output.to_json(), "protocols": [p.to_json() for p in self.protocols]}
-        return data | ({"text": self.text.to_json()} if self.text else {})
+        return {**data, **({"text": self.text.to_json()} if self.text else {})}
 
     @classmethod
     def from_json(cls, data: Any) -> Contract:

@@ -32,7 +32,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         data["stages"] = [
             {**s.spec.to_json(), "file": s.file, "precision": s.precision, "fp32_islands": list(s.fp32_islands), "folded": s.folded} for s in manifest.stages
         ]
-        data |= {"goldens": list(manifest.goldens), "parity": manifest.parity}
+        data.update(goldens=list(manifest.goldens), parity=manifest.parity)
     else:
         data["stages"] = [
             {
@@ -44,14 +44,16 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             }
             for s in manifest.stages
         ]
-        data |= {
-            "backend": manifest.backend,
-            "backend_version": manifest.backend_version,
-            "targets": list(manifest.targets),
-            "precision": manifest.precision,
-            "batch": list(manifest.batch),
-            "bundle_sha256": manifest.bundle_sha256,
-        }
+        data.update(
+            {
+                "backend": manifest.backend,
+                "backend_version": manifest.backend_version,
+                "targets": list(manifest.targets),
+                "precision": manifest.precision,
+                "batch": list(manifest.batch),
+                "bundle_sha256": manifest.bundle_sha256,
+            }
+        )
     return data
 
 

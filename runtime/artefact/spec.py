@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..sequences import zip_equal
+
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -61,7 +63,7 @@ class TensorSpec:
         """
         if len(shape) != len(self.shape):
             raise ValueError(f"tensor {self.name} has shape {tuple(shape)}, wanted {self.shape}")
-        for got, wanted in zip(shape, self.shape, strict=True):
+        for got, wanted in zip_equal(shape, self.shape):
             if (symbols.setdefault(wanted, got) if isinstance(wanted, str) else wanted) != got:
                 raise ValueError(f"tensor {self.name} has shape {tuple(shape)}, wanted {self.shape} with {symbols}")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from ..sequences import pairwise, zip_equal
 from .spec import NAME, TENSOR_NAME, fields
 
 PLACEHOLDERS = {
@@ -87,7 +87,7 @@ class TextInput:
 
     def class_of(self, value: float) -> str:
         """The class a value belongs to."""
-        return next((word for word, top in zip(self.classes, self.class_tops, strict=True) if value <= top), self.classes[-1])
+        return next((word for word, top in zip_equal(self.classes, self.class_tops) if value <= top), self.classes[-1])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

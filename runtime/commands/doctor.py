@@ -204,7 +204,8 @@ def _onnxruntime_cuda(gpus: list[dict[str, Any]], problem: dict[str, str] | None
 
 
 def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
-    from ..tensorrt.compatibility import MODULES, cuda_major, import_tensorrt, supports
+    from ..tensorrt.compatibility import cuda_major, supports
+    from ..tensorrt.loading import MODULES, import_tensorrt
 
     try:
         trt = import_tensorrt(backend)
@@ -223,7 +224,17 @@ def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] 
     if not fitting:
         targets = ", ".join(sorted({gpu["target"] for gpu in gpus}))
         return _fails(f"{backend} {trt.__version__} does not list {targets}", tensorrt_fix(backend, RATHER_TENSORRT))
-    return _works(f"{backend} {trt.__version__} on " + ", ".join(f"GPU {gpu['index']} ({gpu['target']})" for gpu in fitting))
+    here = ", ".join(f"GPU {gpu['index']} ({gpu['target']})" for gpu in fitting)
+    return _works(f"{backend} {trt.__version__} on {here}{_tier(backend, trt.__version__)}")
+
+
+def _tier(backend: str, version: str) -> str:
+    """What kind of engines this release takes, where that is not the usual kind."""
+    from ..tensorrt.adapters.releases import tier_of
+
+    if backend != "tensorrt" or tier_of(version).strongly_typed:
+        return ""
+    return f": the tier of {tier_of(version).name}, whose engines are built under precision constraints"
 
 
 def _no_gpu(problem: dict[str, str] | None, before: str = "") -> dict[str, Any]:

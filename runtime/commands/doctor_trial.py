@@ -18,8 +18,9 @@ from ..cuda.open_device import open_device
 from ..cuda.resources import DeviceBuffer, Stream
 from ..errors import FathomError
 from ..tensorrt.adapters.open_adapter import open_adapter
-from ..tensorrt.compatibility import check_header, import_tensorrt
+from ..tensorrt.compatibility import check_header
 from ..tensorrt.engine import Engine, failure, make_logger
+from ..tensorrt.loading import import_tensorrt
 
 TIMEOUT_S = 180
 
@@ -56,7 +57,7 @@ def try_backend(backend: str, index: int = 0) -> dict[str, Any]:
             engine.close()
             del runtime
         times = {"build_ms": built - start, "load_ms": loaded - built, "run_ms": done - loaded}
-        return {"ok": True, "words": f"a trial engine ran on {device.name} ({device.target})"} | {k: round(v * 1e3, 1) for k, v in times.items()}
+        return {"ok": True, "words": f"a trial engine ran on {device.name} ({device.target})", **{k: round(v * 1e3, 1) for k, v in times.items()}}
     finally:
         device.close()
 

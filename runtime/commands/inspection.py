@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..sequences import zip_equal
 from .command import common_flags, run_command
 
 
@@ -80,7 +81,7 @@ def _stage_table(manifest: Any, plan: bool) -> list[str]:
         folded = "" if plan else ", ".join(f"{count} {kind}" for kind, count in stage.folded.items())
         rows.append((stage.spec.name, stage.precision, f"{nbytes / 1e6:,.1f}", folded))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip_equal(row, widths)).rstrip() for row in rows]
     for stage in manifest.stages:
         takes, makes = (", ".join(f"{t.name}{_shape(t)}" for t in tensors) for tensors in (stage.spec.inputs, stage.spec.outputs))
         table += ["", f"{stage.spec.name}  takes {takes}", f"{' ' * len(stage.spec.name)}  makes {makes}"]

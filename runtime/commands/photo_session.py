@@ -68,23 +68,26 @@ class PhotoSession:
         # Writers mostly wait for the disk, which has to have each file before it gets its name.
         pools = [ThreadPoolExecutor(size, name) for name, size in (("read", threads), ("network", self.pipeline.concurrent + 1), ("write", 2 * threads))]
         reading, network, writing = pools
-        flying: deque[Future] = deque()
+        flying: deque[tuple[Future, list[Future]]] = deque()  # a group in the network, and the photos that are read for it
         with Progress(len(photos) * self.windows, what, self.arguments.quiet) as self.progress:
             try:
                 for start in range(0, len(photos), group):
                     read = [(photo, reading.submit(self._read, photo)) for photo in photos[start : start + group]]
-                    flying.append(network.submit(self._predict_group, read, start, writing))
+                    flying.append((network.submit(self._predict_group, read, start, writing), [future for _, future in read]))
                     while flying and (len(flying) > ahead or self.pixels > MOST_PIXELS):
-                        self._tell(flying.popleft())
+                        self._tell(flying.popleft()[0])
                 while flying:
-                    self._tell(flying.popleft())
+                    self._tell(flying.popleft()[0])
                 self.progress.advance_to(self.progress.total)
             except BaseException:
                 self.pipeline.interrupt()  # else leaving would wait for the network's whole run
+                for group, reads in flying:
+                    for future in (group, *reads):
+                        future.cancel()
                 raise
             finally:
                 for pool in pools:
-                    pool.shutdown(wait=True, cancel_futures=True)
+                    pool.shutdown(wait=True)
         return self._report()
 
     def _count(self, pixels: int) -> None:

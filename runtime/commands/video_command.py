@@ -16,6 +16,7 @@ from ..outputs import writers
 from ..outputs.colormap import colorize
 from ..outputs.scale_bar import frame_for
 from ..photo.depth_map import DepthMap
+from ..sequences import zip_equal
 from ..video.video import ColorVideo, Frame, VideoSource, is_live, shown, stem_of
 from ..video.video_run import VideoFacts, failure_of, run_video
 from .progress import Progress
@@ -41,7 +42,7 @@ def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: b
     if len(set(stems)) != len(stems):
         raise UsageError(f"two videos are called {next(stem for stem in stems if stems.count(stem) > 1)}", fix="run them one by one, with another --output")
     places = {}
-    for source, stem in zip(sources, stems, strict=True):
+    for source, stem in zip_equal(sources, stems):
         places[source] = {"color": out / f"{stem}_color.mp4"} if "color" in kinds else {}
         if set(kinds) & FRAME_SUFFIX.keys():
             places[source]["frames"] = out / stem

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..artefact.contract import ImageInput, OutputContract, Pad, Resize
 from ..photo.preprocess import Placed, Window
+from ..sequences import zip_equal
 from .antialias import FILTERS
 
 KINDS = {"bilinear": 0, "bilinear-corners": 1, "nearest": 2}  # as in trt_plugins/csrc/sampling.cuh
@@ -56,7 +57,7 @@ class Gather:
     def fill(self, record: np.ndarray) -> None:
         """Write these numbers into a ``PREPROCESS`` or ``POSTPROCESS`` record."""
         numbers = (*self.region, *self.resized, self.kind, *self.shift, *self.visible)
-        for (name, _), value in zip(_PLACE, numbers, strict=True):
+        for (name, _), value in zip_equal(_PLACE, numbers):
             record[name] = value
 
 

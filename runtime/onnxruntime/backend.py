@@ -28,6 +28,7 @@ import numpy as np
 from ..artefact.manifest import BundleManifest, PlanManifest
 from ..artefact.spec import DTYPES, StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package
+from ..sequences import zip_equal
 from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
 from .page_dropper import PageDropper
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ..artefact.bundle import BundleDirectory
     from ..artefact.plan import PlanFile
 
-ORT_TYPES = {f"tensor({word})": name for name, word in zip(DTYPES, ("float", "float16", "int64", "int32", "uint8", "bool"), strict=True)}
+ORT_TYPES = {f"tensor({word})": name for name, word in zip_equal(DTYPES, ("float", "float16", "int64", "int32", "uint8", "bool"))}
 WEIGHTS = "weights"  # what graphs in plans call the file of their weights; its base name is understood too
 BROKEN_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "InvalidArgument")
 
@@ -164,14 +165,14 @@ class OnnxRuntimeBackend:
             ValueError: if there is no such stage, or an input is missing or of another shape.
             FathomError: see ``backend.Backend.run``.
         """
-        for stage, session in zip(self.stages, self._sessions, strict=True):
+        for stage, session in zip_equal(self.stages, self._sessions):
             if stage.name == name:
                 symbols: dict[str, int] = {}
                 feed = self._bind({tensor.name: tensor for tensor in stage.inputs}, inputs, symbols)
                 made = self._run_stage(name, session, [tensor.name for tensor in stage.outputs], feed, frozenset(), self._new_options())
-                for tensor, value in zip(stage.outputs, made, strict=True):
+                for tensor, value in zip_equal(stage.outputs, made):
                     _check_made(name, tensor, value, symbols)
-                return {tensor.name: value.numpy() for tensor, value in zip(stage.outputs, made, strict=True)}
+                return {tensor.name: value.numpy() for tensor, value in zip_equal(stage.outputs, made)}
         raise ValueError(f"there is no stage {name!r}")
 
     def _run_all(self, inputs: dict[str, np.ndarray], keep: frozenset[str], on_stage: Callable[[str, float], None]) -> dict[str, np.ndarray]:
@@ -184,7 +185,7 @@ class OnnxRuntimeBackend:
         values = self._bind(self._inputs, inputs, symbols)
         result: dict[str, np.ndarray] = {}
         self._options = options = self._new_options()
-        for index, (stage, session) in enumerate(zip(self.stages, self._sessions, strict=True)):
+        for index, (stage, session) in enumerate(zip_equal(self.stages, self._sessions)):
             feed = {tensor.name: values[tensor.name] for tensor in stage.inputs}
             wanted = [tensor for tensor in stage.outputs if tensor.name in keep or self._last_use.get(tensor.name, -1) > index]
             if not wanted:
@@ -193,7 +194,7 @@ class OnnxRuntimeBackend:
             start = time.perf_counter()
             made = self._run_stage(stage.name, session, [t.name for t in wanted], feed, later, options)
             on_stage(stage.name, time.perf_counter() - start)
-            for tensor, value in zip(wanted, made, strict=True):
+            for tensor, value in zip_equal(wanted, made):
                 _check_made(stage.name, tensor, value, symbols)
                 if tensor.name in keep:
                     result[tensor.name] = value.numpy()

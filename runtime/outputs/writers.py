@@ -48,9 +48,9 @@ def save_png16(depth: DepthMap, path: Path, force: bool = False) -> Saved:
         mm = depth.depth_m * np.float32(1000)
         np.rint(mm, out=mm)
         lost = depth.valid & ((mm > MAX_MM) | (mm < 1))
-        mm[~depth.valid | lost] = 0
+        mm[np.logical_or(~depth.valid, lost)] = 0
         pixels = mm.astype(np.uint16)
-        facts |= {"Unit": "millimetre", "Scale": "0.001 m per step", "Invalid": "0"}
+        facts.update({"Unit": "millimetre", "Scale": "0.001 m per step", "Invalid": "0"})
         if lost.any():
             warnings = (
                 f"{int(lost.sum())} pixels are nearer than 1 mm or farther than 65.535 m and became 0 (invalid) in {path.name}; the NPY file holds them",
@@ -60,10 +60,10 @@ def save_png16(depth: DepthMap, path: Path, force: bool = False) -> Saved:
         low, high = _ends(depth)
         spread = (depth.values - low) * np.float32((MAX_MM - 1) / (high - low)) + 1
         pixels = np.where(depth.valid, np.rint(np.clip(spread, 1, MAX_MM)), 0).astype(np.uint16)
-        facts |= {"Unit": "none: relative, no unit", "Scale": f"value = {low!r} + (step - 1) * {(high - low) / (MAX_MM - 1)!r}", "Invalid": "0"}
+        facts.update({"Unit": "none: relative, no unit", "Scale": f"value = {low!r} + (step - 1) * {(high - low) / (MAX_MM - 1)!r}", "Invalid": "0"})
     else:
         pixels = (depth.values > 0).astype(np.uint16) * np.uint16(MAX_MM)
-        facts |= {"Unit": "none: mask", "Scale": "65535 is the object"}
+        facts.update({"Unit": "none: mask", "Scale": "65535 is the object"})
     return _save_png(pixels, path, facts, force, warnings)
 
 
@@ -92,7 +92,8 @@ def save_color(depth: DepthMap, path: Path, force: bool = False, colormap: str =
     low, high = color_range(depth, near, far)
     colors = colorize(depth.values, depth.valid, low, high, colormap, reverse=depth.larger_is == "far")
     image = add_scale_bar(colors, depth, low, high, colormap)
-    facts = _facts(depth) | {
+    facts = {
+        **_facts(depth),
         "Unit": "colours, for looking at only",
         "Range": f"{low:.6g} to {high:.6g}{' m' if depth.kind == 'metric' else ', relative, no unit'}",
     }

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..artefact.contract import INTERPOLATIONS
+from ..sequences import zip_equal
 
 PILLOW_FILTERS = {"bilinear-antialias": Image.Resampling.BILINEAR, "bicubic-antialias": Image.Resampling.BICUBIC}
 
@@ -96,7 +97,7 @@ def _taps(size: int, wanted: int, corners: bool) -> tuple[np.ndarray, np.ndarray
 def _nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, columns = (
         np.minimum((np.arange(wanted, dtype=np.float32) * (np.float32(size) / np.float32(wanted))).astype(np.int64), size - 1)
-        for size, wanted in zip(values.shape[:2], (height, width), strict=True)
+        for size, wanted in zip_equal(values.shape[:2], (height, width))
     )
     return np.take(values[rows], columns, axis=1)
 

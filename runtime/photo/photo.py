@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..artefact.contract import MAX_PIXELS_PER_SIDE
 from ..errors import InputError, OutOfMemoryError
+from ..sequences import zip_equal
 
 # Formats of photographs. Others that Pillow knows are left out: some call outside programs (EPS), TGA would take nearly any bytes for a picture.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
@@ -158,7 +159,7 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
                 raise InputError(f"nothing matches {argument}", wanted="photos")
         for file in sorted(files, key=lambda item: _natural(item.as_posix())):
             found.setdefault(os.path.realpath(file), (file, file.relative_to(base).as_posix()))
-    return [PhotoFile(path, stem) for (path, _), stem in zip(found.values(), _stems(list(found.items())), strict=True)]
+    return [PhotoFile(path, stem) for (path, _), stem in zip_equal(found.values(), _stems(list(found.items())))]
 
 
 def _looks_like_photo(path: Path) -> bool:
@@ -179,7 +180,7 @@ def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
 
 
 def _endings(items: Iterable[Path]) -> str:
-    return ", ".join(sorted({item.suffix.lower().removeprefix(".").upper() for item in items if item.suffix.lower() in UNREAD}))
+    return ", ".join(sorted({item.suffix.lower().lstrip(".").upper() for item in items if item.suffix.lower() in UNREAD}))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -207,7 +208,7 @@ def _stems(found: list[tuple[str, tuple[Path, str]]]) -> list[str]:
     for same in names.values():  # what is left differs by letter case only: a number tells it apart
         for number, index in enumerate(same[1:], start=2):
             ladders[index][rung[index]] += f"-{number}"
-    return [_safe(ladder[step]) for ladder, step in zip(ladders, rung, strict=True)]
+    return [_safe(ladder[step]) for ladder, step in zip_equal(ladders, rung)]
 
 
 def _safe(stem: str) -> str:

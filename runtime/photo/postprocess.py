@@ -6,6 +6,7 @@ import numpy as np
 
 from ..artefact.contract import Contract, Crop, OutputContract, Pad, Protocol, Resize
 from ..errors import AccuracyError, InputError, UsageError
+from ..sequences import zip_equal
 from .depth_map import Intrinsics
 from .interpolate import PILLOW_FILTERS, resize, resize_mask
 from .preprocess import Placed, Window
@@ -65,7 +66,7 @@ class Assembly:
         check_output(tensor[None], output)
         height, width = self._looked_at
         total, count = (self._fill_sum, self._fill_count) if window.fill else (self._sum, self._count)
-        for plane, values in zip(total, tensor, strict=True):
+        for plane, values in zip_equal(total, tensor):
             whole = resize(values.astype(np.float32, copy=False), height, width, output.upsample)
             plane[:, window.left : window.left + width] += whole[:, ::-1] if window.flip else whole
         count[window.left : window.left + width] += 1

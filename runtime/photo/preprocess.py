@@ -9,6 +9,7 @@ import numpy as np
 
 from ..artefact.contract import MAX_PIXELS_PER_SIDE, Contract, Crop, ImageInput, Pad, Protocol, Require, Resize, Step
 from ..errors import InputError
+from ..sequences import zip_equal
 from .interpolate import resize
 
 
@@ -150,7 +151,7 @@ def network_inputs(photo: np.ndarray, contract: Contract, protocol: Protocol, ba
     for start in range(0, len(windows), batch):
         some = windows[start : start + batch]
         tensor = np.zeros((len(some), 3, *contract.input.canvas), np.float32)
-        for window, out in zip(some, tensor, strict=True):
+        for window, out in zip_equal(some, tensor):
             window_tensor(picture, window, contract.input, out)
         yield tensor
 

@@ -11,6 +11,7 @@ from ..artefact.spec import DTYPES, TensorSpec, network_inputs
 from ..cuda.device import Device
 from ..cuda.resources import DeviceBuffer, Graph, Stream
 from ..errors import InputError
+from ..sequences import zip_equal
 from .engine import Engine, failure
 from .memory_plan import Lifetime, plan_memory
 
@@ -72,7 +73,7 @@ class Chain:
             spec.bind(inputs[name], symbols)
         shapes = dict(inputs)
         self._logger.forget()
-        for engine, context in zip(self._engines, self._contexts, strict=True):
+        for engine, context in zip_equal(self._engines, self._contexts):
             stage = engine.spec
             for tensor in stage.inputs:
                 if not context.set_input_shape(tensor.name, shapes[tensor.name]):
@@ -105,7 +106,7 @@ class Chain:
         self._blocks.append(arena)
         self.nbytes = block.nbytes + arena.nbytes
         self.addresses = {name: block.address + offset for name, offset in offsets.items()}
-        for engine, context in zip(self._engines, self._contexts, strict=True):
+        for engine, context in zip_equal(self._engines, self._contexts):
             engine.adapter.set_device_memory(context, arena.address, arena.nbytes)
             for tensor in engine.spec.inputs + engine.spec.outputs:
                 if not context.set_tensor_address(tensor.name, self.addresses[tensor.name]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -12,37 +11,12 @@ from ..cuda.device import Device
 from ..errors import EnvironmentMismatchError, UsageError
 from ..jetson import read_jetson, tensorrt_fix
 from .adapters.open_adapter import open_adapter
-from .adapters.releases import release, tier_of
+from .adapters.releases import release
+from .loading import MODULES
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
 DRIVERS = {12: "525", 13: "580"}  # NVIDIA's least driver branch for a CUDA major release
-
-
-def import_tensorrt(backend: str) -> ModuleType:
-    """The package ``tensorrt`` or ``tensorrt_rtx``.
-
-    Raises:
-        EnvironmentMismatchError: if it is missing, cannot be loaded, or is too old.
-    """
-    name = MODULES[backend]
-    try:
-        trt = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            fix = tensorrt_fix(backend, f"pip install --force-reinstall {backend}")
-            raise EnvironmentMismatchError(f"the package '{name}' is installed in part ({error})", fix=fix) from error
-        fix, wanted = tensorrt_fix(backend, f"pip install 'fathom-depth[{EXTRAS[backend]}]'"), f"{backend}, which compiles and executes such engines"
-        raise EnvironmentMismatchError(f"the package '{name}' is not installed", wanted=wanted, fix=fix) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        words = " ".join(str(error).split())
-        fix = tensorrt_fix(backend, f"pip install --force-reinstall {backend}")
-        raise EnvironmentMismatchError(f"the package '{name}' cannot be loaded ({words})", fix=fix) from error
-    if backend == "tensorrt":
-        tier_of(trt.__version__)
-    return trt
 
 
 def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:

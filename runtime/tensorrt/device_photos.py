@@ -18,6 +18,7 @@ from ..kernels.records import WINDOW, Gather, gather_of, postprocess_record, pre
 from ..photo.postprocess import way_back
 from ..photo.preprocess import Placed, windows_of
 from ..photo.raw_maps import RawMaps
+from ..sequences import zip_equal
 
 if TYPE_CHECKING:
     from .chain import Chain
@@ -45,7 +46,7 @@ class PhotoJob:
     def nbytes(self) -> int:
         """Device memory that the photos, what they are resized to, and their maps take."""
         total = 0
-        for photo, placed in zip(self.photos, self.placed, strict=True):
+        for photo, placed in zip_equal(self.photos, self.placed):
             pixels = photo.shape[0] * photo.shape[1]
             gather = gather_of(placed, photo.shape[:2])
             total += 8 * pixels + (sum(3 * h * w for _, (h, w) in passes(gather.region[2:], gather.resized)) if gather and gather.filtered else 0)
@@ -72,7 +73,7 @@ class DevicePhotos:
     def send(self, job: PhotoJob) -> Callable[[], RawMaps]:
         """Send everything to the streams, ``batch`` windows per run; returns what collects the maps once ``ways.done`` is reached."""
         placed, gathers = [], []
-        for photo, steps in zip(job.photos, job.placed, strict=True):
+        for photo, steps in zip_equal(job.photos, job.placed):
             before, (back, looked_at) = gather_of(steps, photo.shape[:2]), way_back(steps, job.protocol, self._contract.input.window)
             after = gather_of(back, photo.shape[:2])
             if before is None or after is None:
@@ -99,13 +100,13 @@ class DevicePhotos:
         between, resized = _room_to_resize(gathers)
         sizes = {"photos": starts[-1] * 3, "outputs": count * item_nbytes, "between": between, "resized": resized[-1]}
         sources = {name: array for name, array in sources.items() if array.nbytes}
-        sizes |= {"values": starts[-1] * 4, "valid": starts[-1]} | {name: array.nbytes for name, array in sources.items()}
+        sizes.update({"values": starts[-1] * 4, "valid": starts[-1]}, **{name: array.nbytes for name, array in sources.items()})
         address = self._reserve({name: size for name, size in sizes.items() if size})
         table_at = {key: address["filters"] + place for key, place in table_at.items()}
 
         ways, copies = self._ways, self._ways.copies
         source = self._pin("photos")
-        for photo, start in zip(job.photos, starts, strict=False):
+        for photo, start in zip(job.photos, starts):
             source[start * 3 : start * 3 + photo.size].reshape(photo.shape)[:] = photo
         self._upload("photos", starts[-1] * 3)
         for name, array in sources.items():
@@ -198,8 +199,7 @@ class DevicePhotos:
             return RawMaps(why_cpu="an output holds NaN, infinite or only equal values, and is looked into stage by stage")
         values, valid = self._pin("values")[: starts[-1] * 4].view(np.float32), self._pin("valid")[: starts[-1]].view(np.bool_)
         maps = [
-            (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy())
-            for gather, a, b in zip(gathers, starts[:-1], starts[1:], strict=True)
+            (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy()) for gather, a, b in zip_equal(gathers, starts[:-1], starts[1:])
         ]
         return RawMaps(maps, self._ways.ended.since_ms(self._ways.began))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artefact.spec import StageSpec, TensorSpec
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError
+from ..sequences import zip_equal
 from .adapters.open_adapter import open_adapter
 
 if TYPE_CHECKING:
@@ -103,13 +104,13 @@ class Engine:
         if self.engine.get_tensor_location(tensor.name) != self._trt.TensorLocation.DEVICE:
             raise self._wrong(f"wants tensor {tensor.name} in host memory", "device memory")
         fits = len(shape) == len(tensor.shape)
-        fits = fits and all(got == -1 or isinstance(size, str) or got == size for got, size in zip(shape, tensor.shape, strict=True))
+        fits = fits and all(got == -1 or isinstance(size, str) or got == size for got, size in zip_equal(shape, tensor.shape))
         if not fits:
             raise self._wrong(f"has shape {shape} in tensor {tensor.name}", f"{tensor.shape}")
 
     def _check_profile(self, tensor: TensorSpec, batch: tuple[int, int, int]) -> None:
         least, _, greatest = map(tuple, self.engine.get_tensor_profile_shape(tensor.name, 0))
-        for size, low, high in zip(tensor.shape, least, greatest, strict=True):
+        for size, low, high in zip_equal(tensor.shape, least, greatest):
             wanted = (batch[0], batch[2]) if isinstance(size, str) else (size, size)
             if not low <= wanted[0] <= wanted[1] <= high:
                 raise self._wrong(f"takes tensor {tensor.name} from {least} to {greatest}", f"{tensor.shape} with batches of {batch[0]} to {batch[2]}")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +19,13 @@ from ..cuda.resources import Event, PinnedBuffer
 from ..errors import DeviceLostError, EnvironmentMismatchError, FathomError, OutOfMemoryError
 from ..kernels.device_kernels import DeviceKernels
 from ..photo.raw_maps import RawMaps
+from ..sequences import pairwise
 from .cache import RuntimeCache
 from .chain import Chain
-from .compatibility import check_header, check_plan, check_streams, import_tensorrt
+from .compatibility import check_header, check_plan, check_streams
 from .device_photos import DevicePhotos, PhotoJob, Ways
 from .engine import Engine, make_logger
+from .loading import import_tensorrt
 
 if TYPE_CHECKING:
     from ..artefact.plan import PlanFile
@@ -55,7 +56,7 @@ class Slot:
 
     def __init__(self, device: Device, chain: Chain):
         self.busy, self.ways = False, Ways(device)
-        self.tensors = {name: PinnedBuffer(device, chain.shapes[name], DTYPES[spec.dtype]) for name, spec in (chain.inputs | chain.outputs).items()}
+        self.tensors = {name: PinnedBuffer(device, chain.shapes[name], DTYPES[spec.dtype]) for name, spec in {**chain.inputs, **chain.outputs}.items()}
 
     def part(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The first elements of a tensor's memory in a shape."""
@@ -218,7 +219,7 @@ class TensorRTSession:
         return Sent(self.device, lane, slot, collect)
 
     def _send_photos(self, lane: Lane, number: int, job: PhotoJob) -> Callable[[], RawMaps]:
-        ways, why = lane.slots[number].ways, self.kernels_remark.removeprefix("photos are shaped on the CPU: ")
+        ways, why = lane.slots[number].ways, self.kernels_remark.replace("photos are shaped on the CPU: ", "", 1)
         if not why and (nbytes := job.nbytes()) > self.photo_limit_nbytes:
             why = f"a photo takes {nbytes / 2**20:.0f} MiB on the GPU, and {self.photo_limit_nbytes / 2**20:.0f} MiB are the limit here"
         ways.done.record(ways.copies)  # for a job that stays here; the others record it at their end

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..artefact.contract import ImageInput
+from ..artefact.spec import DTYPES
 from ..artefact.text_input import TextInput
 from ..errors import InputError, UsageError, missing_package
 from .image_statistics import fullest_interval, level_statistics, levels, most_frequent, positions, shrink
@@ -23,14 +24,15 @@ class TextEncoder:
         text: how the text is made.
         image: how the picture became a tensor; the statistics look at its window.
         tokenizer_json: the ``tokenizer.json`` of the artefact.
+        ids: ``int64``, or ``int32`` for engines that know nothing wider.
 
     Raises:
         EnvironmentMismatchError: if ``tokenizers`` is not installed.
         InputError: if the file is no tokenizer, or does not know the padding.
     """
 
-    def __init__(self, text: TextInput, image: ImageInput, tokenizer_json: bytes):
-        self.text, self.image = text, image
+    def __init__(self, text: TextInput, image: ImageInput, tokenizer_json: bytes, ids: str = "int64"):
+        self.text, self.image, self._ids = text, image, DTYPES[ids]
         self._tokenizer = _open_tokenizer(tokenizer_json, text)
 
     @property
@@ -56,7 +58,7 @@ class TextEncoder:
         return [self._describe(picture[:, :height, :width]) for picture in canvas]
 
     def __call__(self, canvas: np.ndarray, prompt: str | None = None) -> dict[str, np.ndarray]:
-        """The ids [batch, length] int64 and, if the network takes it, the mask [batch, length] float32, by tensor name.
+        """The ids [batch, length] and, if the network takes it, the mask [batch, length] float32, by tensor name.
 
         Raises:
             UsageError: see ``sentences``.
@@ -72,7 +74,7 @@ class TextEncoder:
 
     def tokenize(self, sentences: list[str]) -> dict[str, np.ndarray]:
         """As ``__call__``, from finished sentences."""
-        ids = np.full((len(sentences), self.text.length), self.text.pad_id, np.int64)  # [B, L]
+        ids = np.full((len(sentences), self.text.length), self.text.pad_id, self._ids)  # [B, L]
         mask = np.zeros((len(sentences), self.text.length), np.float32)  # [B, L]
         for row, sentence in enumerate(sentences):
             found = self._tokenizer.encode(sentence).ids

@@ -16,8 +16,9 @@ from .video import Frame, VideoSource
 if TYPE_CHECKING:
     from ..photo.depth_map import DepthMap
 
+    Sink = Callable[[Frame, "DepthMap | None"], None]
+
 WAITING = 4
-Sink = Callable[[Frame, "DepthMap | None"], None]
 
 
 @dataclass(frozen=True)
