@@ -8,10 +8,12 @@ import sys
 from ..runtime.commands.command import run_command
 from .accuracy import command as accuracy_command
 from .latency import command as latency_command
+from .reproduce import command as reproduce_command
 
 COMMANDS = {
     "accuracy": ("engines against the truth and against PyTorch on a data set", accuracy_command),
     "latency": ("how long a network takes, engine by engine and in PyTorch", latency_command),
+    "reproduce": ("a row of a paper's table beside its published number", reproduce_command),
 }
 
 

@@ -85,7 +85,10 @@ def load_network(artefact: BundleDirectory, weights: str | Path | None):
     if weights is None and origin["kind"] not in ("demo", "random-init"):
         raise UsageError(f"{facts.name} was exported from {origin['file'] or 'a checkpoint'}", fix="give that file with --reference-weights")
     scene = facts.config.get("scene") if "scene" in catalog.NETWORKS[facts.name].options else None  # what kind of room VPD was exported for
-    network = catalog.load(facts.name, weights, variant=facts.variant or None, scene=scene, random_init=weights is None and origin["kind"] == "random-init")
+    settings = {name: facts.config[name] for name in catalog.NETWORKS[facts.name].settings if name in facts.config}
+    demo = weights is None and origin["kind"] == "demo"  # whose settings are the network's own
+    options = {"variant": facts.variant or None, "scene": scene, "settings": None if demo else settings}
+    network = catalog.load(facts.name, weights, random_init=weights is None and not demo, **options)
     if network.origin.sha256 != origin["sha256"]:
         raise InputError(
             f"the bundle was exported from weights with SHA-256 {origin['sha256'][:12] or 'unknown'}…, PyTorch has {network.origin.sha256[:12] or 'none'}…",

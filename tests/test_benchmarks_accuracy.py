@@ -301,7 +301,7 @@ def test_memory_is_flat(tiny):
         row = accuracy.Row("x", "engine", lambda: Pipeline.open(tiny.plan, threads=1), {})
         tracemalloc.start()
         with Journal(None, {}) as journal:
-            accuracy.measure([row], Endless(), count, EVALUATIONS["full"], None, journal, lambda done: None)
+            accuracy.measure([row], Endless(), count, EVALUATIONS["full"], journal, lambda done: None)
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top

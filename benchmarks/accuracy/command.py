@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
+BENCHMARK_PROTOCOL = {"nyu": "nyu-benchmark", "nyu-folder": "nyu-benchmark", "kitti": "kitti-benchmark"}
 
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
 With -o the measurement is remembered image by image in OUTPUT.journal until it is complete: run the same command again after an interruption.
-A picture that does not fit the evaluation or the protocol is left out, counted and named; the default protocol is made for pictures of any size.
+A picture that does not fit the evaluation or the protocol is left out, counted and named.
+On nyu, nyu-folder and kitti data a network is shown the photo as its paper's evaluation did, elsewhere by its protocol for pictures of any size.
 Exit code 4: a prediction held NaN, infinity or depths not above zero, or a --budget was not kept.
 """
 
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fits = "none, median, scale-shift, scale-shift-inverse (default: the evaluation's, or what relative maps need); named in the result"
     parser.add_argument("--alignment", metavar="FIT", help=fits)
-    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the networks (default: each one's first; depth-inspect lists them)")
+    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the networks (default: by the kind of data; depth-inspect lists them)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     parser.add_argument(
         "--budget", action="append", type=_budget, default=[], metavar="METRIC=PERCENT%", help="fail if a row's metric is off the first row's by more"
@@ -74,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     source, provenance = _source(arguments.data)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
-    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, **shown)
+    benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
+    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, benchmark=benchmark, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
     made_with = _versions(any(row.kind == "pytorch" for row in rows))
@@ -84,10 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
         with Progress(count * len(rows), "images", arguments.quiet) as progress:
             if arguments.alignment is None and evaluation.alignment != EVALUATIONS[evaluation.name].alignment:
                 progress.message(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
+            if arguments.protocol is None and any(row.facts["protocol"] == benchmark for row in rows):
+                progress.message(f"photos are shown by the papers' protocol, {benchmark}, not by single-image; --protocol chooses another")
             if journal.done:
                 progress.message(f"going on where the journal {journal_path} ends")
             try:
-                results = measure(rows, source, count, evaluation, arguments.protocol, journal, progress.advance)
+                results = measure(rows, source, count, evaluation, journal, progress.advance)
             except KeyboardInterrupt:
                 if journal_path and journal.done:
                     progress.message(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")

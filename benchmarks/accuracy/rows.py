@@ -24,6 +24,7 @@ def open_rows(
     reference_weights: str | Path | None = None,
     *,
     protocol: str | None = None,
+    benchmark: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -34,7 +35,8 @@ def open_rows(
         engines: plans or bundles.
         reference: a bundle whose PyTorch network is measured too.
         reference_weights: the checkpoint it was exported from.
-        protocol: how photos are shown; None for each one's first.
+        protocol: how photos are shown; None for ``benchmark`` where the network has it, else each one's first.
+        benchmark: the protocol of the papers for this data (``nyu-benchmark``, ``kitti-benchmark``).
         device, threads, batch: see ``Pipeline.open``.
 
     Raises:
@@ -49,13 +51,13 @@ def open_rows(
 
             return open_reference(reference, reference_weights, batch)
 
-        rows.append(_row(Path(reference), "pytorch", protocol, torch_pipeline, rows))
+        rows.append(_row(Path(reference), "pytorch", protocol, benchmark, torch_pipeline, rows))
     for engine in engines:
 
         def pipeline(path: str | Path = engine) -> Pipeline:
             return Pipeline.open(path, device, threads, batch)
 
-        rows.append(_row(Path(engine), "engine", protocol, pipeline, rows))
+        rows.append(_row(Path(engine), "engine", protocol, benchmark, pipeline, rows))
     return rows
 
 
@@ -67,10 +69,12 @@ def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
     return dataclasses.replace(evaluation, alignment="scale-shift-inverse" if "near" in grows else "median")
 
 
-def _row(path: Path, kind: str, protocol_name: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
+def _row(path: Path, kind: str, protocol_name: str | None, benchmark: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
     """Identify an artefact from its manifest."""
     manifest = read_manifest(path)
     protocols = manifest.contract.protocols
+    if protocol_name is None and benchmark in {p.name for p in protocols}:
+        protocol_name = benchmark
     protocol = next((p for p in protocols if protocol_name in (None, p.name)), None)
     if protocol is None:
         raise UsageError(f"{path} has no protocol {protocol_name!r}", wanted=" or ".join(p.name for p in protocols))
