@@ -298,7 +298,7 @@ class Endless:
 
 def test_memory_is_flat(tiny):
     def peak(count):
-        row = accuracy.Row("x", "engine", lambda: Pipeline.open(tiny.plan, threads=1), {})
+        row = accuracy.Row("x", "engine", lambda: Pipeline.open(tiny.plan, threads=1), {"protocol": "single-image"})
         tracemalloc.start()
         with Journal(None, {}) as journal:
             accuracy.measure([row], Endless(), count, EVALUATIONS["full"], journal, lambda done: None)

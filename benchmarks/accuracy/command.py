@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
 BENCHMARK_PROTOCOL = {"nyu": "nyu-benchmark", "nyu-folder": "nyu-benchmark", "kitti": "kitti-benchmark"}
+REFERENCE_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
 
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN|BUNDLE", help="what to measure; may be given several times")
     parser.add_argument("--reference", metavar="BUNDLE", help="also measure the PyTorch network this bundle was exported from, as the first row")
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint that bundle was exported from")
+    for option in REFERENCE_OPTIONS:
+        parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
     parser.add_argument("--data", metavar="DATA", help="nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]")
     parser.add_argument(
         "--evaluation", metavar="NAME", help="which pixels count and how; --evaluation list shows all (default: by the kind of data, else full)"
@@ -77,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
     benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
-    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, benchmark=benchmark, **shown)
+    options = {name: value for name in REFERENCE_OPTIONS if (value := getattr(arguments, f"reference_{name}")) is not None}
+    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, options, benchmark=benchmark, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
     made_with = _versions(any(row.kind == "pytorch" for row in rows))

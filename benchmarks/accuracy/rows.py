@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ...runtime.artefact.manifest_json import manifest_bytes
@@ -22,6 +22,7 @@ def open_rows(
     engines: Iterable[str | Path],
     reference: str | Path | None = None,
     reference_weights: str | Path | None = None,
+    reference_options: Mapping[str, str] | None = None,
     *,
     protocol: str | None = None,
     benchmark: str | None = None,
@@ -35,6 +36,7 @@ def open_rows(
         engines: plans or bundles.
         reference: a bundle whose PyTorch network is measured too.
         reference_weights: the checkpoint it was exported from.
+        reference_options: what else that export was given; see ``open_reference``.
         protocol: how photos are shown; None for ``benchmark`` where the network has it, else each one's first.
         benchmark: the protocol of the papers for this data (``nyu-benchmark``, ``kitti-benchmark``).
         device, threads, batch: see ``Pipeline.open``.
@@ -49,7 +51,7 @@ def open_rows(
         def torch_pipeline() -> Pipeline:
             from ..pytorch_reference import open_reference
 
-            return open_reference(reference, reference_weights, batch)
+            return open_reference(reference, reference_weights, batch, device, reference_options)
 
         rows.append(_row(Path(reference), "pytorch", protocol, benchmark, torch_pipeline, rows))
     for engine in engines:

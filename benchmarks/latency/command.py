@@ -23,6 +23,7 @@ Three boundaries, never mixed in one column: device (the network alone, between 
 host memory), photo (a decoded photo to its finished map, with the protocol's windows and flips). What cannot be opened here keeps its row and
 says why. The JSON holds every sample, the versions and the devices.
 """
+PYTORCH_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="made by depth-export; runs on ONNX Runtime and, with --pytorch, in PyTorch")
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN", help="a plan of the same bundle; may be given several times")
     parser.add_argument("--pytorch", default="", metavar="MODES", help="comma-separated: eager-fp32,eager-fp16,compile-fp32,compile-fp16")
+    parser.add_argument("--weights", metavar="FILE", help="of PyTorch: the checkpoint the bundle was exported from")
+    for option in PYTORCH_OPTIONS:
+        parser.add_argument(f"--{option.replace('_', '-')}", metavar="FILE", help="of PyTorch: as depth-export was given it")
     parser.add_argument("--onnxruntime", default="", metavar="DEVICES", help="the bundle itself, comma-separated: cpu,cuda")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--rounds", type=_count, default=50, metavar="N", help="samples of each (default: %(default)s)")
@@ -100,7 +104,8 @@ def _open(name: str, opened: Any, memory: _DeviceMemory | None) -> Subject:
 def _pytorch(arguments: argparse.Namespace, mode: str) -> tuple[Any, None]:
     from .pytorch_latency import open_torch
 
-    return open_torch(arguments.bundle, mode, arguments.device), None
+    options = {name: value for name in PYTORCH_OPTIONS if (value := getattr(arguments, name)) is not None}
+    return open_torch(arguments.bundle, mode, arguments.device, arguments.weights, options), None
 
 
 def _pipeline(arguments: argparse.Namespace, artefact: str, device: str | None) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ class TorchLatencyBackend:
         self._network = self._call = None
 
 
-def open_torch(bundle: str | Path, mode: str, device: str) -> TorchLatencyBackend:
-    """The network that a bundle was exported from, random or demo weights.
+def open_torch(bundle: str | Path, mode: str, device: str, weights: str | Path | None = None, options: Mapping[str, str] | None = None) -> TorchLatencyBackend:
+    """The network that a bundle was exported from; ``weights`` and ``options`` as in ``pytorch_reference.open_reference``.
 
     Raises:
         FathomError: see ``pytorch_reference.open_reference``.
@@ -93,5 +94,5 @@ def open_torch(bundle: str | Path, mode: str, device: str) -> TorchLatencyBacken
     from ..pytorch_reference import load_network
 
     with BundleDirectory.open(bundle) as artefact:
-        network = load_network(artefact, None)
+        network = load_network(artefact, weights, options)
         return TorchLatencyBackend(network, artefact.manifest.specs(), mode, device)
