@@ -37,7 +37,7 @@ class TorchBackend:
                 raise EnvironmentMismatchError("this PyTorch has no CUDA", fix="install the CUDA build of PyTorch, or leave out --device")
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._device = torch.device(device)
-        self._network, self.stages = network.to(self._device), stages
+        self._network, self.stages = network if device == "cpu" else network.to(self._device), stages
         self.concurrent, self.remarks = 1, ()
 
     def run(self, inputs: dict[str, np.ndarray], keep: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
