@@ -11,6 +11,7 @@ from .compare import command as compare_command
 from .latency import command as latency_command
 from .report import command as report_command
 from .report import history_command
+from .reproduce import command as reproduce_command
 from .run import command as run_command_of_all
 
 COMMANDS = {
@@ -18,6 +19,7 @@ COMMANDS = {
     "latency": ("measure how long a network takes, engine by engine and in PyTorch", latency_command),
     "compare": ("tell what changed between two results, and hold it to gates", compare_command),
     "run": ("measure everything of a bundle and its plans, and report it", run_command_of_all),
+    "reproduce": ("run a row of a paper's table and set it beside its published number", reproduce_command),
     "report": ("draw results as one page, or Markdown", report_command),
     "history": ("show the same rows over many results", history_command),
 }

@@ -80,6 +80,11 @@ class NyuLabeled:
         facts = fingerprint("nyu", self.path.stat().st_size, self.variant, self.indices.tolist())
         return Provenance("nyu", f"{self.path.name}, {self.split}, {self.variant}", facts, len(self))
 
+    def scene_of(self, number: int) -> str:
+        """The scene of a pair, such as ``bedroom_0021``, without reading the pair."""
+        index, file = int(self.indices[number]), self._open()
+        return _text(file, "scenes", index) or _text(file, "sceneTypes", index)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -97,7 +102,7 @@ class NyuLabeled:
             rgb = _official_photo(rgb)
             depth = (np.floor(depth.astype(np.float64) * 1000) / 1000).astype(np.float32)
         valid = np.isfinite(depth) & (depth > 0)
-        scene = _text(file, "scenes", index) or _text(file, "sceneTypes", index)
+        scene = self.scene_of(number)
         intrinsics = INTRINSICS if rgb.shape[:2] == (480, 640) else None
         return Sample(rgb, np.where(valid, depth, np.float32(0)), valid, intrinsics, f"nyu_{index:05d}", scene)
 
@@ -179,6 +184,10 @@ class NyuFolder:
         """Which pairs these are."""
         files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for pair in self.pairs for path in pair]
         return Provenance("nyu-folder", f"{self.folder.name}{', ' + self.listing if self.listing else ''}", fingerprint("nyu-folder", files), len(self))
+
+    def scene_of(self, number: int) -> str:
+        """The folder of a pair, such as ``bedroom`` or ``bedroom_0021``."""
+        return self.pairs[number][0].parent.name
 
     def __len__(self) -> int:
         return len(self.pairs)

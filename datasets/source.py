@@ -12,6 +12,7 @@ from .nyu import VARIANTS, NyuFolder, NyuLabeled
 from .pairs import Images, Pairs
 from .rooms.rooms import Rooms
 from .sample import Provenance, Sample, fingerprint
+from .selection import Selected, Selection
 
 GRAMMAR = """\
 nyu:FILE.mat[:train|:test|:all][:official|:raw|:inpainted]   the labelled file of NYU Depth v2, splits.mat beside it
@@ -19,7 +20,8 @@ nyu-folder:DIR[:LIST.txt]                                    rgb_*.jpg and sync_
 kitti:DIR:LIST.txt[:crop]                                    an Eigen list over raw_data and data_depth_annotated
 pairs:DIR[:train|:test]                                      folders with rgb.png, depth.png, meta.json; manifest.json says the use
 images:DIR                                                   photos without depth
-rooms:N[:SEED][:HEIGHTxWIDTH][:holes]                        synthetic rooms (seed 0, 240x320; holes as a depth sensor has them)"""
+rooms:N[:SEED][:HEIGHTxWIDTH][:holes]                        synthetic rooms (seed 0, 240x320; holes as a depth sensor has them)
+nyu and nyu-folder take a part with [:scene=bedroom+kitchen][:each=N][:count=N][:draw=SEED] at the end"""
 
 
 class Source(Protocol):
@@ -91,6 +93,8 @@ def open_source(text: str, default_split: str = "test") -> Source:
     words = rest.split(":")
     if not rest or kind not in ("nyu", "nyu-folder", "kitti", "pairs", "images", "rooms"):
         raise ValueError(f"{text!r} names no data; wanted one of\n{GRAMMAR}")
+    if kind in ("nyu", "nyu-folder") and (selection := Selection.parse(words)) is not None:
+        return Selected(open_source(f"{kind}:{':'.join(words)}", default_split), selection)
     if kind == "nyu":
         variant = _take(words, VARIANTS)
         split = _take(words, ("train", "test", "all"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError, UsageError
+from .hub import HubFile
 
 if TYPE_CHECKING:
     from .network import DepthNetwork
@@ -31,6 +33,8 @@ class NetworkEntry:
         random: function ``(variant=, config=, seed=, **options)`` in it.
         options: further arguments that both take (``text_pack``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
+        settings: whole numbers of the config that papers vary; weights trained with other ones do not fit.
+        hub: the published file of the first variant, where it is on the Hugging Face hub.
     """
 
     summary: str
@@ -43,6 +47,8 @@ class NetworkEntry:
     random: str
     options: tuple[str, ...] = ()
     demo: bool = False
+    settings: tuple[str, ...] = ()
+    hub: HubFile | None = None
 
 
 NETWORKS: dict[str, NetworkEntry] = {
@@ -56,6 +62,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp",
         random="random_evp",
         options=("text_pack",),
+        hub=HubFile("MykolaL/evp_depth", "df101c7", "model.safetensors", 3_735_516_436, "913c380f"),
     ),
     "evp-tiny": NetworkEntry(
         summary="EVP's architecture with small widths, for demos and tests",
@@ -79,6 +86,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp_refer",
         random="random_evp_refer",
         options=("tokenizer",),
+        hub=HubFile("MykolaL/evp_refer", "093516f", "model.safetensors", 4_317_946_624, "657dc9c5"),
     ),
     "evp-refer-tiny": NetworkEntry(
         summary="EVP's referring architecture with small widths, for demos and tests",
@@ -146,6 +154,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_moa_depthclip",
         random="random_moa_depthclip",
+        settings=("experts", "bins"),
     ),
     "moa-depthclip-tiny": NetworkEntry(
         summary="MoA-DepthCLIP's architecture with small widths, for demos and tests",
@@ -157,6 +166,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_moa_depthclip",
         random="random_moa_depthclip",
         demo=True,
+        settings=("experts", "bins"),
     ),
     "depthblip2": NetworkEntry(
         summary="DepthBLIP-2: zero-shot depth from seven distance words in BLIP-2's Q-Former, coarse (473 M parameters; v2: 1,172 M)",
@@ -219,6 +229,7 @@ def load(
     visual_weights: str | Path | None = None,
     bins: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    settings: Mapping[str, int] | None = None,
 ) -> DepthNetwork:
     """A network of the catalog, in eval mode, with the weights of a file, demo weights, or (``random_init``) seeded random ones.
 
@@ -233,6 +244,7 @@ def load(
         visual_weights: the image encoder's checkpoint file, for networks that are published in two.
         bins: the checkpoint file of learned depth bins, for networks that may have some.
         tokenizer: ``tokenizer.json`` of the text tower, for networks that are asked in words.
+        settings: other numbers for some of the entry's ``settings``; demo weights fit only the network's own.
 
     Raises:
         UsageError: for an unknown name, variant or scene, or an option that the network does not have.
@@ -252,17 +264,43 @@ def load(
             raise UsageError(f"{name} takes no --{option.replace('_', '-')}", fix="leave it out")
     options = {option: options[option] for option in entry.options}
     demo = DEMO_WEIGHTS / f"{name}.safetensors"
-    if weights is None and entry.demo and not random_init and variant == entry.variants[0] and demo.is_file():
+    if weights is None and entry.demo and not (random_init or settings) and variant == entry.variants[0] and demo.is_file():
         weights = demo
     if weights is None and not random_init and not entry.demo:
         raise InputError(
             f"{name} needs weights", wanted=entry.weights, fix="download that file and give it with --weights FILE, or --random-init for a benchmark"
         )
     module = importlib.import_module(f".{entry.module}", __package__)
-    config = getattr(module, entry.config)
+    config = _with_settings(name, getattr(module, entry.config), settings or {})
     if weights is None:
         return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
     network = getattr(module, entry.load)(weights, variant=variant, config=config, **options)
     if weights is demo:
         network.origin = dataclasses.replace(network.origin, kind="demo", licence=entry.licence)
     return network
+
+
+def _with_settings(name: str, config: Any, settings: Mapping[str, int]) -> Any:
+    known = NETWORKS[name].settings
+    for setting in settings:
+        if setting not in known:
+            raise UsageError(f"{name} has no setting {setting!r}", wanted=f"one of {', '.join(known)}" if known else "none: it has no settings")
+    try:
+        return dataclasses.replace(config, **settings) if settings else config
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be set so: {error}") from error
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, int]:
+    """The settings of ``--set NAME=NUMBER`` flags.
+
+    Raises:
+        UsageError: for another form.
+    """
+    found = {}
+    for text in texts:
+        setting, _, number = text.partition("=")
+        if not setting or not (number.isascii() and number.isdigit() and len(number) < 7):
+            raise UsageError(f"--set {text}", wanted="NAME=NUMBER, for example --set experts=8")
+        found[setting] = int(number)
+    return found

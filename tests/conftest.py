@@ -16,6 +16,7 @@ _torchvision = importlib.util.spec_from_file_location("torchvision_on_cpu", Path
 _torchvision_on_cpu = importlib.util.module_from_spec(_torchvision)
 _torchvision.loader.exec_module(_torchvision_on_cpu)
 _torchvision_on_cpu.prepare()
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads what was published
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to Ctrl-C, and children inherit that
 
 

@@ -277,7 +277,7 @@ def test_pytorch_stands_behind_the_same_pipeline(tiny, tmp_path, monkeypatch):
             features = torch.relu(torch.nn.functional.conv2d(inputs["image"], kernel, stride=2, padding=2))
             return {"features": features, "depth": features.mean(1, keepdim=True) + 1}
 
-    monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights: Network())
+    monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights, given=None: Network())
     assert run("--reference", tiny.bundle, "--engine", tiny.plan, "--data", DATA, "-o", tmp_path / "r.json", "--budget", "abs_rel=0.001%") == 0
     reference, engine = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert reference["kind"] == "pytorch" and engine["difference"]["to"] == reference["name"] == "tiny test (PyTorch)"
@@ -301,10 +301,10 @@ class Endless:
 
 def test_memory_is_flat(tiny):
     def peak(count):
-        row = accuracy.Row("x", "engine", lambda: Pipeline.open(tiny.plan, threads=1), {})
+        row = accuracy.Row("x", "engine", lambda: Pipeline.open(tiny.plan, threads=1), {"protocol": "single-image"})
         tracemalloc.start()
         with Journal(None, {}) as journal:
-            accuracy.measure([row], Endless(), count, EVALUATIONS["full"], None, journal, lambda done: None)
+            accuracy.measure([row], Endless(), count, EVALUATIONS["full"], journal, lambda done: None)
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top

@@ -84,7 +84,7 @@ class Network(torch.nn.Module):
 
 
 def test_the_command(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights: Network(tiny.kernel, artefact.manifest.contract))
+    monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights, given=None: Network(tiny.kernel, artefact.manifest.contract))
     out = tmp_path / "latency.json"
     words = ["latency", str(tiny.bundle), "--engine", str(tiny.plan), "--engine", str(tiny.gpu_plan), "--onnxruntime", "cpu,cuda"]
     words += ["--pytorch", "eager-fp32,eager-fp16,eager-autocast", "--rounds", "4", "--warm-up", "1", "--threads", "1", "-o", str(out)]
@@ -112,7 +112,7 @@ def test_pytorch_gives_the_numbers_of_the_network(tiny, monkeypatch):
     from fathom.benchmarks.latency.pytorch_latency import open_torch
     from fathom.runtime.errors import UsageError
 
-    monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights: Network(tiny.kernel, artefact.manifest.contract))
+    monkeypatch.setattr(pytorch_reference, "load_network", lambda artefact, weights, given=None: Network(tiny.kernel, artefact.manifest.contract))
     tensor = np.random.default_rng(0).normal(size=(1, 3, 48, 64)).astype(np.float32)
     for mode, tolerance in (("eager-fp32", 1e-5), ("eager-fp16", 1e-2), ("eager-autocast", 1e-2)):
         with open_torch(tiny.bundle, mode, "cpu", 1) as pipeline:

@@ -12,7 +12,7 @@ from fathom.models import catalog
 from fathom.models.diffusion.depth_decoder import DecoderConfig
 from fathom.models.diffusion.diffusion_checkpoint import published_name
 from fathom.models.diffusion.stable_diffusion import BackboneConfig
-from fathom.models.diffusion.vpd import DEPTH_HEAD, OFFICIAL, SCENES, VPD, VPDConfig, load_vpd, random_vpd, vpd_keys
+from fathom.models.diffusion.vpd import DEPTH_HEAD, OFFICIAL, SCENES, VPD, VPDConfig, load_vpd, random_vpd, scene_of_photo, vpd_keys
 from fathom.runtime.artefact.spec import check_chain
 from fathom.runtime.errors import InputError, UsageError
 
@@ -139,6 +139,24 @@ def test_pth_with_prefix_and_without_what_may_be_missing(checkpoint, network, tm
     torch.save({"model": tensors}, tmp_path / "vpd.pth")
     loaded = load_vpd(tmp_path / "vpd.pth", "kitchen", "nyu", SMALL)
     assert same_weights(loaded, network) and same_output(loaded.boundaries(picture)["depth"], truth["depth"])
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("study_room_0004_rgb_00012", 3),
+        ("office_kitchen_0001a", 6),
+        ("nyu_office_0", 25),
+        ("home_office_0004", 7),
+        ("bathroom_0001", 1),
+        ("bookstore_0001d", 26),
+        ("attic_0001", None),
+    ],
+)
+def test_the_scene_of_a_photo_is_the_first_that_its_name_holds(name, row):
+    """The rows that the published code takes for these folders; study_room and office_kitchen are rows 5 and 19, which it never takes."""
+    found = scene_of_photo(name)
+    assert (SCENES.index(found) if found else None) == row
 
 
 def test_a_text_pack_replaces_all_scenes(checkpoint, tmp_path):

@@ -78,13 +78,10 @@ def read_samples(source: Source, numbers: range) -> Iterator[Sample]:
             raise InputError(str(error), wanted="data as --data names them", fix="check the files and the words after --data") from error
 
 
-def measure(
-    rows: list[Row], source: Source, count: int, evaluation: Evaluation, protocol: str | None, journal: Journal, advance: Callable[[int], None]
-) -> list[RowResult]:
-    """Run every row over the first ``count`` samples.
+def measure(rows: list[Row], source: Source, count: int, evaluation: Evaluation, journal: Journal, advance: Callable[[int], None]) -> list[RowResult]:
+    """Run every row over the first ``count`` samples, each by the protocol that its facts name.
 
     Args:
-        protocol: how photos are shown to the networks; None for each one's first.
         advance: told how many images are done.
 
     Raises:
@@ -92,17 +89,17 @@ def measure(
             the others; the result names it.
         UsageError: if there is no such protocol, or the evaluation cannot speak about the networks' output.
     """
-    return [_measure_row(number, row, source, count, evaluation, protocol, journal, advance) for number, row in enumerate(rows)]
+    return [_measure_row(number, row, source, count, evaluation, journal, advance) for number, row in enumerate(rows)]
 
 
-def _measure_row(number, row, source, count, evaluation, protocol, journal, advance) -> RowResult:
+def _measure_row(number, row, source, count, evaluation, journal, advance) -> RowResult:
     groups = [range(start, min(start + evaluation.group, count)) for start in range(0, count, evaluation.group)]
     left = [index for index in range(len(groups)) if (number, index) not in journal.done]
     advance(sum(len(groups[index]) for index in range(len(groups)) if (number, index) in journal.done))
     if left:
         with row.open() as pipeline:
             for index in left:
-                journal.add(number, index, _measure_group(pipeline, source, groups[index], evaluation, protocol))
+                journal.add(number, index, _measure_group(pipeline, source, groups[index], evaluation, row.facts["protocol"]))
                 advance(len(groups[index]))
     entries = [journal.done[number, index] for index in range(len(groups))]
     scores = tuple(tuple(map(Score.from_json, entry["scores"])) for entry in entries)
@@ -116,7 +113,7 @@ def _measure_row(number, row, source, count, evaluation, protocol, journal, adva
     return RowResult(row, mean, scores, tuple(tuple(entry["ids"]) for entry in entries), failures, skipped, content)
 
 
-def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluation: Evaluation, protocol: str | None) -> dict[str, Any]:
+def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluation: Evaluation, protocol: str) -> dict[str, Any]:
     """Score one group; ``lost`` counts images that gave no map at all, ``skipped`` names those that do not fit."""
     images, scores, ids, digests, failures, skipped, lost = [], [], [], [], [], [], 0
     for sample in read_samples(source, numbers):
@@ -139,7 +136,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             lost += 1
             continue
         except InputError as error:
-            skipped.append((sample.id, f"does not fit the protocol {protocol or pipeline.contract.protocols[0].name}: {_was(error)}"))
+            skipped.append((sample.id, f"does not fit the protocol {protocol}: {_was(error)}"))
             continue
         if depth.not_positive and evaluation.clamp_m is None:
             failures.append((sample.id, f"{depth.not_positive} pixels of the map are not above zero"))

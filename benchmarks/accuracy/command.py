@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
+BENCHMARK_PROTOCOL = {"nyu": "nyu-benchmark", "nyu-folder": "nyu-benchmark", "kitti": "kitti-benchmark"}
+REFERENCE_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
 
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
 With -o the measurement is remembered image by image in OUTPUT.journal until it is complete: run the same command again after an interruption.
-A picture that does not fit the evaluation or the protocol is left out, counted and named; the default protocol is made for pictures of any size.
+A picture that does not fit the evaluation or the protocol is left out, counted and named.
+On nyu, nyu-folder and kitti data a network is shown the photo as its paper's evaluation did, elsewhere by its protocol for pictures of any size.
 Exit code 4: a prediction held NaN, infinity or depths not above zero, or a --budget was not kept.
 """
 
@@ -35,13 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN|BUNDLE", help="what to measure; may be given several times")
     parser.add_argument("--reference", metavar="BUNDLE", help="also measure the PyTorch network this bundle was exported from, as the first row")
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint that bundle was exported from")
+    for option in REFERENCE_OPTIONS:
+        parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
     parser.add_argument("--data", metavar="DATA", help="nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]")
     parser.add_argument(
         "--evaluation", metavar="NAME", help="which pixels count and how; --evaluation list shows all (default: by the kind of data, else full)"
     )
     fits = "none, median, scale-shift, scale-shift-inverse (default: the evaluation's, or what relative maps need); named in the result"
     parser.add_argument("--alignment", metavar="FIT", help=fits)
-    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the networks (default: each one's first; depth-inspect lists them)")
+    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the networks (default: by the kind of data; depth-inspect lists them)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     parser.add_argument(
         "--budget", action="append", type=_budget, default=[], metavar="METRIC=PERCENT%", help="fail if a row's metric is off the first row's by more"
@@ -78,7 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     source, provenance = open_data(arguments.data)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
-    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, **shown)
+    benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
+    options = {name: value for name in REFERENCE_OPTIONS if (value := getattr(arguments, f"reference_{name}")) is not None}
+    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, options, benchmark=benchmark, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
     packages = ("numpy", "onnxruntime", *(("torch",) if any(row.kind == "pytorch" for row in rows) else ()))
@@ -89,10 +96,12 @@ def run(arguments: argparse.Namespace) -> int:
         with Progress(count * len(rows), "images", arguments.quiet) as progress:
             if arguments.alignment is None and evaluation.alignment != EVALUATIONS[evaluation.name].alignment:
                 progress.message(f"the maps are relative, not metres: each is fitted to the truth ({evaluation.alignment}); --alignment chooses another fit")
+            if arguments.protocol is None and any(row.facts["protocol"] == benchmark for row in rows):
+                progress.message(f"photos are shown by the papers' protocol, {benchmark}, not by single-image; --protocol chooses another")
             if journal.done:
                 progress.message(f"going on where the journal {journal_path} ends")
             try:
-                results = measure(rows, source, count, evaluation, arguments.protocol, journal, progress.advance)
+                results = measure(rows, source, count, evaluation, journal, progress.advance)
             except KeyboardInterrupt:
                 if journal_path and journal.done:
                     progress.message(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")

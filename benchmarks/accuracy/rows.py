@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ...runtime.artefact.manifest_json import manifest_bytes
@@ -22,8 +22,10 @@ def open_rows(
     engines: Iterable[str | Path],
     reference: str | Path | None = None,
     reference_weights: str | Path | None = None,
+    reference_options: Mapping[str, str] | None = None,
     *,
     protocol: str | None = None,
+    benchmark: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -34,7 +36,9 @@ def open_rows(
         engines: plans or bundles.
         reference: a bundle whose PyTorch network is measured too.
         reference_weights: the checkpoint it was exported from.
-        protocol: how photos are shown; None for each one's first.
+        reference_options: what else that export was given; see ``open_reference``.
+        protocol: how photos are shown; None for ``benchmark`` where the network has it, else each one's first.
+        benchmark: the protocol of the papers for this data (``nyu-benchmark``, ``kitti-benchmark``).
         device, threads, batch: see ``Pipeline.open``.
 
     Raises:
@@ -47,15 +51,15 @@ def open_rows(
         def torch_pipeline() -> Pipeline:
             from ..pytorch_reference import open_reference
 
-            return open_reference(reference, reference_weights, batch)
+            return open_reference(reference, reference_weights, batch, device, reference_options)
 
-        rows.append(_row(Path(reference), "pytorch", protocol, "cpu", torch_pipeline, rows))
+        rows.append(_row(Path(reference), "pytorch", protocol, benchmark, device or "cpu", torch_pipeline, rows))
     for engine in engines:
 
         def pipeline(path: str | Path = engine) -> Pipeline:
             return Pipeline.open(path, device, threads, batch)
 
-        rows.append(_row(Path(engine), "engine", protocol, device, pipeline, rows))
+        rows.append(_row(Path(engine), "engine", protocol, benchmark, device, pipeline, rows))
     return rows
 
 
@@ -67,10 +71,12 @@ def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
     return dataclasses.replace(evaluation, alignment="scale-shift-inverse" if "near" in grows else "median")
 
 
-def _row(path: Path, kind: str, protocol_name: str | None, device: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
+def _row(path: Path, kind: str, protocol_name: str | None, benchmark: str | None, device: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
     """Identify an artefact from its manifest."""
     manifest = read_manifest(path)
     protocols = manifest.contract.protocols
+    if protocol_name is None and benchmark in {p.name for p in protocols}:
+        protocol_name = benchmark
     protocol = next((p for p in protocols if protocol_name in (None, p.name)), None)
     if protocol is None:
         raise UsageError(f"{path} has no protocol {protocol_name!r}", wanted=" or ".join(p.name for p in protocols))

@@ -27,6 +27,7 @@ host memory), photo (a decoded photo to its finished map, with the protocol's wi
 says why. The JSON holds every sample, the versions and the devices.
 --details also measures the stages one by one, growing batches, energy, and cold start and memory of each subject in a process of its own.
 """
+PYTORCH_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN", help="a plan of the same bundle; may be given several times")
     modes = "comma-separated: eager, compile (torch.compile, default) or max-autotune, each with -fp32, -fp16 (real half) or -autocast"
     parser.add_argument("--pytorch", default="", metavar="MODES", help=modes)
+    parser.add_argument("--weights", metavar="FILE", help="of PyTorch: the checkpoint the bundle was exported from")
+    for option in PYTORCH_OPTIONS:
+        parser.add_argument(f"--{option.replace('_', '-')}", metavar="FILE", help="of PyTorch: as depth-export was given it")
     parser.add_argument("--onnxruntime", default="", metavar="DEVICES", help="the bundle itself, comma-separated: cpu, tuned (fastest threads), cuda")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--protocol", metavar="NAME", help="how the photo is shown (default: the bundle's first; depth-inspect lists them)")
@@ -105,9 +109,10 @@ def _wanted(arguments: argparse.Namespace) -> list[tuple[str, str, Any, dict[str
     from .opening import fastest_threads, open_pipeline, open_torch_pipeline
 
     bundle, threads, found = arguments.bundle, arguments.threads, []
+    given = (arguments.weights, {name: value for name in PYTORCH_OPTIONS if (value := getattr(arguments, name)) is not None})
     for mode in _words(arguments.pytorch):
         known = {"backend": "pytorch", "mode": mode, "device": arguments.device, "threads": threads}
-        found.append((f"pytorch {mode}", bundle, lambda mode=mode: open_torch_pipeline(bundle, mode, arguments.device, threads), known))
+        found.append((f"pytorch {mode}", bundle, lambda mode=mode: open_torch_pipeline(bundle, mode, arguments.device, threads, *given), known))
     for device in _words(arguments.onnxruntime):
         name, count, where = f"onnxruntime {device}", threads, device
         if device == "tuned":
@@ -146,7 +151,14 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
         meter.close()
     try:
         device = facts["device"] if subject.artefact == arguments.bundle else None
-        found = first_query(subject.artefact, device, facts["threads"], facts.get("mode", ""))
+        found = first_query(
+            subject.artefact,
+            device,
+            facts["threads"],
+            facts.get("mode", ""),
+            arguments.weights,
+            {name: getattr(arguments, name) for name in PYTORCH_OPTIONS if getattr(arguments, name)},
+        )
     except FathomError as error:
         subject.details["cold_start_ms"] = {"is_skipped": True, "skip_reason": str(error)}
         return

@@ -18,11 +18,14 @@ from ...runtime.errors import FathomError
 LIMIT_S = 1800
 
 
-def first_query(artefact: str, device: str | None, threads: int | None, mode: str = "") -> dict[str, Any]:
+def first_query(
+    artefact: str, device: str | None, threads: int | None, mode: str = "", weights: str | None = None, options: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Start the process and wait for its one query; the page cache is warm, as after a first start.
 
     Args:
         mode: of PyTorch, or "" for a plan or bundle on the runtime.
+        weights, options: of PyTorch; see ``pytorch_latency.open_torch``.
 
     Returns:
         ``cold_start_ms`` (``import``, ``open``, ``first_query``, and ``total`` from the start of the process), ``host_peak_nbytes`` and
@@ -31,7 +34,7 @@ def first_query(artefact: str, device: str | None, threads: int | None, mode: st
     Raises:
         FathomError: if it fails; its last words are in the message.
     """
-    request = json.dumps({"artefact": artefact, "device": device, "threads": threads, "mode": mode})
+    request = json.dumps({"artefact": artefact, "device": device, "threads": threads, "mode": mode, "weights": weights, "options": options or {}})
     start = time.perf_counter()
     try:
         done = subprocess.run([sys.executable, "-m", __name__, request], capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
@@ -66,7 +69,9 @@ def main(argv: list[str]) -> int:
         import onnxruntime  # noqa: F401
     imported = time.perf_counter()
     if request["mode"]:
-        pipeline = open_torch_pipeline(request["artefact"], request["mode"], request["device"] or "cpu", request["threads"])
+        pipeline = open_torch_pipeline(
+            request["artefact"], request["mode"], request["device"] or "cpu", request["threads"], request["weights"], request["options"]
+        )
     else:
         pipeline = open_pipeline(request["artefact"], request["device"], request["threads"])
     opened = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +31,17 @@ def open_pipeline(artefact: str | Path, device: str | None = None, threads: int 
     return Pipeline.open(artefact, device, threads, batch=1)
 
 
-def open_torch_pipeline(bundle: str | Path, mode: str, device: str, threads: int | None) -> Pipeline:
-    """The network that a bundle was exported from, behind the bundle's own pre- and post-processing.
+def open_torch_pipeline(
+    bundle: str | Path, mode: str, device: str, threads: int | None, weights: str | None = None, options: Mapping[str, str] | None = None
+) -> Pipeline:
+    """The network that a bundle was exported from, behind the bundle's own pre- and post-processing; see ``pytorch_latency.open_torch``.
 
     Raises:
         FathomError: see ``pytorch_latency.open_torch``.
     """
     from .pytorch_latency import open_torch
 
-    return open_torch(bundle, mode, device, threads)
+    return open_torch(bundle, mode, device, threads, weights, options)
 
 
 def open_subject(name: str, artefact: str, opened: Callable[[], Pipeline], facts: dict[str, Any], free_mib: Callable[[], float | None] | None) -> Subject:

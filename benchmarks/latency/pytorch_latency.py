@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,16 @@ def import_torch() -> Any:
     return torch
 
 
-def open_torch(bundle: str | Path, mode: str, device: str, threads: int | None = None) -> Pipeline:
-    """The network that a bundle was exported from (random or demo weights), behind the bundle's own contract.
+def open_torch(
+    bundle: str | Path,
+    mode: str,
+    device: str,
+    threads: int | None = None,
+    weights: str | Path | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Pipeline:
+    """The network that a bundle was exported from, behind the bundle's own contract; ``weights`` and ``options`` as in
+    ``pytorch_reference.open_reference``.
 
     Raises:
         FathomError: see ``pytorch_reference.open_reference``.
@@ -123,7 +132,7 @@ def open_torch(bundle: str | Path, mode: str, device: str, threads: int | None =
 
     artefact = BundleDirectory.open(bundle)
     try:
-        network = pytorch_reference.load_network(artefact, None)
+        network = pytorch_reference.load_network(artefact, weights, options)
         return Pipeline(artefact, TorchLatencyBackend(network, artefact.manifest.specs(), mode, device, threads), 1)
     except BaseException:
         artefact.close()

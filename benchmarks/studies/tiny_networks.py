@@ -174,7 +174,7 @@ class Trial:
             made = open_rows(plans.values(), None if rows else bundle, threads=self.threads)
             evaluation = fitted(EVALUATIONS["full"], made)
             with Journal(None, {}) as journal:
-                results = measure(made, source, len(source), evaluation, None, journal, lambda done: None)
+                results = measure(made, source, len(source), evaluation, journal, lambda done: None)
             record = to_json(results, source.provenance.to_json(), evaluation, len(source))
             for label, row in zip([*(() if rows else ("pytorch",)), *plans], record["rows"], strict=True):
                 if row["means"] is None:

@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--text-pack", metavar="FILE", help="safetensors with text embeddings other than the checkpoint's")
     network.add_argument("--scene", metavar="NAME", help="kind of room, for networks that must be told")
     network.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
-    network.add_argument("--bins", metavar="FILE", help="learned depth bins, for networks that may have some")
+    network.add_argument("--bins", metavar="FILE|METRES", help="learned depth bins, or depths such as 1,1.5,2,2.25,2.5,2.75,3, for networks that may have some")
+    network.add_argument("--set", metavar="NAME=N", action="append", help="a number that the paper varies, such as experts=8, as the weights were trained with")
     network.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of the text tower, for networks that are asked in words")
     network.add_argument("--random-init", action="store_true", help="random weights, for benchmarks; every artefact says so")
     network.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
@@ -146,7 +147,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     for flag in ("budget", "prompt"):
         if getattr(arguments, flag) is not None and not arguments.data:
             raise UsageError(f"--{flag} goes with --data", fix="leave it out")
-    for flag in ("weights", "variant", *LOAD_OPTIONS):
+    for flag in ("weights", "variant", "set", *LOAD_OPTIONS):
         if arguments.onnx and getattr(arguments, flag) is not None:
             raise UsageError(f"--{flag.replace('_', '-')} does not go with --onnx", fix="leave it out")
     if arguments.onnx and arguments.random_init:
@@ -181,7 +182,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, on_message: 
 
     require_packages(PACKAGES, "export", "networks are exported with it")
     refuse_existing(path, force)  # before minutes of loading
-    from ...models.catalog import load
+    from ...models.catalog import load, parse_settings
     from ..bundle.bundle import write_bundle
 
     on_progress(f"loading {arguments.model}", 0.0)
@@ -189,13 +190,26 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, on_message: 
         "variant": arguments.variant,
         "random_init": arguments.random_init,
         "seed": arguments.seed,
+        "settings": parse_settings(arguments.set or ()),
         **{name: getattr(arguments, name) for name in LOAD_OPTIONS},
     }
-    network = load(arguments.model, arguments.weights, **options)
+    network = load(arguments.model, arguments.weights or _downloaded(arguments, on_progress), **options)
     _check_prompts(arguments, network.contract)
     for warning in network.origin.warnings:
         warn(warning)
     return write_bundle(network, path, force=force, release=True, on_message=on_message, on_progress=on_progress)
+
+
+def _downloaded(arguments: argparse.Namespace, on_progress: Any) -> Path | None:
+    """The published weights from the hub, kept in the user's cache; None where there are none to download, or random ones are wanted."""
+    from ...models.catalog import NETWORKS
+    from ...models.hub import download
+    from ...runtime.tensorrt.user_cache import cache_folder
+
+    entry = NETWORKS.get(arguments.model)
+    if entry is None or entry.hub is None or arguments.random_init or arguments.variant not in (None, entry.variants[0]):
+        return None
+    return download(entry.hub, cache_folder("hub"), lambda done, total: on_progress(f"downloading {entry.hub.repository}: {done:,} of {total:,} bytes", 0.0))
 
 
 def _result(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ The image is encoded once; the seven prompts pass the Q-Former as one batch with
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ...runtime.artefact.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, Crop, ImageInput, OutputContract, Protocol, Require, Resize
 from ...runtime.artefact.spec import StageSpec, TensorSpec
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, UsageError
 from ..checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..position_buffers import restore_position_buffers
@@ -29,6 +30,9 @@ from .qformer import PromptedQFormer, QFormer, QFormerConfig
 SOURCE = "DepthBLIP-2, published evaluation code"
 FILES = {"v1": ("blip2_pretrained_vitL.pth", "clip_vit_L.pth"), "v2": ("instruct_blip_vicuna7b_trimmed.pth", "eva_vit_g.pth")}
 LICENCES = {"v1": "BSD-3-Clause (LAVIS), MIT (CLIP)", "v2": "unknown"}
+
+
+DEPTHS = re.compile(r"\d+(\.\d+)?(,\d+(\.\d+)?)+")  # what --bins takes instead of a file
 
 
 @dataclass(frozen=True)
@@ -214,11 +218,9 @@ def random_depthblip2(
     """
     if visual_weights is not None:
         raise InputError(f"{visual_weights} was given for a network with random weights", fix="give the Q-Former's file with --weights too")
-    network = DepthBlip2(of_variant(config, variant), variant)
+    network = DepthBlip2(_with_depths(of_variant(config, variant), bins), variant)
     draw_weights(network, seed)
-    if bins is not None:
-        network.set_bins(read_bins(read_checkpoint(bins, "0.weight")))
-    return network
+    return _with_learned_bins(network, bins)
 
 
 def load_depthblip2(
@@ -230,7 +232,8 @@ def load_depthblip2(
         weights: LAVIS' Q-Former file, ``blip2_pretrained_vitL.pth`` (v1) or ``instruct_blip_vicuna7b_trimmed.pth`` (v2); or a
             ``.safetensors`` with this network's own state.
         visual_weights: LAVIS' image encoder, ``clip_vit_L.pth`` (v1) or ``eva_vit_g.pth`` (v2); not with an own file.
-        bins: a trained adaptive-bins network as the published code saves it; without it the config's bins are used.
+        bins: a trained adaptive-bins network as the published code saves it, or seven growing depths in metres as text
+            (``1,1.5,2,2.25,2.5,2.75,3``); without it the config's bins are used.
         variant: ``v1`` or ``v2``.
         config: ``OFFICIAL`` or ``TINY``.
 
@@ -239,7 +242,7 @@ def load_depthblip2(
             missing, or one too many.
         ValueError: if the variant is unknown.
     """
-    config = of_variant(config, variant)
+    config = _with_depths(of_variant(config, variant), bins)
     checkpoint, name = read_checkpoint(weights, "query_tokens"), f"depthblip2 {variant}"
     own = "image_encoder.ln_vision.weight" in checkpoint.tensors
     if own and visual_weights is not None:
@@ -252,7 +255,8 @@ def load_depthblip2(
     if own:
         shapes = {key: Key(key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
         fill(network, checkpoint, KeyTable(shapes), name)
-        network.set_bins(network.head.bins_m)
+        if _depths(bins) is None:
+            network.set_bins(network.head.bins_m)
         network.origin = WeightsOrigin("trained", checkpoint.file, checkpoint.sha256)
     else:
         encoder = read_checkpoint(visual_weights, "conv1.weight" if network.config.vision.kind == "clip" else "cls_token")
@@ -260,9 +264,39 @@ def load_depthblip2(
         load_image_encoder(network.image_encoder, network.config.vision.kind, encoder, name)
         network.origin = WeightsOrigin("published", f"{checkpoint.file} {encoder.file}", checkpoint.sha256, LICENCES[variant])
     restore_position_buffers(network)
-    if bins is not None:
+    return _with_learned_bins(network, bins).eval().requires_grad_(False)
+
+
+def _depths(bins: Path | str | None) -> tuple[float, ...] | None:
+    """The depths that ``bins`` writes out, None if it names a file.
+
+    Raises:
+        UsageError: if they are not positive and growing.
+    """
+    if bins is None or not DEPTHS.fullmatch(str(bins)):
+        return None
+    depths = tuple(map(float, str(bins).split(",")))
+    if depths[0] <= 0 or list(depths) != sorted(set(depths)):
+        raise UsageError(f"--bins {bins}", wanted="growing depths above 0, in metres")
+    return depths
+
+
+def _with_depths(config: DepthBlip2Config, bins: Path | str | None) -> DepthBlip2Config:
+    depths = _depths(bins)
+    if depths is None:
+        return config
+    if len(depths) != len(config.classes):
+        raise UsageError(f"--bins {bins} has {len(depths)} depths", wanted=f"{len(config.classes)}, one for each of the words")
+    return replace(config, bins_m=depths)
+
+
+def _with_learned_bins(network: DepthBlip2, bins: Path | str | None) -> DepthBlip2:
+    depths = _depths(bins)
+    if depths is not None:  # a file of the whole network has brought its own
+        network.set_bins(torch.tensor(depths))
+    elif bins is not None:
         network.set_bins(read_bins(read_checkpoint(bins, "0.weight")))
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def read_bins(checkpoint: Checkpoint) -> Tensor:

@@ -79,6 +79,15 @@ def scene_row(scene: str | None) -> int:
     return SCENES.index(scene)
 
 
+def scene_of_photo(name: str) -> str | None:
+    """The scene that the published code reads from "<folder>_<file>" of a photo: the first of ``SCENES`` that occurs in it, or None.
+
+    So ``study_room_0004`` is a ``study``, ``office_kitchen_0001`` a ``kitchen`` and ``nyu_office_0`` an ``office``; ``study_room`` and
+    ``office_kitchen`` are never chosen.
+    """
+    return next((scene for scene in SCENES if scene in name), None)
+
+
 class VPD(DepthNetwork):
     """The unfolded network. Published weights come through ``load_vpd``.
 

@@ -79,6 +79,8 @@ class Session:
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
         options = {"variant": arguments.variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights}
+        if arguments.set:
+            options["settings"] = catalog.parse_settings(arguments.set)
         if "scene" in entry.options:
             options["scene"] = arguments.scene or "living_room"
         random = arguments.weights is None
@@ -89,6 +91,7 @@ class Session:
         facts = {
             "model": arguments.model,
             "variant": network.variant,
+            **({"settings": options["settings"]} if arguments.set else {}),
             "weights": network.origin.sha256,
             "data": [source.provenance.to_json() for source in data.sources],
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],

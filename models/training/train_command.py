@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--random-init", action="store_true", help="start a full-size network from random numbers")
     start.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
     start.add_argument("--scene", metavar="NAME", help="kind of room to measure with, for networks that must be told and data that does not say")
+    start.add_argument("--set", metavar="NAME=N", action="append", default=[], help="a number of the network that the paper varies, such as experts=8")
     recipe = parser.add_argument_group("instead of the recipe's")
     recipe.add_argument("--steps", type=_positive, metavar="N", help="steps of the optimiser (default: the recipe's epochs)")
     recipe.add_argument("--batch", type=_positive, metavar="N", help="pictures per step and process")
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 def command_words(arguments: argparse.Namespace) -> str:
     """The command that makes the same weights, in the shortest form: what only says how to compute or where to keep things is left out."""
     words = ["depth-train", "--model", arguments.model]
-    for flag in ("data", "val"):
+    for flag in ("data", "val", "set"):
         for value in getattr(arguments, flag):
             words += [f"--{flag}", value]
     for flag in (

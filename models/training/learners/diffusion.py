@@ -146,8 +146,7 @@ class VpdLearner(EvpLearner):
 
     def row(self, scene: str) -> int:
         """Which of the known scenes a sample's is (``kitchen_0004`` is a kitchen); the network's own for one that is not known."""
-        from ...diffusion.vpd import SCENES
+        from ...diffusion.vpd import SCENES, scene_of_photo
 
-        scene = ROOM_SCENES.get(scene, scene)
-        fitting = [known for known in SCENES if scene.startswith(known)]
-        return SCENES.index(max(fitting, key=len)) if fitting else self.network.row
+        found = scene_of_photo(ROOM_SCENES.get(scene, scene))
+        return SCENES.index(found) if found else self.network.row

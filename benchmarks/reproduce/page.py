@@ -1,0 +1,42 @@
+"""docs/papers.md, written from the rows: ``python -m fathom.benchmarks.reproduce.page > docs/papers.md``."""
+
+from __future__ import annotations
+
+from .papers import PAPERS
+from .row import Paper, Row
+
+HEAD = """\
+# The papers' tables, row by row
+
+Each row of the four papers that is the authors' own, and the command that makes it: `depth-bench reproduce PAPER TABLE ROW --data DATA --weights FILE`.
+`depth-bench reproduce` lists them, `--show` prints the commands behind a row, `--tiny` tries it with the small network. The numbers are the published
+ones, not measured here. This page is written by `python -m fathom.benchmarks.reproduce.page`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *(_paper(paper) for paper in PAPERS.values())])
+
+
+def _paper(paper: Paper) -> str:
+    lines = [f"## {paper.title}", ""]
+    for table in paper.tables:
+        metrics = list(table.rows[0].published)
+        lines += [f"### Table {table.name}: {table.title}", ""]
+        lines += [f"| row | `depth-bench reproduce` | {' | '.join(metrics)} | remarks |", "|" + "---|" * (3 + len(metrics))]
+        lines += [_row(paper, table.name, row) for row in table.rows]
+        lines.append("")
+    lines += ["| the paper says | the published code does |", "|---|---|"]
+    lines += [f"| {says} | {does} |" for says, does in paper.differences]
+    return "\n".join([*lines, ""])
+
+
+def _row(paper: Paper, table: str, row: Row) -> str:
+    remarks = f"cannot be run: Fathom does not have {row.lacking}" if row.lacking else row.note
+    command = "" if row.lacking else f"`{paper.name} {table} {row.name}`"
+    return f"| {row.label} | {command} | {' | '.join(row.published.values())} | {remarks} |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,201 @@
+"""The papers' rows: their numbers against the papers' text, and their way from files in the published form to a table."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fathom
+from fathom.benchmarks.bench_command import main
+from fathom.benchmarks.reproduce import command, page
+from fathom.benchmarks.reproduce.papers import PAPERS, every_row, find_row
+from fathom.benchmarks.reproduce.steps import Files, steps_of
+from fathom.models.catalog import NETWORKS
+
+ROOT = Path(fathom.__file__).parent
+SHARED = Path(os.environ.get("FATHOM_SHARED") or ROOT.parent / "shared")
+ROWS = {f"{paper.name} {table.name} {row.name}": row for paper, table, row in every_row()}
+RUNNABLE = [name for name, row in ROWS.items() if not row.lacking]
+TITLES = {"evp": "IMAFR", "depthblip2": "DepthBLIP-2: Leveraging", "llm-mde": "LLM-MDE", "moa-depthclip": "MoA-DepthCLIP"}
+COLUMNS = {("llm-mde", "1"), ("llm-mde", "5")}  # printed with a column for each of ours
+SCENES = ("bedroom", "kitchen", "bathroom", "dining_room", "living_room")
+
+
+def numbers_of(line):
+    return re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", re.sub(r"</?\w+>", "", line))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.skipif(not (SHARED / "seeds").is_dir(), reason="the papers' text is not at hand")
+def test_published_numbers_are_the_papers(name):
+    texts = [path.read_text() for path in sorted((SHARED / "seeds").glob("*.txt"))]
+    text = max(texts, key=lambda text: text.count(TITLES[name]))
+    lines = [numbers_of(line) for line in text.splitlines()]
+    for table in PAPERS[name].tables:
+        wanted = [list(row.published.values()) for row in table.rows]
+        if (name, table.name) in COLUMNS:  # every metric is a line, in our order
+            block = [list(column) for column in zip(*wanted, strict=True)]
+            assert any(lines[start : start + len(block)] == block for start in range(len(lines))), (name, table.name)
+        else:
+            for row, numbers in zip(table.rows, wanted, strict=True):
+                assert any(found[-len(numbers) :] == numbers for found in lines), (name, table.name, row.name)
+
+
+def test_rows_name_networks_and_settings_that_exist():
+    from fathom.benchmarks.accuracy.published import EVALUATIONS
+
+    for name, row in ROWS.items():
+        entry = NETWORKS[row.network]
+        assert set(row.settings) <= set(entry.settings) and (row.variant or entry.variants[0]) in entry.variants, name
+        assert row.evaluation in EVALUATIONS or row.data == "refcoco", name
+        assert set(row.options) <= set(entry.options), name
+    assert len(ROWS) == sum(len(table.rows) for paper in PAPERS.values() for table in paper.tables)  # no name twice
+
+
+def test_the_page_is_of_today():
+    assert (ROOT / "docs" / "papers.md").read_text() == page.page()
+
+
+def test_list(capsys):
+    assert main(["reproduce"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0].startswith("evp 1 vpd ") and "rmse 0.254" in listed[0] and len(listed) == len(ROWS)
+    assert main(["reproduce", "moa-depthclip", "2", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["row"] for row in rows] == ["1", "2", "4", "8", "16"] and rows[3]["published"] == {"abs_rel": "0.395", "rmse": "0.557", "delta1": "0.665"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["evp", "1", "evp"], 3, "nyu_depth_v2_labeled.mat"),
+        (["evp", "1", "evp", "--data", "nyu:x.mat"], 3, "model.safetensors of MykolaL/evp_depth"),
+        (["evp", "2", "evp", "--data", "nyu:x.mat"], 2, "KITTI"),
+        (["depthblip2", "1", "depthblip2", "--data", "nyu:x.mat", "--weights", "setup.py"], 3, "clip_vit_L.pth"),
+        (["moa-depthclip", "2", "8", "--data", "nyu:x.mat:test", "--weights", "v.pt"], 3, "--train-data"),
+        (["llm-mde", "3", "fixed", "--data", "nyu:x.mat"], 2, "fixed prompt"),
+        (["evp", "1", "nobody"], 2, "vpd, evp"),
+        (["evp", "9"], 2, "no table '9'"),
+        (["dpt"], 2, "no paper 'dpt'"),
+    ],
+)
+def test_what_is_missing_is_named(words, code, message, capsys):
+    assert main(["reproduce", *words]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_full_size_depthblip2_exports_its_two_files_with_the_learned_bins():
+    files = Files("nyu:N.mat", weights="q.pth", visual_weights="v.pth")
+    train, export, accuracy = (step.arguments for step in steps_of(find_row("depthblip2", "4", "kitchen-5"), files, Path("out")))
+    assert train[train.index("--shots") + 1] == "16" and train[train.index("--weights") + 1] == "q.pth"
+    assert export[export.index("--weights") + 1] == "q.pth" and export[export.index("--bins") + 1] == "out/trained.safetensors"
+    assert "nyu:N.mat:scene=kitchen" in accuracy
+
+
+@pytest.fixture(scope="module")
+def nyu(tmp_path_factory):
+    """The labelled file and splits.mat: of every kind of room some pictures to learn from and one to measure."""
+    h5py, scipy_io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
+    folder = tmp_path_factory.mktemp("nyu")
+    draw = np.random.default_rng(3)
+    scenes = [f"{kind}_{number:04d}" for number in range(16) for kind in SCENES]
+    rows = np.mgrid[0:480, 0:640][0]
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
+        shape = (len(scenes), 640, 480)
+        images = file.create_dataset("images", (len(scenes), 3, 640, 480), np.uint8, chunks=(1, 3, 640, 480), compression=1)
+        depths = file.create_dataset("rawDepths", shape, np.float32, chunks=(1, 640, 480), compression=1)
+        references = file.create_dataset("scenes", (1, len(scenes)), dtype=h5py.ref_dtype)
+        for number, scene in enumerate(scenes):
+            depth = (2 + rows / 240 + number % 5).astype(np.float32)
+            images[number] = np.repeat((depth * 30 + draw.integers(0, 20)).astype(np.uint8)[None], 3, 0).transpose(0, 2, 1)
+            depths[number] = depth.T
+            codes = file.create_dataset(f"#refs#/{number}", data=np.array([[ord(letter)] for letter in scene], np.uint16))
+            references[0, number] = codes.ref
+    test = np.arange(1, len(SCENES) + 1)
+    scipy_io.savemat(folder / "splits.mat", {"testNdxs": test[:, None], "trainNdxs": np.arange(len(SCENES) + 1, len(scenes) + 1)[:, None]})
+    return f"nyu:{folder / 'nyu_depth_v2_labeled.mat'}"
+
+
+@pytest.fixture(scope="module")
+def kitti(tmp_path_factory):
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("kitti")
+    photo, depth = folder / "raw_data/d/v/image_02/data/0000000005.png", folder / "data_depth_annotated/val/v/proj_depth/groundtruth/image_02/0000000005.png"
+    for path in (photo, depth):
+        path.parent.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 1242, 3), dtype=np.uint8)).save(photo)
+    Image.fromarray(np.full((375, 1242), 20 * 256, np.uint16)).save(depth)
+    (folder / "eigen.txt").write_text(f"/{photo.relative_to(folder)} /{depth.relative_to(folder)} 721.5377\n")
+    return f"kitti:{folder}:{folder / 'eigen.txt'}"
+
+
+def in_process(step, force, quiet):
+    from fathom.export.commands import export_command
+    from fathom.models.training import train_command
+
+    mains = {"depth-train": train_command.main, "depth-export": export_command.main, "depth-bench": main}
+    return mains[step.program]([*step.arguments, "--quiet"])
+
+
+def run_row(name, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "execute", in_process)
+    words = ["reproduce", *name.split(), "--data", data, "--tiny", "--limit", "1", "--steps", "2", "-o", str(tmp_path / "out"), "--json", "--quiet"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    row = ROWS[name]
+    assert found["published"] == row.published and found["images"] == 1 and found["tiny"]
+    assert set(found["ours"]) == set(row.published) and all(np.isfinite(value) for value in found["ours"].values())
+    record = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    assert record["evaluation"]["name"] == row.evaluation and record["rows"][0]["protocol"] == row.protocol
+    config = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())["network"]["config"]
+    assert {setting: config[setting] for setting in row.settings} == row.settings
+    if "bins" in row.options:
+        assert config["bins_m"] == [float(depth) for depth in row.options["bins"].split(",")]
+    if row.part:
+        assert all(row.part.removeprefix("scene=") in record["data"]["name"] for _ in record["rows"])
+    return record
+
+
+REPRESENTATIVE = ("depthblip2 4 kitchen-4", "moa-depthclip 2 8", "depthblip2 3 depthclip")  # fixed bins, training with settings, neither
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_a_row_runs_from_files_to_numbers(name, nyu, tmp_path, monkeypatch, capsys):
+    run_row(name, nyu, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_row_runs(name, nyu, kitti, tmp_path, monkeypatch, capsys):
+    run_row(name, kitti if ROWS[name].data == "kitti" else nyu, tmp_path, monkeypatch, capsys)
+
+
+def test_the_papers_protocol_is_the_default_on_the_papers_data(nyu, tmp_path, capsys):
+    from fathom.export.commands.export_command import main as export
+
+    assert export(["--model", "depthclip-tiny", "-o", str(tmp_path / "b"), "--quiet"]) == 0
+    words = ["accuracy", "--engine", str(tmp_path / "b"), "--data", nyu, "--limit", "1", "--threads", "1", "-o", str(tmp_path / "r.json")]
+    assert main(words) == 0
+    assert "papers' protocol, nyu-benchmark, not by single-image" in capsys.readouterr().err
+    assert json.loads((tmp_path / "r.json").read_text())["rows"][0]["protocol"] == "nyu-benchmark"
+    assert main([*words, "--protocol", "single-image", "--force"]) == 0
+    assert "papers' protocol" not in capsys.readouterr().err
+
+
+def test_a_part_of_the_data(nyu):
+    from fathom.datasets.source import open_source
+
+    part = open_source(f"{nyu}:train:scene=bedroom+kitchen:each=3:draw=5")
+    kinds = [sample.scene.rpartition("_")[0] for sample in part]
+    assert sorted(kinds) == ["bedroom"] * 3 + ["kitchen"] * 3
+    again, other = (open_source(f"{nyu}:train:scene=bedroom+kitchen:each=3:draw={seed}") for seed in (5, 6))
+    assert again.numbers == part.numbers and other.numbers != part.numbers and other.provenance.sha256 != part.provenance.sha256
+    assert len(open_source(f"{nyu}:each=1")) == len(SCENES)
+    wrongs = {"scene=attic": "no picture shows a attic", "each=99": "99 were asked for", "count=x": "no whole number", "count=1:count=2": "twice"}
+    for wrong, message in wrongs.items():
+        with pytest.raises(ValueError, match=message):
+            open_source(f"{nyu}:{wrong}")
