@@ -54,7 +54,7 @@ def _top(network: Network) -> tuple[Block, ...]:
     lines: list[tuple[Cell, ...]] = []
     for engine in network.engines:
         lines.append((Given(engine.name), *metric_cells(network, engine.accuracy), *_time_cells(network, engine)))
-    heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of the first row's time")
+    heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of first row")
     blocks += [Table(heads, tuple(lines)), Paragraph(protocol_words(network))]
     return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
 
