@@ -99,8 +99,8 @@ latency() {
   for backend in tensorrt-rtx tensorrt; do
     fathom export.commands.build_command "$bundle" --backend "$backend" --stage-times "$out/stage_times_$name-$backend.json" --force --quiet
   done
-  fathom benchmarks.bench_command latency "$bundle" "${engines[@]}" --pytorch eager-fp32,eager-fp16,compile-fp16 --device cuda \
-    --onnxruntime cpu,cuda --rounds "$2" -o "$out/latency_$name.json" --force
+  fathom benchmarks.bench_command latency "$bundle" "${engines[@]}" --pytorch eager-fp32,eager-fp16,eager-autocast,compile-fp16,max-autotune-fp16 --device cuda \
+    --onnxruntime cpu,cuda --rounds "$2" --details -o "$out/latency_$name.json" --force
 }
 
 step prepare prepare || exit 1

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import mmap
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,10 +51,10 @@ def whole_file(path: str | Path, force: bool = False) -> Iterator[Path]:
     with _os_errors(path):
         _check_name(path)
         sweep(path.absolute().parent)
-        handle, name = tempfile.mkstemp(prefix=PART, suffix=PART_END, dir=path.absolute().parent)
-        os.close(handle)
-    part = Path(name)
+    part = _part_beside(path)  # named before it is made: an interrupt in between leaves nothing
     try:
+        with _os_errors(path):
+            part.touch(0o600, exist_ok=False)
         with full_disk_told(path):
             yield part
         with _os_errors(path):
@@ -84,9 +84,11 @@ def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> 
     with _os_errors(path):
         _check_name(path)
         sweep(path.absolute().parent)
-        part = Path(tempfile.mkdtemp(prefix=PART, suffix=PART_END, dir=path.absolute().parent))
+    part = _part_beside(path)
     old = part.with_suffix(".old")
     try:
+        with _os_errors(path):
+            part.mkdir(0o700)
         with full_disk_told(path):
             yield part
         with _os_errors(path):
@@ -180,6 +182,10 @@ def full_disk_told(path: Path) -> Iterator[None]:
 def disk_full(path: Path) -> DiskFullError:
     """The error for an output that the disk has no room for."""
     return DiskFullError(f"the disk is full: {path} cannot be written", wanted="room on the disk", fix="free some, or choose an --output elsewhere")
+
+
+def _part_beside(path: Path) -> Path:
+    return path.absolute().parent / f"{PART}{secrets.token_hex(8)}{PART_END}"
 
 
 def _check_name(path: Path) -> None:

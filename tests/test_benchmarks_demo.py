@@ -127,6 +127,8 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "command", command)
     assert demo.main(tmp_path / "demo", tmp_path / "none") == 0
     assert [words[0] for words in asked].count("depth-run") == 2
+    assert [words[1] for words in asked if words[0] == "depth-bench"] == ["accuracy", "latency"] * 2 + ["report"]
+    assert "report.html" in " ".join(asked[-1]) and "report.html" in (tmp_path / "demo" / "index.html").read_text()
     page = (tmp_path / "demo" / "index.html").read_text()
     assert "UNTRAINED" in page and "needs something" in page and "UNTRAINED" in capsys.readouterr().out
     with Image.open(tmp_path / "demo" / "overview.png") as image:

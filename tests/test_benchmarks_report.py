@@ -15,6 +15,7 @@ from fathom.benchmarks.accuracy.pictures import signed_colours, worst_images
 from fathom.benchmarks.bench_command import main
 from fathom.benchmarks.report.build import build_report
 from fathom.benchmarks.report.document import Number
+from fathom.benchmarks.report.html import html
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.pipeline import Pipeline
@@ -194,9 +195,21 @@ def test_the_verdict_takes_the_fastest_that_is_exact_enough(results, tmp_path):
         parts = build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]).sections[0].blocks[0].parts
         return "".join(part if isinstance(part, str) else part.text for part in parts)
 
+    latency["conditions"]["others_busy"] = 0.0
     assert verdict(0.004).startswith("louder.plan takes 20.0 ms for a photo, 0.50 of the time of tiny and reaches abs_rel ")
     assert verdict(0.004).endswith(", +0.400 % beside tiny.")
     assert verdict(0.04).startswith("tiny takes 40.0 ms")
+    calm = html(build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]))
+    latency["conditions"]["others_busy"] = 0.65
+    verdict(0.0)
+    busy = html(build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]))
+    assert "machine was busy" in busy and "machine was busy" not in calm
+    for record in (accuracy, latency):
+        record |= {"network": latency["network"] | {"name": "other"}} if record is latency else {}
+        record["rows"] = [row | {"network": "other"} for row in record["rows"]]
+        (tmp_path / f"other-{record['kind']}.json").write_text(json.dumps(record))
+    both = build_report([*(folder / f"{kind}.json" for kind in ("accuracy", "latency")), *sorted(tmp_path.glob("other-*.json"))])
+    assert [section.title for section in both.sections if section.level == 2] == ["In short", "tiny test", "other"]
 
 
 def test_a_run_goes_on_where_it_stopped(results, tmp_path, capsys):

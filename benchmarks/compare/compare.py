@@ -13,7 +13,7 @@ from ...datasets.depth_metrics import LARGER_IS_BETTER
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ..machine.system import CLOCKS, MACHINE
 from ..record.record import read_record
-from .change import Change, one_session, pairs, two_sessions, unknown
+from .change import CALM, MIDDLE, Change, one_session, pairs, two_sessions, unknown
 
 METRICS = ("abs_rel", "delta1")
 BOUNDARIES = ("device", "host", "photo")
@@ -209,8 +209,10 @@ def _answer(question: _Question, quantities: int) -> Verdict:
         found = unknown(question.reason, change)
     elif question.design == "pairs of images":
         found = pairs(*question.samples, quantities, larger_is_better=question.quantity in LARGER_IS_BETTER)
+    elif question.design == "one session":
+        found = one_session(*question.samples, quantities)
     else:
-        found = (one_session if question.design == "one session" else two_sessions)(*question.samples, quantities)
+        found = two_sessions(*question.samples, quantities, share=CALM if question.design == "two sessions" else MIDDLE)
     return Verdict(question.row, question.quantity, question.a, question.b, found, question.design)
 
 

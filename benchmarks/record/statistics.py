@@ -76,8 +76,8 @@ def _filled(samples: Sequence[float]) -> np.ndarray:
     return values
 
 
-def batch_medians(samples: Sequence[float], batches: int = BATCHES) -> np.ndarray:
-    """Medians of so many runs of samples in their order, of equal length but for one.
+def batch_quantiles(samples: Sequence[float], share: float, batches: int = BATCHES) -> np.ndarray:
+    """A quantile of each of so many runs of samples in their order, of equal length but for one.
 
     A machine that warms up or is disturbed for a while moves neighbours together: they are not independent, and batches longer than the
     disturbance nearly are.
@@ -88,7 +88,7 @@ def batch_medians(samples: Sequence[float], batches: int = BATCHES) -> np.ndarra
     values = _filled(samples)
     if values.size < 2 * batches:
         raise ValueError(f"{values.size} samples, at least {2 * batches} were wanted")
-    return np.array([np.median(part) for part in np.array_split(values, batches)])
+    return np.array([np.quantile(part, share) for part in np.array_split(values, batches)])
 
 
 def t_quantile(probability: float, freedom: float) -> float:

@@ -19,6 +19,7 @@ from .latency_sections import (
 )
 from .pairing import Engine, Network, read_networks
 
+BUSY = 0.1  # share of the processor that others have, beyond which times are of a disturbed machine
 GOOD_ENOUGH = 0.01  # relative loss of abs_rel at which a faster engine is still recommended
 
 
@@ -30,6 +31,8 @@ def build_report(paths: Sequence[str | Path]) -> Report:
     """
     networks = read_networks(paths)
     sections: list[Section] = []
+    if len(networks) > 1:
+        sections.append(Section("In short", (Listing(tuple(verdict(network) for network in networks)),), 2))
     for network in networks:
         sections.append(Section(network.name, _top(network), 2))
         parts = (distribution_section, stages_section, stage_cost_section, sweep_section, memory_section, worst_section, conditions_section)
@@ -44,10 +47,14 @@ def _top(network: Network) -> tuple[Block, ...]:
     blocks: list[Block] = [Paragraph(verdict(network), "verdict")]
     if any(row.get("untrained") for results in network.records for row in results.record["rows"]):
         blocks.append(Paragraph(("The weights are random: the times are real, the depth means nothing.",), "alarm"))
+    latency = network.latency
+    if latency is not None and (latency.value("conditions", "others_busy") or 0) > BUSY:
+        share = latency.number("conditions", "others_busy", unit="percent")
+        blocks.append(Paragraph(("The machine was busy: other programs had ", share, " of the processor while the times were taken."), "alarm"))
     lines: list[tuple[Cell, ...]] = []
     for engine in network.engines:
         lines.append((Given(engine.name), *metric_cells(network, engine.accuracy), *_time_cells(network, engine)))
-    heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of the first row's time")
+    heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of first row")
     blocks += [Table(heads, tuple(lines)), Paragraph(protocol_words(network))]
     return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
 

@@ -20,8 +20,9 @@ p { margin: .4rem 0; max-width: 75ch }
 .verdict { font-size: 1.1rem; font-weight: 600 }
 .alarm { color: var(--alarm); font-weight: 700 }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; width: max-content }
-th, td { border-bottom: 1px solid var(--grid); padding: .3em .9em .3em 0; text-align: left; vertical-align: top }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums }
+@media screen and (max-width: 700px) { table { width: max-content } }
+th, td { border-bottom: 1px solid var(--grid); padding: .3em .8em .3em 0; text-align: left; vertical-align: top }
 thead th { color: var(--faint); font-weight: 600; vertical-align: bottom }
 th, td { max-width: 21em; min-width: 4em }
 tbody th { font-weight: 600; min-width: 8em }

@@ -134,7 +134,7 @@ def distribution_plot(network: Network) -> Plot | None:
     rows = timed_rows(network.latency) if network.latency is not None else []
     if not rows:
         return None
-    canvas = Canvas(_name("distribution", network), "Latency of one photo: share of the rounds that were as fast", 3.4)
+    canvas = Canvas(_name("distribution", network), "Latency of one photo, cumulative", 3.4)
     steps(canvas, [(row["name"], row["sample_times_ms"].get("photo") or row["sample_times_ms"]["host"]) for _, row in rows])
     canvas.labels("ms", "share of rounds")
     return canvas.plot()
