@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fathom.export.tensorrt.build as module
+import fathom.runtime.tensorrt.logger as logger
 
 ALL = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
 DUMPS = {name: api for name, api in ALL.items() if not name.startswith("api_8")}  # TensorRT 8 has a build of its own
@@ -59,7 +60,7 @@ def _used(source, more=()):
     return found
 
 
-USED = _used(Path(module.__file__).read_text())
+USED = _used(Path(module.__file__).read_text()) | _used(Path(logger.__file__).read_text())
 
 
 def test_the_dumps_are_there():

@@ -10,7 +10,8 @@ import pytest
 from fathom.runtime.commands import doctor, doctor_trial
 from fathom.runtime.errors import EnvironmentMismatchError
 from fathom.runtime.tensorrt.compatibility import check_header
-from fathom.runtime.tensorrt.engine import Engine, make_logger
+from fathom.runtime.tensorrt.engine import Engine
+from fathom.runtime.tensorrt.logger import make_logger
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
+from ...runtime.tensorrt.logger import make_logger
 
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
@@ -47,7 +48,8 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     """
     stage = request["stage"]
     trt = import_tensorrt(request["backend"])
-    logger = _logger(trt, send)
+    log = BuildLog(send)
+    logger = make_logger(trt, log)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -57,7 +59,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     counts = _check_precision(trt, network, request)
     config = builder.create_builder_config()
     if config is None:
-        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.last()})")
+        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.errors()})")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     config.progress_monitor = monitor = _monitor(trt, send, stage)
@@ -66,35 +68,32 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     engine = builder.build_serialized_network(network, config)
     del monitor
     if engine is None:
-        raise BuildFailedError(f"stage {stage}: {request['backend']} could not compile the network: {logger.last()}")
+        raise BuildFailedError(f"stage {stage}: {request['backend']} could not compile the network: {logger.errors()}")
     nbytes = int(engine.nbytes)
     with open(request["target"], "wb") as file, memoryview(engine) as view:
         for start in range(0, nbytes, CHUNK):
             file.write(view[start : start + CHUNK])
     stored = _check_stored(request) if request["backend"] == "tensorrt-rtx" else {}
     send("progress", what=f"{stage}: written", done=1.0)
-    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": logger.activations, "stored": stored}
+    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": log.activations_nbytes, "stored": stored}
 
 
-def _logger(trt: ModuleType, send: Callable[..., None]):
-    class Logger(trt.ILogger):
-        def __init__(self):
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.activations = 0
+class BuildLog:
+    """Messages of a compiler: errors go to the parent process as they come, and the memory it announces is kept.
 
-        def log(self, severity, message):
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message)
-                send("log", text=message[:2000])
-            elif found := re.search(r"Total Activation Memory: (\d+)", message):
-                self.activations = int(found.group(1))
+    Attributes:
+        activations_nbytes: of the engine, as far as TensorRT says it; else 0.
+    """
 
-        def last(self) -> str:
-            """The errors so far, shortened."""
-            return " | ".join(self.errors[-3:])[:2000] or "it gave no reason"
+    def __init__(self, send: Callable[..., None]):
+        self._send, self.activations_nbytes = send, 0
 
-    return Logger()
+    def __call__(self, is_error: bool, text: str) -> None:
+        """One message."""
+        if is_error:
+            self._send("log", text=text[:2000])
+        elif found := re.search(r"Total Activation Memory: (\d+)", text):
+            self.activations_nbytes = int(found.group(1))
 
 
 def _monitor(trt: ModuleType, send: Callable[..., None], stage: str):
@@ -129,7 +128,7 @@ def _parse(trt: ModuleType, parser: Any, source: str, stage: str, logger: Any) -
         problems.append(f"{node}: {text[:400]} [{error.code()}]")
     more = f" (and {len(problems) - MAX_PROBLEMS} more)" if len(problems) > MAX_PROBLEMS else ""
     raise BuildFailedError(
-        f"stage {stage}: {trt.__name__} {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.last()}{more}",
+        f"stage {stage}: {trt.__name__} {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.errors()}{more}",
         wanted="operators and types that it knows",
         fix="change that part of the network, or use --backend onnxruntime",
     )
@@ -220,7 +219,7 @@ def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: 
     for index, target in enumerate(request["targets"]):
         capability = getattr(trt.ComputeCapability, target.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
-            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.last()})", wanted=", ".join(TARGETS))
+            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.errors()})", wanted=", ".join(TARGETS))
 
 
 def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any], logger: Any) -> None:
@@ -241,6 +240,6 @@ def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any],
     for tensor in free:
         rest = tuple(tensor.shape)[1:]
         if profile.set_shape(tensor.name, (min_batch, *rest), (opt_batch, *rest), (max_batch, *rest)) is False:
-            raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused for {tensor.name} ({logger.last()})")
+            raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused for {tensor.name} ({logger.errors()})")
     if config.add_optimization_profile(profile) < 0:
-        raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused ({logger.last()})")
+        raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused ({logger.errors()})")

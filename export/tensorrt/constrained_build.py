@@ -14,7 +14,8 @@ from typing import Any
 
 from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
-from .build import CHUNK, MAX_PROBLEMS, _logger, _set_batch
+from ...runtime.tensorrt.logger import make_logger
+from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch
 from .engine_layers import layer_types
 from .tactic_sources import external_libraries
 
@@ -42,12 +43,13 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     """
     stage = request["stage"]
     trt = import_tensorrt("tensorrt")
-    logger = _logger(trt, send)
+    log = BuildLog(send)
+    logger = make_logger(trt, log)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a null pointer
         raise EnvironmentMismatchError(
-            f"TensorRT {trt.__version__} cannot start building here ({logger.last()})",
+            f"TensorRT {trt.__version__} cannot start building here ({logger.errors()})",
             wanted="an NVIDIA GPU and its driver",
             fix="build on the machine that runs it",
         ) from error
@@ -57,7 +59,7 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     _parse(trt, parser, request, logger)
     config = builder.create_builder_config()
     if config is None:
-        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.last()})")
+        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.errors()})")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     if not external_libraries():
@@ -73,11 +75,11 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     send("progress", what=f"{stage}: compiling", done=0.1)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildFailedError(f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {logger.last()}")
+        raise BuildFailedError(f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {logger.errors()}")
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildFailedError(f"stage {stage}: the engine that was just compiled cannot be loaded ({logger.last()})")
+        raise BuildFailedError(f"stage {stage}: the engine that was just compiled cannot be loaded ({logger.errors()})")
     inspector = engine.create_engine_inspector()
     counts = _check_precision(inspector.get_engine_information(trt.LayerInformationFormat.JSON), request)
     activations, nbytes = int(engine.device_memory_size), int(plan.nbytes)
@@ -108,7 +110,7 @@ def _parse(trt: ModuleType, parser: Any, request: dict[str, Any], logger: Any) -
         problems.append(f"{node}: {' '.join(str(error.desc()).split())[:400]} [{error.code()}]")
     more = f" (and {len(problems) - MAX_PROBLEMS} more)" if len(problems) > MAX_PROBLEMS else ""
     raise BuildFailedError(
-        f"stage {request['stage']}: tensorrt {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.last()}{more}",
+        f"stage {request['stage']}: tensorrt {trt.__version__} cannot read the graph: {'; '.join(problems[:MAX_PROBLEMS]) or logger.errors()}{more}",
         wanted="operators and types that it knows",
         fix="change that part of the network, or use --backend onnxruntime",
     )

@@ -19,8 +19,9 @@ from ..cuda.resources import DeviceBuffer, Stream
 from ..errors import FathomError
 from ..tensorrt.adapters.open_adapter import open_adapter
 from ..tensorrt.compatibility import check_header
-from ..tensorrt.engine import Engine, failure, make_logger
+from ..tensorrt.engine import Engine, failure
 from ..tensorrt.loading import import_tensorrt
+from ..tensorrt.logger import make_logger
 
 TIMEOUT_S = 180
 

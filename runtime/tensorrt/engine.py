@@ -17,29 +17,6 @@ TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT
 NO_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "cudaerrormemoryallocation", "bad_alloc", "bad alloc", "insufficient memory")
 
 
-def make_logger(trt: ModuleType) -> Any:
-    """A logger that keeps the latest errors; ``errors()`` gives them as one line and forgets them. ``forget()`` before a call keeps what an
-    earlier one left from being taken for its reason."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self._errors = [*self._errors[-4:], " ".join(message.split())]
-
-        def forget(self) -> None:
-            self._errors = []
-
-        def errors(self) -> str:
-            words, self._errors = " | ".join(self._errors[-3:])[:1000], []
-            return words or "it gave no reason"
-
-    return Logger()
-
-
 def failure(what: str, logger: Any, fix: str = "") -> FathomError:
     """The error for something that TensorRT could not do, in its own words."""
     words = logger.errors()

@@ -24,8 +24,9 @@ from .cache import RuntimeCache
 from .chain import Chain
 from .compatibility import check_header, check_plan, check_streams
 from .device_photos import DevicePhotos, PhotoJob, Ways
-from .engine import Engine, make_logger
+from .engine import Engine
 from .loading import import_tensorrt
+from .logger import make_logger
 
 if TYPE_CHECKING:
     from ..artefact.plan import PlanFile
