@@ -238,7 +238,7 @@ class Pipeline:
         tensor = np.zeros((max(len(windows), self._min_batch), 3, *image.canvas), np.float32)
         for (photo, window), out in zip(windows, tensor):
             window_tensor(photo.picture, window, image, out)
-        tensor[len(windows) :] = tensor[len(windows) - 1]  # an engine with a least batch gets the last window again
+        tensor[len(windows) :] = tensor[len(windows) - 1]  # an engine with a minimum batch gets the last window again
         inputs = {image.tensor: tensor, **(self._text(tensor, prompt) if self._text else _no_text(prompt))}
         asked = time.perf_counter()
         with self._permits:

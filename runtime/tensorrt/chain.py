@@ -141,7 +141,7 @@ class Chain:
         self._logger.forget()
         if not self._contexts[index].execute_async_v3(self.stream.address):
             error = failure(f"stage {self._engines[index].spec.name} failed", self._logger)
-            self.stream.synchronize()  # tells if the device was lost
+            self.stream.synchronize()  # raises if the device was lost
             raise error
 
     def warm_up(self, runs: int) -> None:
@@ -172,7 +172,7 @@ class Chain:
     def close(self) -> None:
         """Free contexts and memory; may be called twice."""
         if not self.device.lost and not self.stream.closed:
-            with suppress(Exception):  # it was told where it happened; what is left here is to free
+            with suppress(Exception):  # already reported where it happened; only memory is left to release
                 self.stream.synchronize()
         with ExitStack() as stack:
             for owner in (self.stream, *self._blocks):

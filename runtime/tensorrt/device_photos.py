@@ -160,7 +160,7 @@ class DevicePhotos:
             shapes = {name: (size, *array.shape[1:]) for name, array in job.text.items()}
             chain.set_shapes({image.name: (size, 3, *contract.input.canvas), **shapes})
             for place in range(size):
-                item = min(place, len(some) - 1)  # an engine with a least batch gets the last window again
+                item = min(place, len(some) - 1)  # an engine with a minimum batch gets the last window again
                 number, window = some[item]
                 out = chain.addresses[image.name] + place * canvas_nbytes
                 launch_preprocess(self._launch, preprocess_record(gathers[number], window, contract.input, pixels[number], out, image.dtype == "float16"))

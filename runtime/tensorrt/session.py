@@ -87,7 +87,7 @@ class Lane:
     def settle(self, slot: Slot) -> None:
         """After a failure: wait until nothing on the device uses this slot's memory any more."""
         for stream in (self.chain.stream, slot.ways.copies):
-            with suppress(Exception), self.chain.device:  # the failure itself is told
+            with suppress(Exception), self.chain.device:  # the failure itself is reported
                 stream.synchronize()
         slot.busy = False
 

@@ -1,4 +1,4 @@
-"""Help for a new backbone, long before its decoder: places say their depth, and patches know from the start where they are."""
+"""Auxiliary supervision for backbones that start from nothing: feature cells predict their log depth, patch tokens start with positional waves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from .losses import FLOOR_M
 
-HINT_MIDDLE, HINT_SPREAD = 1.0, 0.5  # of what a place says of its depth; logarithms of metres
+HINT_MIDDLE, HINT_SPREAD = 1.0, 0.5  # of the log depth (metres) that a cell predicts
 
 
 def patch_hint(tokens: Tensor, truth_m: Tensor, valid: Tensor, side: int) -> Tensor:
@@ -44,7 +44,7 @@ def _off(said: Tensor, logarithm: Tensor, known: Tensor) -> Tensor:
 
 
 def waves(side: int, count: int) -> Tensor:
-    """The ``count`` slowest cosines over a square, row by row: [side^2, count]; the slower, the louder."""
+    """The ``count`` slowest cosines over a square, row by row: [side^2, count]; the slower, the larger."""
     places = (torch.arange(side) + 0.5) / side * math.pi
     cosines = torch.stack([torch.cos(number * places) for number in range(side)]) * math.sqrt(2)
     cosines[0] = 1

@@ -1,4 +1,4 @@
-"""How EVP and VPD learn: the loss of their depth, and hints along the backbone."""
+"""Training steps of EVP and VPD: the depth loss, and auxiliary depth losses along the backbone (hints)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .learner import Learner
 
 ROOM_SCENES = {"living": "living_room", "dining": "dining_room", "store": "furniture_store"}  # synthetic rooms' kinds that VPD calls otherwise
 HINT_WEIGHT = 0.5
-SEED_SHARE = 0.1  # of the random weights that say where bins are
+SEED_SHARE = 0.1  # scale of the random weights that place the initial bin centres
 
 
 class EvpLearner(Learner):
@@ -52,7 +52,7 @@ class EvpLearner(Learner):
 
     @property
     def latent_divisor(self) -> float:
-        """What the latent is divided by before the U-Net sees it."""
+        """Divisor of the latent before it enters the U-Net."""
         return self.network.constants.latent_divisor
 
     def context(self, batch: Batch) -> Tensor:
@@ -60,7 +60,7 @@ class EvpLearner(Learner):
         return self.network.text()
 
     def maps(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The latent as the VAE says it, and the taps."""
+        """The VAE's latent and the U-Net's taps."""
         latent = self.network.vae(batch.image)
         return latent, *self.network.unet(latent / self.latent_divisor, self.context(batch))
 
@@ -119,7 +119,7 @@ class EvpLearner(Learner):
 
 
 class VpdLearner(EvpLearner):
-    """VPD, which is told of every picture what kind of room it shows."""
+    """VPD, conditioned on the kind of room that each picture shows."""
 
     def predict(self, batch: Batch) -> Tensor:
         return self.decode(self.features(self.maps(batch)))

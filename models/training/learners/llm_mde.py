@@ -1,4 +1,4 @@
-"""How LLM-MDE learns: its loss, its own prompts, and hints in the ViT and in the head."""
+"""Training steps of LLM-MDE: its loss, its own prompts, and auxiliary depth losses in the ViT and in the head (hints)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LlmMdeLearner(Learner):
         return self.network.boundaries({"image": batch.image, **self.words(batch)})["depth"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Maps from 0 to 1 learn the depth as a share of 10 m: the loss forgives most of a common factor, a sigmoid cannot say metres.
+        """Maps from 0 to 1 learn the depth as a share of 10 m: the loss forgives most of a common factor, a sigmoid cannot give metres.
 
         With ``hint``, the first channel of each patch's token learns the patch's depth, and the first channel of the head's code the depth of
         its place. A new ViT needs it: between its tokens and the loss stand prototypes, a language model, and a head that sums over all tokens.
@@ -58,7 +58,7 @@ class LlmMdeLearner(Learner):
 
     def start(self, seed: int) -> None:
         """He's weights without biases, norms and adapters that change nothing, places told apart by waves, and prototypes that differ: the
-        picture's tokens are heard through the prototypes, behind a long prompt that is mostly the same.
+        image tokens reach the language model through the prototypes, behind a long prompt that is mostly the same.
         """
         network = self.network
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How MoA-DepthCLIP learns: both heads, and a look at its gates."""
+"""Training steps of MoA-DepthCLIP: both heads, and the entropy of its gates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MoaLearner(Learner):
                 self.entropies.append(-(gates * gates.clamp_min(1e-12).log()).sum(dim=-1).mean() / math.log(gates.shape[-1]))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Also ``gate_entropy``: 1 where all experts have the same say, 0 where one has it all."""
+        """Also ``gate_entropy``: 1 where all experts have equal weight, 0 where one has all of it."""
         self.entropies.clear()
         logits, regressed = self.network.heads(self.network.features(batch.image))
         size = batch.truth_m.shape[-2:]

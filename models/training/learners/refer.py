@@ -1,4 +1,4 @@
-"""How a network learns to find what words mean."""
+"""Training steps of the referring network: masks of what sentences name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReferLearner(EvpLearner):
         return self.logits(self.maps(batch)[1:], batch.mask.shape[-1])
 
     def maps(self, batch: WordsBatch) -> tuple[Tensor, ...]:
-        """The latent of each picture as the VAE says it, and the taps of each sentence."""
+        """The VAE's latent of each picture, and the U-Net's taps of each sentence."""
         latent = self.network.vae(batch.image)
         return latent, *self.network.unet((latent / self.latent_divisor)[batch.picture], self.network.text(batch.ids))
 
@@ -66,8 +66,8 @@ class ReferLearner(EvpLearner):
         return type(network)(dataclasses.replace(network.config, window=side), network.tokenizer, network.variant)
 
     def start(self, seed: int) -> None:
-        """As EVP, but the words are heard from the first step on, and differ at every one of their places: the tokens that pad them begin
-        as nothing but what they have read of the words before them, and attention is not silenced."""
+        """As EVP, but text influences the taps from the first step on and differs at every token: padding embeddings start at zero, and
+        cross-attention is not scaled down."""
         super().start(seed)
         embeddings, draw = self.network.text.clip.embeddings, torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How the small networks of seven words learn: DepthCLIP and DepthBLIP-2, whose published weights exist in no small size."""
+"""Training steps of the small DepthCLIP and DepthBLIP-2, whose published weights exist in no small size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from ..recipes.recipe import Recipe
 from .depth_hint import patch_hint, scattered_waves
 from .learner import Learner
 
-START_SPREAD, LOUD_WORDS, LOUD_PICTURE = 8.0, 4.0, 2.0  # DepthBLIP-2's first answers in temperatures; what a query hears of others, times as loud
-HINT_WEIGHT = 0.5  # of what a patch says of its depth
+START_SPREAD, LOUD_WORDS, LOUD_PICTURE = (
+    8.0,
+    4.0,
+    2.0,
+)  # of DepthBLIP-2: spread of the initial logits; initial gains of attention to the prompt and to the picture
+HINT_WEIGHT = 0.5  # of the auxiliary loss on patch depths
 PLACE_LOUDNESS = 0.7
 
 
@@ -67,7 +71,7 @@ class DepthBlip2Learner(WordsLearner):
         """With ``hint``, the first channel of each patch's token learns the patch's depth. Between a new encoder and the loss stands the narrow
         path through seven times eight queries; the published encoder had seen millions of pictures before.
         """
-        network = self.network.eval()  # without dropout: nothing is seen often enough to be learned by heart
+        network = self.network.eval()  # without dropout: no sample is seen often enough to overfit
         tokens = network.image_encoder(batch.image)
         hint = self.hint and patch_hint(tokens, batch.truth_m, batch.valid, network.config.vision.image // network.config.vision.patch)
         if self.alone:

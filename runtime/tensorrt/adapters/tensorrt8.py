@@ -1,4 +1,4 @@
-"""TensorRT 8.5 and 8.6: a context is made without memory and gets its address as a property, whose size it does not hear."""
+"""TensorRT 8.5 and 8.6: a context is created without memory and takes an address through a property; its size is not passed."""
 
 from __future__ import annotations
 
