@@ -271,7 +271,7 @@ def load(
             f"{name} needs weights", wanted=entry.weights, fix="download that file and give it with --weights FILE, or --random-init for a benchmark"
         )
     module = importlib.import_module(f".{entry.module}", __package__)
-    config = _with_settings(name, getattr(module, entry.config), settings or {})
+    config = with_settings(name, getattr(module, entry.config), settings or {})
     if weights is None:
         return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
     network = getattr(module, entry.load)(weights, variant=variant, config=config, **options)
@@ -280,7 +280,12 @@ def load(
     return network
 
 
-def _with_settings(name: str, config: Any, settings: Mapping[str, int]) -> Any:
+def with_settings(name: str, config: Any, settings: Mapping[str, int]) -> Any:
+    """The network's config with other numbers for some of its settings.
+
+    Raises:
+        UsageError: if it has no such setting, or not for that number.
+    """
     known = NETWORKS[name].settings
     for setting in settings:
         if setting not in known:

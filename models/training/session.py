@@ -85,7 +85,8 @@ class Session:
             options["scene"] = arguments.scene or "living_room"
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
-        network = started_network(arguments.model, arguments.weights, random, arguments.seed, arguments.variant, arguments.scene, arguments.visual_weights)
+        start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"))
+        network = started_network(arguments.model, arguments.weights, random, arguments.seed, *start)
         backbone = _backbone(arguments)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
         facts = {
