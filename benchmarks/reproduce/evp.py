@@ -83,7 +83,7 @@ PAPER = Paper(
                     data="refcoco",
                     evaluation="",
                     protocol="",
-                    lacking="reading RefCOCO and measuring masks in depth-bench",
+                    note="split val of division unc, every sentence; compared at the network's window as published (evaluation refer-window)",
                 ),
             ),
         ),
