@@ -101,7 +101,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         demo=True,
     ),
     "vpd": NetworkEntry(
-        summary="VPD: metric depth from Stable Diffusion features and the kind of room (905 M parameters, needs --scene)",
+        summary="VPD: metric depth from Stable Diffusion features and the kind of room (905 M parameters)",
         weights="the depth checkpoint that the README in depth/ of wl-zhao/VPD links to (Tsinghua cloud; size and SHA-256 were not published)",
         licence="MIT (VPD repository); made from Stable Diffusion 1.5, CreativeML OpenRAIL-M",
         variants=("nyu",),
@@ -112,7 +112,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         options=("text_pack", "scene"),
     ),
     "vpd-tiny": NetworkEntry(
-        summary="VPD's architecture with small widths, for demos and tests (needs --scene)",
+        summary="VPD's architecture with small widths, for demos and tests",
         weights="",
         licence="Apache-2.0",
         variants=("nyu",),
@@ -240,7 +240,7 @@ def load(
         random_init: random weights, for benchmarks; not together with ``weights``.
         seed: of the random weights.
         text_pack: safetensors with other text embeddings, for networks that have them fixed.
-        scene: the kind of room, for networks that must be told.
+        scene: the kind of room, for networks that must be told; without it they are told with each photo.
         visual_weights: the image encoder's checkpoint file, for networks that are published in two.
         bins: the checkpoint file of learned depth bins, for networks that may have some.
         tokenizer: ``tokenizer.json`` of the text tower, for networks that are asked in words.

@@ -14,6 +14,7 @@ from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError
 from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
 from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
+from .scenes import scene_of
 from .shaping import shape_pair
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
         try:
             rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
             mask = counted(evaluation, truth_m, valid)
+            scene = scene_of(pipeline.contract, sample)
         except (FathomError, ValueError) as error:
             skipped.append((sample.id, f"does not fit the evaluation {evaluation.name}: {_was(error)}"))
             continue
@@ -130,7 +132,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             continue
         try:
             seen_whole = pipeline.contract.output.focal_px and rgb.shape == sample.rgb.shape
-            depth = pipeline.predict(rgb, protocol, sample.intrinsics if seen_whole else None)
+            depth = pipeline.predict(rgb, protocol, sample.intrinsics if seen_whole else None, scene)
         except AccuracyError as error:
             failures.append((sample.id, str(error)))
             lost += 1
