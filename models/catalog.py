@@ -31,7 +31,7 @@ class NetworkEntry:
         config: name of the config in it.
         load: function ``(path, variant=, config=, **options)`` in it.
         random: function ``(variant=, config=, seed=, **options)`` in it.
-        options: further arguments that both take (``text_pack``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
+        options: further arguments that both take (``text_pack``, ``texts``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
         settings: whole numbers of the config that papers vary; weights trained with other ones do not fit.
         hub: the published file of the first variant, where it is on the Hugging Face hub.
@@ -61,7 +61,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_evp",
         random="random_evp",
-        options=("text_pack",),
+        options=("text_pack", "texts"),
         hub=HubFile("MykolaL/evp_depth", "df101c7", "model.safetensors", 3_735_516_436, "913c380f"),
     ),
     "evp-tiny": NetworkEntry(
@@ -73,7 +73,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_evp",
         random="random_evp",
-        options=("text_pack",),
+        options=("text_pack", "texts"),
         demo=True,
     ),
     "evp-refer": NetworkEntry(
@@ -225,6 +225,7 @@ def load(
     random_init: bool = False,
     seed: int = 0,
     text_pack: str | Path | None = None,
+    texts: str | Path | None = None,
     scene: str | None = None,
     visual_weights: str | Path | None = None,
     bins: str | Path | None = None,
@@ -240,6 +241,7 @@ def load(
         random_init: random weights, for benchmarks; not together with ``weights``.
         seed: of the random weights.
         text_pack: safetensors with other text embeddings, for networks that have them fixed.
+        texts: captions that the checkpoint's own CLIP reads, for networks that have their mean fixed.
         scene: the kind of room, for networks that must be told; without it they are told with each photo.
         visual_weights: the image encoder's checkpoint file, for networks that are published in two.
         bins: the checkpoint file of learned depth bins, for networks that may have some.
@@ -258,7 +260,7 @@ def load(
         raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
     if weights is not None and random_init:
         raise UsageError("--weights and --random-init contradict each other", fix="give one of them")
-    options = {"text_pack": text_pack, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
+    options = {"text_pack": text_pack, "texts": texts, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
     for option, value in options.items():
         if value is not None and option not in entry.options:
             raise UsageError(f"{name} takes no --{option.replace('_', '-')}", fix="leave it out")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
 BENCHMARK_PROTOCOL = {"nyu": "nyu-benchmark", "nyu-folder": "nyu-benchmark", "kitti": "kitti-benchmark"}
-REFERENCE_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
+REFERENCE_OPTIONS = ("visual_weights", "text_pack", "texts", "bins", "tokenizer")
 
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             if journal.done:
                 progress.message(f"going on where the journal {journal_path} ends")
             try:
-                results = measure(rows, source, count, evaluation, journal, progress.advance)
+                results = measure(rows, source, count, evaluation, journal, progress.advance, progress.message)
             except KeyboardInterrupt:
                 if journal_path and journal.done:
                     progress.message(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")

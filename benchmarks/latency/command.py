@@ -27,7 +27,7 @@ host memory), photo (a decoded photo to its finished map, with the protocol's wi
 says why. The JSON holds every sample, the versions and the devices.
 --details also measures the stages one by one, growing batches, energy, and cold start and memory of each subject in a process of its own.
 """
-PYTORCH_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
+PYTORCH_OPTIONS = ("visual_weights", "text_pack", "texts", "bins", "tokenizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
