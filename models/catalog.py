@@ -202,6 +202,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_llm_mde",
         random="random_llm_mde",
+        settings=("vit_rank", "vit_alpha", "llm_rank"),
     ),
     "llm-mde-tiny": NetworkEntry(
         summary="LLM-MDE's architecture with small widths, for demos and tests",
@@ -212,6 +213,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_llm_mde",
         random="random_llm_mde",
+        settings=("vit_rank", "vit_alpha", "llm_rank"),
         demo=True,
     ),
 }
