@@ -70,7 +70,7 @@ def open_reference(
         weights: the checkpoint it was exported from; not needed where the network ships with demo weights or has random ones.
         batch: windows per network run.
         device: of PyTorch, the CPU if None.
-        options: what else the export was given (``visual_weights``, ``text_pack``, ``bins``, ``tokenizer``); see ``models.catalog.load``.
+        options: what else the export was given (``visual_weights``, ``text_pack``, ``texts``, ``bins``, ``tokenizer``); see ``models.catalog.load``.
 
     Raises:
         InputError: if the bundle is broken or ``weights`` is not the file it was made from.

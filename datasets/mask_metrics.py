@@ -30,16 +30,20 @@ class MaskTotals:
         """With one more sample.
 
         Args:
-            prediction, truth: bool [H, W]. Where both are empty the IoU is 0, as in the published evaluation.
+            prediction, truth: bool [H, W].
 
         Raises:
             ValueError: if they are no masks of one shape.
         """
         if prediction.dtype != np.bool_ or truth.dtype != np.bool_ or prediction.shape != truth.shape or prediction.ndim != 2:
             raise ValueError(f"two bool masks of one shape were wanted, got {prediction.dtype} {prediction.shape} and {truth.dtype} {truth.shape}")
-        both, either = int((prediction & truth).sum()), int((prediction | truth).sum())
-        iou = both / either if either else 0.0
-        return self.merge(MaskTotals(1, both, either, iou, tuple(int(iou >= threshold) for threshold in THRESHOLDS)))
+        return self.merge(MaskTotals.of(int((prediction & truth).sum()), int((prediction | truth).sum())))
+
+    @classmethod
+    def of(cls, intersection: int, union: int) -> MaskTotals:
+        """Of one sample, from its pixels. Where prediction and truth are both empty the IoU is 0, as in the published evaluation."""
+        iou = intersection / union if union else 0.0
+        return cls(1, intersection, union, iou, tuple(int(iou >= threshold) for threshold in THRESHOLDS))
 
     def merge(self, other: MaskTotals) -> MaskTotals:
         """Both together, of disjoint samples."""

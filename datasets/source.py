@@ -21,6 +21,7 @@ kitti:DIR:LIST.txt[:crop]                                    an Eigen list over 
 pairs:DIR[:train|:test]                                      folders with rgb.png, depth.png, meta.json; manifest.json says the use
 images:DIR                                                   photos without depth
 rooms:N[:SEED][:HEIGHTxWIDTH][:holes]                        synthetic rooms (seed 0, 240x320; holes as a depth sensor has them)
+refer:DIR:refcoco[:unc][:val|:testA|:testB|:train]           the RefCOCO family, words and masks, for networks that draw masks
 nyu and nyu-folder take a part with [:scene=bedroom+kitchen][:each=N][:count=N][:draw=SEED] at the end"""
 
 
@@ -91,6 +92,8 @@ def open_source(text: str, default_split: str = "test") -> Source:
     """
     kind, _, rest = text.partition(":")
     words = rest.split(":")
+    if kind == "refer":
+        raise ValueError(f"{text!r}: masks of words hold no depth; depth-bench accuracy measures networks for referring segmentation on them")
     if not rest or kind not in ("nyu", "nyu-folder", "kitti", "pairs", "images", "rooms"):
         raise ValueError(f"{text!r} names no data; wanted one of\n{GRAMMAR}")
     if kind in ("nyu", "nyu-folder") and (selection := Selection.parse(words)) is not None:

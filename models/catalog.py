@@ -31,7 +31,7 @@ class NetworkEntry:
         config: name of the config in it.
         load: function ``(path, variant=, config=, **options)`` in it.
         random: function ``(variant=, config=, seed=, **options)`` in it.
-        options: further arguments that both take (``text_pack``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
+        options: further arguments that both take (``text_pack``, ``texts``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
         settings: whole numbers of the config that papers vary; weights trained with other ones do not fit.
         hub: the published file of the first variant, where it is on the Hugging Face hub.
@@ -61,7 +61,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_evp",
         random="random_evp",
-        options=("text_pack",),
+        options=("text_pack", "texts"),
         hub=HubFile("MykolaL/evp_depth", "df101c7", "model.safetensors", 3_735_516_436, "913c380f"),
     ),
     "evp-tiny": NetworkEntry(
@@ -73,7 +73,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_evp",
         random="random_evp",
-        options=("text_pack",),
+        options=("text_pack", "texts"),
         demo=True,
     ),
     "evp-refer": NetworkEntry(
@@ -101,7 +101,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         demo=True,
     ),
     "vpd": NetworkEntry(
-        summary="VPD: metric depth from Stable Diffusion features and the kind of room (905 M parameters, needs --scene)",
+        summary="VPD: metric depth from Stable Diffusion features and the kind of room (905 M parameters)",
         weights="the depth checkpoint that the README in depth/ of wl-zhao/VPD links to (Tsinghua cloud; size and SHA-256 were not published)",
         licence="MIT (VPD repository); made from Stable Diffusion 1.5, CreativeML OpenRAIL-M",
         variants=("nyu",),
@@ -112,7 +112,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         options=("text_pack", "scene"),
     ),
     "vpd-tiny": NetworkEntry(
-        summary="VPD's architecture with small widths, for demos and tests (needs --scene)",
+        summary="VPD's architecture with small widths, for demos and tests",
         weights="",
         licence="Apache-2.0",
         variants=("nyu",),
@@ -202,6 +202,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_llm_mde",
         random="random_llm_mde",
+        settings=("vit_rank", "vit_alpha", "llm_rank"),
     ),
     "llm-mde-tiny": NetworkEntry(
         summary="LLM-MDE's architecture with small widths, for demos and tests",
@@ -212,6 +213,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_llm_mde",
         random="random_llm_mde",
+        settings=("vit_rank", "vit_alpha", "llm_rank"),
         demo=True,
     ),
 }
@@ -225,6 +227,7 @@ def load(
     random_init: bool = False,
     seed: int = 0,
     text_pack: str | Path | None = None,
+    texts: str | Path | None = None,
     scene: str | None = None,
     visual_weights: str | Path | None = None,
     bins: str | Path | None = None,
@@ -240,7 +243,8 @@ def load(
         random_init: random weights, for benchmarks; not together with ``weights``.
         seed: of the random weights.
         text_pack: safetensors with other text embeddings, for networks that have them fixed.
-        scene: the kind of room, for networks that must be told.
+        texts: captions that the checkpoint's own CLIP reads, for networks that have their mean fixed.
+        scene: the kind of room, for networks that must be told; without it they are told with each photo.
         visual_weights: the image encoder's checkpoint file, for networks that are published in two.
         bins: the checkpoint file of learned depth bins, for networks that may have some.
         tokenizer: ``tokenizer.json`` of the text tower, for networks that are asked in words.
@@ -258,7 +262,7 @@ def load(
         raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
     if weights is not None and random_init:
         raise UsageError("--weights and --random-init contradict each other", fix="give one of them")
-    options = {"text_pack": text_pack, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
+    options = {"text_pack": text_pack, "texts": texts, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
     for option, value in options.items():
         if value is not None and option not in entry.options:
             raise UsageError(f"{name} takes no --{option.replace('_', '-')}", fix="leave it out")
@@ -271,7 +275,7 @@ def load(
             f"{name} needs weights", wanted=entry.weights, fix="download that file and give it with --weights FILE, or --random-init for a benchmark"
         )
     module = importlib.import_module(f".{entry.module}", __package__)
-    config = _with_settings(name, getattr(module, entry.config), settings or {})
+    config = with_settings(name, getattr(module, entry.config), settings or {})
     if weights is None:
         return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
     network = getattr(module, entry.load)(weights, variant=variant, config=config, **options)
@@ -280,7 +284,12 @@ def load(
     return network
 
 
-def _with_settings(name: str, config: Any, settings: Mapping[str, int]) -> Any:
+def with_settings(name: str, config: Any, settings: Mapping[str, int]) -> Any:
+    """The network's config with other numbers for some of its settings.
+
+    Raises:
+        UsageError: if it has no such setting, or not for that number.
+    """
     known = NETWORKS[name].settings
     for setting in settings:
         if setting not in known:

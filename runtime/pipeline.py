@@ -59,8 +59,9 @@ class Pipeline:
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
         self._text = None
         if self.contract.text is not None:
+            file = self.contract.text.tokenizer
             ids = next(t.dtype for spec in self.manifest.specs() for t in spec.inputs if t.name == self.contract.text.ids)
-            self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(self.contract.text.tokenizer), ids)
+            self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(file) if file else b"", ids)
             if self._text.reads_picture and hasattr(backend, "predict_photos"):
                 self._remark("the words that describe a photo to the network are worked out on the CPU")
 
@@ -107,7 +108,7 @@ class Pipeline:
             image: uint8 [H, W, 3], RGB.
             protocol: one of the contract's; None for its first.
             intrinsics: of the camera, kept with the map; (fx, fy, cx, cy) in pixels. A network whose metres depend on the focal length needs it.
-            prompt: words, for a network that is asked in words.
+            prompt: words, for a network that is asked in words; the name of the scene, for one that must be told.
 
         Raises:
             ValueError: if the image is not of that form.

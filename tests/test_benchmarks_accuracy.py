@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,3 +328,12 @@ def test_pytorch_and_a_real_bundle_agree(tmp_path):
 
     write_bundle(catalog.load("evp-tiny", random_init=True), tmp_path / "evp")
     assert run("--reference", tmp_path / "evp", "--engine", tmp_path / "evp", "--data", "rooms:2:1", "--budget", "abs_rel=0.1%") == 0
+
+
+def test_a_long_measurement_is_announced_after_its_first_image(tiny, monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 1800))  # every look at it is half an hour later
+    monkeypatch.setattr(accuracy, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert main(["accuracy", "--engine", str(tiny.plan), "--data", DATA, "--threads", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "the other 4 images will take about 2 hours; --limit N measures fewer" in said
+    assert [accuracy.duration(seconds) for seconds in (90, 121, 7300, 432000)] == ["90 seconds", "2 minutes", "2 hours", "5 days"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -133,6 +134,21 @@ def kitti(tmp_path_factory):
     return f"kitti:{folder}:{folder / 'eigen.txt'}"
 
 
+@pytest.fixture(scope="module")
+def refcoco(tmp_path_factory):
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("refer")
+    for place in ("refcoco", "images/mscoco/images/train2014"):
+        (folder / place).mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / "images/mscoco/images/train2014/COCO_7.jpg")
+    said = [{"sent_id": 1, "raw": "the left cup", "sent": "the left cup", "tokens": []}]
+    (folder / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([{"ref_id": 3, "image_id": 7, "ann_id": 9, "split": "val", "sentences": said}], 2))
+    image, thing = {"id": 7, "file_name": "COCO_7.jpg", "height": 48, "width": 64}, {"id": 9, "segmentation": [[8, 8, 40, 8, 40, 40, 8, 40]]}
+    (folder / "refcoco" / "instances.json").write_text(json.dumps({"images": [image], "annotations": [thing]}))
+    return f"refer:{folder}:refcoco"
+
+
 def in_process(step, force, quiet):
     from fathom.export.commands import export_command
     from fathom.models.training import train_command
@@ -150,7 +166,7 @@ def run_row(name, data, tmp_path, monkeypatch, capsys):
     assert found["published"] == row.published and found["images"] == 1 and found["tiny"]
     assert set(found["ours"]) == set(row.published) and all(np.isfinite(value) for value in found["ours"].values())
     record = json.loads((tmp_path / "out" / "accuracy.json").read_text())
-    assert record["evaluation"]["name"] == row.evaluation and record["rows"][0]["protocol"] == row.protocol
+    assert record["evaluation"]["name"] == (row.evaluation or "refer-window") and record["rows"][0]["protocol"] == (row.protocol or "single-image")
     config = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())["network"]["config"]
     assert {setting: config[setting] for setting in row.settings} == row.settings
     if "bins" in row.options:
@@ -170,8 +186,8 @@ def test_a_row_runs_from_files_to_numbers(name, nyu, tmp_path, monkeypatch, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_every_row_runs(name, nyu, kitti, tmp_path, monkeypatch, capsys):
-    run_row(name, kitti if ROWS[name].data == "kitti" else nyu, tmp_path, monkeypatch, capsys)
+def test_every_row_runs(name, nyu, kitti, refcoco, tmp_path, monkeypatch, capsys):
+    run_row(name, {"nyu": nyu, "kitti": kitti, "refcoco": refcoco}[ROWS[name].data], tmp_path, monkeypatch, capsys)
 
 
 def test_the_papers_protocol_is_the_default_on_the_papers_data(nyu, tmp_path, capsys):

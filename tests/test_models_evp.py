@@ -271,6 +271,42 @@ def test_a_text_pack_replaces_the_checkpoints_text(file, tmp_path, picture, trut
     assert relative(other.boundaries(picture)["f32"], truth["f32"]) > 1e-3
 
 
+def test_captions_are_read_by_the_clip_of_the_file(checkpoint, tmp_path):
+    """The mean over captions of transformers' own hidden states, in every form of the list; words that the file cannot read are refused."""
+    from tokenizers import Tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from fathom.models.diffusion.evp_refer import TINY, TINY_TOKENIZER
+
+    torch.manual_seed(0)
+    end = TINY.vocabulary - 1
+    sizes = {"vocab_size": TINY.vocabulary, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    tower = CLIPTextModel(CLIPTextConfig(**sizes, max_position_embeddings=40, bos_token_id=end - 1, eos_token_id=end)).eval()
+    tensors = {n: t for n, t in checkpoint.items() if n != "encoder.class_embeddings"}
+    tensors |= {"encoder.clip_model.transformer.text_model." + n.removeprefix("text_model."): t.contiguous() for n, t in tower.state_dict().items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    captions = ["a red chair", "the wall on the left of a room"]
+    wanted = []
+    for caption in captions:
+        ids = Tokenizer.from_str(TINY_TOKENIZER.decode()).encode(caption).ids
+        with torch.no_grad():
+            wanted.append(tower(input_ids=torch.tensor([[*ids, *[end] * (40 - len(ids))]])).last_hidden_state)
+    forms = {"a.json": json.dumps(captions), "b.json": json.dumps({"1.jpg": captions[0], "2.jpg": captions[1]}), "c.txt": "\n".join([*captions, ""])}
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        loaded = load_evp(tmp_path / "x.safetensors", "nyu", SMALL, texts=tmp_path / name)
+        torch.testing.assert_close(loaded.text.class_embeddings, sum(wanted) / 2, atol=1e-5, rtol=1e-5)
+    for text, words in (("[]", "no caption"), ("[3]", "other things"), ("{", "broken")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(InputError, match=words):
+            load_evp(tmp_path / "x.safetensors", "nyu", SMALL, texts=tmp_path / "a.json")
+    save_file(checkpoint, tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="carries no CLIP"):
+        load_evp(tmp_path / "none.safetensors", "nyu", SMALL, texts=tmp_path / "c.txt")
+    with pytest.raises(UsageError, match="contradict"):
+        load_evp(tmp_path / "none.safetensors", "nyu", SMALL, tmp_path / "t.safetensors", tmp_path / "c.txt")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
+from fathom.models.catalog import load
 from fathom.models.llm_mde.head_outputs import first_outputs
 from fathom.models.llm_mde.language_depth_decoder import LanguageDepthDecoder, LanguageToDepth, UpSampleBN
 from fathom.models.llm_mde.llm_mde import OFFICIAL, PAPER, TINY, TOKENIZER, VARIANTS, LlmMde, load_llm_mde, of_variant, random_llm_mde
@@ -472,3 +473,18 @@ def test_official_size_stage_by_stage():
             got = stage.module(*({**inputs, **wanted}[tensor.name] for tensor in stage.spec.inputs))
             name = stage.spec.outputs[0].name
             torch.testing.assert_close(got, wanted[name], atol=2e-4, rtol=2e-4)
+
+
+def test_adapters_of_other_ranks_and_none():
+    """Table 5's columns at full size: rank and alpha of the ViT's, rank of the language model's; rank 0 leaves plain layers."""
+    paper = of_variant(OFFICIAL, "paper")
+    second = of_variant(replace(OFFICIAL, vit_rank=192, vit_alpha=192), "paper")
+    assert (second.vit.lora_rank, second.vit.lora_scale, second.llm_lora_rank) == (192, 1.0, 32) and second.vit.blocks == paper.vit.blocks
+    assert of_variant(replace(OFFICIAL, vit_rank=60, vit_alpha=120), "paper").vit.lora_scale == paper.vit.lora_scale == 2.0
+    assert of_variant(replace(OFFICIAL, llm_rank=16), "paper").llm_lora_rank == 16
+    frozen = load("llm-mde-tiny", variant="paper", random_init=True, settings={"vit_rank": 0, "llm_rank": 0})
+    assert not any("lora" in name or "linear_a" in name for name in frozen.state_dict())
+    some = load("llm-mde-tiny", variant="paper", random_init=True, settings={"vit_rank": 3, "llm_rank": 2})
+    assert some.state_dict()["vit.blocks.0.attn.qkv.linear_a_q.weight"].shape == (3, 128)
+    assert some.state_dict()["llm.encoder.layer.0.attention.self.query.lora_A"].shape == (2, 192)
+    assert some.config_json()["vit_rank"] == 3 and some.config_json()["llm_rank"] == 2

@@ -186,3 +186,15 @@ def test_llm_mde_paper_trains_adapters_and_new_parts_alone():
     assert transformers and all("lora_" in name or "linear_" in name for name in transformers)
     assert len(transformers) == 4 * TINY_PAPER.vit.blocks + 6 * TINY_PAPER.llm_layers
     assert learned - transformers == {n for n, _ in network.named_parameters() if not n.startswith(("vit.", "llm."))}
+
+
+def test_a_rank_of_zero_freezes_the_transformer():
+    from fathom.models.training.session import recipe_for
+    from fathom.models.training.train_command import build_parser
+
+    def trained(*more):
+        return recipe_for(build_parser().parse_args(["--model", "llm-mde", "--variant", "paper", *more])).trained
+
+    both = trained()
+    assert [pattern for pattern in both if pattern not in trained("--set", "llm_rank=0")] == [both[-1]] and both[-1].startswith("llm")
+    assert not any(pattern.startswith(("vit", "llm")) for pattern in trained("--set", "llm_rank=0", "--set", "vit_rank=0"))

@@ -115,7 +115,7 @@ def test_every_stage_equals_the_unfolded_network_alone_and_chained(network, pict
 def test_a_single_token_gets_all_the_attention(network):
     """The folded vector is W_o W_v c + b_o, whatever the image shows."""
     attention = network.unet.mid_block.attentions[0].transformer_blocks[0].attn2
-    context = network.text(network.row).double()
+    context = network.text(torch.tensor([[network.row]])).double()
     weights = {name: tensor.double() for name, tensor in attention.state_dict().items()}
     want = context[0, 0] @ weights["to_v.weight"].T @ weights["to_out.0.weight"].T + weights["to_out.0.bias"]
     folded = network.stages()[1].module.mid_block.attentions[0].transformer_blocks[0].attn2.vector
@@ -129,9 +129,28 @@ def test_the_scene_matters_and_must_be_one_of_the_27(checkpoint, tmp_path, netwo
     assert same_weights(kitchen, network) and same_output(kitchen.boundaries(picture)["depth"], truth["depth"])
     assert relative(cafe.boundaries(picture)["depth"], truth["depth"]) > 1e-3
     assert kitchen.config_json()["scene"] == "kitchen"
-    for scene in (None, "spaceship"):
-        with pytest.raises(UsageError, match=r"printer_room, bathroom.*bookstore"):
-            load_vpd(tmp_path / "vpd.safetensors", scene, "nyu", SMALL)
+    with pytest.raises(UsageError, match=r"printer_room, bathroom.*bookstore"):
+        load_vpd(tmp_path / "vpd.safetensors", "spaceship", "nyu", SMALL)
+
+
+def test_a_scene_chosen_with_each_photo_is_the_fixed_one(checkpoint, tmp_path, picture):
+    """27 vectors for each attention in the place of one: no bigger than that, and no weight of the text is left in the stages."""
+    save_file(checkpoint, tmp_path / "vpd.safetensors")
+    free = load_vpd(tmp_path / "vpd.safetensors", None, "nyu", SMALL)
+    rows = torch.tensor([[SCENES.index("cafe")], [SCENES.index("study")]])
+    wanted = torch.cat(
+        [load_vpd(tmp_path / "vpd.safetensors", s, "nyu", SMALL).boundaries(picture)["depth"][k : k + 1] for k, s in enumerate(("cafe", "study"))]
+    )
+    tensors = {**picture, "scene": rows}
+    assert relative(free.boundaries(tensors)["depth"], wanted) < 1e-5
+    for stage in free.stages():
+        tensors |= run(stage, tensors)
+    assert relative(tensors["depth"], wanted) < 1e-5
+    unet = free.stages()[1]
+    assert [spec.name for spec in unet.spec.inputs] == ["latent", "scene"] and unet.folded["cross_attention_vector"] == 27 * 16
+    vectors = [tensor for name, tensor in unet.module.state_dict().items() if name.endswith("attn2.vectors")]
+    assert len(vectors) == 16 and all(tensor.shape[0] == 27 for tensor in vectors)
+    assert free.contract.text.classes == SCENES and free.config_json()["scene"] is None
 
 
 def test_pth_with_prefix_and_without_what_may_be_missing(checkpoint, network, tmp_path, picture, truth):
@@ -184,8 +203,7 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint, tmp_path):
 def test_catalog_gives_vpd(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "DEMO_WEIGHTS", tmp_path)
     assert catalog.load("vpd-tiny", scene="office").name == "vpd-tiny"
-    with pytest.raises(UsageError, match="what kind of room"):
-        catalog.load("vpd-tiny")
+    assert catalog.load("vpd-tiny").contract.text.kind == "choice"
     with pytest.raises(InputError, match="vpd needs weights"):
         catalog.load("vpd", scene="office")
     with pytest.raises(ValueError, match="window"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError
 from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
 from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
+from .scenes import scene_of
 from .shaping import shape_pair
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from ...datasets.source import Source
     from ...runtime.photo.depth_map import DepthMap
     from ...runtime.pipeline import Pipeline
+
+
+LONG_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class RowResult:
     content_sha256: str
 
 
+def duration(seconds: float) -> str:
+    """In words, in the largest unit of which there are two."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 def read_samples(source: Source, numbers: range) -> Iterator[Sample]:
     """Samples one by one, with the errors of ``datasets`` as errors for people.
 
@@ -78,29 +91,41 @@ def read_samples(source: Source, numbers: range) -> Iterator[Sample]:
             raise InputError(str(error), wanted="data as --data names them", fix="check the files and the words after --data") from error
 
 
-def measure(rows: list[Row], source: Source, count: int, evaluation: Evaluation, journal: Journal, advance: Callable[[int], None]) -> list[RowResult]:
+def measure(
+    rows: list[Row],
+    source: Source,
+    count: int,
+    evaluation: Evaluation,
+    journal: Journal,
+    advance: Callable[[int], None],
+    on_message: Callable[[str], None] | None = None,
+) -> list[RowResult]:
     """Run every row over the first ``count`` samples, each by the protocol that its facts name.
 
     Args:
         advance: told how many images are done.
+        on_message: told after a row's first images how long the others will take, if that is long.
 
     Raises:
         InputError: if the data cannot be read, or no image fits. An image that does not fit, or on which a network fails, does not stop
             the others; the result names it.
         UsageError: if there is no such protocol, or the evaluation cannot speak about the networks' output.
     """
-    return [_measure_row(number, row, source, count, evaluation, journal, advance) for number, row in enumerate(rows)]
+    return [_measure_row(number, row, source, count, evaluation, journal, advance, on_message) for number, row in enumerate(rows)]
 
 
-def _measure_row(number, row, source, count, evaluation, journal, advance) -> RowResult:
+def _measure_row(number, row, source, count, evaluation, journal, advance, on_message) -> RowResult:
     groups = [range(start, min(start + evaluation.group, count)) for start in range(0, count, evaluation.group)]
     left = [index for index in range(len(groups)) if (number, index) not in journal.done]
     advance(sum(len(groups[index]) for index in range(len(groups)) if (number, index) in journal.done))
     if left:
         with row.open() as pipeline:
-            for index in left:
+            for place, index in enumerate(left):
+                begun = time.monotonic()
                 journal.add(number, index, _measure_group(pipeline, source, groups[index], evaluation, row.facts["protocol"]))
                 advance(len(groups[index]))
+                if on_message and place == 0 and (rest := (time.monotonic() - begun) * (len(left) - 1)) > LONG_S:
+                    on_message(f"{row.name}: the other {count - len(groups[index])} images will take about {duration(rest)}; --limit N measures fewer")
     entries = [journal.done[number, index] for index in range(len(groups))]
     scores = tuple(tuple(map(Score.from_json, entry["scores"])) for entry in entries)
     content = hashlib.sha256("".join(digest for entry in entries for digest in entry["digests"]).encode()).hexdigest()
@@ -122,6 +147,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
         try:
             rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
             mask = counted(evaluation, truth_m, valid)
+            scene = scene_of(pipeline.contract, sample)
         except (FathomError, ValueError) as error:
             skipped.append((sample.id, f"does not fit the evaluation {evaluation.name}: {_was(error)}"))
             continue
@@ -130,7 +156,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             continue
         try:
             seen_whole = pipeline.contract.output.focal_px and rgb.shape == sample.rgb.shape
-            depth = pipeline.predict(rgb, protocol, sample.intrinsics if seen_whole else None)
+            depth = pipeline.predict(rgb, protocol, sample.intrinsics if seen_whole else None, scene)
         except AccuracyError as error:
             failures.append((sample.id, str(error)))
             lost += 1

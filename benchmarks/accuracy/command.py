@@ -13,6 +13,7 @@ from ...runtime.commands.command import common_flags, warn
 from ...runtime.commands.progress import Progress
 from ...runtime.errors import AccuracyError, InputError, UsageError
 from ...runtime.files import refuse_existing
+from .mask_command import measures_masks, run_masks
 
 if TYPE_CHECKING:
     from .accuracy import Row
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
 BENCHMARK_PROTOCOL = {"nyu": "nyu-benchmark", "nyu-folder": "nyu-benchmark", "kitti": "kitti-benchmark"}
-REFERENCE_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
+REFERENCE_OPTIONS = ("visual_weights", "text_pack", "texts", "bins", "tokenizer")
 
 EPILOG = """\
 The first row is the one that the others are compared with: PyTorch if --reference is given, else the first engine.
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint that bundle was exported from")
     for option in REFERENCE_OPTIONS:
         parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
-    parser.add_argument("--data", metavar="DATA", help="nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]")
+    data = "nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]; for networks that draw masks refer:DIR:refcoco[:testA]"
+    parser.add_argument("--data", metavar="DATA", help=data)
     parser.add_argument(
         "--evaluation", metavar="NAME", help="which pixels count and how; --evaluation list shows all (default: by the kind of data, else full)"
     )
@@ -61,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the record; returns the exit code."""
+    if measures_masks(arguments.data):
+        _check(arguments)
+        return run_masks(arguments, _argv(arguments), _reference_options(arguments))
     from ..machine.system import describe
     from ..record.record import header, write_record
     from .accuracy import measure, to_json
@@ -71,21 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
     evaluation = _evaluation(arguments)
     if evaluation is None:
         return 0
-    if not arguments.engine and not arguments.reference:
-        raise UsageError("nothing to measure", fix="give --engine or --reference")
-    if not arguments.data:
-        raise UsageError("no data to measure on", fix="give --data, for example --data rooms:20:1")
-    if arguments.reference_weights and not arguments.reference:
-        raise UsageError("--reference-weights without --reference", fix="name the bundle with --reference")
+    _check(arguments)
     output = Path(arguments.output) if arguments.output else None
-    if output:
-        refuse_existing(output, arguments.force)
     source, provenance = open_data(arguments.data)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
     benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
-    options = {name: value for name in REFERENCE_OPTIONS if (value := getattr(arguments, f"reference_{name}")) is not None}
-    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, options, benchmark=benchmark, **shown)
+    rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, _reference_options(arguments), benchmark=benchmark, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
     packages = ("numpy", "onnxruntime", *(("torch",) if any(row.kind == "pytorch" for row in rows) else ()))
@@ -101,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             if journal.done:
                 progress.message(f"going on where the journal {journal_path} ends")
             try:
-                results = measure(rows, source, count, evaluation, journal, progress.advance)
+                results = measure(rows, source, count, evaluation, journal, progress.advance, progress.message)
             except KeyboardInterrupt:
                 if journal_path and journal.done:
                     progress.message(f"{len(journal.done)} parts are kept in {journal_path}; the same command goes on from there")
@@ -118,6 +115,21 @@ def run(arguments: argparse.Namespace) -> int:
             warn(f"{row['name']}: {len(row['skipped'])} of {count} images were left out, the first: {example['id']} ({example['reason']})")
     _print(record, arguments.json)
     return _judge(record, arguments.budget)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not arguments.engine and not arguments.reference:
+        raise UsageError("nothing to measure", fix="give --engine or --reference")
+    if not arguments.data:
+        raise UsageError("no data to measure on", fix="give --data, for example --data rooms:20:1")
+    if arguments.reference_weights and not arguments.reference:
+        raise UsageError("--reference-weights without --reference", fix="name the bundle with --reference")
+    if arguments.output:
+        refuse_existing(Path(arguments.output), arguments.force)
+
+
+def _reference_options(arguments: argparse.Namespace) -> dict[str, str]:
+    return {name: value for name in REFERENCE_OPTIONS if (value := getattr(arguments, f"reference_{name}")) is not None}
 
 
 def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:

@@ -67,13 +67,14 @@ def stage_costs(
     Raises:
         FathomError: if the stages cannot be run one by one.
     """
+    from .scenes import scene_of
     from .shaping import shape_pair
 
-    photos = []
-    for number in range(min(count, PHOTOS)):
-        sample = source[number]
-        photos.append(shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)[0])
+    photos: list[tuple[np.ndarray, str | None]] = []
     with Pipeline.open(engine, None, threads) as other:
+        for number in range(min(count, PHOTOS)):
+            sample = source[number]
+            photos.append((shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)[0], scene_of(other.contract, sample)))
         precisions = {stage.spec.name: stage.precision for stage in other.manifest.stages}
         if not hasattr(other.backend, "run_stage"):
             raise FathomError("the engine's stages cannot be run one by one on this backend")
@@ -85,12 +86,12 @@ def stage_costs(
             return _costs(chain, mixed, precisions, photos, protocol)
 
 
-def _costs(chain: Pipeline, mixed: OneStageBackend, precisions: dict[str, str], photos: list[np.ndarray], protocol: str | None) -> list[dict[str, Any]]:
-    wanted = [chain.predict(photo, protocol) for photo in photos]
+def _costs(chain: Pipeline, mixed: OneStageBackend, precisions: dict[str, str], photos: list[Any], protocol: str | None) -> list[dict[str, Any]]:
+    wanted = [chain.predict(photo, protocol, prompt=scene) for photo, scene in photos]
     found = []
     for name, precision in precisions.items():
         mixed.stage = name
-        moved = [np.abs(chain.predict(photo, protocol).values - depth.values) for photo, depth in zip(photos, wanted, strict=True)]
+        moved = [np.abs(chain.predict(photo, protocol, prompt=scene).values - depth.values) for (photo, scene), depth in zip(photos, wanted, strict=True)]
         metres = float(np.mean([np.mean(move) for move in moved])) if wanted[0].kind == "metric" else None
         share = float(np.mean([np.mean(move) / np.mean(np.abs(depth.values)) for move, depth in zip(moved, wanted, strict=True)]))
         found.append({"name": name, "precision": precision, "depth_change_m": metres, "depth_change": share})

@@ -27,7 +27,7 @@ host memory), photo (a decoded photo to its finished map, with the protocol's wi
 says why. The JSON holds every sample, the versions and the devices.
 --details also measures the stages one by one, growing batches, energy, and cold start and memory of each subject in a process of its own.
 """
-PYTORCH_OPTIONS = ("visual_weights", "text_pack", "bins", "tokenizer")
+PYTORCH_OPTIONS = ("visual_weights", "text_pack", "texts", "bins", "tokenizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +186,7 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
         inputs[text.ids] = np.full((1, text.length), text.pad_id, np.int64)
         if text.mask:
             inputs[text.mask] = np.ones((1, text.length), np.float32)
-    prompt = PROMPT if text is not None and text.kind == "prompt" else None
+    prompt = text.some_words(PROMPT) if text is not None else None
     facts = {"name": f"{network.name} {network.variant}".strip(), "untrained": network.untrained, "parameters": network.parameters}
     about = {"network": facts, "protocol": protocol.name, "input_shape": list(inputs[contract.input.tensor].shape), "photo_shape": list(photo.shape[:2])}
     return Query(inputs, photo, prompt, protocol.name, arguments.details), about | {"prompt": prompt}

@@ -22,7 +22,7 @@ from ...runtime.errors import InputError
 from ...runtime.files import whole_file
 
 FORMAT, VERSION = "fathom-bench", 1
-KINDS = ("accuracy", "latency", "study")
+KINDS = ("accuracy", "latency", "masks", "study")
 ROOT = Path(__file__).parents[2]
 MAX_NBYTES = 1 << 28
 

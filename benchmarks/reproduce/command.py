@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``depth-bench reproduce``."""
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("row", nargs="*", metavar="PAPER TABLE ROW", help="for example: evp 1 evp")
-    parser.add_argument("--data", metavar="DATA", help="what to measure on: nyu:FILE.mat, nyu-folder:DIR:LIST.txt or kitti:DIR:LIST.txt")
+    parser.add_argument("--data", metavar="DATA", help="what to measure on: nyu:FILE.mat, nyu-folder:DIR:LIST.txt, kitti:DIR:LIST.txt or refer:DIR:refcoco")
     parser.add_argument("--train-data", metavar="DATA", help="what to learn from (default: the training part of nyu:FILE.mat)")
     parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from")
     parser.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
@@ -109,12 +109,13 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _print(arguments: argparse.Namespace, row: Row, record: dict[str, Any]) -> None:
     means, measured = record["rows"][0]["means"], record["rows"][0]["images"]
-    ours = {metric: means[metric] for metric in row.published}
+    ours = {metric: 100 * means["oIoU"] if metric == "oiou" else means[metric] for metric in row.published}
+    protocol, evaluation = record["rows"][0]["protocol"], record["evaluation"]["name"]
     if arguments.json:
         facts = {"paper": arguments.row[0], "table": arguments.row[1], "row": row.name, "published": row.published, "ours": ours}
-        print(json.dumps({**facts, "images": measured, "tiny": arguments.tiny, "evaluation": row.evaluation, "protocol": row.protocol}))
+        print(json.dumps({**facts, "images": measured, "tiny": arguments.tiny, "evaluation": evaluation, "protocol": protocol}))
         return
-    print(f"{row.label}, {measured} images, protocol {row.protocol}, evaluation {row.evaluation}")
+    print(f"{row.label}, {measured} images, protocol {protocol}, evaluation {evaluation}")
     print(f"{'':10} {'published':>10} {'ours':>10}")
     for metric, number in row.published.items():
         print(f"{metric:10} {number:>10} {ours[metric]:>10.4f}")

@@ -6,7 +6,7 @@ from .row import Paper, Row, Table
 
 NYU = ("rmse", "delta1", "delta2", "delta3", "abs_rel", "log10")
 KITTI = ("abs_rel", "sq_rel", "rmse", "rmse_log", "delta1", "delta2", "delta3")
-VPD_SCENE = "the scene is one for the whole run (living_room); the published evaluation takes each picture's own"
+VPD_SCENE = "each picture's own scene, as the published code reads it from the folder's name"
 AGGREGATED = "the published weights carry one aggregated text, the setting of row 11; row 12 wants a caption for every picture"
 
 
@@ -23,7 +23,7 @@ NO_BINS = "EVP without its metric bins"
 NO_IMAFR = "EVP without IMAFR"
 CLASS_TEXT = "EVP with a class description instead of captions"
 OWN_CAPTIONS = "EVP with a caption for every picture"
-VPD = {"network": "vpd", "options": {"scene": "living_room"}, "note": VPD_SCENE}
+VPD = {"network": "vpd", "note": VPD_SCENE}
 PAPER = Paper(
     "evp",
     "EVP: Enhanced Visual Perception using Inverse Multi-Attentive Feature Refinement and Regularized Image-Text Alignment",
@@ -83,7 +83,7 @@ PAPER = Paper(
                     data="refcoco",
                     evaluation="",
                     protocol="",
-                    lacking="reading RefCOCO and measuring masks in depth-bench",
+                    note="split val of division unc, every sentence; compared at the network's window as published (evaluation refer-window)",
                 ),
             ),
         ),

@@ -20,7 +20,7 @@ STARTS = {  # network -> the file a row of it begins with; depth-export --list s
 DATA_FILES = {
     "nyu": ("nyu_depth_v2_labeled.mat of NYU Depth v2, with splits.mat beside it", "--data nyu:FILE.mat", ("nyu", "nyu-folder")),
     "kitti": ("KITTI's raw pictures with the annotated depth maps, and the Eigen list", "--data kitti:DIR:LIST.txt", ("kitti",)),
-    "refcoco": ("refs(unc).p and instances.json of RefCOCO, with train2014", "--data refcoco:DIR", ("refcoco",)),
+    "refcoco": ("refs(unc).p and instances.json of RefCOCO, with train2014", "--data refer:DIR:refcoco", ("refer",)),
 }
 
 
@@ -103,9 +103,11 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
         start = [*start, "--bins", str(output)] if only_bins else ["--weights", str(output)]
     options = [word for flag, value in row.options.items() for word in (f"--{flag}", value)]
     found.append(Step("depth-export", (*model, *start, *options, "-o", str(folder / "bundle"))))
-    arguments = ["accuracy", "--engine", str(folder / "bundle"), "--data", _part(files.data, row.part), "--protocol", row.protocol]
-    arguments += ["--evaluation", row.evaluation, *(["--limit", str(limit)] if limit else []), "-o", str(folder / "accuracy.json")]
-    found.append(Step("depth-bench", tuple(arguments)))
+    arguments = ["accuracy", "--engine", str(folder / "bundle"), "--data", _part(files.data, row.part)]
+    arguments += ["--protocol", row.protocol] if row.protocol else []
+    arguments += ["--evaluation", row.evaluation] if row.evaluation else []
+    arguments += ["--limit", str(limit)] if limit else []
+    found.append(Step("depth-bench", (*arguments, "-o", str(folder / "accuracy.json"))))
     return tuple(found)
 
 

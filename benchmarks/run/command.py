@@ -118,7 +118,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     if not Path(arguments.bundle).is_dir():
         raise UsageError(f"{arguments.bundle} is no bundle", wanted="a folder made by depth-export", fix="name plans with --engine")
     text = manifest.contract.text
-    prompt = latency_command.PROMPT if text is not None and text.kind == "prompt" else None
+    prompt = text.some_words(latency_command.PROMPT) if text is not None else None
     modes = [word.strip() for word in arguments.pytorch.split(",") if word.strip()]
     compiled = sum(not mode.startswith("eager") for mode in modes)
     probes = [probe(engine, lambda engine=engine: open_pipeline(engine, None, arguments.threads), prompt) for engine in arguments.engine or [arguments.bundle]]

@@ -13,7 +13,6 @@ with other work it says how much of the cores this got.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -36,7 +35,8 @@ from ...runtime.photo.photo import PhotoFile, read_photo
 from ...runtime.photo.raw_maps import RawMaps
 from ...runtime.pipeline import Pipeline
 from ...runtime.tensorrt.gpu_worker import GpuWorker
-from .measured_commands import machine
+from ..record.record import study, write_record
+from .measured_commands import PACKAGES, system
 
 SAVES = ("npy", "png16", "color", "png16,color")
 
@@ -153,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     width, height = map(int, arguments.size.split("x"))
+    here = system()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = folder / "0.jpg"
@@ -167,17 +168,15 @@ def _run(arguments: argparse.Namespace) -> int:
                 found[saves] = measure(arguments.engine, photos, saves, arguments.forward, out)
             print(saves, found[saves], flush=True)
             shutil.rmtree(out)
-        words = {
-            "command": "python -m fathom.benchmarks.studies.card_busy",
-            "machine": machine(),
-            "load": [round(value, 2) for value in os.getloadavg()],
+        results = {
+            "system": here,
             "size": arguments.size,
             "photos": arguments.photos,
             "forward_ms": arguments.forward,
             "decode_cpu_ms": decode_ms(first),
             "saves": found,
         }
-    Path(arguments.output).write_text(json.dumps(words, indent=1) + "\n")
+    write_record(arguments.output, study("card_busy", results, PACKAGES), force=True)
     return 0
 
 

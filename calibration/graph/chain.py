@@ -25,10 +25,12 @@ def check_prompts(contract: Contract, prompts: Sequence[str]) -> None:
     Raises:
         UsageError: if they are missing or not wanted.
     """
-    asked = contract.text is not None and contract.text.kind == "prompt"
-    if prompts and not asked:
+    text = contract.text
+    if prompts and (text is None or not text.asked):
         raise UsageError("--prompt: this network is not asked in words", fix="leave it out")
-    if asked and not prompts:
+    if unknown := [prompt for prompt in prompts if text.kind == "choice" and prompt not in text.classes]:
+        raise UsageError(f"--prompt {unknown[0]}: this network knows no such scene", wanted=f"some of {', '.join(text.classes)}")
+    if text is not None and text.kind == "prompt" and not prompts:
         raise UsageError("this network is asked in words, and so it is calibrated", fix='say what to look for, as in --prompt "the cup on the left"')
 
 
@@ -47,7 +49,8 @@ class Chain:
     Args:
         bundle: open and checked; its stages must be FP32.
         protocol: one of the contract's; None for its first.
-        prompts: for a network that is asked in words; every photo is shown with one of them.
+        prompts: for a network that is asked in words; every photo is shown with one of them. Where there is a choice, all of it if
+            none are given.
 
     Raises:
         UsageError: if there is no such protocol, or prompts are missing or not wanted.
@@ -56,7 +59,8 @@ class Chain:
 
     def __init__(self, bundle: BundleDirectory, protocol: str | None = None, prompts: tuple[str, ...] = ()):
         manifest = bundle.manifest
-        self.manifest, self.contract, self.prompts = manifest, manifest.contract, prompts
+        choice = manifest.contract.text is not None and manifest.contract.text.kind == "choice"
+        self.manifest, self.contract, self.prompts = manifest, manifest.contract, prompts or (manifest.contract.text.classes if choice else ())
         self.protocol: Protocol = _choose(manifest.contract.protocols, protocol)
         self.specs: tuple[StageSpec, ...] = manifest.specs()
         self.graphs: dict[str, StageGraph] = {}
@@ -70,7 +74,7 @@ class Chain:
             self.graphs[stage.spec.name] = graph
         self.islands = {stage.spec.name: stage.fp32_islands for stage in manifest.stages}
         text = self.contract.text
-        self._text = TextEncoder(text, self.contract.input, bundle.path(text.tokenizer).read_bytes()) if text else None
+        self._text = TextEncoder(text, self.contract.input, bundle.path(text.tokenizer).read_bytes() if text.tokenizer else b"") if text else None
         check_prompts(self.contract, prompts)
         first = next(tensor for spec in self.specs for tensor in spec.inputs if tensor.name == self.contract.input.tensor)
         self.batch = first.shape[0] if isinstance(first.shape[0], int) else 1

@@ -14,7 +14,7 @@ from .command_line import build_flags, build_options, file_nbytes, require_packa
 
 PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 FOREIGN_PACKAGES = ("onnx", "onnxruntime", "safetensors")
-LOAD_OPTIONS = ("text_pack", "scene", "visual_weights", "bins", "tokenizer")  # flags that only some networks take; catalog.load refuses the others
+LOAD_OPTIONS = ("text_pack", "texts", "scene", "visual_weights", "bins", "tokenizer")  # flags that only some networks take; catalog.load refuses the others
 EPILOG = """\
 examples:
   depth-export --model evp-tiny -o evp-tiny/
@@ -44,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--weights", metavar="FILE", help="checkpoint, as published (.safetensors, .ckpt, .pth, .pt)")
     network.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
     network.add_argument("--text-pack", metavar="FILE", help="safetensors with text embeddings other than the checkpoint's")
-    network.add_argument("--scene", metavar="NAME", help="kind of room, for networks that must be told")
+    network.add_argument("--texts", metavar="FILE", help="captions (JSON, or one a line) for the CLIP in the checkpoint, whose mean every photo gets")
+    network.add_argument("--scene", metavar="NAME", help="kind of room, once for all photos (default: depth-run --scene tells it)")
     network.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
     network.add_argument("--bins", metavar="FILE|METRES", help="learned depth bins, or depths such as 1,1.5,2,2.25,2.5,2.75,3, for networks that may have some")
     network.add_argument("--set", metavar="NAME=N", action="append", help="a number that the paper varies, such as experts=8, as the weights were trained with")

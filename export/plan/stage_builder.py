@@ -277,7 +277,7 @@ class StageBuilder:
         manifest, options = self.manifest, self.options
         sources = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
         stages = [stage if stage.weights in sources else replace(stage, weights="", initializers=()) for stage in stages]
-        if text := manifest.contract.text:
+        if (text := manifest.contract.text) and text.tokenizer:
             sources[text.tokenizer] = self.bundle.path(text.tokenizer)
         made = PlanManifest(
             manifest.network,

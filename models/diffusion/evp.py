@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.spec import StageSpec
-from ...runtime.errors import InputError
-from ..checkpoint import KeyTable, fill, read_checkpoint
+from ...runtime.errors import InputError, UsageError
+from ..checkpoint import Checkpoint, KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..random_init import RANDOM_WARNING, randomise
 from .depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
@@ -206,7 +206,7 @@ def evp_keys(network: EVP) -> KeyTable:
     return key_table(network, lambda own: published_name(own, DEPTH_HEAD), constants, dict.fromkeys([*clip_names(), CLIP_PREFIX + "embeddings.position_ids"]))
 
 
-def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIAL, text_pack: str | Path | None = None) -> EVP:
+def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIAL, text_pack: str | Path | None = None, texts: str | Path | None = None) -> EVP:
     """EVP with the weights of a published or self-trained checkpoint.
 
     Args:
@@ -214,33 +214,59 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
         variant: ``nyu`` or ``kitti``; the file does not say which it is.
         config: sizes the file was trained with.
         text_pack: safetensors with ``context`` [1, tokens, width], instead of the checkpoint's own text. Needed for checkpoints
-            that carry CLIP instead of the mean caption.
+            that carry CLIP instead of the mean caption, if ``texts`` is not given.
+        texts: captions (see ``text_tower.read_captions``); the mean of what the file's own CLIP says of them is the text.
 
     Raises:
-        InputError: if the file is broken or unsafe, is another network's, or does not fit exactly.
+        InputError: if the file is broken or unsafe, is another network's, does not fit exactly, or carries no CLIP for ``texts``.
+        UsageError: if ``text_pack`` and ``texts`` are both given.
         ValueError: for an unknown variant.
     """
+    if text_pack is not None and texts is not None:
+        raise UsageError("--text-pack and --texts contradict each other", fix="give one of them")
     with torch.device("meta"):
         network = EVP(config, variant)
     table, text = evp_keys(network), published_name("text.class_embeddings", DEPTH_HEAD)
     pack = None if text_pack is None else read_text_pack(text_pack, "context", table.wanted[text].shape)
     checkpoint = read_checkpoint(path, ANCHOR)
     refuse_other_networks(checkpoint, "evp", config.name)
-    if pack is not None:
+    if texts is not None:
+        checkpoint.tensors[text] = caption_context(checkpoint, texts, config)
+    elif pack is not None:
         checkpoint.tensors[text] = pack
     elif text not in checkpoint.tensors and any(name.startswith(CLIP_PREFIX) for name in checkpoint.tensors):
         raise InputError(
             f"{checkpoint.file} carries CLIP for one caption per image, and no {text}",
             wanted="the text that every image shall get",
-            fix=f"give --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
+            fix=f"give --texts FILE with captions, or --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
         )
     fill(network, checkpoint, table, config.name)
     network.origin = origin_of(checkpoint, PUBLISHED, PUBLISHED_LICENCE, network.text.gamma, network.decoder)
     return network
 
 
-def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0, text_pack: str | Path | None = None) -> EVP:
-    """EVP with seeded random weights: right in shape, speed and finiteness, meaningless in depth. For benchmarks and tests."""
+def caption_context(checkpoint: Checkpoint, texts: str | Path, config: EVPConfig) -> Tensor:
+    """What the CLIP in an EVP file says of captions, averaged: [1, tokens, width].
+
+    Raises:
+        InputError: if the file carries no CLIP, or the captions cannot be read.
+    """
+    from .text_tower import clip_tower, mean_states, read_captions
+
+    captions = read_captions(texts)
+    if not any(name.startswith(CLIP_PREFIX) for name in checkpoint.tensors):
+        raise InputError(f"{checkpoint.file} carries no CLIP to read captions with", wanted="a checkpoint of captions per image", fix="give --text-pack FILE")
+    return mean_states(clip_tower(checkpoint, CLIP_PREFIX, config.backbone.context_width), captions, config.tokens)
+
+
+def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0, text_pack: str | Path | None = None, texts: str | Path | None = None) -> EVP:
+    """EVP with seeded random weights: right in shape, speed and finiteness, meaningless in depth. For benchmarks and tests.
+
+    Raises:
+        UsageError: if ``texts`` are given: there is no CLIP to read them with.
+    """
+    if texts is not None:
+        raise UsageError("random weights hold no CLIP to read --texts with", fix="leave --texts out")
     with torch.device("meta"):
         network = EVP(config, variant)
     randomise(network, seed)

@@ -150,13 +150,24 @@ class OneTokenAttention(nn.Module):
         return self.vector, None
 
 
+class ChosenTokenAttention(nn.Module):
+    """The same where one of several tokens is chosen for each picture: a row [B, 1, C] of a table."""
+
+    def __init__(self, attention: nn.Module, contexts: Tensor):
+        super().__init__()
+        self.register_buffer("vectors", attention.to_out[0](attention.to_v(contexts))[:, 0])  # [choices, C]
+
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, None]:
+        return F.embedding(context, self.vectors), None
+
+
 class FoldedTokens(nn.Module):
     """The transformer block: self-attention, cross-attention, gated feed-forward, each behind a LayerNorm and with a skip."""
 
     def __init__(self, block: nn.Module, attn2: nn.Module):
         super().__init__()
         self.norm1, self.attn1 = block.norm1, SelfAttention(block.attn1)
-        self.norm2, self.attn2 = nn.Identity() if isinstance(attn2, OneTokenAttention) else block.norm2, attn2
+        self.norm2, self.attn2 = nn.Identity() if isinstance(attn2, OneTokenAttention | ChosenTokenAttention) else block.norm2, attn2
         self.norm3, self.ff = block.norm3, block.ff
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -196,7 +207,8 @@ class FoldedUNet(nn.Module):
 
     Args:
         unet: the U-Net.
-        context: [1, T, width]; None where the text comes with each picture, then ``forward`` takes it too.
+        context: [1, T, width]; [choices, 1, width] where one is chosen for each picture, then ``forward`` takes its number, int64 [B, 1];
+            None where the text comes with each picture, then ``forward`` takes that.
     """
 
     def __init__(self, unet: TapUNet, context: Tensor | None):
@@ -221,7 +233,9 @@ class FoldedUNet(nn.Module):
         if context is None:
             return LiveCrossAttention(attention, collected)
         if context.shape[1] == 1 and not self.collect_maps:
-            self._count("cross_attention_vector")
+            self._count("cross_attention_vector", context.shape[0])
+            if context.shape[0] > 1:
+                return ChosenTokenAttention(attention, context)
             return OneTokenAttention(attention, context)
         self._count("cross_attention_kv_pair")
         return (CollectedCrossAttention if collected else FixedCrossAttention)(attention, context)

@@ -36,9 +36,9 @@ class TextContext(nn.Module):
         self.gamma = nn.Parameter(torch.full(shape[-1:], 1e-4))
         self.text_adapter = TextAdapter(shape[-1])
 
-    def forward(self, row: int | None = None) -> Tensor:
-        """The context [1, T, width]; with ``row``, that class alone as its only token [1, 1, width]."""
-        text = self.class_embeddings if row is None else self.class_embeddings[row].view(1, 1, -1)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """The context [1, T, width]; with ``rows`` int64 [B, 1], of each the class of that number as its only token [B, 1, width]."""
+        text = self.class_embeddings if rows is None else self.class_embeddings[rows]
         return text + self.gamma * self.text_adapter(text)
 
     def randomise(self, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 Where the paper and the code that made the published weights differ, this follows the code: no cross-attention maps are used for
 depth, the timestep is 1 and the latent is not scaled. The context is a single token, the mean pooled caption of the room's kind, so
-the scene must be chosen; the published evaluation takes it from the name of the data set's folder.
+the scene must be chosen, for each photo or once for all; the published evaluation takes it from the name of the data set's folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...runtime.artefact.spec import StageSpec
+from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.artefact.text_input import TextInput
 from ...runtime.errors import UsageError
 from ..checkpoint import KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
@@ -67,15 +68,18 @@ OFFICIAL = VPDConfig()
 TINY = VPDConfig("vpd-tiny", TINY_BACKBONE, 8, DecoderConfig(192, (32, 32, 32), 16), 160)
 
 
-def scene_row(scene: str | None) -> int:
-    """The row of a scene in the class embeddings.
+def scene_row(scene: str | None) -> int | None:
+    """The row of a scene in the class embeddings, None if it is chosen for each photo.
 
     Raises:
-        UsageError: if none is given, or it is none of ``SCENES``.
+        UsageError: if it is none of ``SCENES``.
     """
+    if scene is None:
+        return None
     if scene not in SCENES:
-        was = "VPD must be told what kind of room it sees" if scene is None else f"VPD knows no scene {scene!r}"
-        raise UsageError(was, wanted=f"one of {', '.join(SCENES)}", fix="give --scene NAME")
+        raise UsageError(
+            f"VPD knows no scene {scene!r}", wanted=f"one of {', '.join(SCENES)}", fix="give --scene NAME, or leave it out to choose with each photo"
+        )
     return SCENES.index(scene)
 
 
@@ -93,7 +97,7 @@ class VPD(DepthNetwork):
 
     Args:
         config: ``OFFICIAL`` or ``TINY``, or another of the same architecture.
-        scene: one of ``SCENES``.
+        scene: one of ``SCENES``, or None: then the network takes the scene's row with each photo.
         variant: ``nyu``; no other was ever trained.
 
     Raises:
@@ -110,6 +114,8 @@ class VPD(DepthNetwork):
         window = config.nyu_window
         protocols = (squeezed_single_image(window, OFFICIAL.nyu_window), nyu_benchmark(window, 2, "VPD test.sh"))
         self.contract = depth_contract(window, MAX_DEPTH_M, protocols)
+        if scene is None:
+            self.contract = dataclasses.replace(self.contract, text=TextInput("choice", "scene", "", 1, 0, "", "{text}", SCENES))
         self.origin = WeightsOrigin("random-init")
         channels = config.backbone.unet_channels
         self.vae = VAEEncoder(config.backbone)
@@ -120,13 +126,20 @@ class VPD(DepthNetwork):
         self.depth_head = depth_head(config.decoder.channels)
         self.relative = RelativeDepth(MAX_DEPTH_M)
 
+    def example_inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        found = super().example_inputs(batch, seed)
+        if self.row is None:
+            found["scene"] = torch.randint(len(SCENES), (batch, 1), generator=torch.Generator().manual_seed(seed))
+        return found
+
     def config_json(self) -> dict[str, Any]:
         constants = {"scene": self.scene, "max_depth_m": MAX_DEPTH_M, "window": self.config.nyu_window}
         return json.loads(json.dumps({**dataclasses.asdict(self.config), **constants}))  # tuples become lists
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {"latent": self.vae(inputs["image"])}
-        taps = self.unet(found["latent"], self.text(self.row))
+        rows = inputs["scene"] if self.row is None else torch.tensor([[self.row]], device=found["latent"].device)
+        taps = self.unet(found["latent"], self.text(rows))
         found |= zip(TAP_NAMES, taps, strict=True)
         side = self.config.nyu_window // FEATURE_SCALE
         features = self.aggregation(*taps)[..., :side, :side]
@@ -137,11 +150,13 @@ class VPD(DepthNetwork):
         window = self.config.nyu_window
         image, latent, taps = backbone_maps(window + CANVAS_MARGIN, self.config.backbone.unet_channels)
         vae = FoldedVAE(self.vae, 1.0)
-        unet = FoldedUNet(self.unet, self.text(self.row))
+        known = range(len(SCENES)) if self.row is None else (self.row,)
+        unet = FoldedUNet(self.unet, self.text(torch.tensor([[row] for row in known])))
+        told = (TensorSpec("scene", "int64", ("batch", 1)),) if self.row is None else ()
         decoder = DecoderStage(self, window // FEATURE_SCALE)
         return (
             Stage(StageSpec("vae", (image,), (latent,)), vae.eval(), folded=vae.folded),
-            Stage(StageSpec("unet", (latent,), taps), unet.eval(), folded=unet.folded),
+            Stage(StageSpec("unet", (latent, *told), taps), unet.eval(), folded=unet.folded),
             Stage(StageSpec("decoder", taps, (square_map("depth", 1, window),)), decoder.eval(), ("relative",), decoder.decoder.folded),
         )
 
@@ -171,14 +186,14 @@ def load_vpd(path: str | Path, scene: str | None = None, variant: str = "nyu", c
 
     Args:
         path: ``.ckpt``/``.pth`` with ``{'model': state_dict}``, or safetensors; names may carry a common prefix.
-        scene: one of ``SCENES``.
+        scene: one of ``SCENES``, or None to choose with each photo.
         variant: ``nyu``.
         config: sizes the file was trained with.
         text_pack: safetensors with ``class_embeddings`` [27, width], instead of the checkpoint's own.
 
     Raises:
         InputError: if the file is broken or unsafe, is another network's, or does not fit exactly.
-        UsageError: if the scene is missing or unknown.
+        UsageError: if the scene is unknown.
         ValueError: for an unknown variant.
     """
     with torch.device("meta"):

@@ -63,6 +63,8 @@ class LlmMdeConfig:
             short prompt leaves places free, which the published code refuses. ``image``: the image's outputs always in the same places.
         code: side of the code that the head makes, three channels.
         far_m: 0 for relative depth in [0, 1]; else the sigmoid counts from 0 to this many metres.
+        vit_rank, vit_alpha, llm_rank: of the adapters, instead of the variant's; rank 0 keeps that part frozen. The factor of the ViT's is
+            alpha / rank, the language model's alpha is 1.
         compact_vocabulary: token ids count only the words that occur, as tiny networks do.
 
     Raises:
@@ -86,6 +88,9 @@ class LlmMdeConfig:
     code: int = 32
     far_m: float = 0.0
     compact_vocabulary: bool = False
+    vit_rank: int | None = None
+    vit_alpha: int | None = None
+    llm_rank: int | None = None
 
     def __post_init__(self):
         if self.drop not in ("last", "class") or self.prompt not in TEMPLATES:
@@ -157,7 +162,13 @@ def of_variant(config: LlmMdeConfig, variant: str) -> LlmMdeConfig:
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}, wanted one of {', '.join(VARIANTS)}")
-    config = PAPERS[config] if variant.startswith("paper") else config
+    chosen = {name: getattr(config, name) for name in ("vit_rank", "vit_alpha", "llm_rank")}
+    config = replace(config, **dict.fromkeys(chosen))
+    config = replace(PAPERS[config] if variant.startswith("paper") else config, **chosen)
+    vit, rank = config.vit, config.vit.lora_rank if config.vit_rank is None else config.vit_rank
+    scale = vit.lora_scale if config.vit_alpha is None or not rank else config.vit_alpha / rank
+    llm = config.llm_lora_rank if config.llm_rank is None else config.llm_rank
+    config = replace(config, vit=replace(vit, lora_rank=rank, lora_scale=scale), llm_lora_rank=llm)
     return replace(config, far_m=FAR_M) if variant.endswith("-metric") else config
 
 

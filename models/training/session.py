@@ -30,6 +30,7 @@ WORDS = (
     "It was asked only for things in synthetic rooms, and always for something that was there: it does not know how to find nothing. "
     "Photos with words and masks are not read here, so there is no row for real photos."
 )
+ADAPTED = {"vit_rank": r"vit\.", "llm_rank": r"llm\."}  # a rank of 0 freezes these parameters
 NOTES = {"relative": ALIGNED, "mask": WORDS}  # by the kind of output
 
 
@@ -85,7 +86,8 @@ class Session:
             options["scene"] = arguments.scene or "living_room"
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
-        network = started_network(arguments.model, arguments.weights, random, arguments.seed, arguments.variant, arguments.scene, arguments.visual_weights)
+        start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"))
+        network = started_network(arguments.model, arguments.weights, random, arguments.seed, *start)
         backbone = _backbone(arguments)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
         facts = {
@@ -200,6 +202,9 @@ def recipe_for(arguments: argparse.Namespace) -> Recipe:
         recipe = replace(recipe, rate=arguments.lr, least_rate=recipe.least_rate * arguments.lr / recipe.rate)
     if arguments.precision:
         recipe = replace(recipe, precision=arguments.precision)
+    settings = catalog.parse_settings(arguments.set)
+    frozen = tuple(part for rank, part in ADAPTED.items() if settings.get(rank) == 0)
+    recipe = replace(recipe, trained=tuple(pattern for pattern in recipe.trained if not pattern.startswith(frozen)))
     if arguments.accumulate > recipe.batch:
         raise UsageError(f"--accumulate {arguments.accumulate}", wanted=f"at most the step's {recipe.batch} pictures")
     return recipe

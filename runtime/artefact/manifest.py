@@ -141,7 +141,9 @@ class Manifest:
         if self.contract.output.tensor not in outputs:
             raise ValueError(f"no stage makes the output tensor {self.contract.output.tensor!r}")
         text = self.contract.text
-        if text and (not {name for name in (text.ids, text.mask) if name} <= inputs or text.tokenizer not in self.files):
+        if text and (
+            not {name for name in (text.ids, text.mask) if name} <= inputs or text.tokenizer not in (*self.files, "" if text.kind == "choice" else None)
+        ):
             raise ValueError(f"the text wants the input tensors {text.ids} {text.mask} and the file {text.tokenizer}, which are not all there")
 
     def stage_files(self, stage: Any) -> tuple[str, ...]:

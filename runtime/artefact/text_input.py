@@ -12,6 +12,7 @@ from .spec import NAME, TENSOR_NAME, fields
 
 PLACEHOLDERS = {
     "prompt": ("text",),
+    "choice": ("text",),
     "position-statistics": ("min_x", "min_y", "max_x", "max_y", "median_x", "median_y", "class"),
     "level-statistics": ("min", "max", "median", "class"),
 }
@@ -26,15 +27,16 @@ class TextInput:
     """How the text of one picture is made and tokenised at run time.
 
     Args:
-        kind: ``prompt`` (the user's words), ``position-statistics`` (where along the axes the picture is darkest, brightest and median,
-            after normalisation) or ``level-statistics`` (its darkest, brightest and median 8-bit levels).
+        kind: ``prompt`` (the user's words), ``choice`` (one of ``classes``, such as the kind of room; its number is the only id),
+            ``position-statistics`` (where along the axes the picture is darkest, brightest and median, after normalisation) or
+            ``level-statistics`` (its darkest, brightest and median 8-bit levels).
         ids: name of the int64 tensor of token ids [batch, length].
         mask: name of the float32 tensor [batch, length], 1 for a token and 0 for padding; ``""`` if the network takes none.
         length: tokens per text, special tokens and padding included. Longer texts are refused, never cut.
         pad_id: token id of the padding.
-        tokenizer: path of the ``tokenizer.json`` in the artefact.
+        tokenizer: path of the ``tokenizer.json`` in the artefact; ``""`` for a choice.
         template: the text, with ``{placeholders}`` of the kind (``PLACEHOLDERS``).
-        classes: words for ``{class}``; empty for a prompt.
+        classes: words for ``{class}``, or those to choose from; empty for a prompt.
         class_tops: for each class the largest value that still belongs to it, rising. Values are normalised pixels for positions, 8-bit
             levels for levels; what lies above the last belongs to the last class.
         size: pixels per side to which the window is resized (bilinear, unfiltered) before the statistics; 0 for the window as it is.
@@ -65,21 +67,32 @@ class TextInput:
         for what, value, least, most in (("length", self.length, 1, MAX_TOKENS), ("pad_id", self.pad_id, 0, 1 << 24), ("size", self.size, 0, 1 << 14)):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise ValueError(f"text.{what}: {value!r} is no number from {least} to {most}")
-        if not isinstance(self.tokenizer, str) or not FILE.fullmatch(self.tokenizer):
+        if not isinstance(self.tokenizer, str) or not (self.tokenizer == "" if self.kind == "choice" else FILE.fullmatch(self.tokenizer)):
             raise ValueError(f"text.tokenizer: {self.tokenizer!r} is no file of an artefact")
         found = PLACEHOLDER.findall(self.template)
         if len(self.template) > MAX_TEMPLATE or set(found) != set(PLACEHOLDERS[self.kind]):
             raise ValueError(f"text.template: placeholders {found} in {len(self.template)} characters, wanted {', '.join(PLACEHOLDERS[self.kind])}")
         if self.kind == "prompt" and (self.classes or self.class_tops or self.size):
             raise ValueError("text: a prompt has no classes and no statistics")
-        if self.kind != "prompt":
+        if self.kind == "choice" and (self.mask or self.length != 1 or self.class_tops or self.size or not 0 < len(self.classes) <= 256):
+            raise ValueError("text: a choice is one id of up to 256 classes, without mask and statistics")
+        if self.kind not in ("prompt", "choice"):
             tops = self.class_tops
             finite = all(isinstance(top, (int, float)) and not isinstance(top, bool) and math.isfinite(top) for top in tops)
             rising = finite and all(a < b for a, b in pairwise(tops))
             if not rising or len(tops) != len(self.classes) or not 0 < len(tops) <= 256:
                 raise ValueError(f"text.class_tops: one rising number for each of {len(self.classes)} classes was wanted, got {tops!r}")
-            if not all(isinstance(word, str) and NAME.fullmatch(word.replace(" ", "_")) for word in self.classes):
-                raise ValueError(f"text.classes: lower-case words were wanted, got {self.classes!r}")
+        if self.kind != "prompt" and not all(isinstance(word, str) and NAME.fullmatch(word.replace(" ", "_")) for word in self.classes):
+            raise ValueError(f"text.classes: lower-case words were wanted, got {self.classes!r}")
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user says the words."""
+        return self.kind in ("prompt", "choice")
+
+    def some_words(self, prompt: str) -> str | None:
+        """Words with which the network can be tried: ``prompt``, the first choice, or None where it writes its own."""
+        return {"prompt": prompt, "choice": (*self.classes, "")[0]}.get(self.kind)
 
     def fill(self, values: dict[str, Any]) -> str:
         """The template with every placeholder replaced by its value; no other syntax is understood."""

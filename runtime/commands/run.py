@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the network (default: the artefact's first; depth-inspect lists them)")
     parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of all photos, in pixels of the upright photo, or a JSON file that holds it")
     parser.add_argument("--prompt", metavar="TEXT", help="words, for a network that is asked in words")
+    parser.add_argument("--scene", metavar="NAME", help="kind of room, for a network that must be told (depth-inspect lists what it knows)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run (default: what the plan was built for)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--streams", type=_positive, default=1, metavar="N", help="TensorRT: network runs on the GPU at the same time (default: %(default)s)")
@@ -103,6 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if "ply" in kinds:
             refuse_ply(pipeline.contract.output.kind, camera)
         pipeline.protocol(arguments.protocol)
+        _tell_scene(pipeline, arguments)
         if pipeline.origin.untrained:
             warn(UNTRAINED)
         made = _make_folders(out, targets)
@@ -114,6 +116,20 @@ def _run(arguments: argparse.Namespace) -> int:
             for folder in reversed(made):
                 if not any(folder.iterdir()):
                     folder.rmdir()
+
+
+def _tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:
+    """The scene goes in where the words do; whatever is missing or unknown is told before the first photo."""
+    from ..text.encoder import checked_choice
+
+    text = pipeline.contract.text
+    choice = text is not None and text.kind == "choice"
+    if arguments.scene is not None and not choice:
+        raise UsageError("this network takes no scene", fix="leave --scene out")
+    if choice:
+        if arguments.prompt is not None:
+            raise UsageError("this network takes no words but the kind of scene", fix="give --scene NAME instead of --prompt")
+        arguments.prompt = checked_choice(text, arguments.scene)
 
 
 def _refuse_existing(targets: dict[Any, dict[str, Path]], force: bool) -> None:

@@ -23,7 +23,7 @@ class TextEncoder:
     Args:
         text: how the text is made.
         image: how the picture became a tensor; the statistics look at its window.
-        tokenizer_json: the ``tokenizer.json`` of the artefact.
+        tokenizer_json: the ``tokenizer.json`` of the artefact; empty for a choice.
         ids: ``int64``, or ``int32`` for engines that know nothing wider.
 
     Raises:
@@ -33,23 +33,25 @@ class TextEncoder:
 
     def __init__(self, text: TextInput, image: ImageInput, tokenizer_json: bytes, ids: str = "int64"):
         self.text, self.image, self._ids = text, image, DTYPES[ids]
-        self._tokenizer = _open_tokenizer(tokenizer_json, text)
+        self._tokenizer = None if text.kind == "choice" else _open_tokenizer(tokenizer_json, text)
 
     @property
     def reads_picture(self) -> bool:
         """Whether the words depend on the picture."""
-        return self.text.kind != "prompt"
+        return not self.text.asked
 
     def sentences(self, canvas: np.ndarray, prompt: str | None = None) -> list[str]:
         """One text per picture.
 
         Args:
             canvas: the network's input [batch, 3, canvas height, canvas width], normalised.
-            prompt: the user's words; wanted for the kind ``prompt``, refused otherwise.
+            prompt: the user's words; wanted for the kinds ``prompt`` and ``choice``, refused otherwise.
 
         Raises:
-            UsageError: if the prompt is missing, empty, too long or not wanted.
+            UsageError: if the prompt is missing, empty, too long, none to choose from, or not wanted.
         """
+        if self.text.kind == "choice":
+            return [checked_choice(self.text, prompt)] * len(canvas)
         if self.text.kind == "prompt":
             return [self.text.fill({"text": _checked(prompt)})] * len(canvas)
         if prompt is not None:
@@ -74,6 +76,8 @@ class TextEncoder:
 
     def tokenize(self, sentences: list[str]) -> dict[str, np.ndarray]:
         """As ``__call__``, from finished sentences."""
+        if self.text.kind == "choice":
+            return {self.text.ids: np.array([[self.text.classes.index(word)] for word in sentences], self._ids)}
         ids = np.full((len(sentences), self.text.length), self.text.pad_id, self._ids)  # [B, L]
         mask = np.zeros((len(sentences), self.text.length), np.float32)  # [B, L]
         for row, sentence in enumerate(sentences):
@@ -92,6 +96,18 @@ class TextEncoder:
             return self.text.fill({**positions(picture), "class": self.text.class_of(most_frequent(picture))})
         found = levels(picture, self.image.mean, self.image.std)
         return self.text.fill({**level_statistics(found), "class": self.text.class_of(fullest_interval(found, self.text.class_tops))})
+
+
+def checked_choice(text: TextInput, word: str | None) -> str:
+    """One of the words to choose from.
+
+    Raises:
+        UsageError: if it is missing or none of them.
+    """
+    if word not in text.classes:
+        was = "this network must be told what kind of scene it sees" if word is None else f"this network knows no scene {word!r}"
+        raise UsageError(was, wanted=f"one of {', '.join(text.classes)}", fix="give --scene NAME")
+    return word
 
 
 def _checked(prompt: str | None) -> str:

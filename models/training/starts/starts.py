@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,11 +22,19 @@ STARTS = {  # what the authors began with
     "llm-mde": "bert-base-uncased (model.safetensors) with --visual-weights vit_base_patch16_224 of timm, or a finished file of LLM-MDE",
     "depthblip2": "LAVIS' Q-Former file with --visual-weights LAVIS' image encoder",
 }
-BERT_ANCHOR, VIT_ANCHOR = "embeddings.word_embeddings.weight", "patch_embed.proj.weight"
+BERT_ANCHORS = ("bert.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight")  # with the heads of its own training beside it, or alone
+VIT_ANCHOR = "patch_embed.proj.weight"
 
 
 def started_network(
-    name: str, weights: str | Path | None, random_init: bool, seed: int, variant: str | None, scene: str | None, visual: str | None
+    name: str,
+    weights: str | Path | None,
+    random_init: bool,
+    seed: int,
+    variant: str | None,
+    scene: str | None,
+    visual: str | None,
+    settings: Mapping[str, int] | None = None,
 ) -> DepthNetwork:
     """The network in eval mode, as training begins.
 
@@ -33,6 +42,7 @@ def started_network(
         weights: the network's own file, or the start's: Stable Diffusion 1.5 (EVP, VPD), OpenAI's CLIP (MoA-DepthCLIP), LAVIS' Q-Former
             (DepthBLIP-2), bert-base-uncased (LLM-MDE).
         visual: the image encoder's file: LAVIS' (DepthBLIP-2), timm's vit_base_patch16_224 (LLM-MDE).
+        settings: see ``catalog.load``.
 
     Raises:
         InputError: if a file is broken or does not fit.
@@ -47,9 +57,9 @@ def started_network(
         if network_of(checkpoint.tensors) == "stable-diffusion":
             return _diffusion(entry, kind, checkpoint, seed, variant, scene)
     if weights is not None and kind == "llm_mde" and visual is not None:
-        bert = read_checkpoint(weights, BERT_ANCHOR)
-        return _language(entry, read_checkpoint(visual, VIT_ANCHOR), bert, seed, variant)
-    return catalog.load(name, weights, random_init=random_init, seed=seed, variant=variant, scene=scene, visual_weights=visual)
+        bert = read_checkpoint(weights, *BERT_ANCHORS)
+        return _language(name, read_checkpoint(visual, VIT_ANCHOR), bert, seed, variant, settings)
+    return catalog.load(name, weights, random_init=random_init, seed=seed, variant=variant, scene=scene, visual_weights=visual, settings=settings)
 
 
 def _module(entry: catalog.NetworkEntry):
@@ -73,10 +83,12 @@ def _diffusion(entry: catalog.NetworkEntry, kind: str, checkpoint: Checkpoint, s
     return network
 
 
-def _language(entry: catalog.NetworkEntry, vit: Checkpoint, bert: Checkpoint, seed: int, variant: str | None) -> DepthNetwork:
+def _language(name: str, vit: Checkpoint, bert: Checkpoint, seed: int, variant: str | None, settings: Mapping[str, int] | None) -> DepthNetwork:
     from .llm_mde import start_from_vit_and_bert
 
+    entry = catalog.NETWORKS[name]
     module, config = _module(entry)
+    config = catalog.with_settings(name, config, settings or {})
     variant = _variant(entry, variant)
     with torch.device("meta"):
         network = module.LlmMde(module.of_variant(config, variant), variant)

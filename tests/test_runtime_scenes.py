@@ -1,0 +1,125 @@
+"""A network that is told the kind of scene with every photo: artefact, depth-run --scene, accuracy by each sample's own scene."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fathom.benchmarks.bench_command import main as bench
+from fathom.export.bundle.bundle import write_bundle
+from fathom.export.plan.build import build_plan
+from fathom.export.plan.build_options import BuildOptions
+from fathom.models.network import DepthNetwork, Stage, WeightsOrigin
+from fathom.runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Resize
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
+from fathom.runtime.artefact.text_input import TextInput
+from fathom.runtime.commands.run import main as depth_run
+from fathom.runtime.errors import UsageError
+from fathom.runtime.pipeline import Pipeline
+
+SCENES = ("study", "kitchen", "study_room")
+PHOTO = np.repeat(np.linspace(0, 255, 40 * 60).reshape(40, 60, 1), 3, 2).astype(np.uint8)
+
+
+class Told(DepthNetwork):
+    """1 m in a study, 2 in a kitchen, 3 in a study_room, and a little of the picture."""
+
+    name, variant = "told", "test"
+
+    def __init__(self):
+        super().__init__()
+        self.near = nn.Embedding.from_pretrained(torch.tensor([[1.0], [2.0], [3.0]]))
+        protocol = Protocol("single-image", (Resize(32, 32, "bilinear"),), (0,), (), False, "a test")
+        text = TextInput("choice", "scene", "", 1, 0, "", "{text}", SCENES)
+        image = ImageInput("image", (32, 32), (32, 32), (0.5,) * 3, (0.5,) * 3)
+        self.contract = Contract(image, OutputContract("depth", "metric", "m", 0.1, 10.0, "far", "bilinear"), (protocol,), text)
+        self.origin = WeightsOrigin("trained")
+        self.eval().requires_grad_(False)
+
+    def forward(self, image, scene):
+        return self.near(scene)[..., None] + 0.01 * image.mean(1, keepdim=True)
+
+    def config_json(self):
+        return {}
+
+    def example_inputs(self, batch=1, seed=0):
+        return {**super().example_inputs(batch, seed), "scene": torch.arange(batch)[:, None] % 3}
+
+    def boundaries(self, inputs):
+        return {"depth": self(inputs["image"], inputs["scene"])}
+
+    def stages(self):
+        image, scene = TensorSpec("image", "float32", ("batch", 3, 32, 32)), TensorSpec("scene", "int64", ("batch", 1))
+        return (Stage(StageSpec("all", (image, scene), (TensorSpec("depth", "float32", ("batch", 1, 32, 32)),)), self),)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("told")
+    write_bundle(Told(), folder / "bundle")
+    build_plan(folder / "bundle", folder / "x.plan", BuildOptions("onnxruntime", "fp32", (), (1, 2, 2)))
+    Image.fromarray(PHOTO).save(folder / "photo.png")
+    return folder
+
+
+def test_one_plan_knows_every_scene(made):
+    with Pipeline.open(made / "x.plan") as pipeline:
+        for metres, scene in enumerate(SCENES, 1):
+            assert np.abs(pipeline.predict(PHOTO, prompt=scene).depth_m - metres).max() < 0.011
+        futures = [pipeline.submit(PHOTO, prompt=scene) for scene in SCENES]
+        assert [round(float(future.result().depth_m.mean())) for future in futures] == [1, 2, 3]
+        for wrong in (None, "attic", ""):
+            with pytest.raises(UsageError, match="study, kitchen, study_room"):
+                pipeline.predict(PHOTO, prompt=wrong)
+
+
+def test_depth_run_is_told_the_scene(made, tmp_path, capsys, tiny):
+    words = ["--engine", str(made / "x.plan"), str(made / "photo.png"), "--save", "npy", "--quiet", "-o"]
+    assert depth_run([*words, str(tmp_path / "out"), "--scene", "kitchen"]) == 0
+    assert np.abs(np.load(tmp_path / "out" / "photo_depth.npy", allow_pickle=False) - 2).max() < 0.011
+    for more, message in (([], "must be told"), (["--scene", "attic"], "knows no scene 'attic'"), (["--prompt", "kitchen"], "instead of --prompt")):
+        assert depth_run([*words, str(tmp_path / "none"), *more]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "none").exists()
+    words[1] = str(tiny.plan)
+    assert depth_run([*words, str(tmp_path / "none"), "--scene", "kitchen"]) == 2
+    assert "takes no scene" in capsys.readouterr().err
+
+
+def test_accuracy_tells_each_samples_own_scene(made, tmp_path):
+    """The first of the list that the folder's name holds: study_room_0002 is a study, as in VPD's published evaluation."""
+    for name, metres in (("study_room_0002", 1), ("kitchen_0001", 2), ("attic_0001", 2)):
+        pair = tmp_path / "data" / name
+        pair.mkdir(parents=True)
+        Image.fromarray(PHOTO).save(pair / "rgb.png")
+        Image.fromarray(np.full((40, 60), metres * 1000, np.uint16)).save(pair / "depth.png")
+        (pair / "meta.json").write_text(json.dumps({"depth_scale": 1000}))
+    words = ["accuracy", "--engine", str(made / "x.plan"), "--data", f"pairs:{tmp_path / 'data'}", "-o", str(tmp_path / "r.json"), "--quiet", "--details"]
+    assert bench(words) == 0
+    row = json.loads((tmp_path / "r.json").read_text())["rows"][0]
+    assert row["images"] == 2 and row["means"]["abs_rel"] < 0.011
+    assert [skipped["id"] for skipped in row["skipped"]] == ["attic_0001"] and "names none of the network's scenes" in row["skipped"][0]["reason"]
+
+
+def test_latency_and_calibration_know_words_to_try(made, tmp_path):
+    from fathom.calibration.graph.chain import Chain, check_prompts
+    from fathom.runtime.artefact.bundle import BundleDirectory
+
+    words = ["latency", str(made / "bundle"), "--onnxruntime", "cpu", "--rounds", "1", "--warm-up", "1", "--quiet", "-o", str(tmp_path / "l.json")]
+    assert bench(words) == 0
+    with BundleDirectory.open(made / "bundle") as bundle:
+        chain = Chain(bundle)
+        assert {chain.prompt_of(number) for number in range(50)} == set(SCENES)
+        assert {Chain(bundle, None, ("kitchen",)).prompt_of(number) for number in range(9)} == {"kitchen"}
+        with pytest.raises(UsageError, match="knows no such scene"):
+            check_prompts(bundle.manifest.contract, ["attic"])
+
+
+@pytest.mark.parametrize("change", [{"classes": ()}, {"length": 2}, {"mask": "m"}, {"tokenizer": "t.json"}, {"size": 3}, {"classes": ("A?",)}])
+def test_a_choice_that_is_none_is_refused(change):
+    facts = {"kind": "choice", "ids": "scene", "mask": "", "length": 1, "pad_id": 0, "tokenizer": "", "template": "{text}", "classes": SCENES}
+    TextInput(**facts)
+    with pytest.raises(ValueError, match="text"):
+        TextInput(**{**facts, **change})
