@@ -202,17 +202,16 @@ class Broken:
             raise RuntimeError("operator torchvision::nms does not exist")
 sys.meta_path.insert(0, Broken())
 from fathom.models.clip.clip_text import token_ids
-from fathom.models.clip.clip_towers import RN50, VIT_B_32, build_clip
-print(len(build_clip(VIT_B_32, "meta").state_dict()), len(build_clip(RN50, "meta").state_dict()), token_ids(("giant",))[0, 1].item())
+from fathom.models.clip.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower
+print(len(build_clip(VIT_B_32, "meta").state_dict()), len(build_image_tower(RN50, "meta").layer3), token_ids(("giant",))[0, 1].item())
 print(sorted({"torchvision", "timm", "transformers", "open_clip"} & {name.partition(".")[0] for name in sys.modules}))
 """
 
 
 def test_the_towers_need_no_torchvision():
-    """Neither one that is missing nor one that is made for another torch matters; 302 and 504 tensors are what OpenAI's two files hold."""
+    """Neither one that is missing nor one that is made for another torch matters; OpenAI's ViT-B/32 holds 302 tensors, RN50's third stage 6 blocks."""
     words = subprocess.run([sys.executable, "-c", WITHOUT_TORCHVISION], check=True, capture_output=True, text=True).stdout.split("\n")
-    vit, resnet, giant = map(int, words[0].split())
-    assert (vit, giant) == (302, 4687) and resnet >= 504 and words[1] == "[]"
+    assert words[:2] == ["302 6 4687", "[]"]
 
 
 def test_our_copy_of_the_modules_leaves_open_clip_and_torchvision_alone():
