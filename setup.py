@@ -72,7 +72,7 @@ setup(
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
-        "fathom.benchmarks": ["record/schemas/*.json"],
+        "fathom.benchmarks": ["record/schemas/*.json", "demo/*.css", "demo/*.js"],
     },
     install_requires=RUN,
     extras_require={

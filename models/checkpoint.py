@@ -73,19 +73,19 @@ class KeyTable:
     ignored: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
 
 
-def read_checkpoint(path: str | Path, anchor: str) -> Checkpoint:
+def read_checkpoint(path: str | Path, *anchors: str) -> Checkpoint:
     """Read ``.safetensors``, ``.ckpt``, ``.pth`` or ``.pt``.
 
     Args:
-        anchor: a name that every checkpoint of the kind has; what stands before it in this file, if it stands before every
-            name (``module.``, a wrapper class's attribute), is removed.
+        anchors: names of which every checkpoint of the kind has one, the longest form first (see ``strip_prefix``); what stands before it
+            in this file (``module.``, a wrapper class's attribute) is removed.
 
     Raises:
         InputError: if the file is missing, cut short, no checkpoint, or would run code when unpickled.
     """
     path = Path(path)
     tensors = read_tensors(path)
-    return Checkpoint(path.name, path.stat().st_size, sha256_of(path), strip_prefix(tensors, anchor))
+    return Checkpoint(path.name, path.stat().st_size, sha256_of(path), strip_prefix(tensors, *anchors))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -185,26 +185,36 @@ def _refuse_pickle(path: Path, message: str) -> InputError:
     return InputError(f"{path.name} is no PyTorch checkpoint, or is damaged", fix=AGAIN)
 
 
-def strip_prefix(tensors: dict[str, Tensor], anchor: str) -> dict[str, Tensor]:
-    """Remove what stands before ``anchor``, if it stands before every name; a wrapper such as DataParallel or Lightning put it there.
+def strip_prefix(tensors: dict[str, Tensor], *anchors: str) -> dict[str, Tensor]:
+    """Remove what stands before an anchor, if it stands before every name; a wrapper such as DataParallel or Lightning put it there.
 
     Numbers without the prefix that are no weights (counters and sums of metrics that were saved along, one element each) are left out.
+
+    Args:
+        anchors: the first one that the file has, bare or behind a prefix, decides. Where one form of a file has an anchor inside a module
+            (``query_tokens``, ``qformer.query_tokens``), an anchor of that form comes first.
 
     Raises:
         InputError: if other weights stand beside those with the prefix.
     """
-    for name in tensors:
-        if name.endswith("." + anchor):
-            prefix = name[: -len(anchor)]
-            beside = [other for other, tensor in tensors.items() if not other.startswith(prefix)]
-            if any(tensors[other].numel() > 1 for other in beside):
-                raise InputError(
-                    f"the network's tensors lie under the prefix {prefix!r}, and {len(beside)} others beside them: {', '.join(beside[:NAMES_SHOWN])}",
-                    wanted="one network",
-                    fix=f"save the tensors under {prefix!r} alone",
-                )
-            return {other[len(prefix) :]: tensor for other, tensor in tensors.items() if other.startswith(prefix)}
+    for anchor in anchors:
+        if anchor in tensors:
+            return tensors
+        for name in tensors:
+            if name.endswith("." + anchor):
+                return _without(tensors, name[: -len(anchor)])
     return tensors
+
+
+def _without(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    beside = [other for other in tensors if not other.startswith(prefix)]
+    if any(tensors[other].numel() > 1 for other in beside):
+        raise InputError(
+            f"the network's tensors lie under the prefix {prefix!r}, and {len(beside)} others beside them: {', '.join(beside[:NAMES_SHOWN])}",
+            wanted="one network",
+            fix=f"save the tensors under {prefix!r} alone",
+        )
+    return {other[len(prefix) :]: tensor for other, tensor in tensors.items() if other.startswith(prefix)}
 
 
 def by_rules(name: str, rules: Iterable[tuple[str, str]]) -> str:

@@ -62,6 +62,10 @@ def test_prefix_is_only_removed_when_all_names_have_it():
     counted = {"model.encoder.gamma": torch.ones(1), "val_rmse.total": torch.tensor(0.0)}  # as Lightning saves metrics
     assert list(strip_prefix(counted, ANCHOR)) == ["encoder.gamma"]
     assert strip_prefix({}, ANCHOR) == {}
+    whole = {"qformer.query_tokens": torch.ones(2), "image_encoder.norm": torch.ones(2)}  # the anchor's own module has siblings
+    assert strip_prefix(whole, "image_encoder.norm", "query_tokens") == whole
+    assert strip_prefix({f"module.{name}": tensor for name, tensor in whole.items()}, "image_encoder.norm", "query_tokens") == whole
+    assert strip_prefix(bare := {"encoder.gamma": torch.ones(2), "teacher.encoder.gamma": torch.ones(2)}, ANCHOR) is bare
 
 
 class Bomb:

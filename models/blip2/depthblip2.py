@@ -28,6 +28,7 @@ from .lavis_checkpoint import load_image_encoder, load_qformer
 from .qformer import PromptedQFormer, QFormer, QFormerConfig
 
 SOURCE = "DepthBLIP-2, published evaluation code"
+OWN = "image_encoder.ln_vision.weight"  # in a file of this network; LAVIS' Q-Former has no image encoder
 FILES = {"v1": ("blip2_pretrained_vitL.pth", "clip_vit_L.pth"), "v2": ("instruct_blip_vicuna7b_trimmed.pth", "eva_vit_g.pth")}
 LICENCES = {"v1": "BSD-3-Clause (LAVIS), MIT (CLIP)", "v2": "unknown"}
 
@@ -243,8 +244,8 @@ def load_depthblip2(
         ValueError: if the variant is unknown.
     """
     config = _with_depths(of_variant(config, variant), bins)
-    checkpoint, name = read_checkpoint(weights, "query_tokens"), f"depthblip2 {variant}"
-    own = "image_encoder.ln_vision.weight" in checkpoint.tensors
+    checkpoint, name = read_checkpoint(weights, OWN, "query_tokens"), f"depthblip2 {variant}"
+    own = OWN in checkpoint.tensors
     if own and visual_weights is not None:
         raise InputError(f"{checkpoint.file} holds the whole network, and {visual_weights} was given too", fix="give the first alone")
     if not own and visual_weights is None:
