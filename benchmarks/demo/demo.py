@@ -22,7 +22,7 @@ from ...datasets.rooms.rooms import Rooms
 from ...datasets.rooms.words import meanings
 from ..model_cards import read_card, trained
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
-from .measured import measure
+from .measured import accuracy, report
 from .page import page, verdicts
 from .photos import ROOM_SEED, ROOMS, photos
 from .pictures import COARSE, Map, Row
@@ -92,6 +92,8 @@ class Show:
                 command("depth-build", str(bundle), "-o", str(plan), "--force", "-q", threads=1)
             else:
                 command("depth-export", "--model", name, *words, "-o", str(plan), "--force", "-q", threads=1)
+            if name != WORDS_NETWORK:
+                accuracy(self.folder, name, command, 1)
 
         if kept(name, words, self.folder, make):
             print(f"{plan}: kept from an earlier demo, as nothing it is made of has changed", flush=True)
@@ -145,7 +147,7 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
         draw_masks(drawn).save(folder / "masks.png")
     shown = write_pictures(folder / "pictures", names, chosen, rows)
     (folder / "viewer-data.js").write_text(script(shown, groups), "utf-8")
-    measure(folder, names, command, os.cpu_count() or 1)
+    report(folder, names, command, os.cpu_count() or 1)
     (folder / "index.html").write_text(page(groups, shown, notes, WORDS_NETWORK if drawn else "", untrained), "utf-8")
     if untrained:
         print("\nThe weights are UNTRAINED: the maps show the way through the tool, not depth.")

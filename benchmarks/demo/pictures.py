@@ -79,7 +79,7 @@ def error_map(found: Map, truth_m: np.ndarray) -> Image.Image:
     values, _ = said(found, truth_m)
     known = (truth_m > 0) & np.isfinite(values) & (values > 0)
     error = np.abs(values - truth_m) / np.where(known, truth_m, 1)
-    return Image.fromarray(colorize(np.where(known, error, 0).astype(np.float32), known, 0.0, WORST, "magma"))
+    return Image.fromarray(colorize(np.where(known, error, 0).astype(np.float32), known, 0.0, WORST, "magma", reverse=False))
 
 
 def coloured(values: np.ndarray, known: np.ndarray, low: float, high: float) -> Image.Image:

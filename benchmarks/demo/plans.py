@@ -1,4 +1,4 @@
-"""Plans of the demo, kept from one run to the next for as long as nothing that goes into them changes."""
+"""Plans of the demo and how exact they are, kept from one run to the next for as long as nothing that goes into them changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...runtime.tensorrt.user_cache import cache_folder
 from ..model_cards import WEIGHTS
 
 PACKAGE = Path(__file__).parents[2]
-MAKERS = ("models", "export", "runtime/artefact")  # folders whose code decides what is in a plan
+MAKERS = ("models", "export", "runtime", "datasets", "benchmarks/accuracy")  # folders whose code decides what is in a plan and what it computes
 LIBRARIES = ("torch", "onnxruntime", "transformers", "diffusers", "open_clip_torch")
 
 
@@ -36,6 +36,11 @@ def content_key(name: str, words: Sequence[str], weights: Path = WEIGHTS, packag
     return digest.hexdigest()
 
 
+def accuracy_file(name: str) -> str:
+    """Name of what ``depth-bench accuracy`` wrote about a plan; it is a function of the plan alone, so it is kept with it."""
+    return f"{name}-accuracy.json"
+
+
 def _version(library: str) -> str:
     try:
         return version(library)
@@ -44,7 +49,9 @@ def _version(library: str) -> str:
 
 
 def kept(name: str, words: Sequence[str], folder: Path, make: Callable[[], None]) -> bool:
-    """Put ``NAME.plan``, and the bundle ``NAME`` if there is one, into ``folder``: from the cache, else by ``make``, which writes them there.
+    """Put ``NAME.plan``, ``NAME-accuracy.json`` and, if there is one, the bundle ``NAME`` into ``folder``.
+
+    From the cache, else by ``make``, which writes them there.
 
     Returns:
         whether they came from the cache.
@@ -67,6 +74,8 @@ def kept(name: str, words: Sequence[str], folder: Path, make: Callable[[], None]
 
 
 def _copy(source: Path, target: Path, name: str) -> None:
-    shutil.copyfile(source / f"{name}.plan", target / f"{name}.plan")
+    for file in (f"{name}.plan", accuracy_file(name)):
+        if (source / file).is_file():
+            shutil.copyfile(source / file, target / file)
     if (source / name).is_dir():
         shutil.copytree(source / name, target / name, dirs_exist_ok=True)

@@ -20,20 +20,20 @@
       xyz.push((column - (w - 1) / 2) / focal * z, (row - (h - 1) / 2) / focal * z, z - middle);
       rgbs.push(colours[3 * place], colours[3 * place + 1], colours[3 * place + 2]);
     }
-    points = { xyz, rgbs, middle, focal: focal / w };
+    points = { xyz, rgbs, middle, focal: focal / w, steps: focal };
   }
 
   function draw() {
     const ratio = Math.min(window.devicePixelRatio || 1, 2);
     const wide = canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio)), high = canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio));
     const picture = pen.createImageData(wide, high), near = new Float32Array(wide * high).fill(Infinity);
-    const { xyz, rgbs, middle, focal } = points, [ct, st, ca, sa] = [Math.cos(turn), Math.sin(turn), Math.cos(tilt), Math.sin(tilt)];
+    const { xyz, rgbs, middle, focal, steps } = points, [ct, st, ca, sa] = [Math.cos(turn), Math.sin(turn), Math.cos(tilt), Math.sin(tilt)];
     const size = wide * focal * 0.8 * zoom;
     for (let i = 0; i < xyz.length; i += 3) {
       const x = ct * xyz[i] + st * xyz[i + 2], back = ct * xyz[i + 2] - st * xyz[i];
       const y = ca * xyz[i + 1] - sa * back, z = ca * back + sa * xyz[i + 1] + middle;
       if (z < 0.05) continue;
-      const dot = Math.max(1, Math.ceil(size / focal / 112 * (middle / z) * 0.9 * Math.min(1, focal)));
+      const dot = Math.min(40, Math.max(1, Math.ceil(1.15 * size / steps * (xyz[i + 2] + middle) / z))); // as far apart as its neighbours
       const left = Math.round(wide / 2 + size * x / z - dot / 2), top = Math.round(high / 2 + size * y / z - dot / 2);
       for (let v = Math.max(0, top); v < Math.min(high, top + dot); v++) for (let u = Math.max(0, left); u < Math.min(wide, left + dot); u++) {
         const place = v * wide + u;
