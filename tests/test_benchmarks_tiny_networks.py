@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fathom
-from fathom.benchmarks.model_cards import read_card
+from fathom.benchmarks.model_cards import WEIGHTS, read_card
 from fathom.benchmarks.studies import tiny_networks, tiny_networks_table
 from fathom.benchmarks.studies.mask_agreement import compare_masks
 from fathom.benchmarks.studies.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
@@ -87,6 +87,16 @@ def test_a_number_has_one_value_under_one_label():
     assert len(said) > 60 and all(len(values) == 1 for values in said.values())
     sizes = {label.split(",")[-1].strip() if "median" not in label else label.split(",")[-2].strip() for _, label, _ in said}
     assert sizes == {"at the network's size", "at the photos' size"}  # every label says which of the two protocols it is
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_weights_that_ship_are_loaded_and_are_those_of_the_card(name):
+    """Every small network that the demo shows: a loader that grew stricter must not lose one."""
+    from fathom.models.catalog import load
+
+    words = dict(zip(NETWORKS[name][::2], NETWORKS[name][1::2], strict=True))
+    origin = load(name, scene=words.get("--scene")).origin
+    assert origin.kind == "demo" and origin.sha256 in (WEIGHTS / f"{name}.md").read_text()
 
 
 def test_docs_and_cards_agree():
