@@ -213,6 +213,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "demo" / source).is_file(), source
     shown = json.loads((tmp_path / "demo" / "viewer-data.js").read_text().removeprefix("const DEMO = ").rstrip(";\n"))
     assert list(shown["photos"][0]["maps"]) == [TRUTH, "evp-tiny", "llm-mde-tiny"] and TRUTH not in shown["photos"][1]["maps"]
+    assert [shown["photos"][1]["maps"][name]["metres"] for name in ("evp-tiny", "llm-mde-tiny")] == [True, False]  # and no metres beside its colours
     with Image.open(tmp_path / "demo" / "overview.png") as image:
         assert image.width > 900 and np.asarray(image).std() > 10
     asked.clear()

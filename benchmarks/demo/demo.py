@@ -20,7 +20,8 @@ from PIL import Image
 
 from ...datasets.rooms.rooms import Rooms
 from ...datasets.rooms.words import meanings
-from ..model_cards import read_card, trained
+from ...runtime.commands.command import run_command
+from ..model_cards import CardResult, read_card, trained
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
 from .measured import accuracy, report
 from .page import page, verdicts
@@ -170,7 +171,7 @@ def _column(name: str, group: str) -> Column:
     return Column(f"{name}, {shape[0]}" if shape else name, (*lines, *alarm), title, bool(worse))
 
 
-def _against_blind(result) -> str:
+def _against_blind(result: CardResult) -> str:
     return f"{result.words().partition(',')[0]} (blind {result.blind_words().partition(': ')[2].partition(',')[0].split()[-1]})"
 
 
@@ -184,4 +185,4 @@ def _map(result: dict) -> Map:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

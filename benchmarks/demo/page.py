@@ -77,7 +77,7 @@ def _row(photo: dict[str, Any], groups: Sequence[tuple[str, Sequence[str]]]) -> 
 
 def _figure(name: str, found: dict[str, Any]) -> str:
     error = f'<img class="error" loading="lazy" src="pictures/{found["error"]}" alt="error of {escape(name)}">' if found["error"] else ""
-    words = "<br>".join(map(escape, found["words"]))
+    words = "<br>".join(escape(part) for text in found["words"] for part in text.split("   "))
     map_image = f'<img loading="lazy" src="pictures/{found["file"]}" alt="depth by {escape(name)}">'
     return f"<figure>{map_image}{error}<figcaption><b>{escape(name)}</b><br>{words}</figcaption></figure>"
 

@@ -61,9 +61,10 @@
     find("no-error").hidden = Boolean(map.error);
     find("no-error").textContent = name === "true depth" ? "this is the truth" : "no true depth here";
     find("words").textContent = `${photo.title}, ${name}: ${map.words.join("; ")}`;
-    find("near").textContent = `${photo.near.toFixed(1)} m`;
-    find("far").textContent = `${photo.far.toFixed(1)} m`;
+    find("near").textContent = map.metres ? `${photo.near.toFixed(1)} m` : "near";
+    find("far").textContent = map.metres ? `${photo.far.toFixed(1)} m` : "far";
     find("camera").textContent = photo.assumed ? "The camera is not known: a field of view of 60 degrees is assumed." : "The photo's own camera.";
+    if (!map.metres) find("camera").textContent += " This network gives no metres: only the shape means something.";
     for (const button of document.querySelectorAll("[data-photo]")) button.setAttribute("aria-pressed", DEMO.photos[button.dataset.photo] === photo);
     for (const button of document.querySelectorAll("[data-map]")) {
       button.setAttribute("aria-pressed", button.dataset.map === name);

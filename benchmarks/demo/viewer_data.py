@@ -25,7 +25,7 @@ def write_pictures(folder: Path, names: Sequence[str], photos: Sequence[Photo], 
 
     Returns:
         for each photo what the page says of it: ``title``, ``folder``, ``near``, ``far`` (metres at the ends of its colours), ``assumed``
-        (the camera is not known), ``maps`` (name -> ``file``, ``error`` or None, ``words``), and ``cloud``.
+        (the camera is not known), ``maps`` (name -> ``file``, ``error`` or None, ``words``, ``metres``), and ``cloud``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ramp = np.repeat(np.linspace(0, 1, 256, dtype=np.float32)[None], 8, axis=0)
@@ -41,7 +41,7 @@ def _one(folder: Path, names: Sequence[str], photo: Photo, row: Row) -> dict[str
     depths: dict[str, np.ndarray] = {}
     if row.truth_m is not None:
         fitting(coloured(row.truth_m, row.truth_m > 0, low, high), *SHOWN).save(folder / "truth.png")
-        maps[TRUTH] = {"file": f"{folder.name}/truth.png", "error": None, "words": [span(row.truth_m)]}
+        maps[TRUTH] = {"file": f"{folder.name}/truth.png", "error": None, "words": [span(row.truth_m)], "metres": True}
         depths[TRUTH] = row.truth_m
     for name, found in zip(names, row.maps, strict=True):
         fitting(drawn(found, row), *SHOWN).save(folder / f"{name}.png")
@@ -50,7 +50,7 @@ def _one(folder: Path, names: Sequence[str], photo: Photo, row: Row) -> dict[str
         if row.truth_m is not None:
             error = f"{folder.name}/{name}-error.png"
             fitting(error_map(found, row.truth_m), *SHOWN).save(folder.parent / error)
-        maps[name] = {"file": f"{folder.name}/{name}.png", "error": error, "words": list(words)}
+        maps[name] = {"file": f"{folder.name}/{name}.png", "error": error, "words": list(words), "metres": found.metric or row.truth_m is not None}
         positive = values[np.isfinite(values) & (values > 0)]
         no_metres = not found.metric and row.truth_m is None and positive.size
         depths[name] = values * np.float32(2 / np.median(positive)) if no_metres else values  # 2 m in the middle: only its shape is shown
