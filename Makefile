@@ -12,7 +12,8 @@ $(VENV)/.export: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
 	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1"
+	$(PIP) install --quiet -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex
+	$(PIP) install --quiet --no-deps "open_clip_torch>=3.3,<4"  # [clip] less torchvision: its wheel is for CUDA, and transformers would stumble over it
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export

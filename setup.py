@@ -34,7 +34,7 @@ EXPORT = [
     "safetensors>=0.8,<1",
     *TEXT,
 ]
-CLIP = ["open_clip_torch>=3.3,<4", "torchvision>=0.28"]
+CLIP = ["open_clip_torch>=3.3,<4"]  # brings torchvision along; the towers do without, but transformers takes it where it is, so it has to fit the torch
 RTX = ["tensorrt-rtx==1.7.1.116"]
 CUDA = ["cuda-bindings>=12.6,<14"]
 GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.23,<2"]  # instead of onnxruntime: both install one folder of the same name
@@ -72,7 +72,7 @@ setup(
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
-        "fathom.benchmarks": ["record/schemas/*.json"],
+        "fathom.benchmarks": ["record/schemas/*.json", "demo/*.css", "demo/*.js"],
     },
     install_requires=RUN,
     extras_require={

@@ -34,9 +34,24 @@ class CardResult:
         """The same of the best guess, by the first metric (of which less is better only for an error)."""
         if not self.blind:
             return ""
-        name = next(iter(self.network))
-        best = (min if name == "abs_rel" else max)(self.blind.items(), key=lambda item: item[1][name])
+        best = self._best_blind(next(iter(self.network)))
         return f"{best[0]}: " + CardResult(self.data, self.images, best[1], {}).words()
+
+    def title(self) -> str:
+        """The data in words of a reader: pairs marked for testing are real photos."""
+        return re.sub(r"^[^,]+, use (\w+)", r"real pairs marked \1", self.data)
+
+    def worse_than_blind(self) -> str:
+        """A sentence if a guess that never looks at the picture is better by the first metric, else ""."""
+        if not self.blind:
+            return ""
+        metric = next(iter(self.network))
+        guess, values = self._best_blind(metric)
+        worse = self.network[metric] > values[metric] if metric == "abs_rel" else self.network[metric] < values[metric]
+        return f"worse than a blind guess on {self.title()}: {metric} {self.network[metric]:.3f}, {guess} {values[metric]:.3f}" if worse else ""
+
+    def _best_blind(self, metric: str) -> tuple[str, dict[str, float]]:
+        return (min if metric == "abs_rel" else max)(self.blind.items(), key=lambda item: item[1][metric])
 
 
 def read_card(name: str, folder: Path = WEIGHTS) -> tuple[CardResult, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fathom
+from fathom.benchmarks.model_cards import WEIGHTS, read_card
 from fathom.benchmarks.studies import tiny_networks, tiny_networks_table
 from fathom.benchmarks.studies.mask_agreement import compare_masks
 from fathom.benchmarks.studies.tiny_networks import LIMITS, METRICS, NETWORKS, _kept, main
@@ -47,7 +48,7 @@ def test_what_is_kept():
 
 def test_the_table_marks_what_was_not_kept():
     text = table({"networks": {"evp-tiny": facts(int8=False), "vpd-tiny": {"failed": "depth-export ended with 7"}}})
-    assert "| evp-tiny | 50 rooms | 0.200 | 0.800 | +0.000 % | +0.050 % | **+0.750 %** | vae; unet (too little gain) |" in text
+    assert "| evp-tiny | 50 rooms, at the photos' size | 0.200 | 0.800 | +0.000 % | +0.050 % | **+0.750 %** | vae; unet (too little gain) |" in text
     assert "vpd-tiny | | | | failed: depth-export ended with 7" in text
 
 
@@ -68,6 +69,46 @@ def test_the_documentation_shows_the_results(page, name):
     if name not in made:
         pytest.skip("nothing was measured yet")
     assert replace(text, name, made[name]) == text, f"run python -m fathom.benchmarks.studies.tiny_networks_table {page}"
+
+
+def test_a_number_has_one_value_under_one_label():
+    """In the README, in docs/training.md and on the cards: a network, its pictures, how they were measured, and a metric name one number."""
+    said = {}
+    for name in NETWORKS:
+        for result in read_card(name):
+            for metric, value in result.network.items():
+                said.setdefault((name, result.data, metric), set()).add(value)
+    lines, name = table_rows((ROOT / "README.md").read_text(), "tiny networks"), ""
+    for cells in lines:
+        name = cells[0] or name
+        if cells[2] != "overlap":
+            for metric, value in zip(("abs_rel", "delta1"), cells[2:4], strict=True):
+                said.setdefault((name, cells[1], metric), set()).add(float(value))
+    assert len(said) > 60 and all(len(values) == 1 for values in said.values())
+    sizes = {label.split(",")[-1].strip() if "median" not in label else label.split(",")[-2].strip() for _, label, _ in said}
+    assert sizes == {"at the network's size", "at the photos' size"}  # every label says which of the two protocols it is
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_weights_that_ship_are_loaded_and_are_those_of_the_card(name):
+    """Every small network that the demo shows: a loader that grew stricter must not lose one."""
+    from fathom.models.catalog import load
+
+    words = dict(zip(NETWORKS[name][::2], NETWORKS[name][1::2], strict=True))
+    origin = load(name, scene=words.get("--scene")).origin
+    assert origin.kind == "demo" and origin.sha256 in (WEIGHTS / f"{name}.md").read_text()
+
+
+def test_docs_and_cards_agree():
+    for cells in table_rows((ROOT / "docs" / "training.md").read_text(), "demo weights"):
+        for result, text in zip(read_card(cells[0]), (cells[2], cells[4]), strict=False):
+            assert text == result.words(), cells[0]
+
+
+def table_rows(text, name):
+    """The rows of a table between its marks, as lists of cells."""
+    rows = text.split(BEGIN.format(name))[1].split(END.format(name))[0].strip().splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 def test_a_result_holds_no_folder_of_the_machine():

@@ -1,5 +1,6 @@
 """CLIP files in every published form, the towers against transformers, and what happens without open_clip."""
 
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fathom.models.clip.clip_checkpoint import OPENAI_SHA256, assemble_clip, clip_origin, read_clip
 from fathom.models.clip.clip_text import prompt_features, token_ids
 from fathom.models.clip.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower, image_tower_tensors, open_clip
+from fathom.models.clip.open_clip_modules import PACKAGE
 from fathom.models.random_init import draw_weights
 from fathom.runtime.errors import EnvironmentMismatchError, InputError
 
@@ -184,19 +186,38 @@ def test_prompt_features_are_those_of_transformers(small, tmp_path):
 
 
 def test_without_open_clip_the_error_names_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(EnvironmentMismatchError, match=r"fathom-depth\[clip\]") as refusal:
         build_image_tower(RN50, "meta")
     assert refusal.value.exit_code == 6
 
 
-def test_a_torchvision_for_another_torch_is_explained(monkeypatch):
-    class Broken:
-        def find_spec(self, name, path=None, target=None):
-            if name == "open_clip":
-                raise RuntimeError("operator torchvision::nms does not exist")
+WITHOUT_TORCHVISION = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torchvision", "timm"):
+            raise RuntimeError("operator torchvision::nms does not exist")
+sys.meta_path.insert(0, Broken())
+from fathom.models.clip.clip_text import token_ids
+from fathom.models.clip.clip_towers import RN50, VIT_B_32, build_clip, build_image_tower
+print(len(build_clip(VIT_B_32, "meta").state_dict()), len(build_image_tower(RN50, "meta").layer3), token_ids(("giant",))[0, 1].item())
+print(sorted({"torchvision", "timm", "transformers", "open_clip"} & {name.partition(".")[0] for name in sys.modules}))
+"""
 
-    monkeypatch.delitem(sys.modules, "open_clip")
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    with pytest.raises(EnvironmentMismatchError, match="torchvision made for the installed torch"):
-        open_clip()
+
+def test_the_towers_need_no_torchvision():
+    """Neither one that is missing nor one that is made for another torch matters; OpenAI's ViT-B/32 holds 302 tensors, RN50's third stage 6 blocks."""
+    words = subprocess.run([sys.executable, "-c", WITHOUT_TORCHVISION], check=True, capture_output=True, text=True).stdout.split("\n")
+    assert words[:2] == ["302 6 4687", "[]"]
+
+
+def test_our_copy_of_the_modules_leaves_open_clip_and_torchvision_alone():
+    open_clip()
+    assert "torchvision" not in sys.modules or hasattr(sys.modules["torchvision"], "__version__")
+    theirs = pytest.importorskip("open_clip")
+    assert set(theirs.CLIP(512, theirs.CLIPVisionCfg(layers=1), theirs.CLIPTextCfg(layers=1)).state_dict()) == set(
+        open_clip().model.CLIP(512, open_clip().model.CLIPVisionCfg(layers=1), open_clip().model.CLIPTextCfg(layers=1)).state_dict()
+    )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fathom.runtime.commands.show import open_picture, viewer
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.intrinsics_file import read_intrinsics
 
@@ -44,8 +45,36 @@ def test_a_photo_becomes_files_and_one_line(tiny, photos, tmp_path):
     (line,) = done.stdout.splitlines()
     least, middle, most = map(float, re.search(r"60 *m|100x60  ([\d.]+) / ([\d.]+) / ([\d.]+) m  valid 100.0%", line).groups())
     mm = np.asarray(Image.open(tmp_path / "out" / "0_depth.png"))
-    assert mm.shape == (60, 100)
+    assert mm.shape == (60, 100) and line.endswith(f"ms  {tmp_path / 'out' / '0_color.png'}")
     assert (least, most) == pytest.approx((mm.min() / 1000, mm.max() / 1000), abs=0.001) and middle == pytest.approx(np.median(mm) / 1000, abs=0.001)
+
+
+def test_show_tiles_photos_beside_their_maps_where_there_is_no_display(tiny, photos, tmp_path, monkeypatch):
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(variable, raising=False)
+    done = depth_run("--engine", tiny.plan, photos, "-o", photos, "--show", "--save", "npy")
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert len(lines) == 3 and Path(last) == photos / "depth-run-show.png" and "2_color.png" in lines[2]
+    sheet = np.asarray(Image.open(last))
+    assert sheet.shape[1] > 2 * 2 * 320 and all(sheet[20:150, left : left + 320].std() > 10 for left in (8, 336, 664, 992))  # photo, map, photo, map
+    again = depth_run("--engine", tiny.plan, photos, "-o", photos, "--show")
+    assert again.returncode == 3 and "exist" in again.stderr  # nothing is replaced unasked
+    forced = depth_run("--engine", tiny.plan, photos, "-o", photos, "--show", "--json", "--force")
+    assert forced.returncode == 0 and len(forced.stdout.splitlines()) == 3 and "depth-run-show.png" in forced.stderr  # and it was no photo itself
+
+
+def test_the_viewer_is_the_desktops(tmp_path):
+    program = tmp_path / "xdg-open"
+    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/seen\n')
+    program.chmod(0o755)
+    assert viewer("linux", {}) is None and viewer("darwin", {"SSH_CONNECTION": "x"}) is None
+    assert open_picture(tmp_path / "a.png", str(program)) and not open_picture(tmp_path / "a.png", str(tmp_path / "none"))
+    for _ in range(100):
+        if (tmp_path / "seen").exists() and (tmp_path / "seen").read_text():
+            break
+        time.sleep(0.05)
+    assert (tmp_path / "seen").read_text().strip() == str(tmp_path / "a.png")
 
 
 def test_everything_at_once_as_json(tiny, photos, tmp_path):

@@ -34,7 +34,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names} == {"fathom", f"fathom_depth-{fathom.__version__}.dist-info"}
-    assert "fathom/runtime/artefact/schemas/plan.schema.json" in names and "fathom/py.typed" in names
+    assert {
+        "fathom/runtime/artefact/schemas/plan.schema.json",
+        "fathom/py.typed",
+        "fathom/benchmarks/demo/viewer.js",
+        "fathom/benchmarks/demo/style.css",
+    } <= set(names)
     assert not [name for name in names if "/tests/" in name or name.endswith("/setup.py")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOMS, ROUNDS = "rooms:6:8:120x160", 12
-FIRST = "evp-tiny"  # whose bundle is there: PyTorch is measured too
+from .plans import accuracy_file
+
+ROOMS, ROUNDS = "rooms:6:8:120x160", 8
 
 
-def measure(folder: Path, names: list[str], command: Callable[..., str], threads: int, until_s: float) -> str:
-    """Measure the plans ``folder/NAME.plan`` one after the other and draw ``folder/report.html``.
+def accuracy(folder: Path, name: str, command: Callable[..., str], threads: int) -> None:
+    """Measure the plan ``folder/NAME.plan``, and PyTorch where its bundle ``folder/NAME`` is there, on a few rooms.
 
     Args:
         command: runs one of our commands.
-        threads: of every command.
-        until_s: by the monotonic clock; no further network is begun after it.
-
-    Returns:
-        a sentence about what was left out, or "".
+        threads: of the command.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        return "The report needs pip install '.[bench]'."
+    reference = ("--reference", str(folder / name)) if (folder / name).is_dir() else ()
+    words = ("--engine", str(folder / f"{name}.plan"), "--data", ROOMS, "-o", str(folder / accuracy_file(name)), "--threads", str(threads))
+    command("depth-bench", "accuracy", *reference, *words, "--force", "-q", threads=threads)
+
+
+def report(folder: Path, names: Sequence[str], command: Callable[..., str], threads: int) -> None:
+    """Time the plans one after the other, when nothing else runs, and draw ``folder/report.html`` of that and of their accuracies."""
     results: list[str] = []
-    late: list[str] = []
-    (folder / "bench").mkdir(exist_ok=True)
     for name in names:
-        if time.monotonic() > until_s:
-            late.append(name)
-            continue
-        plan, bundle = str(folder / f"{name}.plan"), str(folder / name)
-        accuracy, latency = (str(folder / "bench" / f"{name}-{kind}.json") for kind in ("accuracy", "latency"))
-        with_pytorch = name == FIRST and Path(bundle).is_dir()
-        reference = ("--reference", bundle) if with_pytorch else ()
-        pytorch = (bundle, "--pytorch", "eager-fp32") if with_pytorch else ()
-        common = ("--threads", str(threads), "--force", "-q")
-        command("depth-bench", "accuracy", *reference, "--engine", plan, "--data", ROOMS, "-o", accuracy, *common, threads=threads)
-        command("depth-bench", "latency", *pytorch, "--engine", plan, "--rounds", str(ROUNDS), "--warm-up", "2", "-o", latency, *common, threads=threads)
-        results += [accuracy, latency]
-    if results:
-        command("depth-bench", "report", *results, "-o", str(folder / "report.html"), "--force", "-q", threads=threads)
-    return f"Not measured, the time was up: {', '.join(late)}." if late else ""
+        bundle, latency = folder / name, folder / f"{name}-latency.json"
+        pytorch = (str(bundle), "--pytorch", "eager-fp32") if bundle.is_dir() else ()
+        words = ("--engine", str(folder / f"{name}.plan"), "--rounds", str(ROUNDS), "--warm-up", "2", "-o", str(latency), "--threads", str(threads))
+        command("depth-bench", "latency", *pytorch, *words, "--force", "-q", threads=threads)
+        results += [str(folder / accuracy_file(name)), str(latency)]
+    command("depth-bench", "report", *results, "-o", str(folder / "report.html"), "--force", "-q", threads=threads)

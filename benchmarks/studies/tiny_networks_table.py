@@ -38,7 +38,7 @@ def table(record: dict[str, Any]) -> str:
             rows, masks = found["rows"], "asked" in found["rows"]["pytorch"]
             base = ("overlap", "") if masks else tuple(f"{rows['pytorch'][metric]:.3f}" for metric in ("abs_rel", "delta1"))
             fit = "" if found.get("alignment", "none") == "none" else f", {found['alignment']}"
-            pictures = f"{rows['pytorch']['asked']} questions, {title}" if masks else f"{found['images']} {title}{fit}"
+            pictures = f"{rows['pytorch']['asked']} questions, {title}" if masks else f"{found['images']} {title}, at the photos' size{fit}"
             changes = [_share(rows[p]["oIoU"] - 1, 3) if masks else _share(rows[p]["relative"]["abs_rel"], 3) for p in ("fp32", "fp16", "int8")]
             changes = [change if facts["within"][p] else f"**{change}**" for p, change in zip(("fp32", "fp16", "int8"), changes, strict=True)]
             lines.append("| " + " | ".join((name if place == 0 else "", pictures, *base, *changes, kept(facts) if place == 0 else "")) + " |")
@@ -63,8 +63,11 @@ def _share(value: float, digits: int, sign: str = "+") -> str:
 
 
 def cards_table(folder: Path = WEIGHTS) -> str:
-    """Markdown: what each network reached by its card, beside the best blind guess, on rooms and on real pairs."""
-    lines = ["| network | size | rooms it never saw | best blind guess | real pairs | best blind guess |", "|---|---|---|---|---|---|"]
+    """Markdown: what each network reached by its card (at its own resolution), beside the best blind guess, on rooms and on real pairs."""
+    lines = [
+        "| network | file | rooms it never saw, at the network's size | best blind guess | real pairs, at the network's size | best blind guess |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in NETWORKS:
         file, results = folder / f"{name}.safetensors", read_card(name, folder)
         if file.is_file() and results:

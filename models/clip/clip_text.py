@@ -15,7 +15,7 @@ def token_ids(prompts: tuple[str, ...], context_length: int = 77) -> Tensor:
         ValueError: if there is no prompt, one is empty, or one does not fit (open_clip would cut it silently).
         EnvironmentMismatchError: if open_clip is not installed.
     """
-    tokenizer = open_clip().SimpleTokenizer(context_length=context_length)
+    tokenizer = open_clip().tokenizer.SimpleTokenizer(context_length=context_length)
     if not prompts:
         raise ValueError("there are no prompts")
     for prompt in prompts:

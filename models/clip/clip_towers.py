@@ -8,8 +8,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ...runtime.errors import EnvironmentMismatchError, missing_package
+from ...runtime.errors import missing_package
 from ..attention import attend
+from .open_clip_modules import load_open_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -64,22 +65,15 @@ VIT_B_32 = ClipConfig("ViT-B-32", 512, 224, 12, 768, 32, text_width=512, text_he
 
 
 def open_clip() -> ModuleType:
-    """The open_clip package, imported on first use.
+    """open_clip's modules ``model``, ``transformer``, ``modified_resnet`` and ``tokenizer``, loaded on first use.
 
     Raises:
-        EnvironmentMismatchError: if it, or the torchvision it needs, is missing or does not fit the installed torch.
+        EnvironmentMismatchError: if open_clip, or something it needs, is missing.
     """
     try:
-        import open_clip
+        return load_open_clip()
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "open_clip", "clip", "open_clip, which builds CLIP's towers") from error
-    except (ImportError, RuntimeError, OSError) as error:  # torchvision made for another torch: "operator torchvision::nms does not exist"
-        raise EnvironmentMismatchError(
-            f"open_clip cannot be imported: {error}",
-            wanted="a torchvision made for the installed torch",
-            fix=f"install the torchvision that goes with torch {torch.__version__} from the index that torch came from",
-        ) from error
-    return open_clip
 
 
 def build_clip(config: ClipConfig, device: str = "cpu") -> nn.Module:
@@ -102,9 +96,9 @@ def build_clip(config: ClipConfig, device: str = "cpu") -> nn.Module:
         "heads": config.text_heads,
         "layers": config.text_layers,
     }
-    package = open_clip()
+    model = open_clip().model
     with torch.device(device):
-        clip = package.CLIP(config.embed_dim, package.CLIPVisionCfg(**vision), package.CLIPTextCfg(**text), quick_gelu=True)
+        clip = model.CLIP(config.embed_dim, model.CLIPVisionCfg(**vision), model.CLIPTextCfg(**text), quick_gelu=True)
     return clip.eval().requires_grad_(False)
 
 

@@ -86,7 +86,7 @@ def card(facts: dict) -> str:
         for who, title in (("network", f"**{facts['model']}**"), *table.blind):
             if who in result:
                 numbers = " | ".join(f"{result[who][name]:.3f}" for name in table.metrics)
-                lines.append(f"| {data['name']}{_seed(data)} | {data['count']} | {title} | {numbers} |")
+                lines.append(f"| {data['name']}{_seed(data)}, at the network's size | {data['count']} | {title} | {numbers} |")
     lines += ["", table.reading, *(f"\n{note}" for note in facts["notes"])]
     return "\n".join(lines) + "\n"
 

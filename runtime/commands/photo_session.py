@@ -55,6 +55,7 @@ class PhotoSession:
         self.counting = threading.Lock()
         self.pixels = 0  # under way
         self.failures: list[tuple[PhotoFile, FathomError]] = []
+        self.shown: list[tuple[Path, Path]] = []  # photos and the colour pictures that were written of them
         self.told = len(pipeline.remarks)
         self.windows = len(windows_of(pipeline.protocol(arguments.protocol)))  # of the network at one photo
 
@@ -170,6 +171,8 @@ class PhotoSession:
                     continue
                 for warning in done.warnings:
                     self.progress.alarm(f"warning: {done.photo.path}: {warning}")
+                if "color" in self.targets[done.photo]:
+                    self.shown.append((done.photo.path, self.targets[done.photo]["color"]))
                 self._print(done.photo, done.depth, done.facts)
 
     def _print(self, photo: PhotoFile, depth: DepthMap, facts: dict[str, Any]) -> None:
@@ -187,7 +190,9 @@ class PhotoSession:
         beyond = f", {depth.below_near + depth.above_far} px beyond the trained range" if depth.below_near + depth.above_far else ""
         untrained = ", UNTRAINED WEIGHTS" if depth.origin.untrained else ""
         values = f"{facts['min']:.3f} / {facts['median']:.3f} / {facts['max']:.3f}{unit}"
-        self.progress.result(f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {depth.network_ms:.0f} ms{beyond}{untrained}")
+        picture = next((f"  {self.targets[photo][kind]}" for kind in ("color", "png16") if kind in self.targets[photo]), "")
+        told = f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {depth.network_ms:.0f} ms{beyond}{untrained}"
+        self.progress.result(told + picture)
 
     def _fail(self, photo: PhotoFile, error: FathomError) -> None:
         self.failures.append((photo, error))

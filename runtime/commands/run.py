@@ -24,7 +24,8 @@ For each photo NAME.jpg these files are written to OUT:
 For each video, camera or stream (clip.mp4, /dev/video0, rtsp://…) NAME_color.mp4 is written, with one colour scale for the whole of it, and
 with --save png16,npy,ply the depth of every frame in the folder NAME. Ctrl-C ends a camera or stream and keeps what was written.
 Folders (of photos, or of videos) are searched one level deep; use a quoted glob such as 'photos/**/*.jpg' to go deeper. Outputs of photos
-from a folder or glob keep their sub-folders. Results go to stdout, one line per photo (--json: one object); everything else to stderr.
+from a folder or glob keep their sub-folders. Results go to stdout, one line per photo that ends with the path of its picture (--json: one
+object per photo); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
 If an output exists already and --force is not given, nothing is started and the exit code is 3.
 """
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--colormap", choices=COLORMAPS, default="turbo", help="colours, near to far from its warm or bright end (default: %(default)s)")
     parser.add_argument("--near", type=float, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
     parser.add_argument("--far", type=float, metavar="VALUE", help="far end of the colour scale; colours only (default: 1st and 99th percentile of each photo)")
+    parser.add_argument("--show", action="store_true", help="open the results for a quick look; without a display: tile them on one PNG in OUT, and name it")
     common_flags(parser)
     return parser
 
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from ..outputs.writers import refuse_ply
     from ..photo.intrinsics_file import read_intrinsics
-    from ..photo.photo import find_photos
+    from ..photo.photo import TILES, find_photos
     from ..pipeline import Pipeline
     from ..video.video import find_videos, is_video
     from .photo_session import PhotoSession
@@ -89,7 +91,10 @@ def _run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(text, file=sys.stderr)
 
+    if videos and arguments.show:
+        raise UsageError("--show and a video", wanted="photos", fix="leave out --show, and open the NAME_color.mp4 that is written")
     kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))
+    kinds = kinds if "color" in kinds or not arguments.show else (*kinds, "color")
     places, targets = {}, {}
     if videos:
         from .video_command import place_videos, run_videos
@@ -97,7 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
         places = place_videos(list(dict.fromkeys(videos)), out, kinds, arguments.force)
     else:
         targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(inputs, remark)}
-        _refuse_existing(targets, arguments.force)
+        tiles = [out / TILES] if arguments.show else []
+        _refuse_existing([*(path for files in targets.values() for path in files.values()), *tiles], arguments.force)
     with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams) as pipeline:
         for words in pipeline.remarks:
             remark(words)
@@ -111,7 +117,11 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             if videos:
                 return run_videos(pipeline, arguments, camera, kinds, places)
-            return PhotoSession(pipeline, arguments, camera, targets).work()
+            session = PhotoSession(pipeline, arguments, camera, targets)
+            code = session.work()
+            if arguments.show:
+                _show(session.shown, out / TILES, arguments)
+            return code
         finally:
             for folder in reversed(made):
                 if not any(folder.iterdir()):
@@ -132,8 +142,23 @@ def _tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:
         arguments.prompt = checked_choice(text, arguments.scene)
 
 
-def _refuse_existing(targets: dict[Any, dict[str, Path]], force: bool) -> None:
-    there = [path for files in targets.values() for path in files.values() if os.path.exists(path)]  # False for a name that cannot be
+def _show(pairs: list[tuple[Path, Path]], path: Path, arguments: argparse.Namespace) -> None:
+    """Tile photos and maps, hand that to the desktop where there is one, and name it last."""
+    from ..outputs.tiles import save_tiles
+    from .show import open_picture, viewer
+
+    if not pairs:
+        return
+    count = save_tiles(pairs, path, arguments.force)
+    if count < len(pairs) and not arguments.quiet:
+        print(f"{path} shows the first {count} of {len(pairs)} photos", file=sys.stderr)
+    if (program := viewer()) and not open_picture(path, program):
+        warn(f"{program} could not be started; open the picture yourself")
+    print(path, file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _refuse_existing(paths: list[Path], force: bool) -> None:
+    there = [path for path in paths if os.path.exists(path)]  # False for a name that cannot be
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more} exist{'s' if len(there) == 1 else ''} already", wanted="free names", fix="another --output, or --force to replace")

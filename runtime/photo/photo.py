@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "P
 ORIENTATION = 0x0112
 UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
 RESULT = re.compile(r"(.+)_(depth|color)\.png")  # what depth-run writes beside a photo
+TILES = "depth-run-show.png"  # and for --show beside them all
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -170,7 +171,7 @@ def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
     """The photos among the files of a folder or glob."""
     photos = [item for item in items if _looks_like_photo(item)]
     stems = {(item.parent, item.stem) for item in photos}
-    own = [item for item in photos if (match := RESULT.fullmatch(item.name)) and (item.parent, match[1]) in stems]
+    own = [item for item in photos if item.name == TILES or ((match := RESULT.fullmatch(item.name)) and (item.parent, match[1]) in stems)]
     if own:
         on_message(f"{len(own)} results of an earlier run are not taken for photos ({own[0].name})")
     unread = [item for item in items if item.suffix.lower() in UNREAD and item.is_file()]

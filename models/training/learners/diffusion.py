@@ -32,8 +32,8 @@ class EvpLearner(Learner):
         """With ``cells`` set, a random block of that many feature cells a side is decoded and learned from: most of a step's time goes
         into the last two resolutions. At the block's edges the decoder meets zeros where a picture goes on, so training ends without it.
 
-        With ``hint``, the first channels of latent and taps learn the depth around their places too: a new backbone is too deep to hear
-        of it from the other end alone.
+        With ``hint``, the first channels of latent and taps learn the depth around their places too: in a backbone that starts from
+        nothing, gradients from the loss alone are too weak.
         """
         maps = self.maps(batch)
         hint = self.hint and sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
