@@ -91,6 +91,7 @@ setup(
     entry_points={
         "console_scripts": [
             "depth-run = fathom.runtime.commands.run:main",
+            "depth-calibrate-scale = fathom.runtime.commands.scale_command:main",
             "depth-doctor = fathom.runtime.commands.doctor:main",
             "depth-inspect = fathom.runtime.commands.inspection:main",
             "depth-export = fathom.export.commands.export_command:main",

@@ -22,6 +22,7 @@ from .photo.depth_map import DepthMap, Intrinsics, Origin
 from .photo.postprocess import focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
 from .photo.shaped_photo import ShapedPhoto
+from .scale.correction import corrected
 from .submission import Submissions
 from .text.encoder import TextEncoder
 
@@ -42,6 +43,7 @@ class Pipeline:
         batch: how many windows go through the network together.
         remarks: what was opened and what it takes, in words; grows when photos have to be shaped on the CPU.
         concurrent: useful concurrency: how many predictions in flight keep the device busy.
+        scale: the camera's correction, of every map that is made while it is set; a ``CameraScale``.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
@@ -55,7 +57,7 @@ class Pipeline:
             raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
         facts = self.manifest.network
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
-        self._text = None
+        self.scale, self._text = None, None
         if self.contract.text is not None:
             self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(self.contract.text.tokenizer))
             if self._text.reads_picture and hasattr(backend, "predict_photos"):
@@ -127,8 +129,7 @@ class Pipeline:
         """
 
         def work(some: list[tuple[np.ndarray, Camera | None]]) -> list[DepthMap]:
-            images, cameras = zip(*some, strict=True)
-            return self._predict(images, cameras, protocol, prompt)
+            return self._predict(*zip(*some, strict=True), protocol, prompt)
 
         windows = next((len(windows_of(known)) for known in self.contract.protocols if protocol in (None, known.name)), self._min_batch)
         return self._submissions.submit(work, (protocol, prompt), max(1, self._min_batch // windows), (image, intrinsics))
@@ -171,12 +172,12 @@ class Pipeline:
                     done += len(some)
                     seen(done)
             maps = [photo.assembly.finish() for photo in photos]
-        output, facts = self.contract.output, {"protocol": chosen.name, "origin": self.origin}
-        return [
+        facts = {"protocol": chosen.name, "origin": self.origin}
+        made = [
             DepthMap.of(
                 values if scale == 1 else values * np.float32(scale),
                 valid,
-                output,
+                self.contract.output,
                 **facts,
                 intrinsics=camera,
                 network_ms=photo.network_ms,
@@ -184,6 +185,7 @@ class Pipeline:
             )
             for photo, camera, scale, (values, valid) in zip(photos, known, scales, maps, strict=True)
         ]
+        return corrected(made, self.scale)
 
     def _on_gpu(
         self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, seen: Callable[[int], None] | None

@@ -26,6 +26,7 @@ with --save png16,npy,ply the depth of every frame in the folder NAME. Ctrl-C en
 Folders (of photos, or of videos) are searched one level deep; use a quoted glob such as 'photos/**/*.jpg' to go deeper. Outputs of photos
 from a folder or glob keep their sub-folders. Results go to stdout, one line per photo (--json: one object); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
+With --scale every result names the correction, and scale.json in OUT holds it.
 If an output exists already and --force is not given, nothing is started and the exit code is 3.
 """
 
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the network (default: the artefact's first; depth-inspect lists them)")
     parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of all photos, in pixels of the upright photo, or a JSON file that holds it")
+    parser.add_argument("--scale", metavar="FILE|FACTOR[,SHIFT]", help="correct metres by this: what depth-calibrate-scale wrote, or numbers")
     parser.add_argument("--prompt", metavar="TEXT", help="words, for a network that is asked in words")
     parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run (default: what the plan was built for)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
@@ -73,12 +75,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import find_photos
     from ..pipeline import Pipeline
+    from ..scale.camera_scale import SCALE_NAME, beside, read_scale
+    from ..scale.correction import refuse_scale
     from ..video.video import find_videos, is_video
     from .photo_session import PhotoSession
 
     if arguments.near is not None and arguments.far is not None and not arguments.near < arguments.far:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
+    correction = None if arguments.scale is None else read_scale(arguments.scale)
     out, inputs = Path(arguments.output), find_videos(arguments.inputs)
     videos = [text for text in inputs if is_video(text) and not Path(text).is_dir()]
     if videos and len(videos) < len(inputs):
@@ -103,10 +108,17 @@ def _run(arguments: argparse.Namespace) -> int:
         if "ply" in kinds:
             refuse_ply(pipeline.contract.output.kind, camera)
         pipeline.protocol(arguments.protocol)
+        if correction is not None:
+            refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, pipeline.protocol(arguments.protocol).name)
+            pipeline.scale = correction
+        elif (left := beside(arguments.engine)).is_file():
+            remark(f"{left} is not used; --scale {left} corrects the metres by it")
         if pipeline.origin.untrained:
             warn(UNTRAINED)
         made = _make_folders(out, targets)
         try:
+            if correction is not None:
+                _name_correction(correction, out / SCALE_NAME, arguments.force)
             if videos:
                 return run_videos(pipeline, arguments, camera, kinds, places)
             return PhotoSession(pipeline, arguments, camera, targets).work()
@@ -114,6 +126,13 @@ def _run(arguments: argparse.Namespace) -> int:
             for folder in reversed(made):
                 if not any(folder.iterdir()):
                     folder.rmdir()
+
+
+def _name_correction(correction: Any, path: Path, force: bool) -> None:
+    """Say in the folder of the results what corrected them: NPY files and videos have no room for words."""
+    if path.is_file() and not force and path.read_text(errors="replace") != correction.json():
+        raise InputError(f"{path} says that the results in its folder have another scale", wanted="one scale per folder", fix="another --output")
+    correction.write(path, force=True)
 
 
 def _refuse_existing(targets: dict[Any, dict[str, Path]], force: bool) -> None:
