@@ -43,7 +43,7 @@ class Pipeline:
         batch: how many windows go through the network together.
         remarks: what was opened and what it takes, in words; grows when photos have to be shaped on the CPU.
         concurrent: useful concurrency: how many predictions in flight keep the device busy.
-        scale: the camera's correction, of every map that is made while it is set; a ``CameraScale``.
+        scale, mask_edges: what happens to every map that is made while they are set: the camera's correction; a ``CameraScale``.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
@@ -57,7 +57,7 @@ class Pipeline:
             raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
         facts = self.manifest.network
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
-        self.scale, self._text = None, None
+        self.scale, self.mask_edges, self._text = None, False, None
         if self.contract.text is not None:
             self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(self.contract.text.tokenizer))
             if self._text.reads_picture and hasattr(backend, "predict_photos"):
@@ -185,7 +185,7 @@ class Pipeline:
             )
             for photo, camera, scale, (values, valid) in zip(photos, known, scales, maps, strict=True)
         ]
-        return corrected(made, self.scale)
+        return corrected(made, self.scale, self.mask_edges)
 
     def _on_gpu(
         self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, seen: Callable[[int], None] | None

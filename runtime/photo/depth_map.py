@@ -11,6 +11,7 @@ import numpy as np
 
 from ..artefact.contract import OutputContract
 from ..errors import AccuracyError, InputError
+from .depth_edges import flying
 
 SHAPE_TOLERANCE = 0.01  # of width over height: resizing rounds to whole pixels
 
@@ -164,6 +165,15 @@ class DepthMap:
             not_positive=not_positive,
             **facts,
         )
+
+    def without_flying(self) -> DepthMap:
+        """The same map with flying pixels not valid; see ``depth_edges.flying``. Maps that are not metric stay as they are."""
+        if self.kind != "metric":
+            return self
+        valid = self.valid & ~flying(self.values)
+        if not valid.any():
+            return self
+        return dataclasses.replace(self, values=np.where(valid, self.values, np.float32(0)), valid=valid)
 
     def corrected(self, scale: float, shift_m: float, words: str) -> DepthMap:
         """The same map with ``scale * value + shift_m``; pixels that are not above zero then are not valid.

@@ -20,13 +20,15 @@ def refuse_scale(scale: CameraScale, kind: str, network: str, protocol: str) -> 
     scale.refuse_other(network, protocol)
 
 
-def corrected(maps: Sequence[DepthMap], scale: CameraScale | None) -> list[DepthMap]:
-    """The maps, corrected if there is a correction.
+def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: bool = False) -> list[DepthMap]:
+    """The maps, without flying pixels if asked for, and corrected if there is a correction.
 
     Raises:
         InputError: if it was measured with another network, protocol or camera than a map's.
         AccuracyError: if it leaves a map no depth above zero.
     """
+    if mask_edges:
+        maps = [depth.without_flying() for depth in maps]
     if scale is None:
         return list(maps)
     for depth in maps:
