@@ -184,10 +184,11 @@ def test_a_bag_becomes_a_bag_of_metres(tiny, bag, tmp_path, capsys):
 
 
 def test_compressed_pictures(tiny, bag, tmp_path):
-    assert run.main(["--engine", str(tiny.plan), str(bag), "-o", str(tmp_path / "c.mcap"), "--topic", "/cam/image_raw/compressed", "-q"]) == 0
+    assert run.main(["--engine", str(tiny.plan), str(bag), "-o", str(tmp_path / "c.mcap"), "--topic", "/cam/image_raw/compressed", "-q", "--scale", "1.5"]) == 0
     (message,) = [message for topic, _, message in read(tmp_path / "c.mcap") if topic == "/cam/depth/image_raw"]
+    assert b"fathom.correction" in (tmp_path / "c.mcap").read_bytes() and b"1.5 * network" in (tmp_path / "c.mcap").read_bytes()
     with Pipeline.open(tiny.plan) as pipeline:
-        np.testing.assert_array_equal(np.asarray(message.data).view("<f4").reshape(60, 80), pipeline.predict(PHOTOS[0]).values)
+        np.testing.assert_array_equal(np.asarray(message.data).view("<f4").reshape(60, 80), pipeline.predict(PHOTOS[0]).values * np.float32(1.5))
 
 
 def test_what_is_no_bag_or_topic_leaves_nothing(tiny, bag, tmp_path, capsys):
