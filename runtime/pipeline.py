@@ -23,6 +23,7 @@ from .photo.depth_map import DepthMap, Intrinsics, Origin
 from .photo.postprocess import focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
 from .photo.shaped_photo import ShapedPhoto
+from .scale.correction import corrected
 from .sequences import zip_equal
 from .submission import Submissions
 from .text.encoder import TextEncoder
@@ -44,6 +45,7 @@ class Pipeline:
         batch: how many windows go through the network together.
         remarks: what was opened and what it takes, in words; grows when photos have to be shaped on the CPU.
         concurrent: useful concurrency: how many predictions in flight keep the device busy.
+        scale, mask_edges: what happens to every map that is made while they are set: the camera's correction; a ``CameraScale``.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
@@ -57,7 +59,7 @@ class Pipeline:
             raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
         facts = self.manifest.network
         self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
-        self._text = None
+        self.scale, self.mask_edges, self._text = None, False, None
         if self.contract.text is not None:
             file = self.contract.text.tokenizer
             ids = next(t.dtype for spec in self.manifest.specs() for t in spec.inputs if t.name == self.contract.text.ids)
@@ -181,7 +183,7 @@ class Pipeline:
             values = values if scale == 1 else values * np.float32(scale)
             times = {"network_ms": photo.network_ms, "waiting_ms": photo.waiting_ms}
             finished.append(DepthMap.of(values, valid, self.contract.output, **facts, **times, intrinsics=camera))
-        return finished
+        return corrected(finished, self.scale, self.mask_edges)
 
     def _on_gpu(
         self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, seen: Callable[[int], None] | None

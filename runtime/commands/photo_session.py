@@ -182,6 +182,8 @@ class PhotoSession:
             named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}
             files = {kind: str(path) for kind, path in self.targets[photo].items()}
             head = {"photo": str(photo.path), "width": width, "height": height, "kind": depth.kind, "unit": depth.unit, "protocol": depth.protocol}
+            if depth.correction:
+                head["correction"] = depth.correction
             head["precision"] = getattr(self.pipeline.manifest, "computes", "fp32")  # a bundle is FP32
             times = {"time_ms": round(depth.network_ms, 3), "waiting_ms": round(depth.waiting_ms, 3)}
             self.progress.result(json.dumps({**head, **named, **times, "untrained": depth.origin.untrained, "files": files}))
@@ -189,6 +191,7 @@ class PhotoSession:
         unit = {"metric": " m", "relative": " (relative)", "mask": " (mask)"}[depth.kind]
         beyond = f", {depth.below_near + depth.above_far} px beyond the trained range" if depth.below_near + depth.above_far else ""
         untrained = ", UNTRAINED WEIGHTS" if depth.origin.untrained else ""
+        untrained += f", {depth.correction}" if depth.correction else ""
         values = f"{facts['min']:.3f} / {facts['median']:.3f} / {facts['max']:.3f}{unit}"
         picture = next((f"  {self.targets[photo][kind]}" for kind in ("color", "png16") if kind in self.targets[photo]), "")
         told = f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {depth.network_ms:.0f} ms{beyond}{untrained}"

@@ -21,12 +21,14 @@ For each photo NAME.jpg these files are written to OUT:
   NAME{SUFFIX["color"]}  colours with a scale bar, for looking at
   NAME{SUFFIX["npy"]}  float32, metres, NaN = no depth
   NAME{SUFFIX["ply"]}        point cloud in metres with the photo's colours; needs --intrinsics
+A bag (x.mcap with -o y.mcap) gives 32FC1 metres and CameraInfo beside its pictures' topic, with --save ply a PointCloud2 too.
 For each video, camera or stream (clip.mp4, /dev/video0, rtsp://…) NAME_color.mp4 is written, with one colour scale for the whole of it, and
 with --save png16,npy,ply the depth of every frame in the folder NAME. Ctrl-C ends a camera or stream and keeps what was written.
 Folders (of photos, or of videos) are searched one level deep; use a quoted glob such as 'photos/**/*.jpg' to go deeper. Outputs of photos
 from a folder or glob keep their sub-folders. Results go to stdout, one line per photo that ends with the path of its picture (--json: one
 object per photo); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
+With --scale every result names the correction, and scale.json in OUT holds it.
 If an output exists already and --force is not given, nothing is started and the exit code is 3.
 """
 
@@ -46,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the network (default: the artefact's first; depth-inspect lists them)")
     parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of all photos, in pixels of the upright photo, or a JSON file that holds it")
+    parser.add_argument("--scale", metavar="FILE|FACTOR[,SHIFT]", help="correct metres by this: what depth-calibrate-scale wrote, or numbers")
+    parser.add_argument("--mask-edges", action="store_true", help="no depth where it floats between a near and a far surface (flying pixels)")
+    parser.add_argument("--topic", metavar="TOPIC", help="bags: the pictures; may be left out if there is one such topic")
     parser.add_argument("--prompt", metavar="TEXT", help="words, for a network that is asked in words")
     parser.add_argument("--scene", metavar="NAME", help="kind of room, for a network that must be told (depth-inspect lists what it knows)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="windows per network run (default: what the plan was built for)")
@@ -76,13 +81,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import TILES, find_photos
     from ..pipeline import Pipeline
+    from ..scale.camera_scale import SCALE_NAME, beside, read_scale
+    from ..scale.correction import refuse_scale
     from ..video.video import find_videos, is_video
+    from .bag_command import is_bag, place_bag, run_bag
     from .photo_session import PhotoSession
 
     if arguments.near is not None and arguments.far is not None and not arguments.near < arguments.far:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
-    out, inputs = Path(arguments.output), find_videos(arguments.inputs)
+    correction = None if arguments.scale is None else read_scale(arguments.scale)
+    out, bag = Path(arguments.output), any(is_bag(text) for text in arguments.inputs)
+    if bag:
+        place_bag(arguments, out)
+    elif arguments.topic is not None:
+        raise UsageError("--topic without a bag", wanted="a file that ends in .mcap")
+    inputs = [] if bag else find_videos(arguments.inputs)
     videos = [text for text in inputs if is_video(text) and not Path(text).is_dir()]
     if videos and len(videos) < len(inputs):
         raise UsageError("photos and videos together", wanted="one or the other", fix="run them one after the other")
@@ -91,12 +105,14 @@ def _run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(text, file=sys.stderr)
 
-    if videos and arguments.show:
-        raise UsageError("--show and a video", wanted="photos", fix="leave out --show, and open the NAME_color.mp4 that is written")
+    if (videos or bag) and arguments.show:
+        raise UsageError("--show and a video or bag", wanted="photos", fix="leave out --show, and open what is written")
     kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))
     kinds = kinds if "color" in kinds or not arguments.show else (*kinds, "color")
     places, targets = {}, {}
-    if videos:
+    if bag:
+        pass
+    elif videos:
         from .video_command import place_videos, run_videos
 
         places = place_videos(list(dict.fromkeys(videos)), out, kinds, arguments.force)
@@ -107,14 +123,24 @@ def _run(arguments: argparse.Namespace) -> int:
     with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams) as pipeline:
         for words in pipeline.remarks:
             remark(words)
-        if "ply" in kinds:
+        if "ply" in kinds and not bag:
             refuse_ply(pipeline.contract.output.kind, camera)
         pipeline.protocol(arguments.protocol)
         _tell_scene(pipeline, arguments)
+        if correction is not None:
+            refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, pipeline.protocol(arguments.protocol).name)
+            pipeline.scale = correction
+        elif (left := beside(arguments.engine)).is_file():
+            remark(f"{left} is not used; --scale {left} corrects the metres by it")
         if pipeline.origin.untrained:
             warn(UNTRAINED)
+        pipeline.mask_edges = arguments.mask_edges
+        if bag:
+            return run_bag(pipeline, arguments, camera, out)
         made = _make_folders(out, targets)
         try:
+            if correction is not None:
+                _name_correction(correction, out / SCALE_NAME, arguments.force)
             if videos:
                 return run_videos(pipeline, arguments, camera, kinds, places)
             session = PhotoSession(pipeline, arguments, camera, targets)
@@ -155,6 +181,13 @@ def _show(pairs: list[tuple[Path, Path]], path: Path, arguments: argparse.Namesp
     if (program := viewer()) and not open_picture(path, program):
         warn(f"{program} could not be started; open the picture yourself")
     print(path, file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _name_correction(correction: Any, path: Path, force: bool) -> None:
+    """Say in the folder of the results what corrected them: NPY files and videos have no room for words."""
+    if path.is_file() and not force and path.read_text(errors="replace") != correction.json():
+        raise InputError(f"{path} says that the results in its folder have another scale", wanted="one scale per folder", fix="another --output")
+    correction.write(path, force=True)
 
 
 def _refuse_existing(paths: list[Path], force: bool) -> None:

@@ -189,10 +189,12 @@ class _Video:
                 "seconds": round(facts.seconds, 3),
                 "fps": round(facts.fps, 3),
             }
-            print(json.dumps({"video": shown(self.source), **numbers, "untrained": untrained, "files": files}), flush=True)
+            corrected = {"correction": self.pipeline.scale.words} if self.pipeline.scale else {}
+            print(json.dumps({"video": shown(self.source), **numbers, **corrected, "untrained": untrained, "files": files}), flush=True)
             return
         dropped = f", {facts.dropped} dropped" if facts.dropped else ""
         words = f"{facts.frames} frames in {facts.seconds:.1f} s, {facts.fps:.2f} fps end to end{dropped}{', UNTRAINED WEIGHTS' if untrained else ''}"
+        words += f", {self.pipeline.scale.words}" if self.pipeline.scale else ""
         print(f"{shown(self.source)}  {words}", flush=True)
 
 

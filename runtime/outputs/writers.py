@@ -116,6 +116,7 @@ def save_ply(depth: DepthMap, photo: np.ndarray, path: Path, force: bool = False
     camera = depth.intrinsics
     words = [f"made with fathom by {depth.origin.network or 'a network'}", "unit metre; x right, y down, z forward"]
     words += [f"intrinsics fx {camera.fx:g} fy {camera.fy:g} cx {camera.cx:g} cy {camera.cy:g}"] + (["UNTRAINED WEIGHTS"] if depth.origin.untrained else [])
+    words += [depth.correction] if depth.correction else []
     header = ["ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in words), f"element vertex {len(points)}"]
     header += [f"property float {axis}" for axis in "xyz"] + [f"property uchar {color}" for color in ("red", "green", "blue")] + ["end_header", ""]
     with whole_file(path, force) as part, _writing(part, path) as file:
@@ -158,6 +159,7 @@ def _facts(depth: DepthMap) -> dict[str, str]:
     facts = {"Software": "Fathom", "Kind": depth.kind, "Network": depth.origin.network, "Manifest-SHA256": depth.origin.sha256, "Protocol": depth.protocol}
     if depth.kind != "mask":
         facts["Larger-Is"] = depth.larger_is
+    facts["Correction"] = depth.correction
     if depth.origin.untrained:
         facts["Warning"] = "UNTRAINED WEIGHTS: the depth is meaningless"
     if depth.intrinsics is not None:

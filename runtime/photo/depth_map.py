@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..artefact.contract import OutputContract
 from ..errors import AccuracyError, InputError
+from .depth_edges import flying
 
 SHAPE_TOLERANCE = 0.01  # of width over height: resizing rounds to whole pixels
 
@@ -99,6 +101,7 @@ class DepthMap:
         valid: bool [H, W]; False outside a protocol's crop, and where metric depth is not above zero.
         kind, unit, near, far, larger_is: as in ``contract.OutputContract``.
         intrinsics: of the camera, if the caller gave them.
+        correction: the camera's scale and shift in words, if the values were corrected by one.
         protocol: name of the protocol that was followed.
         origin: the network.
         below_near, above_far: how many valid pixels leave the range the network was trained for; they are reported, not clamped.
@@ -115,6 +118,7 @@ class DepthMap:
     far: float
     larger_is: str
     intrinsics: Intrinsics | None = None
+    correction: str = ""
     protocol: str = ""
     origin: Origin = field(default_factory=Origin)
     below_near: int = 0
@@ -161,6 +165,32 @@ class DepthMap:
             not_positive=not_positive,
             **facts,
         )
+
+    def without_flying(self) -> DepthMap:
+        """The same map with flying pixels not valid; see ``depth_edges.flying``. Maps that are not metric stay as they are."""
+        if self.kind != "metric":
+            return self
+        valid = self.valid & ~flying(self.values)
+        if not valid.any():
+            return self
+        return dataclasses.replace(self, values=np.where(valid, self.values, np.float32(0)), valid=valid)
+
+    def corrected(self, scale: float, shift_m: float, words: str) -> DepthMap:
+        """The same map with ``scale * value + shift_m``; pixels that are not above zero then are not valid.
+
+        ``below_near`` and ``above_far`` go on counting what the network itself said.
+
+        Raises:
+            ValueError: if the map is not metric.
+            AccuracyError: if no pixel is left.
+        """
+        values = self.depth_m * np.float32(scale) + np.float32(shift_m)
+        valid = self.valid & (values > 0)
+        if not valid.any():
+            raise AccuracyError(f"the correction {words} leaves no depth above zero", wanted="the correction of this camera and network")
+        values[~valid] = 0
+        lost = int(self.valid.sum() - valid.sum())
+        return dataclasses.replace(self, values=values, valid=valid, correction=words, not_positive=self.not_positive + lost)
 
     @property
     def depth_m(self) -> np.ndarray:

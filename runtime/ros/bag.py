@@ -1,0 +1,147 @@
+"""MCAP files of ROS 2, read and written by ``rosbags``, without ROS."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, UsageError, missing_package
+from ..files import whole_file
+from ..photo.depth_map import DepthMap
+from .messages import cloud_fields, depth_fields, scaled_info, topics_for
+
+IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+INFO = "sensor_msgs/msg/CameraInfo"
+
+
+def is_bag(text: str) -> bool:
+    """Whether a command line's input is an MCAP file."""
+    return Path(text).suffix.lower() == ".mcap"
+
+
+class BagSource:
+    """The pictures of one topic of a bag. A context manager.
+
+    Raises:
+        EnvironmentMismatchError: if ``rosbags`` is not installed.
+        InputError: if it is no whole MCAP of ROS 2.
+        UsageError: if the topic is not there or carries no pictures, or none is named and there are several.
+    """
+
+    def __init__(self, path: str | Path, topic: str | None):
+        rosbags()
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+
+        self.path = Path(path)
+        try:
+            self._reader = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+            self._reader.open()
+        except Exception as error:  # whatever a damaged file provokes
+            raise InputError(f"{path} cannot be read ({error})", wanted="a whole MCAP file of ROS 2", fix="mcap recover, or record it again") from error
+        try:
+            pictures = {connection.topic: connection for connection in self._reader.connections if connection.msgtype in IMAGES}
+            if topic is None and len(pictures) == 1:
+                (topic,) = pictures
+            if topic not in pictures:
+                was = f"there is no topic {topic} with pictures" if topic else f"{len(pictures)} topics carry pictures"
+                raise UsageError(f"{path}: {was}", wanted=f"--topic, one of: {', '.join(sorted(pictures)) or 'none'}")
+        except BaseException:
+            self._reader.close()
+            raise
+        self.topic, self.frames = topic, pictures[topic].msgcount
+        self._wanted = [pictures[topic], *(c for c in self._reader.connections if c.topic == topics_for(topic)["camera_info"] and c.msgtype == INFO)]
+
+    def __iter__(self) -> Iterator[tuple[int, Any, Any]]:
+        """(time of recording in ns, picture, the CameraInfo it belongs to or None), in the order of recording."""
+        info = None
+        for connection, _, raw in self._reader.messages(self._wanted[1:]) if self._wanted[1:] else ():
+            info = self._reader.deserialize(raw, connection.msgtype)  # the first one, for pictures that were recorded before it
+            break
+        try:
+            for connection, stamp_ns, raw in self._reader.messages(self._wanted):
+                message = self._reader.deserialize(raw, connection.msgtype)
+                if connection.msgtype == INFO:
+                    info = message
+                else:
+                    yield stamp_ns, message, info
+        except (InputError, GeneratorExit):
+            raise
+        except Exception as error:
+            raise InputError(f"{self.path} is damaged ({error})", wanted="a whole MCAP file", fix="mcap recover, or record it again") from error
+
+    def __enter__(self) -> BagSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+class BagWriter:
+    """An MCAP of depth maps that gets its name only when it is whole. A context manager; leaving it with an error writes nothing.
+
+    Args:
+        topic: of the pictures; the maps' topics lie beside it.
+        facts: words that go into the bag's metadata.
+    """
+
+    def __init__(self, path: str | Path, topic: str, force: bool = False, facts: dict[str, str] | None = None):
+        rosbags()
+        from rosbags.typesys import Stores, get_typestore
+
+        self._types, self._topics, self._connections, self._facts = get_typestore(Stores.ROS2_HUMBLE), topics_for(topic), {}, facts or {}
+        self._whole = whole_file(path, force)
+
+    def __enter__(self) -> BagWriter:
+        from rosbags.rosbag2 import StoragePlugin, Writer
+
+        self._part = self._whole.__enter__()
+        self._folder = self._part.with_name(self._part.name + ".d")
+        self._bag = Writer(self._folder, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._bag.open()
+        for key, value in self._facts.items():
+            self._bag.set_custom_data(key, value)
+        return self
+
+    def write(self, stamp_ns: int, header: Any, depth: DepthMap, info: Any = None, photo: np.ndarray | None = None) -> None:
+        """One map with the picture's own header (time and frame), its CameraInfo, and a cloud if the photo is given.
+
+        Raises:
+            InputError: if the map is not metric.
+        """
+        height, width = depth.values.shape
+        self._put("depth", "Image", stamp_ns, header, depth_fields(depth))
+        if info is not None:
+            self._put("depth_info", "CameraInfo", stamp_ns, header, {**scaled_info(info, width, height), "roi": info.roi})
+        if photo is not None:
+            fields = cloud_fields(depth, photo)
+            field = self._types.types["sensor_msgs/msg/PointField"]
+            self._put("points", "PointCloud2", stamp_ns, header, {**fields, "fields": [field(*one) for one in fields["fields"]]})
+
+    def _put(self, what: str, kind: str, stamp_ns: int, header: Any, fields: dict[str, Any]) -> None:
+        name = f"sensor_msgs/msg/{kind}"
+        if what not in self._connections:
+            self._connections[what] = self._bag.add_connection(self._topics[what], name, typestore=self._types)
+        message = self._types.types[name](header=header, **fields)
+        self._bag.write(self._connections[what], stamp_ns, self._types.serialize_cdr(message, name))
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._bag.close()
+            if error[0] is None:
+                (made,) = self._folder.glob("*.mcap")
+                made.replace(self._part)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._whole.__exit__(*error)
+
+
+def rosbags() -> None:
+    """Raise EnvironmentMismatchError unless the package ``rosbags`` is there."""
+    if find_spec("rosbags") is None:
+        raise missing_package("rosbags", "ros", "it, for MCAP files")

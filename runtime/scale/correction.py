@@ -1,0 +1,37 @@
+"""Maps corrected by a camera's scale and shift, once it is sure that the correction is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import InputError
+from ..photo.depth_map import DepthMap
+from .camera_scale import CameraScale
+
+
+def refuse_scale(scale: CameraScale, kind: str, network: str, protocol: str) -> None:
+    """Raise unless maps of that kind, network and protocol can be corrected so.
+
+    Raises:
+        InputError: if the network's output is not metric, or the correction was measured with another network or protocol.
+    """
+    if kind != "metric":
+        raise InputError(f"the network's output is {kind}, without a unit", wanted="metric depth for a scale", fix="leave --scale out")
+    scale.refuse_other(network, protocol)
+
+
+def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: bool = False) -> list[DepthMap]:
+    """The maps, without flying pixels if asked for, and corrected if there is a correction.
+
+    Raises:
+        InputError: if it was measured with another network, protocol or camera than a map's.
+        AccuracyError: if it leaves a map no depth above zero.
+    """
+    if mask_edges:
+        maps = [depth.without_flying() for depth in maps]
+    if scale is None:
+        return list(maps)
+    for depth in maps:
+        camera = (depth.intrinsics.fx, depth.values.shape[1]) if depth.intrinsics else ()
+        scale.refuse_other(depth.origin.network, depth.protocol, *camera)
+    return [depth.corrected(scale.scale, scale.shift_m, scale.words) for depth in maps]

@@ -1,0 +1,258 @@
+"""Bags of ROS 2 in and out, and flying pixels."""
+
+import importlib.util
+import io
+import json
+import queue
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fathom.runtime.commands import run
+from fathom.runtime.errors import InputError
+from fathom.runtime.photo.depth_edges import flying
+from fathom.runtime.photo.depth_map import DepthMap, Intrinsics
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.ros.messages import camera_of, cloud_fields, depth_fields, photo_of, scaled_info, topics_for
+
+NAN = np.float32(np.nan)
+
+
+def step_scene(seed, height=480, width=640):
+    """A slanted wall with nearer boxes whose edges are blended over one pixel; returns depth and where the blends are."""
+    draw = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    depth = (5 + 0.002 * columns + 0.001 * rows).astype(np.float32)
+    planted = np.zeros((height, width), bool)
+    for _ in range(6):
+        top, left = int(draw.integers(5, height - 130)), int(draw.integers(5, width - 130))
+        tall, wide, near = int(draw.integers(40, 120)), int(draw.integers(40, 120)), np.float32(draw.uniform(1, 3))
+        ring = np.zeros_like(planted)
+        ring[top - 1 : top + tall + 1, left - 1 : left + wide + 1] = True
+        ring[top : top + tall, left : left + wide] = False
+        depth[ring] += (near - depth[ring]) * draw.uniform(0.25, 0.75, int(ring.sum())).astype(np.float32)
+        depth[top : top + tall, left : left + wide], planted[top : top + tall, left : left + wide] = near, False
+        planted |= ring
+    return depth, planted
+
+
+def test_flying_pixels_are_found_and_surfaces_stay():
+    for seed in range(10):
+        depth, planted = step_scene(seed)
+        found = flying(depth)
+        assert found[planted].mean() >= 0.9
+        assert found[~planted].mean() < 0.005
+
+
+def test_a_clean_jump_and_unknown_depth_are_no_flying_pixels():
+    clean = np.full((20, 20), 2, np.float32)
+    clean[:, 10:] = 5
+    clean[5:8] = 0
+    assert not flying(clean).any()
+
+
+def test_flying_pixels_cost_under_two_milliseconds():
+    depth, _ = step_scene(0)
+    times = []
+    for _ in range(30):
+        begun = time.perf_counter()
+        flying(depth)
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 0.002
+
+
+def raw(encoding, pixels, pad=0):
+    rows = pixels.reshape(len(pixels), -1)
+    data = np.pad(rows, ((0, 0), (0, pad))).reshape(-1)
+    return SimpleNamespace(height=pixels.shape[0], width=pixels.shape[1], step=rows.shape[1] + pad, encoding=encoding, is_bigendian=0, data=data)
+
+
+def test_encodings_and_padded_rows_become_rgb():
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(photo_of(raw("rgb8", rgb, pad=7)), rgb)
+    np.testing.assert_array_equal(photo_of(raw("bgr8", rgb[..., ::-1])), rgb)
+    np.testing.assert_array_equal(photo_of(raw("bgra8", np.dstack([rgb[..., ::-1], rgb[..., :1]]))), rgb)
+    np.testing.assert_array_equal(photo_of(raw("mono8", rgb[..., :1])), np.repeat(rgb[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("change", [{"encoding": "16UC1"}, {"height": 60}, {"step": 3}, {"width": 2**31}, {"data": np.zeros(0, np.uint8)}])
+def test_images_that_cannot_be_are_refused(change):
+    message = raw("rgb8", np.zeros((6, 5, 3), np.uint8))
+    with pytest.raises(InputError):
+        photo_of(SimpleNamespace(**{**vars(message), **change}))
+
+
+def test_a_camera_is_scaled_so_that_points_stay_where_they_are():
+    info = SimpleNamespace(width=640, height=480, k=[500, 0, 319.5, 0, 510, 239.5, 0, 0, 1], p=[500, 0, 319.5, -40, 0, 510, 239.5, 0, 0, 0, 1, 0])
+    info = SimpleNamespace(**vars(info), d=[0.0], r=np.eye(3).reshape(-1), distortion_model="plumb_bob", binning_x=0, binning_y=0)
+    half = scaled_info(info, 320, 240)
+    assert half["k"].tolist() == [250, 0, 159.5, 0, 255, 119.5, 0, 0, 1] and half["p"][3] == -20
+    camera = camera_of(info, 320, 240)
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (250, 255, 159.5, 119.5)
+    assert camera_of(SimpleNamespace(**{**vars(info), "k": [0.0] * 9}), 320, 240) is None
+
+
+def test_a_cloud_projects_back_onto_its_pixels():
+    draw = np.random.default_rng(2)
+    values, photo = draw.uniform(0.5, 9, (48, 64)).astype(np.float32), draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    valid = draw.random((48, 64)) > 0.2
+    depth = DepthMap(values * valid, valid, "metric", "m", 0.1, 10, "far", Intrinsics(60.0, 61.0, 30.2, 24.9))
+    cloud = cloud_fields(depth, photo)
+    points = cloud["data"].view(np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")]))
+    rows, columns = np.nonzero(valid)
+    assert np.abs(points["x"] / points["z"] * 60 + 30.2 - columns).max() < 0.01 and np.abs(points["y"] / points["z"] * 61 + 24.9 - rows).max() < 0.01
+    assert (points["rgb"] >> 16 == photo[valid][:, 0]).all() and (points["rgb"] & 255 == photo[valid][:, 2]).all()
+    assert [name for name, *_ in cloud["fields"]] == ["x", "y", "z", "rgb"] and cloud["row_step"] == points.nbytes
+
+
+def test_metres_and_nothing_else_are_32fc1():
+    depth = DepthMap(np.float32([[1.5, 0]]), np.array([[True, False]]), "metric", "m", 0.1, 10, "far")
+    fields = depth_fields(depth)
+    np.testing.assert_array_equal(fields["data"].view("<f4"), [np.float32(1.5), NAN])
+    assert (fields["encoding"], fields["step"]) == ("32FC1", 8)
+    with pytest.raises(InputError, match="REP 118"):
+        depth_fields(DepthMap(depth.values, depth.valid, "relative", "", 0, 1, "near"))
+
+
+PHOTOS = [np.random.default_rng(k).integers(0, 256, (60, 80, 3), dtype=np.uint8) for k in range(4)]
+
+
+@pytest.fixture
+def bag(tmp_path):
+    """Four pictures of /cam/image_raw, the third broken, with CameraInfo, and one JPEG-like topic; returns the MCAP."""
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    kinds = types.types
+    png = io.BytesIO()
+    Image.fromarray(PHOTOS[0]).save(png, "PNG")
+    with Writer(tmp_path / "in", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        names = {"image_raw": "Image", "camera_info": "CameraInfo", "image_raw/compressed": "CompressedImage"}
+        to = {topic: writer.add_connection(f"/cam/{topic}", f"sensor_msgs/msg/{name}", typestore=types) for topic, name in names.items()}
+
+        def put(topic, number, **fields):
+            name = f"sensor_msgs/msg/{names[topic]}"
+            header = kinds["std_msgs/msg/Header"](stamp=kinds["builtin_interfaces/msg/Time"](sec=number, nanosec=7), frame_id="cam_optical")
+            writer.write(to[topic], 1000 + number, types.serialize_cdr(kinds[name](header=header, **fields), name))
+
+        roi = kinds["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+        for number, photo in enumerate(PHOTOS):
+            image = raw("bgr8", np.ascontiguousarray(photo[..., ::-1]))
+            put("image_raw", number, **{**vars(image), "encoding": "yuv?" if number == 2 else "bgr8"})
+            k, p = np.float64([50, 0, 39.5, 0, 50, 29.5, 0, 0, 1]), np.float64([50, 0, 39.5, 0, 0, 50, 29.5, 0, 0, 0, 1, 0])
+            facts = {"distortion_model": "plumb_bob", "d": np.zeros(5), "k": k, "r": np.eye(3).reshape(-1), "p": p, "binning_x": 0, "binning_y": 0}
+            put("camera_info", number, height=60, width=80, roi=roi, **facts)
+        put("image_raw/compressed", 0, format="png", data=np.frombuffer(png.getvalue(), np.uint8))
+    return next((tmp_path / "in").glob("*.mcap"))
+
+
+def read(path):
+    from rosbags.highlevel import AnyReader
+
+    with AnyReader([path]) as reader:
+        return [(connection.topic, stamp, reader.deserialize(data, connection.msgtype)) for connection, stamp, data in reader.messages()]
+
+
+def test_a_bag_becomes_a_bag_of_metres(tiny, bag, tmp_path, capsys):
+    out = tmp_path / "out.mcap"
+    words = ["--engine", str(tiny.plan), str(bag), "-o", str(out), "--topic", "/cam/image_raw", "--save", "ply", "--json"]
+    assert run.main(words) == 3  # one picture is broken
+    noted = capsys.readouterr()
+    facts = json.loads(noted.out)
+    assert (facts["frames"], facts["failed"]) == (3, 1) and "yuv?" in noted.err
+    found = read(out)
+    assert sorted({topic for topic, _, _ in found}) == ["/cam/depth/camera_info", "/cam/depth/image_raw", "/cam/depth/points"]
+    maps = [(stamp, message) for topic, stamp, message in found if topic == "/cam/depth/image_raw"]
+    assert [stamp for stamp, _ in maps] == [1000, 1001, 1003] and [message.header.stamp.sec for _, message in maps] == [0, 1, 3]
+    with Pipeline.open(tiny.plan) as pipeline:
+        for (_, message), photo in zip(maps, [PHOTOS[k] for k in (0, 1, 3)], strict=True):
+            assert (message.encoding, message.header.frame_id, message.header.stamp.nanosec) == ("32FC1", "cam_optical", 7)
+            np.testing.assert_array_equal(np.asarray(message.data).view("<f4").reshape(60, 80), pipeline.predict(photo).values)
+    info = next(message for topic, _, message in found if topic == "/cam/depth/camera_info")
+    assert info.k.tolist() == [50, 0, 39.5, 0, 50, 29.5, 0, 0, 1] and (info.width, info.height) == (80, 60)
+    cloud = next(message for topic, _, message in found if topic == "/cam/depth/points")
+    assert cloud.width == 4800 and len(cloud.data) == cloud.row_step
+    assert not list(tmp_path.glob(".fathom*"))
+    assert run.main(words) == 3 and "exists already" in capsys.readouterr().err
+
+
+def test_compressed_pictures(tiny, bag, tmp_path):
+    assert run.main(["--engine", str(tiny.plan), str(bag), "-o", str(tmp_path / "c.mcap"), "--topic", "/cam/image_raw/compressed", "-q", "--scale", "1.5"]) == 0
+    (message,) = [message for topic, _, message in read(tmp_path / "c.mcap") if topic == "/cam/depth/image_raw"]
+    assert b"fathom.correction" in (tmp_path / "c.mcap").read_bytes() and b"1.5 * network" in (tmp_path / "c.mcap").read_bytes()
+    with Pipeline.open(tiny.plan) as pipeline:
+        np.testing.assert_array_equal(np.asarray(message.data).view("<f4").reshape(60, 80), pipeline.predict(PHOTOS[0]).values * np.float32(1.5))
+
+
+def test_what_is_no_bag_or_topic_leaves_nothing(tiny, bag, tmp_path, capsys):
+    def go(*words, out="o.mcap"):
+        return run.main(["--engine", str(tiny.plan), "-o", str(tmp_path / out), *map(str, words)])
+
+    assert go(bag) == 2 and "/cam/image_raw, /cam/image_raw/compressed" in capsys.readouterr().err
+    assert go(bag, "--topic", "/nothing") == 2 and go(bag, out="o.bag") == 2 and go(bag, tmp_path / "x.jpg") == 2
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(bag.read_bytes()[:5000])
+    assert go(cut, "--topic", "/cam/image_raw") == 3
+    assert not (tmp_path / "o.mcap").exists() and not list(tmp_path.glob(".fathom*"))
+
+
+def test_relative_maps_are_no_metres_in_a_bag(make_artefacts, bag, tmp_path, capsys):
+    assert run.main(["--engine", str(make_artefacts("relative").plan), str(bag), "-o", str(tmp_path / "o.mcap"), "--topic", "/cam/image_raw"]) == 3
+    assert "REP 118" in capsys.readouterr().err and not (tmp_path / "o.mcap").exists()
+
+
+def test_topics_lie_beside_the_pictures():
+    assert topics_for("/a/b/image_raw/compressed")["camera_info"] == topics_for("/a/b/image_rect")["camera_info"] == "/a/b/camera_info"
+
+
+def test_mask_edges_takes_flying_pixels_out_of_maps():
+    values, planted = step_scene(3)
+    depth = DepthMap(values, values > 0, "metric", "m", 0.1, 10, "far")
+    masked = depth.without_flying()
+    assert not masked.valid[planted].all() and (~masked.valid[planted]).mean() >= 0.9 and (masked.values[~masked.valid] == 0).all()
+    relative = DepthMap(values, values > 0, "relative", "", 0, 10, "near")
+    assert relative.without_flying() is relative
+
+
+@pytest.fixture(scope="module")
+def newest():
+    path = Path(__file__).parent.parent / "docs/ros2/fathom_depth/fathom_depth/newest.py"
+    spec = importlib.util.spec_from_file_location("newest_for_test", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.NewestDepth
+
+
+def test_the_node_drops_what_is_old_and_survives_what_is_broken(newest, tiny):
+    begun, go, sent, words = threading.Event(), threading.Event(), queue.Queue(), queue.Queue()
+    with Pipeline.open(tiny.plan) as pipeline:
+
+        def predict(photo, camera):
+            begun.set()
+            assert go.wait(10)
+            return pipeline.predict(photo, None, camera)
+
+        node = newest(predict, lambda *what: sent.put(what), words.put, points=True)
+        pictures = [SimpleNamespace(**vars(raw("rgb8", photo)), header=number) for number, photo in enumerate(PHOTOS)]
+        node.on_image(pictures[0])
+        assert begun.wait(10)
+        for picture in pictures[1:]:
+            node.on_image(picture)
+        go.set()
+        found = [sent.get(timeout=10) for _ in range(2)]
+        assert [header for header, *_ in found] == [0, 3] and node.dropped == 2
+        for header, depth, info, cloud in found:
+            np.testing.assert_array_equal(depth["data"].view("<f4").reshape(60, 80), pipeline.predict(PHOTOS[header]).values)
+            assert info is None and cloud is None  # no camera is known
+        node.on_image(SimpleNamespace(**{**vars(pictures[0]), "encoding": "yuv?"}))
+        assert "yuv?" in words.get(timeout=10)
+        node.on_image(pictures[1])
+        assert sent.get(timeout=10)[0] == 1
+        node.close()
