@@ -85,7 +85,7 @@ def test_rtx_engines_hold_the_precision_that_was_asked_for(rtx, small_bundle, tm
         assert latent.shape[0] == 1 and latent.dtype == ("float16" if precision == "fp16" else "float32")
         assert all(stage.precision == precision and manifest.files[stage.engine].size > 10_000 for stage in manifest.stages)
     with zipfile.ZipFile(tmp_path / "x.plan") as archive:
-        assert archive.namelist() == ["plan.json", "engines/decoder.engine", "engines/encoder.engine"]
+        assert archive.namelist() == ["plan.json", "engines/decoder.engine", "engines/encoder.engine", "goldens/case.bin"]
 
 
 def test_a_range_of_batches_is_built_and_recorded(rtx, small_bundle, tmp_path):

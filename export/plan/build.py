@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import BundleStage, PlanManifest
 from ...runtime.errors import UsageError
-from ...runtime.files import refuse_existing
+from ...runtime.files import refuse_existing, whole_file
 from ..child.child import GIB, Progress
 from ..child.scratch import scratch_beside
 from ..parity.parity import ParityReport
@@ -18,6 +19,7 @@ from ..precision.rounded import SIMULATED
 from ..tensorrt.build import TARGETS
 from .build_options import BuildOptions
 from .plan_file import write_plan
+from .prove_candidate import prove_candidate
 from .stage_builder import BuiltStage, StageBuilder
 
 
@@ -40,6 +42,9 @@ def build_plan(
     on_progress: Progress | None = None,
 ) -> BuildReport:
     """Build a plan.
+
+    On a machine that can run TensorRT engines, they are then run on the golden tensors: a plan that does not give them is kept beside ``path``
+    as ``x.rejected.plan``.
 
     FP16 stages are typed first and run once with ONNX Runtime against the golden tensors (``graph-only``: it computes partly in FP32),
     engines for ONNX Runtime are run as they are; FP16 is simulated in them (see ``rounded``). The plan appears only if that, the compiler
@@ -84,7 +89,12 @@ def build_plan(
                 on_message(parity.table())
         on_progress("writing the plan", 0.95)
         manifest, sources = builder.plan(built)
-        write_plan(path, manifest, sources, force)
+        candidate = scratch / "candidate.plan"
+        write_plan(candidate, manifest, sources)
+        on_progress("running the plan's own case", 0.97)
+        prove_candidate(candidate, path, on_message)
+        with whole_file(path, force) as part:
+            os.replace(candidate, part)
     on_progress("written", 1.0)
     return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)
 

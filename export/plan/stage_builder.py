@@ -11,7 +11,7 @@ import onnx
 
 from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
-from ...runtime.artefact.manifest import BundleStage, Initializer, PlanManifest, PlanStage
+from ...runtime.artefact.manifest import GOLDENS, BundleStage, Initializer, PlanManifest, PlanStage
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import PrecisionError
 from ..child.child import Progress, default_limit_nbytes, run_child
@@ -22,6 +22,7 @@ from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
 from .constrained_stages import ConstrainedStages, constrained_release
+from .goldens import collect_goldens
 from .plan_file import file_facts
 
 FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
@@ -76,6 +77,8 @@ class StageBuilder:
         self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
+        self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of an INT8 plan give for the golden inputs
+        self._keeps_case = options.precision == "int8" and options.backend != "onnxruntime"
         release = constrained_release() if options.backend == "tensorrt" else ""
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
 
@@ -266,19 +269,26 @@ class StageBuilder:
             label=label,
             isolated=False,  # the bundle's gate did that; what is new here are the types and the engines
             engines=engines,
+            save=self._graphs_case if self._keeps_case else None,
             on_progress=lambda what, done: self.on_progress(what, at + (0.05 if engines else 0.2) * done),
         )
         report.require()
         return report
 
-    def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path]]:
+    def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path | bytes]]:
         """Manifest and sources of the plan, of what ``build_all`` made."""
         stages, files = [stage for stage, _, _ in built], {name: file for _, made, _ in built for name, file in made.items()}
         manifest, options = self.manifest, self.options
-        sources = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
+        sources: dict[str, Path | bytes] = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
         stages = [stage if stage.weights in sources else replace(stage, weights="", initializers=()) for stage in stages]
         if text := manifest.contract.text:
             sources[text.tokenizer] = self.bundle.path(text.tokenizer)
+        goldens: tuple[Initializer, ...] = ()
+        if self.compare and manifest.goldens:
+            case = (self._graphs_case,) if self._keeps_case else ()
+            specs = tuple(stage.spec for stage in stages)
+            goldens, raw = collect_goldens((*case, self.bundle.path(manifest.goldens[0])), specs, options.precision, manifest.contract.output.tensor)
+            sources[GOLDENS] = raw
         made = PlanManifest(
             manifest.network,
             manifest.contract,
@@ -291,5 +301,6 @@ class StageBuilder:
             precision=options.precision,
             batch=options.batch,
             bundle_sha256=self.bundle.manifest_sha256,
+            goldens=goldens,
         )
         return made, sources
