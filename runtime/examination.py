@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .artefact.plan import PlanFile
 from .backend import open_backend
 from .certificate.certificate import Certificate
 from .certificate.comparison import compare_output
@@ -15,7 +16,7 @@ from .errors import AccuracyError
 from .tensorrt.backend import TensorRTBackend
 
 if TYPE_CHECKING:
-    from .artefact.plan import PlanFile
+    from collections.abc import Callable
 
 REPEATS = 0.1  # two starts may differ by this share of what the depth may: TensorRT-RTX chooses its kernels anew at every start
 
@@ -43,6 +44,21 @@ class Examination:
         """For people."""
         again = "the second start gave the same bits" if self.equal else f"the second start differed by {self.proof.measure} {self.repeated:.1e}"
         return f"right on {self.where}: {self.proof.words}; {again}" + (f"; {self.kept}" if self.kept else "")
+
+
+def examine_file(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    """``examine_plan`` for a process of its own: native code that does not fit the machine may take the process with it.
+
+    Args:
+        request: ``plan``, its path.
+        send: sends one event to the parent.
+
+    Returns:
+        ``says``, for people.
+    """
+    send("progress", what="running the plan's own case", done=0.0)
+    with PlanFile.open(request["plan"], verify=False) as plan:
+        return {"says": examine_plan(plan).words}
 
 
 def examine_plan(plan: PlanFile, index: int = 0) -> Examination:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from safetensors.numpy import load_file
 
 from fathom.calibration.calibrate import PLAN, Settings, add_to_bundle, calibrate
 from fathom.calibration.observation.images import Chosen
@@ -15,6 +16,9 @@ from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
 from fathom.export.precision.calibrated import planned_boundaries, require_calibration, type_by_plan
 from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.certificate.comparison import difference
+from fathom.runtime.certificate.goldens import read_goldens
 from fathom.runtime.errors import ChecksumError, UsageError
 from fathom.runtime.pipeline import Pipeline
 
@@ -78,6 +82,11 @@ def test_tensorrt_rtx_compiles_int8_and_holds_it(bundle, rtx, tmp_path):
     assert report.stages[0].layers["int8"] >= 2
     assert report.stages[0].stored["int8"] == (2, 2)  # the feed-forward's, byte for byte; the patch embedding has three channels
     assert [stage.precision for stage in report.manifest.stages] == [plan.precision("encoder"), plan.precision("head")]
+    with PlanFile.open(tmp_path / "x.plan") as opened, BundleDirectory.open(bundle) as source:  # it is held to what quantised numbers give
+        kept, pytorch = read_goldens(opened), load_file(str(source.path(source.manifest.goldens[0])))
+    moved = {name: difference(kept[name], pytorch[name]).rms for name in pytorch}
+    image = report.manifest.contract.input.tensor
+    assert moved[image] == 0 and all(1e-4 < rms < 0.1 for name, rms in moved.items() if name != image)
 
 
 def test_a_network_whose_norm_overflows_is_built_with_that_part_wide(overflowing, rtx, tmp_path, photo):

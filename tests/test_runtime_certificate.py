@@ -11,9 +11,10 @@ import onnx
 import pytest
 from fake_plans import RELEASES
 
+from fathom.export.child.child import ChildResult
+from fathom.export.plan import prove_candidate
 from fathom.export.plan.goldens import collect_goldens
 from fathom.export.plan.plan_file import file_facts, write_plan
-from fathom.export.plan.prove_candidate import prove_candidate
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.manifest import GOLDENS, PlanManifest, PlanStage
 from fathom.runtime.artefact.manifest_json import manifest_bytes, manifest_from_bytes
@@ -21,8 +22,10 @@ from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.certificate.comparison import difference
 from fathom.runtime.certificate.goldens import read_goldens
+from fathom.runtime.certificate.known_faults import known_faults
 from fathom.runtime.commands import doctor
 from fathom.runtime.errors import AccuracyError, InputError
+from fathom.runtime.examination import examine_file
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.tensorrt.backend import TensorRTBackend
 
@@ -46,22 +49,30 @@ def gpu(monkeypatch, tmp_path):
     return machine
 
 
-def scaled(graph, factor):
-    """The graph with every weight multiplied; sizes and limits are no weights."""
+def weights_of(graph):
+    """Names of the weights of a graph that are not 0; sizes are no weights."""
     model = onnx.ModelProto.FromString(graph)
     sizes = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
+    arrays = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer if item.name not in sizes}
+    return [name for name, array in arrays.items() if array.dtype == np.float32 and array.size > 1 and array.any()]
+
+
+def scaled(graph, factor, only=None):
+    """The graph with every weight multiplied, or only one."""
+    model, names = onnx.ModelProto.FromString(graph), weights_of(graph)
     for item in model.graph.initializer:
         array = onnx.numpy_helper.to_array(item)
-        if array.dtype == np.float32 and array.size > 1 and item.name not in sizes:
+        if item.name == only or (only is None and item.name in names):
             item.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(factor), item.name))
     return model.SerializeToString()
 
 
 @pytest.fixture
 def write(small_bundle, tmp_path):
-    """Callable(backend, precision, batch, wrong) -> a plan for the fake GPU with PyTorch's golden tensors; ``wrong``: stage -> factor of its weights."""
+    """Callable(backend, precision, batch, wrong) -> a plan for the fake GPU with PyTorch's golden tensors; ``wrong``: stage -> factor of its weights,
+    or of the weight ``only``."""
 
-    def make(backend="tensorrt", precision="fp32", batch=(1, 1, 1), wrong=None, goldens=True, name="x.plan"):
+    def make(backend="tensorrt", precision="fp32", batch=(1, 1, 1), wrong=None, only=None, goldens=True, name="x.plan"):
         with BundleDirectory.open(small_bundle) as bundle:
             manifest, fixed = bundle.manifest, batch[0] == batch[2]
             graphs = {stage.spec.name: onnx.load(str(bundle.path(stage.file))).SerializeToString() for stage in manifest.stages}
@@ -71,7 +82,7 @@ def write(small_bundle, tmp_path):
             items, raw = collect_goldens((golden,), specs, precision, "depth")
             sources = {}
             for spec, stage in zip(specs, manifest.specs(), strict=True):
-                graph = scaled(graphs[spec.name], (wrong or {}).get(spec.name, 1))
+                graph = scaled(graphs[spec.name], (wrong or {}).get(spec.name, 1), only)
                 sources[f"engines/{spec.name}.engine"] = fake_tensorrt.engine_bytes(stage, graph, RELEASES[backend], batch, ("sm86",))
             if goldens:
                 sources[GOLDENS] = raw
@@ -119,6 +130,16 @@ def test_a_weight_off_by_one_percent_is_caught_and_its_stage_named(gpu, write, b
         Pipeline.open(write(backend, precision, wrong={"encoder": 1.01, "decoder": 1.01}))
     del caught
     nothing_left(gpu)
+
+
+def test_in_fp32_any_single_weight_off_by_one_percent_is_caught(gpu, write, small_bundle):
+    tried = 0
+    for stage in ("encoder", "decoder"):
+        for weight in weights_of(onnx.load(small_bundle / f"stages/{stage}.onnx").SerializeToString()):
+            with pytest.raises(AccuracyError, match=f"the engine of stage {stage} "):
+                Pipeline.open(write(wrong={stage: 1.01}, only=weight))
+            tried += 1
+    assert tried > 12
 
 
 @pytest.mark.parametrize("backend", BOTH)
@@ -183,20 +204,22 @@ def test_a_wrong_engine_is_refused_at_every_start(gpu, write, tmp_path):
     assert list((tmp_path / "cache" / "certificates").glob("*") if (tmp_path / "cache" / "certificates").exists() else []) == []
 
 
-def test_a_built_plan_gets_its_name_only_if_it_proves_itself(gpu, write, tmp_path):
-    said = []
-    candidate = write(name="candidate.plan")
-    prove_candidate(candidate, tmp_path / "x.plan", said.append)
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_built_plan_gets_its_name_only_if_it_proves_itself(gpu, write, tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(prove_candidate, "run_child", lambda request, what: ChildResult(examine_file(request, lambda event, **facts: None), 0.0, 0))
+    said, name = [], tmp_path / "x.plan"
+    candidate = write(backend, name="candidate.plan")
+    prove_candidate.prove_candidate(candidate, name, False, said.append)
     assert candidate.exists() and "right on Fake GPU (sm86)" in said[0] and "the same bits" in said[0]
     with Pipeline.open(candidate) as pipeline:
         assert "before" in certified(pipeline)
-    candidate = write(name="candidate.plan", wrong={"encoder": 1.01})
+    candidate = write(backend, name="candidate.plan", wrong={"encoder": 1.01})
     with pytest.raises(AccuracyError, match=r"stage encoder.*x\.rejected\.plan for study"):
-        prove_candidate(candidate, tmp_path / "x.plan", said.append)
-    assert not candidate.exists() and not (tmp_path / "x.plan").exists() and (tmp_path / "x.rejected.plan").exists()
-    gpu.capability = (8, 9)
-    prove_candidate(write("tensorrt-rtx", name="candidate.plan"), tmp_path / "x.plan", said.append)
-    assert "not run on this machine" in said[-1] and "sm89" in said[-1]
+        prove_candidate.prove_candidate(candidate, name, False, said.append)
+    assert not candidate.exists() and not name.exists() and (tmp_path / "x.rejected.plan").exists()
+    gpu.devices = 0
+    prove_candidate.prove_candidate(write(backend, name="candidate.plan"), name, False, said.append)
+    assert "not run on this machine" in said[-1] and "need an NVIDIA GPU" in said[-1]
 
 
 def test_the_doctor_proves_a_plan_and_names_the_first_wrong_stage(gpu, write, capsys):
@@ -265,3 +288,22 @@ def test_differences_by_hand():
     assert turned.rms == pytest.approx(0.01) and turned.gain == pytest.approx(0, abs=1e-12)
     assert difference(np.array([[3.0, np.nan]]), wanted).problem and difference(np.array([[1, 2]]), np.array([[1, 3]])).problem
     assert difference(np.zeros((1, 3)), wanted).problem.startswith("shape")
+
+
+@pytest.mark.parametrize(
+    ("version", "target", "precision", "threads"),
+    [
+        ("10.3.0.30", "sm87", "fp16", {4419, 4723, 4558}),
+        ("10.3.0", "sm86", "fp32", {4419}),
+        ("10.7.0", "sm86", "fp32", {4334}),
+        ("10.13.3.9", "sm120", "fp16", {4837}),
+        ("10.13.3.9", "sm120", "fp32", set()),
+        ("11.3.0", "sm89", "fp16", {4854}),
+        ("8.6.1", "sm86", "fp16", set()),
+        ("", "", "fp16", set()),
+    ],
+)
+def test_what_others_reported_is_told_before_building(version, target, precision, threads):
+    found = known_faults("tensorrt", version, (target,) if target else (), precision)
+    assert {int(fault.thread.rsplit("/", 1)[1]) for fault in found} == threads
+    assert all(fault.thread in fault.words for fault in found)

@@ -30,7 +30,7 @@ MIN_LIMIT_NBYTES = 512 << 20
 LAST_LINES = 12
 SWAP_HINT = "close other programs, add swap or zram, or give --memory a larger number of GiB"
 CHILD = "fathom.export.plan.build_child"
-TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version")
+TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version", "prove8")
 BORROWED = """
 import runpy, sys
 from importlib import util

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import BundleStage, PlanManifest
+from ...runtime.certificate.known_faults import known_faults
 from ...runtime.errors import UsageError
 from ...runtime.files import refuse_existing, whole_file
 from ..child.child import GIB, Progress
@@ -79,6 +80,8 @@ def build_plan(
         options = replace(options, targets=TARGETS)
     with scratch_beside(path) as scratch:
         builder = StageBuilder(bundle, options, scratch, on_progress, calibration)
+        for fault in known_faults(options.backend, builder.version, builder.targets, options.precision):
+            on_message(fault.words)
         parity = builder.type_stages()
         if parity is not None:
             on_message(parity.table())
@@ -92,7 +95,8 @@ def build_plan(
         candidate = scratch / "candidate.plan"
         write_plan(candidate, manifest, sources)
         on_progress("running the plan's own case", 0.97)
-        prove_candidate(candidate, path, on_message)
+        if options.backend != "onnxruntime" and manifest.goldens:
+            prove_candidate(candidate, path, builder.constrained, on_message)
         with whole_file(path, force) as part:
             os.replace(candidate, part)
     on_progress("written", 1.0)

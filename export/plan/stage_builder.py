@@ -21,7 +21,7 @@ from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_
 from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
-from .constrained_stages import ConstrainedStages, constrained_release
+from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
 from .goldens import collect_goldens
 from .plan_file import file_facts
 
@@ -73,13 +73,15 @@ class StageBuilder:
         self.bundle, self.options, self.scratch, self.on_progress, self.calibration = bundle, options, scratch, on_progress, calibration
         self.manifest, self.compare = bundle.manifest, compare
         self.limit = options.limit_nbytes or default_limit_nbytes()
-        self.version = ""
+        plain = options.backend == "tensorrt"
+        self.version, target = installed_tensorrt() if plain else ("", "")
+        self.targets = ((target,) if target else ()) if plain else options.targets  # plain TensorRT compiles for the GPU that is here
         self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
         self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of an INT8 plan give for the golden inputs
         self._keeps_case = options.precision == "int8" and options.backend != "onnxruntime"
-        release = constrained_release() if options.backend == "tensorrt" else ""
+        release = constrained_release(self.version) if plain else ""
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
 
     def type_stages(self) -> ParityReport | None:
@@ -161,6 +163,11 @@ class StageBuilder:
             return None
         tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
         return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the compiler is a TensorRT 8."""
+        return self._constrained is not None
 
     def build_all(self) -> list[tuple[PlanStage, dict[str, Path], BuiltStage]]:
         """Compile stage after stage; see ``build``."""
@@ -297,7 +304,7 @@ class StageBuilder:
             {**manifest.made_with, "fathom": __version__, options.backend: self.version},
             backend=options.backend,
             backend_version=self.version,
-            targets=options.targets or (("cpu",) if options.backend == "onnxruntime" else ()),
+            targets=self.targets or (("cpu",) if options.backend == "onnxruntime" else ()),
             precision=options.precision,
             batch=options.batch,
             bundle_sha256=self.bundle.manifest_sha256,

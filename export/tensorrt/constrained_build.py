@@ -89,12 +89,21 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
 
 
 def tensorrt_version(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
-    """``version`` of the package ``tensorrt`` that the child finds.
+    """``version`` of the package ``tensorrt`` that the child finds, and ``target``: compute capability of the GPU (``sm87``), or empty.
 
     Raises:
         EnvironmentMismatchError: if there is none, or of no tier that is known.
     """
-    return {"version": import_tensorrt("tensorrt").__version__}
+    version = import_tensorrt("tensorrt").__version__
+    try:
+        from ...runtime.cuda.open_device import open_device
+
+        device = open_device()
+    except (ImportError, EnvironmentMismatchError):  # this Python may have TensorRT and no NumPy; whoever compiles says what else is missing
+        return {"version": version, "target": ""}
+    target = device.target
+    device.close()
+    return {"version": version, "target": target}
 
 
 def _parse(trt: ModuleType, parser: Any, request: dict[str, Any], logger: Any) -> None:
