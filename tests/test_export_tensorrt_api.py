@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fathom.export.tensorrt.build as module
+from fathom.runtime.tensorrt.rtx_targets import BUILT_FOR
 
 ALL = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
 DUMPS = {name: api for name, api in ALL.items() if not name.startswith("api_8")}  # TensorRT 8 has a build of its own
@@ -103,7 +104,7 @@ def test_what_is_guarded_is_missing_somewhere_and_there_in_rtx():
 def test_the_names_that_are_looked_up_as_text_are_there_too(dump):
     assert set(module.COUNTED) <= _members(DUMPS[dump], "LayerType")
     if dump == "api_rtx":
-        assert {target.upper() for target in module.TARGETS} <= _members(DUMPS[dump], "ComputeCapability")
+        assert {target.upper() for target in BUILT_FOR} <= _members(DUMPS[dump], "ComputeCapability")
 
 
 @pytest.mark.parametrize("dump", DUMPS)

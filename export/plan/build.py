@@ -12,12 +12,12 @@ from ...runtime.artefact.manifest import BundleStage, PlanManifest
 from ...runtime.certificate.known_faults import known_faults
 from ...runtime.errors import UsageError
 from ...runtime.files import refuse_existing, whole_file
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 from ..child.child import GIB, Progress
 from ..child.scratch import scratch_beside
 from ..parity.parity import ParityReport
 from ..precision.calibrated import read_calibration, require_calibration
 from ..precision.rounded import SIMULATED
-from ..tensorrt.build import TARGETS
 from .build_options import BuildOptions
 from .plan_file import write_plan
 from .prove_candidate import prove_candidate
@@ -77,7 +77,7 @@ def build_plan(
     if options.simulated:
         on_message(SIMULATED)
     if options.backend == "tensorrt-rtx" and not options.targets:
-        options = replace(options, targets=TARGETS)
+        options = replace(options, targets=BUILT_FOR)
     with scratch_beside(path) as scratch:
         builder = StageBuilder(bundle, options, scratch, on_progress, calibration)
         for fault in known_faults(options.backend, builder.version, builder.targets, options.precision):

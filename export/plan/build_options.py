@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...runtime.artefact.manifest import BACKENDS
 from ...runtime.errors import UsageError
-from ..tensorrt.build import REFUSED_TARGETS, TARGETS
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR, why_refused
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ class BuildOptions:
         elif self.targets and self.backend != "tensorrt-rtx":
             raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", fix="leave --target out")
         for target in self.targets if self.backend == "tensorrt-rtx" else ():
-            if target not in TARGETS:
-                reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
-                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
+            if reason := why_refused(target):
+                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(BUILT_FOR))
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
         min_batch, opt_batch, max_batch = self.batch

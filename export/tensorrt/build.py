@@ -14,18 +14,11 @@ from typing import Any
 
 from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
 COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
-REFUSED_TARGETS = {
-    "sm75": "TensorRT-RTX cannot compile FP32 matrix products for Turing, and Turing in the list fails the whole build",
-    "sm87": "TensorRT-RTX does not run on Jetson Orin; build with --backend tensorrt on the Jetson itself",
-    "sm90": "TensorRT-RTX does not list data-centre Hopper; build with --backend tensorrt on that machine",
-    "sm100": "TensorRT-RTX does not list data-centre Blackwell; build with --backend tensorrt on that machine",
-    "sm110": "TensorRT-RTX does not run on Jetson Thor; build with --backend tensorrt on the Jetson itself",
-}
-TARGETS = ("sm80", "sm86", "sm89", "sm120")
 
 
 def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -220,7 +213,7 @@ def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: 
     for index, target in enumerate(request["targets"]):
         capability = getattr(trt.ComputeCapability, target.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
-            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.last()})", wanted=", ".join(TARGETS))
+            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.last()})", wanted=", ".join(BUILT_FOR))
 
 
 def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any], logger: Any) -> None:

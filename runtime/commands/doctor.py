@@ -219,8 +219,9 @@ def _onnxruntime_cuda(gpus: list[dict[str, Any]], problem: dict[str, str] | None
 
 
 def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
-    from ..tensorrt.compatibility import cuda_major, supports
+    from ..tensorrt.compatibility import cuda_major
     from ..tensorrt.loading import MODULES, import_tensorrt
+    from ..tensorrt.rtx_targets import why_not_here
 
     try:
         trt = import_tensorrt(backend)
@@ -235,10 +236,11 @@ def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] 
             f"{backend} {trt.__version__} needs CUDA {major}, the driver knows {gpus[0]['driver_cuda']}",
             tensorrt_fix(backend, f"update the driver, or pip install {backend}-cu{known[0]}"),
         )
-    fitting = [gpu for gpu in gpus if supports(trt, gpu["target"])]
+    refused = {gpu["target"]: why_not_here(trt, gpu["target"]) for gpu in gpus}
+    fitting = [gpu for gpu in gpus if not refused[gpu["target"]]]
     if not fitting:
-        targets = ", ".join(sorted({gpu["target"] for gpu in gpus}))
-        return _fails(f"{backend} {trt.__version__} does not list {targets}", tensorrt_fix(backend, RATHER_TENSORRT))
+        reasons = "; ".join(f"{target}: {why}" for target, why in sorted(refused.items()))
+        return _fails(f"{backend} {trt.__version__} runs no plan here ({reasons})", tensorrt_fix(backend, RATHER_TENSORRT))
     here = ", ".join(f"GPU {gpu['index']} ({gpu['target']})" for gpu in fitting)
     return _works(f"{backend} {trt.__version__} on {here}{_tier(backend, trt.__version__)}")
 
