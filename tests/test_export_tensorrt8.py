@@ -138,6 +138,24 @@ def test_an_engine_that_is_wrong_by_one_percent_never_gets_the_name(gpu, small_b
         Pipeline.open(tmp_path / "x.plan")
 
 
+def test_a_second_build_measures_nothing_again(gpu, small_bundle, tmp_path):
+    words = [str(small_bundle), "--backend", "tensorrt", "--force", "-q", "-o", str(tmp_path / "x.plan")]
+    assert build_command.main(words) == 0
+    first = gpu.trt.measured
+    assert first > 20 and all(config.pools == {} for _, config in gpu.trt.built)
+    gpu.trt.built.clear()
+    assert build_command.main([*words, "--workspace", "0.5"]) == 0
+    assert gpu.trt.measured == first  # from the user's cache
+    assert all(config.pools == {gpu.trt.MemoryPoolType.WORKSPACE: 1 << 29} for _, config in gpu.trt.built)
+    (kept,) = (tmp_path / "cache" / "timing").iterdir()
+    assert kept.name == "tensorrt-8.5.2.2-sm86.cache"
+    mine = tmp_path / "cache" / "mine.cache"
+    mine.write_bytes(b"of another release")
+    assert build_command.main([*words, "--timing-cache", str(mine)]) == 0
+    assert gpu.trt.measured == 2 * first and mine.read_bytes() == kept.read_bytes()
+    assert build_command.main([str(small_bundle), "--workspace", "1", "-q", "-o", str(tmp_path / "y.plan")]) == 2
+
+
 def test_fp32_asks_for_nothing(gpu, small_bundle, tmp_path):
     build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
     for network, config in gpu.trt.built:

@@ -13,7 +13,6 @@ from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import GOLDENS, BundleStage, Initializer, PlanManifest, PlanStage
 from ...runtime.artefact.spec import StageSpec, TensorSpec
-from ...runtime.errors import PrecisionError
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..graph.product_types import products_by_type
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
@@ -24,10 +23,10 @@ from .build_options import BuildOptions
 from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
 from .goldens import collect_goldens
 from .plan_file import file_facts
+from .timing_cache_file import timing_cache_file
 
 FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
 INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
-MAX_ENGINE_RATIO, ENGINE_SLACK_NBYTES = 1.25, 64 << 20  # kernels of small networks outweigh their weights: 46 MB for a U-Net of 3 MB
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class StageBuilder:
         plain = options.backend == "tensorrt"
         self.version, target = installed_tensorrt() if plain else ("", "")
         self.targets = ((target,) if target else ()) if plain else options.targets  # plain TensorRT compiles for the GPU that is here
+        self._timing_cache = options.timing_cache or (timing_cache_file(self.version, target) if plain else "")
         self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
@@ -182,7 +182,6 @@ class StageBuilder:
         found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, on_progress=lambda what, done: self.on_progress(what, start + width * done))
         values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
         self.version = values["version"]
-        self._check_size(name, engine.stat().st_size, weights)
         if graph.parent == self.scratch:
             Path(f"{graph}.data").unlink(missing_ok=True)
         if self._constrained is not None:
@@ -220,8 +219,9 @@ class StageBuilder:
             request = {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}
             return {**request, "cuda": self.options.cuda}, made
         target = self.scratch / f"{name}.engine"
+        small = {"workspace": self.options.workspace_nbytes, "timing_cache": self._timing_cache} if self.options.backend == "tensorrt" else {}
         if self._constrained is not None:
-            return self._constrained.request(name, target, self.options.batch), {f"engines/{name}.engine": target}
+            return {**self._constrained.request(name, target, self.options.batch), **small}, {f"engines/{name}.engine": target}
         products = products_by_type(graph)
         request = {
             "task": "tensorrt",
@@ -237,15 +237,7 @@ class StageBuilder:
             "bf16": products.get(onnx.TensorProto.BFLOAT16, []),
             "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
         }
-        return request, {f"engines/{name}.engine": target}
-
-    def _check_size(self, name: str, engine: int, weights: int) -> None:
-        if self.options.precision in ("fp16", "int8") and self.options.backend != "onnxruntime" and engine > MAX_ENGINE_RATIO * weights + ENGINE_SLACK_NBYTES:
-            raise PrecisionError(
-                f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of typed weights: some are stored in more bits",
-                wanted=f"at most {MAX_ENGINE_RATIO} times the weights",
-                fix="report it with the version of the backend",
-            )
+        return {**request, **small}, {f"engines/{name}.engine": target}
 
     def _bind(self, spec: StageSpec) -> StageSpec:
         """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""

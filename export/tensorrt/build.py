@@ -15,6 +15,7 @@ from typing import Any
 from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
+from .timing_cache import TimingCache
 
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
@@ -27,7 +28,8 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     Args:
         request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
             only), ``batch`` ([min, opt, max]), ``precision``, ``fp16``, ``fp32`` and ``bf16`` (names of the convolutions
-            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs).
+            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs); for plain
+            TensorRT ``workspace`` (bytes that one layer may take on the device, 0 for no limit) and ``timing_cache`` (see ``TimingCache``).
         send: sends one event to the parent.
 
     Returns:
@@ -56,8 +58,13 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     config.progress_monitor = monitor = _monitor(trt, send, stage)
     _set_targets(trt, config, request, logger)
     _set_batch(builder, network, config, request, logger)
+    if request.get("workspace"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
+    cache = TimingCache(request.get("timing_cache", ""))
+    cache.give_to(config)
     engine = builder.build_serialized_network(network, config)
-    del monitor
+    cache.keep(config)
+    del monitor, parser, network, builder, config  # each holds the weights, or more; what is left is the engine
     if engine is None:
         raise BuildFailedError(f"stage {stage}: {request['backend']} could not compile the network: {logger.last()}")
     nbytes = int(engine.nbytes)

@@ -17,6 +17,7 @@ from ...runtime.tensorrt.loading import import_tensorrt
 from .build import CHUNK, MAX_PROBLEMS, _logger, _set_batch
 from .engine_layers import layer_types
 from .tactic_sources import external_libraries
+from .timing_cache import TimingCache
 
 UNCONSTRAINED = ("CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION")
 FLOATS = ("FLOAT", "HALF")
@@ -28,7 +29,8 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     Args:
         request: ``stage``, ``source`` (ONNX, lowered), ``target`` (file to write), ``batch`` ([min, opt, max]), ``precision``, ``nodes`` (name and
             ``fp32``, ``fp16`` or ``int8`` of every node, in running order), ``products`` (names of the convolutions and matrix products),
-            ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs that are FP16).
+            ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs that are FP16),
+            ``workspace`` and ``timing_cache`` (see ``build.build_engine``).
         send: sends one event to the parent.
 
     Returns:
@@ -71,7 +73,13 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     _set_boundaries(trt, network, set(request["half"]))
     _set_batch(builder, network, config, request, logger)
     send("progress", what=f"{stage}: compiling", done=0.1)
+    if request.get("workspace"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
+    cache = TimingCache(request.get("timing_cache", ""))
+    cache.give_to(config)
     plan = builder.build_serialized_network(network, config)
+    cache.keep(config)
+    del parser, network, builder, config  # each holds the weights, or more; the engine is looked into next
     if plan is None:
         raise BuildFailedError(f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {logger.last()}")
     runtime = trt.Runtime(logger)
