@@ -187,6 +187,18 @@ def test_a_child_that_takes_too_much_memory_is_stopped_with_the_numbers(sleepy_c
     assert time.monotonic() - start < 20 and "--memory" in str(caught.value)
 
 
+@pytest.mark.parametrize("jetson", [True, False])
+def test_on_a_jetson_what_the_gpu_takes_counts(sleepy_child, monkeypatch, jetson):
+    sleepy_child("time.sleep(60)\n" if jetson else "time.sleep(0.5)\nsys.exit(3)\n")
+    free = iter([4 << 30, (4 << 30) - (100 << 20)])
+    monkeypatch.setattr(child, "available_nbytes", lambda: next(free, 3 << 30))
+    monkeypatch.setattr(child, "read_jetson", lambda: object() if jetson else None)
+    start = time.monotonic()
+    with pytest.raises(OutOfMemoryError if jetson else BuildFailedError, match=r"took 1\.00 GiB" if jetson else "exit code 3"):
+        run_child({"task": "x"}, what="stage unet", limit_nbytes=500 << 20)
+    assert time.monotonic() - start < 20
+
+
 def test_a_child_that_says_nothing_useful_is_a_failed_build(sleepy_child):
     sleepy_child("print('not json'); print('{}'); sys.exit(3)\n")
     with pytest.raises(BuildFailedError, match="exit code 3"):
