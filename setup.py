@@ -68,7 +68,7 @@ setup(
     package_dir={"fathom": "."},
     package_data={
         "fathom": ["py.typed"],
-        "fathom.runtime": ["artefact/schemas/*.json", "kernels/*"],
+        "fathom.runtime": ["artefact/schemas/*.json", "certificate/*.json", "kernels/*"],
         "fathom.export": ["lowering/*.json"],
         "fathom.trt_plugins": ["csrc/*"],
         "fathom.models": ["keys/*", "weights/*"],

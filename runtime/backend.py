@@ -69,6 +69,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
         UsageError: if the device, the number of threads or of streams makes no sense.
         EnvironmentMismatchError: if this machine or installation cannot execute it.
         InputError: if an engine is broken.
+        AccuracyError: if TensorRT engines do not give the plan's golden tensors here; asked once per plan, release, GPU and driver.
     """
     kind, index = parse_device(device)
     if threads is not None and not 1 <= threads <= 1024:
@@ -86,9 +87,16 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
             wanted="a plan for onnxruntime, to run on the CPU",
             fix="depth-build BUNDLE --backend onnxruntime -o x.plan",
         )
+    from .certificate.certificate import certify
     from .tensorrt.backend import TensorRTBackend
 
-    return TensorRTBackend(artefact, index, streams)
+    found = TensorRTBackend(artefact, index, streams)
+    try:
+        found.remarks = (*found.remarks, certify(artefact, found))
+    except BaseException:
+        found.close()
+        raise
+    return found
 
 
 def parse_device(device: str | int | None) -> tuple[str | None, int]:

@@ -152,9 +152,34 @@ def add_builder(trt, version="8.5.2.2"):
         def code(self):
             return "UNSUPPORTED_NODE"
 
+    class TimingCache:
+        def __init__(self, raw):
+            self.known = set(raw.decode().split()[1:])
+
+        def serialize(self):
+            return " ".join(["timing", *sorted(self.known)]).encode()
+
+    trt.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE", "DLA_MANAGED_SRAM"])
+    trt.measured = 0  # layers that were not in the timing cache
+
     class Config:
         def __init__(self):
             self.flags, self.profiles, self.sources = {trt.BuilderFlag.TF32}, [], None
+            self.pools, self.cache = {}, None
+
+        def set_memory_pool_limit(self, pool, nbytes):
+            self.pools[pool] = nbytes
+
+        def create_timing_cache(self, raw):
+            return TimingCache(raw) if raw == b"" or raw.startswith(b"timing") else None
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            assert ignore_mismatch is False
+            self.cache = cache
+            return True
+
+        def get_timing_cache(self):
+            return self.cache
 
         def set_flag(self, flag):
             self.flags.add(flag)
@@ -193,6 +218,9 @@ def add_builder(trt, version="8.5.2.2"):
 
         def build_serialized_network(self, network, config):
             trt.built.append((network, config))
+            names = {layer.name.replace(" ", "_") for layer in network.layers}
+            trt.measured += len(names - config.cache.known)
+            config.cache.known |= names
             if words := trt.fail.pop("build", None):
                 self.logger.log(trt.ILogger.ERROR, words)
                 return None

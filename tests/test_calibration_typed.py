@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from safetensors.numpy import load_file
 
 from fathom.calibration.calibrate import PLAN, Settings, add_to_bundle, calibrate
 from fathom.calibration.observation.images import Chosen
@@ -13,8 +14,14 @@ from fathom.calibration.search.objective import Budget
 from fathom.export.commands.build_command import main
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
+from fathom.export.plan.plan_file import write_plan
+from fathom.export.plan.stage_builder import StageBuilder
+from fathom.export.plan.time_stages import int8_everywhere
 from fathom.export.precision.calibrated import planned_boundaries, require_calibration, type_by_plan
 from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.certificate.comparison import difference
+from fathom.runtime.certificate.goldens import read_goldens
 from fathom.runtime.errors import ChecksumError, UsageError
 from fathom.runtime.pipeline import Pipeline
 
@@ -78,6 +85,22 @@ def test_tensorrt_rtx_compiles_int8_and_holds_it(bundle, rtx, tmp_path):
     assert report.stages[0].layers["int8"] >= 2
     assert report.stages[0].stored["int8"] == (2, 2)  # the feed-forward's, byte for byte; the patch embedding has three channels
     assert [stage.precision for stage in report.manifest.stages] == [plan.precision("encoder"), plan.precision("head")]
+
+
+def test_an_int8_plan_is_held_to_what_its_own_numbers_give(small_bundle, rtx, tmp_path):
+    """Else the error of quantisation, which was chosen, would hide one of the compiler."""
+    source = BundleDirectory.open(small_bundle)
+    pytorch, kept = load_file(str(source.path(source.manifest.goldens[0]))), {}
+    for precision, calibration in (("fp16", None), ("int8", int8_everywhere(source))):
+        (folder := tmp_path / precision).mkdir()
+        builder = StageBuilder(source, BuildOptions("tensorrt-rtx", precision, ("sm86",)), folder, lambda what, done: None, calibration)
+        builder.type_stages()
+        write_plan(tmp_path / "x.plan", *builder.plan(builder.build_all()), force=True)
+        with PlanFile.open(tmp_path / "x.plan") as plan:
+            kept[precision] = read_goldens(plan)
+    moved = {precision: {name: difference(array, pytorch[name]).rms for name, array in found.items()} for precision, found in kept.items()}
+    assert moved["fp16"]["image"] == moved["int8"]["image"] == moved["fp16"]["depth"] == 0 and 0 < moved["fp16"]["latent"] < 5e-4
+    assert moved["int8"]["latent"] > 1e-3 and moved["int8"]["depth"] > 1e-3
 
 
 def test_a_network_whose_norm_overflows_is_built_with_that_part_wide(overflowing, rtx, tmp_path, photo):

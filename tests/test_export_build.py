@@ -85,7 +85,7 @@ def test_rtx_engines_hold_the_precision_that_was_asked_for(rtx, small_bundle, tm
         assert latent.shape[0] == 1 and latent.dtype == ("float16" if precision == "fp16" else "float32")
         assert all(stage.precision == precision and manifest.files[stage.engine].size > 10_000 for stage in manifest.stages)
     with zipfile.ZipFile(tmp_path / "x.plan") as archive:
-        assert archive.namelist() == ["plan.json", "engines/decoder.engine", "engines/encoder.engine"]
+        assert archive.namelist() == ["plan.json", "engines/decoder.engine", "engines/encoder.engine", "goldens/case.bin"]
 
 
 def test_a_range_of_batches_is_built_and_recorded(rtx, small_bundle, tmp_path):
@@ -185,6 +185,18 @@ def test_a_child_that_takes_too_much_memory_is_stopped_with_the_numbers(sleepy_c
     with pytest.raises(OutOfMemoryError, match=r"stage unet: the compiler took 0\.\d+ GiB .* limit of 0\.20 GiB") as caught:
         run_child({"task": "x"}, what="stage unet", limit_nbytes=200 << 20)
     assert time.monotonic() - start < 20 and "--memory" in str(caught.value)
+
+
+@pytest.mark.parametrize("jetson", [True, False])
+def test_on_a_jetson_what_the_gpu_takes_counts(sleepy_child, monkeypatch, jetson):
+    sleepy_child("time.sleep(60)\n" if jetson else "time.sleep(0.5)\nsys.exit(3)\n")
+    free = iter([4 << 30, (4 << 30) - (100 << 20)])
+    monkeypatch.setattr(child, "available_nbytes", lambda: next(free, 3 << 30))
+    monkeypatch.setattr(child, "read_jetson", lambda: object() if jetson else None)
+    start = time.monotonic()
+    with pytest.raises(OutOfMemoryError if jetson else BuildFailedError, match=r"took 1\.00 GiB" if jetson else "exit code 3"):
+        run_child({"task": "x"}, what="stage unet", limit_nbytes=500 << 20)
+    assert time.monotonic() - start < 20
 
 
 def test_a_child_that_says_nothing_useful_is_a_failed_build(sleepy_child):

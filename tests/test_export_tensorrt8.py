@@ -11,12 +11,13 @@ import fake_cuda
 import fake_tensorrt
 import fake_tensorrt8_builder
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from fathom.export.child.child import ChildResult, run_child
 from fathom.export.commands import build_command
-from fathom.export.plan import constrained_stages, stage_builder
+from fathom.export.plan import constrained_stages, prove_candidate, stage_builder
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
 from fathom.export.plan.plan_file import write_plan
@@ -26,6 +27,7 @@ from fathom.export.tensorrt.engine_layers import NodeTypes, layer_types
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
+from fathom.runtime.examination import examine_file
 from fathom.runtime.pipeline import Pipeline
 
 DUMPS = Path(__file__).parent / "data" / "trt_api"
@@ -41,14 +43,17 @@ def gpu(monkeypatch, tmp_path):
     machine.requests = []
 
     def here(request, **more):
-        work = {"tensorrt8": constrained_build.build_constrained_engine, "tensorrt-version": constrained_build.tensorrt_version}.get(request["task"])
+        tasks = {"tensorrt8": constrained_build.build_constrained_engine, "tensorrt-version": constrained_build.tensorrt_version, "prove8": examine_file}
+        work = tasks.get(request["task"])
         if work is None:
             return run_child(request, **more)
+        if request["task"] == "prove8":
+            return ChildResult(work(request, lambda event, **facts: None), 0.0, 0)
         machine.requests.append(request)
         with fake_cuda_context(machine):
             return ChildResult(json.loads(json.dumps(work(json.loads(json.dumps(request)), lambda event, **facts: None))), 0.0, 0)
 
-    for module in (stage_builder, constrained_stages):
+    for module in (stage_builder, constrained_stages, prove_candidate):
         monkeypatch.setattr(module, "run_child", here)
     return machine
 
@@ -95,6 +100,60 @@ def test_the_whole_life_of_a_plan(gpu, small_bundle, small_network, tmp_path, pr
     gc.collect()
     assert gpu.leaks() == {} and gpu.trt.counts == {"engine": 0, "context": 0}
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["x.plan"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("stage", ["encoder", "decoder"])
+def test_an_engine_that_is_wrong_by_one_percent_never_gets_the_name(gpu, small_bundle, tmp_path, monkeypatch, capsys, precision, stage):
+    honest = stage_builder.run_child
+
+    def wrong(request, **more):
+        found = honest(request, **more)
+        if request["stage"] == stage:
+            engine = Path(request["target"])
+            raw = engine.read_bytes()
+            end = raw.index(b"\n", fake_tensorrt.HEADER) + 1
+            model = onnx.ModelProto.FromString(raw[end:])
+            sizes = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
+            for item in model.graph.initializer:
+                array = onnx.numpy_helper.to_array(item)
+                if array.dtype.kind == "f" and array.size > 1 and item.name not in sizes:
+                    item.CopyFrom(onnx.numpy_helper.from_array((array * 1.01).astype(array.dtype), item.name))
+            engine.write_bytes(raw[:end] + model.SerializeToString())
+        return found
+
+    monkeypatch.setattr(stage_builder, "run_child", wrong)
+    words = [str(small_bundle), "--backend", "tensorrt", "--precision", precision, "-o", str(tmp_path / "x.plan")]
+    assert build_command.main(words) == 4
+    told = capsys.readouterr().err
+    assert f"the engine of stage {stage} does not give on Fake GPU" in told and "x.rejected.plan" in told
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["x.rejected.plan"]
+    monkeypatch.setattr(stage_builder, "run_child", honest)
+    assert build_command.main(words) == 0
+    assert "right on Fake GPU (sm86), TensorRT 8.5.2.2" in capsys.readouterr().err
+    with PlanFile.open(tmp_path / "x.plan") as plan:
+        assert plan.manifest.targets == ("sm86",)
+    gpu.capability = (8, 9)
+    with pytest.raises(EnvironmentMismatchError, match="built for sm86, and GPU 0"):
+        Pipeline.open(tmp_path / "x.plan")
+
+
+def test_a_second_build_measures_nothing_again(gpu, small_bundle, tmp_path):
+    words = [str(small_bundle), "--backend", "tensorrt", "--force", "-q", "-o", str(tmp_path / "x.plan")]
+    assert build_command.main(words) == 0
+    first = gpu.trt.measured
+    assert first > 20 and all(config.pools == {} for _, config in gpu.trt.built)
+    gpu.trt.built.clear()
+    assert build_command.main([*words, "--workspace", "0.5"]) == 0
+    assert gpu.trt.measured == first  # from the user's cache
+    assert all(config.pools == {gpu.trt.MemoryPoolType.WORKSPACE: 1 << 29} for _, config in gpu.trt.built)
+    (kept,) = (tmp_path / "cache" / "timing").iterdir()
+    assert kept.name == "tensorrt-8.5.2.2-sm86.cache"
+    mine = tmp_path / "cache" / "mine.cache"
+    mine.write_bytes(b"of another release")
+    assert build_command.main([*words, "--timing-cache", str(mine)]) == 0
+    assert gpu.trt.measured == 2 * first and mine.read_bytes() == kept.read_bytes()
+    assert build_command.main([str(small_bundle), "--workspace", "1", "-q", "-o", str(tmp_path / "y.plan")]) == 2
 
 
 def test_fp32_asks_for_nothing(gpu, small_bundle, tmp_path):
@@ -223,7 +282,7 @@ def test_a_version_of_no_tier_builds_nothing(gpu, small_bundle, tmp_path, monkey
 def test_newer_versions_take_typed_graphs_as_before(gpu, monkeypatch):
     for version, release in (("8.5.3.1", "8.5"), ("8.6.1", "8.6"), ("10.3.0", ""), ("11.4.1", "")):
         monkeypatch.setattr(gpu.trt, "__version__", version)
-        assert constrained_stages.constrained_release() == release
+        assert constrained_stages.constrained_release(constrained_stages.installed_tensorrt()[0]) == release
 
 
 def test_tensorrt_may_be_at_home_in_another_python(monkeypatch, tmp_path, capsys, small_bundle):
@@ -234,7 +293,7 @@ def test_tensorrt_may_be_at_home_in_another_python(monkeypatch, tmp_path, capsys
     python.chmod(0o755)
     monkeypatch.setenv("FATHOM_TENSORRT_PYTHON", str(python))
     package.write_text("__version__ = '8.5.2.2'\n")
-    assert constrained_stages.constrained_release() == "8.5"
+    assert constrained_stages.constrained_release(constrained_stages.installed_tensorrt()[0]) == "8.5"
     package.write_text("__version__ = '8.2.1'\n")
     assert build_command.main([str(small_bundle), "--backend", "tensorrt", "-o", str(tmp_path / "x.plan"), "-q"]) == 6
     assert "TensorRT 8.2.1 is installed; wanted: 8.5 or 8.6 (JetPack 5)" in capsys.readouterr().err

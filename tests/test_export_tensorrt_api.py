@@ -11,6 +11,8 @@ import pytest
 
 import fathom.export.tensorrt.build as module
 import fathom.runtime.tensorrt.logger as logger
+from fathom.export.tensorrt import timing_cache
+from fathom.runtime.tensorrt.rtx_targets import BUILT_FOR
 
 ALL = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
 DUMPS = {name: api for name, api in ALL.items() if not name.startswith("api_8")}  # TensorRT 8 has a build of its own
@@ -60,7 +62,11 @@ def _used(source, more=()):
     return found
 
 
-USED = _used(Path(module.__file__).read_text()) | _used(Path(logger.__file__).read_text())
+USED = (
+    _used(Path(module.__file__).read_text())
+    | _used(Path(logger.__file__).read_text())
+    | _used(Path(timing_cache.__file__).read_text(), {"cache": "ITimingCache"})
+)
 
 
 def test_the_dumps_are_there():
@@ -104,7 +110,7 @@ def test_what_is_guarded_is_missing_somewhere_and_there_in_rtx():
 def test_the_names_that_are_looked_up_as_text_are_there_too(dump):
     assert set(module.COUNTED) <= _members(DUMPS[dump], "LayerType")
     if dump == "api_rtx":
-        assert {target.upper() for target in module.TARGETS} <= _members(DUMPS[dump], "ComputeCapability")
+        assert {target.upper() for target in BUILT_FOR} <= _members(DUMPS[dump], "ComputeCapability")
 
 
 @pytest.mark.parametrize("dump", DUMPS)

@@ -1,17 +1,22 @@
 """depth-doctor on machines of all kinds: what it finds, what it advises, how it leaves."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import fake_cuda
 import fake_tensorrt
 import pytest
 
+import fathom
+from fathom.export.plan.build_options import BuildOptions
 from fathom.runtime.commands import doctor, doctor_trial
-from fathom.runtime.errors import EnvironmentMismatchError
+from fathom.runtime.errors import EnvironmentMismatchError, UsageError
 from fathom.runtime.tensorrt.compatibility import check_header
 from fathom.runtime.tensorrt.engine import Engine
 from fathom.runtime.tensorrt.logger import make_logger
+from fathom.runtime.tensorrt.rtx_targets import BUILT_FOR, RTX_TARGETS
 
 
 @pytest.fixture
@@ -43,6 +48,22 @@ def test_a_gpu_that_rtx_does_not_list(gpus):
     backends = doctor.examine()["backends"]
     assert not backends["tensorrt-rtx"]["works"] and "does not list sm90" in backends["tensorrt-rtx"]["says"]
     assert "--backend tensorrt" in backends["tensorrt-rtx"]["fix"] and backends["tensorrt"]["works"]
+
+
+@pytest.mark.parametrize(("capability", "works"), [((7, 5), False), ((8, 0), True), ((8, 7), False), ((12, 0), True), ((12, 1), True)])
+def test_builder_doctor_and_documentation_agree_about_a_gpu(gpus, capability, works):
+    gpus.capability, target = capability, f"sm{capability[0]}{capability[1]}"
+    found = doctor.examine()["backends"]["tensorrt-rtx"]
+    if works:
+        BuildOptions("tensorrt-rtx", targets=(target,))
+    else:
+        with pytest.raises(UsageError, match=f"{target} is refused"):
+            BuildOptions("tensorrt-rtx", targets=(target,))
+    assert found["works"] == works and (works or target in found["says"])
+    text = (Path(fathom.__file__).parent / "docs" / "gpu.md").read_text()
+    built, refused = (re.search(rf"^- {words}: (.*)$", text, re.M)[1] for words in ("built for", "refused"))
+    assert (target in re.findall(r"sm\d+", built)) == works and (target in re.findall(r"sm\d+", refused)) != works
+    assert tuple(re.findall(r"sm\d+", built)) == BUILT_FOR and set(re.findall(r"sm\d+", refused)) == set(RTX_TARGETS) - set(BUILT_FOR)
 
 
 @pytest.mark.parametrize(

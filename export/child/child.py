@@ -22,6 +22,7 @@ from typing import Any
 
 from ...runtime import errors
 from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError
+from ...runtime.jetson import read_jetson
 
 GIB = 1 << 30
 POLL_S = 0.1
@@ -30,7 +31,7 @@ MIN_LIMIT_NBYTES = 512 << 20
 LAST_LINES = 12
 SWAP_HINT = "close other programs, add swap or zram, or give --memory a larger number of GiB"
 CHILD = "fathom.export.plan.build_child"
-TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version")
+TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version", "prove8")
 BORROWED = """
 import runpy, sys
 from importlib import util
@@ -102,7 +103,8 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_p
     Args:
         request: a JSON object; ``task`` says which one.
         what: how messages call the work (``stage unet``).
-        limit_nbytes: the child is stopped when its own memory passes this; 0 for no limit.
+        limit_nbytes: the child is stopped when its own memory passes this; 0 for no limit. On a Jetson, whose GPU shares the memory, also when so
+            much less is available than at the start, whoever took it.
         on_progress: told (what is done now, part done from 0 to 1).
 
     Raises:
@@ -122,12 +124,14 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_p
             start_new_session=True,
         )
         lines = _Lines(child.stdout, on_progress)
+        before = available_nbytes() if limit_nbytes and read_jetson() else 0  # what its GPU takes is the system's memory, and no process's
         peak, over = 0, 0
         try:
             child.stdin.write((json.dumps(request) + "\n").encode())
             child.stdin.flush()  # stays open: when it closes, the child knows that its parent is gone
             while child.poll() is None:
                 own, high = resident(child.pid)
+                own = max(own, before - available_nbytes()) if before else own
                 peak = max(peak, high)
                 if limit_nbytes and own > limit_nbytes:
                     over = own

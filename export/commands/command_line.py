@@ -100,6 +100,8 @@ def build_flags(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", default="1", help="pictures per run, fixed or a range (default: %(default)s)")
     parser.add_argument("--memory", metavar="GIB", type=_gib, default=0, help="stop a compiler that takes more (default: most of what is available)")
+    parser.add_argument("--workspace", metavar="GIB", type=_gib, default=0, help="tensorrt: scratch memory that a layer may take on the GPU (default: all)")
+    parser.add_argument("--timing-cache", metavar="FILE", default="", help="tensorrt: what was measured while building (default: in the user's cache)")
 
 
 def build_options(arguments: argparse.Namespace) -> Any:
@@ -121,7 +123,9 @@ def build_options(arguments: argparse.Namespace) -> Any:
 
         if backend != "tensorrt" or not os.environ.get(TENSORRT_PYTHON):
             require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
-    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory)
+    return BuildOptions(
+        backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory, arguments.workspace, arguments.timing_cache
+    )
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ...runtime.certificate.comparison import compare_output, find_problem
 from ...runtime.errors import AccuracyError, BuildFailedError
 from ..onnxruntime.build import load_onnxruntime
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
-
-MIN_COUNT_FOR_CONSTANT = 16  # fewer numbers may well be equal
 
 
 def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -105,38 +104,6 @@ def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
     scale = float(np.abs(wanted.astype(np.float64)).max()) if wanted.size else 0.0
     relative = greatest / scale if scale else (0.0 if greatest == 0 else 1e30)
     return {"max_abs": greatest, "rmse": float(np.sqrt(np.mean(difference**2))) if difference.size else 0.0, "relative": relative, "problem": problem}
-
-
-def compare_output(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Two outputs of a network.
-
-    Returns:
-        for depth [B, 1, h, w] ``abs_rel`` = mean |got - wanted| / |wanted| where wanted is not 0; for the two logits of a mask
-        [B, 2, h, w] ``changed_pixels``, the share whose class differs; and ``max_abs`` in the output's own unit.
-    """
-    mask = wanted.ndim == 4 and wanted.shape[1] == 2
-    measure = "changed_pixels" if mask else "abs_rel"
-    if got.shape != wanted.shape or not np.isfinite(got).all():
-        return {measure: 1e30, "max_abs": 1e30}
-    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
-    difference, size = np.abs(got - wanted), np.abs(wanted)
-    if mask:
-        error = float(np.mean((got[:, 1] > got[:, 0]) != (wanted[:, 1] > wanted[:, 0])))
-    else:
-        there = size > 0
-        error = float(np.mean(difference[there] / size[there])) if there.any() else 1e30
-    return {measure: error, "max_abs": float(difference.max())}
-
-
-def find_problem(values: np.ndarray) -> str:
-    """What is wrong with a tensor in itself: not finite, or one number everywhere."""
-    if values.dtype.kind == "f":
-        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-        if bad:
-            return f"not finite in {bad} of {values.size} places"
-        if values.size >= MIN_COUNT_FOR_CONSTANT and float(values.max()) == float(values.min()):
-            return f"the same number {float(values.max()):g} everywhere"
-    return ""
 
 
 def _check_golden(golden: dict[str, np.ndarray], stage: dict[str, Any]) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import BundleStage, PlanManifest
+from ...runtime.certificate.known_faults import known_faults
 from ...runtime.errors import UsageError
-from ...runtime.files import refuse_existing
+from ...runtime.files import refuse_existing, whole_file
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 from ..child.child import GIB, Progress
 from ..child.scratch import scratch_beside
 from ..parity.parity import ParityReport
 from ..precision.calibrated import read_calibration, require_calibration
 from ..precision.rounded import SIMULATED
-from ..tensorrt.build import TARGETS
 from .build_options import BuildOptions
 from .plan_file import write_plan
+from .prove_candidate import prove_candidate
 from .stage_builder import BuiltStage, StageBuilder
 
 
@@ -40,6 +43,9 @@ def build_plan(
     on_progress: Progress | None = None,
 ) -> BuildReport:
     """Build a plan.
+
+    On a machine that can run TensorRT engines, they are then run on the golden tensors: a plan that does not give them is kept beside ``path``
+    as ``x.rejected.plan``.
 
     FP16 stages are typed first and run once with ONNX Runtime against the golden tensors (``graph-only``: it computes partly in FP32),
     engines for ONNX Runtime are run as they are; FP16 is simulated in them (see ``rounded``). The plan appears only if that, the compiler
@@ -71,9 +77,11 @@ def build_plan(
     if options.simulated:
         on_message(SIMULATED)
     if options.backend == "tensorrt-rtx" and not options.targets:
-        options = replace(options, targets=TARGETS)
+        options = replace(options, targets=BUILT_FOR)
     with scratch_beside(path) as scratch:
         builder = StageBuilder(bundle, options, scratch, on_progress, calibration)
+        for fault in known_faults(options.backend, builder.version, builder.targets, options.precision):
+            on_message(fault.words)
         parity = builder.type_stages()
         if parity is not None:
             on_message(parity.table())
@@ -84,7 +92,13 @@ def build_plan(
                 on_message(parity.table())
         on_progress("writing the plan", 0.95)
         manifest, sources = builder.plan(built)
-        write_plan(path, manifest, sources, force)
+        candidate = scratch / "candidate.plan"
+        write_plan(candidate, manifest, sources)
+        on_progress("running the plan's own case", 0.97)
+        if options.backend != "onnxruntime" and manifest.goldens:
+            prove_candidate(candidate, path, builder.constrained, on_message)
+        with whole_file(path, force) as part:
+            os.replace(candidate, part)
     on_progress("written", 1.0)
     return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)
 

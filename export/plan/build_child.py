@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import FathomError, OutOfMemoryError
+from ...runtime.errors import EnvironmentMismatchError, FathomError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,11 @@ def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
         from ..tensorrt.constrained_build import tensorrt_version as task
     elif name == "onnxruntime":
         from ..onnxruntime.build import optimise as task
+    elif name in ("prove", "prove8"):
+        try:
+            from ...runtime.examination import examine_file as task
+        except ImportError as error:  # the Python that has TensorRT need not have NumPy
+            raise EnvironmentMismatchError(f"{sys.executable} has no {error.name}", wanted="what the runtime needs") from error
     elif name == "parity":
         from ..parity.stage_runner import run_stages as task
     elif name == "first-run":

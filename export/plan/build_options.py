@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...runtime.artefact.manifest import BACKENDS
 from ...runtime.errors import UsageError
-from ..tensorrt.build import REFUSED_TARGETS, TARGETS
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR, why_refused
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class BuildOptions:
             empty for ``cpu``.
         batch: min, opt and max.
         limit_nbytes: memory that one compiler may take; 0 for most of what is available.
+        workspace_nbytes: plain TensorRT: device memory that one layer may take for scratch; 0 for no limit.
+        timing_cache: plain TensorRT: file with what the compiler measured; empty for one in the user's cache.
 
     Raises:
         UsageError: if the parts do not go together.
@@ -30,6 +32,8 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     batch: tuple[int, int, int] = (1, 1, 1)
     limit_nbytes: int = 0
+    workspace_nbytes: int = 0
+    timing_cache: str = ""
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
@@ -45,9 +49,10 @@ class BuildOptions:
         elif self.targets and self.backend != "tensorrt-rtx":
             raise UsageError(f"--target goes with tensorrt-rtx; {self.backend} builds for the machine it runs on", fix="leave --target out")
         for target in self.targets if self.backend == "tensorrt-rtx" else ():
-            if target not in TARGETS:
-                reason = REFUSED_TARGETS.get(target, "it is not among the targets TensorRT-RTX compiles for")
-                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(TARGETS))
+            if reason := why_refused(target):
+                raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(BUILT_FOR))
+        if self.backend != "tensorrt" and (self.workspace_nbytes or self.timing_cache):
+            raise UsageError(f"--workspace and --timing-cache go with tensorrt; {self.backend} measures nothing while it builds", fix="leave them out")
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
         min_batch, opt_batch, max_batch = self.batch

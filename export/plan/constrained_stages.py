@@ -18,14 +18,24 @@ from ..lowering.lowering import LoweredStage, lower_stage
 NOT_COMPUTED = (*MOVING, "Cast", "Shape", "QuantizeLinear", "DequantizeLinear")  # they move numbers: no precision of theirs can be lost
 
 
-def constrained_release() -> str:
-    """``8.5`` or ``8.6`` if that is the TensorRT that engines are built with here; an empty string if it takes typed graphs.
+def installed_tensorrt() -> tuple[str, str]:
+    """Version of the TensorRT that engines are built with here, and compute capability (``sm87``) of the GPU that it builds for; empty if
+    none can be asked, and the compiler says then what it lacks.
 
     Raises:
-        EnvironmentMismatchError: if TensorRT cannot be loaded, or is of no tier that is known.
+        EnvironmentMismatchError: if it cannot be loaded.
     """
-    found = run_child({"task": "tensorrt-version"}, what="looking for TensorRT")
-    tier = tier_of(found.values["version"])
+    found = run_child({"task": "tensorrt-version"}, what="looking for TensorRT").values
+    return found["version"], found["target"]
+
+
+def constrained_release(version: str) -> str:
+    """``8.5`` or ``8.6`` if a TensorRT is of these; an empty string if it takes typed graphs.
+
+    Raises:
+        EnvironmentMismatchError: if it is of no tier that is known.
+    """
+    tier = tier_of(version)
     return "" if tier.strongly_typed else tier.name
 
 

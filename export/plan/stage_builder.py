@@ -11,9 +11,8 @@ import onnx
 
 from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
-from ...runtime.artefact.manifest import BundleStage, Initializer, PlanManifest, PlanStage
+from ...runtime.artefact.manifest import GOLDENS, BundleStage, Initializer, PlanManifest, PlanStage
 from ...runtime.artefact.spec import StageSpec, TensorSpec
-from ...runtime.errors import PrecisionError
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..graph.product_types import products_by_type
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
@@ -21,12 +20,13 @@ from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_
 from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
-from .constrained_stages import ConstrainedStages, constrained_release
+from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
+from .goldens import collect_goldens
 from .plan_file import file_facts
+from .timing_cache_file import timing_cache_file
 
 FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
 INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
-MAX_ENGINE_RATIO, ENGINE_SLACK_NBYTES = 1.25, 64 << 20  # kernels of small networks outweigh their weights: 46 MB for a U-Net of 3 MB
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,16 @@ class StageBuilder:
         self.bundle, self.options, self.scratch, self.on_progress, self.calibration = bundle, options, scratch, on_progress, calibration
         self.manifest, self.compare = bundle.manifest, compare
         self.limit = options.limit_nbytes or default_limit_nbytes()
-        self.version = ""
+        plain = options.backend == "tensorrt"
+        self.version, target = installed_tensorrt() if plain else ("", "")
+        self.targets = ((target,) if target else ()) if plain else options.targets  # plain TensorRT compiles for the GPU that is here
+        self._timing_cache = options.timing_cache or (timing_cache_file(self.version, target) if plain else "")
         self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
-        release = constrained_release() if options.backend == "tensorrt" else ""
+        self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of an INT8 plan give for the golden inputs
+        self._keeps_case = options.precision == "int8" and options.backend != "onnxruntime"
+        release = constrained_release(self.version) if plain else ""
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
 
     def type_stages(self) -> ParityReport | None:
@@ -159,6 +164,11 @@ class StageBuilder:
         tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
         return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
 
+    @property
+    def constrained(self) -> bool:
+        """Whether the compiler is a TensorRT 8."""
+        return self._constrained is not None
+
     def build_all(self) -> list[tuple[PlanStage, dict[str, Path], BuiltStage]]:
         """Compile stage after stage; see ``build``."""
         return [self.build(stage, number) for number, stage in enumerate(self.manifest.stages)]
@@ -172,7 +182,6 @@ class StageBuilder:
         found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, on_progress=lambda what, done: self.on_progress(what, start + width * done))
         values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
         self.version = values["version"]
-        self._check_size(name, engine.stat().st_size, weights)
         if graph.parent == self.scratch:
             Path(f"{graph}.data").unlink(missing_ok=True)
         if self._constrained is not None:
@@ -210,8 +219,9 @@ class StageBuilder:
             request = {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}
             return {**request, "cuda": self.options.cuda}, made
         target = self.scratch / f"{name}.engine"
+        small = {"workspace": self.options.workspace_nbytes, "timing_cache": self._timing_cache} if self.options.backend == "tensorrt" else {}
         if self._constrained is not None:
-            return self._constrained.request(name, target, self.options.batch), {f"engines/{name}.engine": target}
+            return {**self._constrained.request(name, target, self.options.batch), **small}, {f"engines/{name}.engine": target}
         products = products_by_type(graph)
         request = {
             "task": "tensorrt",
@@ -227,15 +237,7 @@ class StageBuilder:
             "bf16": products.get(onnx.TensorProto.BFLOAT16, []),
             "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
         }
-        return request, {f"engines/{name}.engine": target}
-
-    def _check_size(self, name: str, engine: int, weights: int) -> None:
-        if self.options.precision in ("fp16", "int8") and self.options.backend != "onnxruntime" and engine > MAX_ENGINE_RATIO * weights + ENGINE_SLACK_NBYTES:
-            raise PrecisionError(
-                f"stage {name}: the engine has {engine / 1e6:.0f} MB for {weights / 1e6:.0f} MB of typed weights: some are stored in more bits",
-                wanted=f"at most {MAX_ENGINE_RATIO} times the weights",
-                fix="report it with the version of the backend",
-            )
+        return {**request, **small}, {f"engines/{name}.engine": target}
 
     def _bind(self, spec: StageSpec) -> StageSpec:
         """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""
@@ -266,19 +268,26 @@ class StageBuilder:
             label=label,
             isolated=False,  # the bundle's gate did that; what is new here are the types and the engines
             engines=engines,
+            save=self._graphs_case if self._keeps_case else None,
             on_progress=lambda what, done: self.on_progress(what, at + (0.05 if engines else 0.2) * done),
         )
         report.require()
         return report
 
-    def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path]]:
+    def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path | bytes]]:
         """Manifest and sources of the plan, of what ``build_all`` made."""
         stages, files = [stage for stage, _, _ in built], {name: file for _, made, _ in built for name, file in made.items()}
         manifest, options = self.manifest, self.options
-        sources = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
+        sources: dict[str, Path | bytes] = {name: file for name, file in files.items() if file.stat().st_size or not name.endswith(".weights")}
         stages = [stage if stage.weights in sources else replace(stage, weights="", initializers=()) for stage in stages]
         if (text := manifest.contract.text) and text.tokenizer:
             sources[text.tokenizer] = self.bundle.path(text.tokenizer)
+        goldens: tuple[Initializer, ...] = ()
+        if self.compare and manifest.goldens:
+            case = (self._graphs_case,) if self._keeps_case else ()
+            specs = tuple(stage.spec for stage in stages)
+            goldens, raw = collect_goldens((*case, self.bundle.path(manifest.goldens[0])), specs, options.precision, manifest.contract.output.tensor)
+            sources[GOLDENS] = raw
         made = PlanManifest(
             manifest.network,
             manifest.contract,
@@ -287,9 +296,10 @@ class StageBuilder:
             {**manifest.made_with, "fathom": __version__, options.backend: self.version},
             backend=options.backend,
             backend_version=self.version,
-            targets=options.targets or (("cpu",) if options.backend == "onnxruntime" else ()),
+            targets=self.targets or (("cpu",) if options.backend == "onnxruntime" else ()),
             precision=options.precision,
             batch=options.batch,
             bundle_sha256=self.bundle.manifest_sha256,
+            goldens=goldens,
         )
         return made, sources

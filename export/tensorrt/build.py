@@ -15,18 +15,12 @@ from typing import Any
 from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR
+from .timing_cache import TimingCache
 
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
 COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
-REFUSED_TARGETS = {
-    "sm75": "TensorRT-RTX cannot compile FP32 matrix products for Turing, and Turing in the list fails the whole build",
-    "sm87": "TensorRT-RTX does not run on Jetson Orin; build with --backend tensorrt on the Jetson itself",
-    "sm90": "TensorRT-RTX does not list data-centre Hopper; build with --backend tensorrt on that machine",
-    "sm100": "TensorRT-RTX does not list data-centre Blackwell; build with --backend tensorrt on that machine",
-    "sm110": "TensorRT-RTX does not run on Jetson Thor; build with --backend tensorrt on the Jetson itself",
-}
-TARGETS = ("sm80", "sm86", "sm89", "sm120")
 
 
 def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -35,7 +29,8 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     Args:
         request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
             only), ``batch`` ([min, opt, max]), ``precision``, ``fp16``, ``fp32`` and ``bf16`` (names of the convolutions
-            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs).
+            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs); for plain
+            TensorRT ``workspace`` (bytes that one layer may take on the device, 0 for no limit) and ``timing_cache`` (see ``TimingCache``).
         send: sends one event to the parent.
 
     Returns:
@@ -65,8 +60,13 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     config.progress_monitor = monitor = _monitor(trt, send, stage)
     _set_targets(trt, config, request, logger)
     _set_batch(builder, network, config, request, logger)
+    if request.get("workspace"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
+    cache = TimingCache(request.get("timing_cache", ""))
+    cache.give_to(config)
     engine = builder.build_serialized_network(network, config)
-    del monitor
+    cache.keep(config)
+    del monitor, parser, network, builder, config  # each holds the weights, or more; what is left is the engine
     if engine is None:
         raise BuildFailedError(f"stage {stage}: {request['backend']} could not compile the network: {logger.errors()}")
     nbytes = int(engine.nbytes)
@@ -219,7 +219,7 @@ def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: 
     for index, target in enumerate(request["targets"]):
         capability = getattr(trt.ComputeCapability, target.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
-            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.errors()})", wanted=", ".join(TARGETS))
+            raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.errors()})", wanted=", ".join(BUILT_FOR))
 
 
 def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any], logger: Any) -> None:

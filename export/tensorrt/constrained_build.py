@@ -18,6 +18,7 @@ from ...runtime.tensorrt.logger import make_logger
 from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch
 from .engine_layers import layer_types
 from .tactic_sources import external_libraries
+from .timing_cache import TimingCache
 
 UNCONSTRAINED = ("CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION")
 FLOATS = ("FLOAT", "HALF")
@@ -29,7 +30,8 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     Args:
         request: ``stage``, ``source`` (ONNX, lowered), ``target`` (file to write), ``batch`` ([min, opt, max]), ``precision``, ``nodes`` (name and
             ``fp32``, ``fp16`` or ``int8`` of every node, in running order), ``products`` (names of the convolutions and matrix products),
-            ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs that are FP16).
+            ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs that are FP16),
+            ``workspace`` and ``timing_cache`` (see ``build.build_engine``).
         send: sends one event to the parent.
 
     Returns:
@@ -73,7 +75,13 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     _set_boundaries(trt, network, set(request["half"]))
     _set_batch(builder, network, config, request, logger)
     send("progress", what=f"{stage}: compiling", done=0.1)
+    if request.get("workspace"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
+    cache = TimingCache(request.get("timing_cache", ""))
+    cache.give_to(config)
     plan = builder.build_serialized_network(network, config)
+    cache.keep(config)
+    del parser, network, builder, config  # each holds the weights, or more; the engine is looked into next
     if plan is None:
         raise BuildFailedError(f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {logger.errors()}")
     runtime = trt.Runtime(logger)
@@ -91,12 +99,21 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
 
 
 def tensorrt_version(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
-    """``version`` of the package ``tensorrt`` that the child finds.
+    """``version`` of the package ``tensorrt`` that the child finds, and ``target``: compute capability of the GPU (``sm87``), or empty.
 
     Raises:
         EnvironmentMismatchError: if there is none, or of no tier that is known.
     """
-    return {"version": import_tensorrt("tensorrt").__version__}
+    version = import_tensorrt("tensorrt").__version__
+    try:
+        from ...runtime.cuda.open_device import open_device
+
+        device = open_device()
+    except (ImportError, EnvironmentMismatchError):  # this Python may have TensorRT and no NumPy; whoever compiles says what else is missing
+        return {"version": version, "target": ""}
+    target = device.target
+    device.close()
+    return {"version": version, "target": target}
 
 
 def _parse(trt: ModuleType, parser: Any, request: dict[str, Any], logger: Any) -> None:

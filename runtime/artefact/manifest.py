@@ -6,12 +6,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..sequences import zip_equal
 from .contract import Contract
 from .spec import DTYPES, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+GOLDENS = "goldens/case.bin"
 MAX_FILES = 4096
 MAX_FILE_BYTES = 1 << 40
 
@@ -75,7 +77,7 @@ class BundleStage:
 
 @dataclass(frozen=True)
 class Initializer:
-    """One weight tensor of an ONNX Runtime engine: where it lies in the stage's weights file."""
+    """One tensor that lies raw in a file of a plan, and where: a weight of an ONNX Runtime engine, or a golden tensor."""
 
     tensor: TensorSpec
     offset: int
@@ -184,6 +186,8 @@ class PlanManifest(Manifest):
         precision: what was asked for.
         batch: min, opt and max batch size.
         bundle_sha256: of the ``bundle.json`` it was built from.
+        goldens: inputs of the network and outputs of every stage for one case, with concrete shapes, in the file ``GOLDENS``; empty in plans
+            that cannot certify themselves.
     """
 
     backend: str = "onnxruntime"
@@ -192,6 +196,7 @@ class PlanManifest(Manifest):
     precision: str = "fp32"
     batch: tuple[int, int, int] = (1, 1, 1)
     bundle_sha256: str = ""
+    goldens: tuple[Initializer, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -208,6 +213,21 @@ class PlanManifest(Manifest):
             for item in stage.initializers:
                 if not 0 <= item.offset <= size - _nbytes(item.tensor):
                     raise ValueError(f"stage {stage.spec.name}: the weight {item.tensor.name} lies outside its file")
+        if self.goldens:
+            self._check_goldens()
+
+    def _check_goldens(self) -> None:
+        specs = {tensor.name: tensor for stage in self.stages for tensor in stage.spec.inputs + stage.spec.outputs}
+        if sorted(item.tensor.name for item in self.goldens) != sorted(specs):
+            raise ValueError(f"the golden tensors are {sorted(item.tensor.name for item in self.goldens)}, and the stages' are {sorted(specs)}")
+        size = self.files[GOLDENS].size if GOLDENS in self.files else 0
+        for item in self.goldens:
+            shape, wanted = item.tensor.shape, specs[item.tensor.name].shape
+            if not 0 <= item.offset <= size - _nbytes(item.tensor):
+                raise ValueError(f"the golden tensor {item.tensor.name} lies outside {GOLDENS}")
+            alike = len(shape) == len(wanted) and all(got == size or isinstance(size, str) for got, size in zip_equal(shape[1:], wanted[1:]))
+            if not alike or (shape and shape[0] != 1 and isinstance(wanted[0], int) and shape[0] != wanted[0]):
+                raise ValueError(f"the golden tensor {item.tensor.name} has the shape {shape}, wanted {wanted}, or one of its batch")
 
     @property
     def simulated(self) -> bool:
@@ -228,6 +248,6 @@ def _nbytes(tensor: TensorSpec) -> int:
     count = DTYPES[tensor.dtype].itemsize
     for size in tensor.shape:
         if not isinstance(size, int):
-            raise ValueError(f"the weight {tensor.name} has a free dimension")
+            raise ValueError(f"the tensor {tensor.name} has a free dimension")
         count *= size
     return count

@@ -40,7 +40,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "engine": s.engine,
                 "precision": s.precision,
                 "weights": s.weights,
-                "initializers": [{**i.tensor.to_json(), "offset": i.offset} for i in s.initializers],
+                "initializers": _tensors_to_json(s.initializers),
             }
             for s in manifest.stages
         ]
@@ -54,7 +54,21 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "bundle_sha256": manifest.bundle_sha256,
             }
         )
+        if manifest.goldens:
+            data["goldens"] = _tensors_to_json(manifest.goldens)
     return data
+
+
+def _tensors_to_json(items: tuple[Initializer, ...]) -> list[dict[str, Any]]:
+    return [{**item.tensor.to_json(), "offset": item.offset} for item in items]
+
+
+def _tensors_from_json(items: list[Any], what: str) -> tuple[Initializer, ...]:
+    read = []
+    for item in items:
+        name, dtype, shape, offset = fields(item, what, name=str, dtype=str, shape=list, offset=int)
+        read.append(Initializer(TensorSpec(name, dtype, tuple(shape)), offset))
+    return tuple(read)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -125,17 +139,16 @@ def _bundle(data: dict) -> BundleManifest:
 
 def _plan(data: dict) -> PlanManifest:
     own = {"backend": str, "backend_version": str, "targets": list, "precision": str, "batch": list, "bundle_sha256": str}
-    _, _, network, contract, files, made_with, stages, backend, version, targets, precision, batch, bundle_sha256 = fields(data, "plan", **_SHARED, **own)
+    data = {"goldens": [], **data}  # plans of earlier releases have none
+    _, _, network, contract, files, made_with, stages, backend, version, targets, precision, batch, bundle_sha256, goldens = fields(
+        data, "plan", **_SHARED, **own, goldens=list
+    )
     read = []
     kinds = {"name": str, "inputs": list, "outputs": list, "engine": str, "precision": str, "weights": str, "initializers": list}
     for stage in stages:
         name, inputs, outputs, engine, stage_precision, weights, initializers = fields(stage, "stage", **kinds)
         spec = StageSpec.from_json({"name": name, "inputs": inputs, "outputs": outputs})
-        items = []
-        for item in initializers:
-            tensor_name, dtype, shape, offset = fields(item, "initializer", name=str, dtype=str, shape=list, offset=int)
-            items.append(Initializer(TensorSpec(tensor_name, dtype, tuple(shape)), offset))
-        read.append(PlanStage(spec, engine, stage_precision, weights, tuple(items)))
+        read.append(PlanStage(spec, engine, stage_precision, weights, _tensors_from_json(initializers, "initializer")))
     if not all(isinstance(target, str) for target in targets):
         raise ValueError("targets: words were wanted")
     return PlanManifest(
@@ -147,4 +160,5 @@ def _plan(data: dict) -> PlanManifest:
         precision=precision,
         batch=tuple(batch),
         bundle_sha256=bundle_sha256,
+        goldens=_tensors_from_json(goldens, "golden"),
     )

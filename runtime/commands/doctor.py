@@ -6,26 +6,26 @@ import argparse
 import json
 import os
 import platform
-import re
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ..errors import FathomError
+from ..cuda.driver_release import driver_release
+from ..errors import FathomError, UsageError
 from ..jetson import read_jetson, tensorrt_fix
 from .command import common_flags, run_command
 
 PACKAGES = ("numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "tokenizers", "tqdm", "av")
 NO_BACKEND = 6
-DRIVER_FACTS = Path("/proc/driver/nvidia/version")
 RATHER_TENSORRT = "pip install tensorrt, and depth-build --backend tensorrt on this machine"
 ORT_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 ORT_JETSON = "pip uninstall -y onnxruntime, then install the onnxruntime-gpu that jetson-ai-lab builds for this JetPack (PyPI has none for Jetson)"
 EPILOG = """\
 Exit code 0 if at least one backend works here, 6 if none does. --try goes further than looking: it compiles, loads and runs an engine
-of one operator with each GPU backend that is installed, in a process of its own.
+of one operator with each GPU backend that is installed, in a process of its own. --engine asks whether one plan is right on this
+machine: exit code 0 if it is, 4 with the first wrong stage if it is not.
 """
 
 
@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="depth-doctor", description="What works on this machine, and why not.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--try", dest="trial", action="store_true", help="compile, load and run a trial engine with each GPU backend")
+    proof = "run this plan on its own golden tensors, alone and chained, in two starts; nothing else is looked at"
+    parser.add_argument("--engine", metavar="PLAN", help=proof)
     common_flags(parser, force=False)
     return parser
 
@@ -46,9 +48,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.engine:
+        if arguments.trial:
+            raise UsageError("--try and --engine are two questions", fix="ask one at a time")
+        return _prove(arguments.engine, arguments.json)
     found = examine(arguments.trial)
     print(json.dumps(found) if arguments.json else _words(found))
     return 0 if any(backend["works"] for backend in found["backends"].values()) else NO_BACKEND
+
+
+def _prove(path: str, as_json: bool) -> int:
+    """Prove one plan here; returns 0, or raises what is wrong with it."""
+    from ..artefact.plan import PlanFile
+    from ..examination import examine_plan
+
+    with PlanFile.open(path) as plan:
+        found = examine_plan(plan)
+    proof = found.proof
+    rows = [{"stage": row.stage, "mode": row.mode, "tensor": row.tensor, "rms": row.found.rms, "gain": row.found.gain} for row in proof.rows]
+    facts = {"plan": path, "where": found.where, "depth": {proof.measure: proof.error}, "equal_starts": found.equal, "rows": rows}
+    print(json.dumps(facts) if as_json else f"{path} is {found.words}")
+    return 0
 
 
 def examine(trial: bool = False) -> dict[str, Any]:
@@ -107,12 +127,7 @@ def _jetson() -> dict[str, Any] | None:
 
 
 def _driver(gpus: list[dict[str, Any]]) -> dict[str, str]:
-    facts = {}
-    try:
-        if release := re.search(r"Kernel Module\D*([0-9][0-9.]+)", DRIVER_FACTS.read_text(errors="replace")):
-            facts["release"] = release.group(1)
-    except OSError:
-        pass
+    facts = {"release": release} if (release := driver_release()) else {}
     if gpus:
         facts["cuda"] = gpus[0]["driver_cuda"]
     return facts
@@ -204,8 +219,9 @@ def _onnxruntime_cuda(gpus: list[dict[str, Any]], problem: dict[str, str] | None
 
 
 def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
-    from ..tensorrt.compatibility import cuda_major, supports
+    from ..tensorrt.compatibility import cuda_major
     from ..tensorrt.loading import MODULES, import_tensorrt
+    from ..tensorrt.rtx_targets import why_not_here
 
     try:
         trt = import_tensorrt(backend)
@@ -220,10 +236,11 @@ def _tensorrt(backend: str, gpus: list[dict[str, Any]], problem: dict[str, str] 
             f"{backend} {trt.__version__} needs CUDA {major}, the driver knows {gpus[0]['driver_cuda']}",
             tensorrt_fix(backend, f"update the driver, or pip install {backend}-cu{known[0]}"),
         )
-    fitting = [gpu for gpu in gpus if supports(trt, gpu["target"])]
+    refused = {gpu["target"]: why_not_here(trt, gpu["target"]) for gpu in gpus}
+    fitting = [gpu for gpu in gpus if not refused[gpu["target"]]]
     if not fitting:
-        targets = ", ".join(sorted({gpu["target"] for gpu in gpus}))
-        return _fails(f"{backend} {trt.__version__} does not list {targets}", tensorrt_fix(backend, RATHER_TENSORRT))
+        reasons = "; ".join(f"{target}: {why}" for target, why in sorted(refused.items()))
+        return _fails(f"{backend} {trt.__version__} runs no plan here ({reasons})", tensorrt_fix(backend, RATHER_TENSORRT))
     here = ", ".join(f"GPU {gpu['index']} ({gpu['target']})" for gpu in fitting)
     return _works(f"{backend} {trt.__version__} on {here}{_tier(backend, trt.__version__)}")
 

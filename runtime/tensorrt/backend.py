@@ -11,7 +11,8 @@ from ..artefact.spec import DTYPES, StageSpec, TensorSpec
 from ..photo.raw_maps import RawMaps
 from .device_photos import PhotoJob
 from .gpu_worker import GpuWorker
-from .session import RunJob, TensorRTSession, TimeJob
+from .jobs import RunJob, StageJob, TimeJob
+from .session import TensorRTSession
 
 if TYPE_CHECKING:
     from ..artefact.contract import Protocol
@@ -26,6 +27,7 @@ class TensorRTBackend:
         stages: in running order.
         concurrent: useful concurrency: how many runs in flight keep the device busy.
         remarks: what was opened, in words: memory, graphs, kernel cache, warm-up.
+        environment: what the numbers depend on beside the plan, in words: ``tensorrt``, ``gpu``, ``target``, ``driver``.
     """
 
     def __init__(self, plan: PlanFile, index: int = 0, streams: int = 1, graphs: bool = True, warm_up: int = 2, kernels: bool = True):
@@ -53,6 +55,7 @@ class TensorRTBackend:
         start = time.perf_counter()
         remarks: list[str] = []
         limits: list[int] = []
+        self.environment: dict[str, str] = {}
 
         def open_session() -> TensorRTSession:
             session = TensorRTSession(plan, index, streams, graphs, kernels)
@@ -62,6 +65,7 @@ class TensorRTBackend:
                 session.abandon(error)
                 raise
             remarks.extend(session.remarks())
+            self.environment.update(session.environment())
             limits.append(session.photo_limit_nbytes)
             return session
 
@@ -79,6 +83,29 @@ class TensorRTBackend:
             raise ValueError(f"no stage makes {sorted(keep - self._made.keys())}")
         self._check(inputs)
         return self._worker.submit(RunJob(inputs, keep or self._ends)).result()
+
+    def run_stage(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one stage alone.
+
+        Args:
+            name: of the stage.
+            inputs: every tensor that it takes, whoever makes it otherwise.
+
+        Returns:
+            every tensor that it makes, by name.
+
+        Raises:
+            ValueError: if there is no such stage, or an input is not what it takes.
+            FathomError: if it fails.
+        """
+        index = [stage.name for stage in self.stages].index(name)
+        symbols: dict[str, int] = {}
+        if set(inputs) != (wanted := {tensor.name for tensor in self.stages[index].inputs}):
+            raise ValueError(f"inputs {sorted(inputs)}, wanted exactly {sorted(wanted)}")
+        for tensor in self.stages[index].inputs:
+            _check_input(tensor, inputs[tensor.name], symbols)
+        shapes = {key: tuple(symbols.get(size, self._batch[0]) if isinstance(size, str) else size for size in t.shape) for key, t in self._inputs.items()}
+        return self._worker.submit(StageJob(index, shapes, inputs)).result()
 
     def device_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> list[float]:
         """How long the device takes for all stages, run after run, without the copies from and to the host; arguments as in ``run``."""

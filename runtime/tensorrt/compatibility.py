@@ -13,6 +13,7 @@ from ..jetson import read_jetson, tensorrt_fix
 from .adapters.open_adapter import open_adapter
 from .adapters.releases import release
 from .loading import MODULES
+from .rtx_targets import why_not_here
 
 RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
@@ -35,8 +36,8 @@ def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
         )
     if manifest.targets and device.target not in manifest.targets:
         known = {"tensorrt": "on this machine"}.get(backend, f"--target {device.target}")
-        if backend == "tensorrt-rtx" and not supports(trt, device.target):
-            known = f"for the backend tensorrt or onnxruntime: {backend} {here} does not list {device.target}"
+        if refused := why_not_here(trt, device.target):
+            known = f"for the backend tensorrt or onnxruntime: {refused}"
         raise EnvironmentMismatchError(
             f"the plan was built for {', '.join(manifest.targets)}, and GPU {device.index} ({device.name}) is {device.target}",
             wanted=f"a plan for {device.target}",
@@ -88,11 +89,6 @@ def check_header(trt: ModuleType, runtime: Any, engine: memoryview, stage: str) 
             wanted="an engine for this release, GPU and driver",
             fix="depth-build the plan again; depth-doctor tells what is here",
         )
-
-
-def supports(trt: ModuleType, target: str) -> bool:
-    """Whether this TensorRT-RTX lists a compute capability; True for packages that have no list."""
-    return not hasattr(trt, "ComputeCapability") or hasattr(trt.ComputeCapability, target.upper())
 
 
 def cuda_major(module: str) -> int | None:

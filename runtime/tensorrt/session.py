@@ -14,6 +14,7 @@ import numpy as np
 from ..artefact.manifest import PlanManifest
 from ..artefact.spec import DTYPES
 from ..cuda.device import Device
+from ..cuda.driver_release import driver_release
 from ..cuda.open_device import open_device
 from ..cuda.resources import Event, PinnedBuffer
 from ..errors import DeviceLostError, EnvironmentMismatchError, FathomError, OutOfMemoryError
@@ -25,6 +26,7 @@ from .chain import Chain
 from .compatibility import check_header, check_plan, check_streams
 from .device_photos import DevicePhotos, PhotoJob, Ways
 from .engine import Engine
+from .jobs import RunJob, StageJob, TimeJob
 from .loading import import_tensorrt
 from .logger import make_logger
 
@@ -33,23 +35,6 @@ if TYPE_CHECKING:
 
 SLOTS = 2
 MOST_PHOTO_NBYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class RunJob:
-    """Tensors in, tensors out; checked already."""
-
-    inputs: dict[str, np.ndarray]
-    keep: frozenset[str]
-
-
-@dataclass(frozen=True)
-class TimeJob:
-    """The same tensors through the network again and again, timed on the device: as a whole, or stage after stage."""
-
-    inputs: dict[str, np.ndarray]
-    runs: int
-    by_stage: bool = False
 
 
 class Slot:
@@ -141,6 +126,7 @@ class TensorRTSession:
             trt = import_tensorrt(manifest.backend)
             check_plan(manifest, trt, self.device)
             check_streams(manifest, trt, streams)
+            self.release = trt.__version__
             with self.device:
                 self.free_before, _ = self.device.memory()
                 self._load(trt, plan, kernels)
@@ -197,11 +183,17 @@ class TensorRTSession:
             words.append(self.cache_file.remark)
         return words + ([self.kernels_remark] if self.kernels_remark else [])
 
+    def environment(self) -> dict[str, str]:
+        """What the results of the engines depend on beside the plan."""
+        device = self.device
+        driver = " ".join(filter(None, (driver_release(), f"for CUDA {device.driver[0]}.{device.driver[1]}")))
+        return {"tensorrt": self.release, "gpu": device.name, "target": device.target, "driver": driver}
+
     def has_idle_slot(self) -> bool:
         """See ``gpu_worker.Session.has_idle_slot``."""
         return any(lane.idle_slot() is not None for lane in self.lanes)
 
-    def begin(self, job: RunJob | PhotoJob | TimeJob) -> Sent:
+    def begin(self, job: RunJob | PhotoJob | TimeJob | StageJob) -> Sent:
         """See ``gpu_worker.Session.begin``; enqueues on the least-loaded lane."""
         lane = min(self.lanes, key=lambda lane: sum(slot.busy for slot in lane.slots))
         number = lane.idle_slot()
@@ -212,7 +204,10 @@ class TensorRTSession:
                 if isinstance(job, PhotoJob):
                     collect = self._send_photos(lane, number, job)
                 else:
-                    collect = self._send(lane.chain, slot, job) if isinstance(job, RunJob) else self._time(lane.chain, job)
+                    if isinstance(job, RunJob):
+                        collect = self._send(lane.chain, slot, job)
+                    else:
+                        collect = self._time(lane.chain, job) if isinstance(job, TimeJob) else self._send_stage(lane.chain, job)
                     slot.ways.done.record(lane.chain.stream)
         except BaseException:
             lane.settle(slot)
@@ -273,6 +268,17 @@ class TensorRTSession:
         for name, pinned in parts.items():
             chain.download(name, pinned)
         return lambda: ({name: pinned.copy() for name, pinned in parts.items()}, ways.ended.since_ms(ways.began))
+
+    def _send_stage(self, chain: Chain, job: StageJob) -> Callable[[], dict[str, np.ndarray]]:
+        chain.set_shapes(job.shapes)
+        for name, array in job.inputs.items():
+            chain.upload(name, np.ascontiguousarray(array))
+        chain.run_stage(job.index)
+        outputs = {tensor.name: np.empty(chain.shapes[tensor.name], DTYPES[tensor.dtype]) for tensor in self.engines[job.index].spec.outputs}
+        for name, array in outputs.items():
+            chain.download(name, array)
+        chain.stream.synchronize()
+        return lambda: outputs
 
     def _run_slowly(self, chain: Chain, keep: frozenset[str]) -> dict[str, np.ndarray]:
         """Stage by stage, each output read before its place is used again."""

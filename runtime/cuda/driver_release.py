@@ -1,0 +1,17 @@
+"""The release of the NVIDIA driver, as its kernel module tells it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DRIVER_FACTS = Path("/proc/driver/nvidia/version")
+
+
+def driver_release() -> str:
+    """Such as ``580.65.06``; empty where nobody tells, as on a Jetson."""
+    try:
+        found = re.search(r"Kernel Module\D*([0-9][0-9.]+)", DRIVER_FACTS.read_text(errors="replace"))
+    except OSError:
+        return ""
+    return found.group(1) if found else ""
