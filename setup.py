@@ -69,7 +69,7 @@ setup(
         "fathom": ["py.typed"],
         "fathom.runtime": ["artefact/schemas/*.json", "kernels/*"],
         "fathom.export": ["lowering/*.json"],
-        "fathom.trt_plugins": ["csrc/*"],
+        "fathom.trt_plugins": ["csrc/*", "tensorrt/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
         "fathom.benchmarks": ["record/schemas/*.json"],

@@ -89,10 +89,12 @@ API int cuModuleUnload(int* m) { return unmake(m); }
 typedef void (*Kernel)(const void*, const int*, const int*);
 static std::map<std::string, Kernel> kernels = {
     {"fathom_antialias", run_fathom_antialias},
-    {"fathom_preprocess", run_fathom_preprocess}, {"fathom_postprocess", run_fathom_postprocess}, {"fathom_inspect", run_fathom_inspect}};
+    {"fathom_preprocess", run_fathom_preprocess}, {"fathom_postprocess", run_fathom_postprocess}, {"fathom_inspect", run_fathom_inspect},
+    {"fathom_bins_expectation", run_fathom_bins_expectation}};
 static std::map<std::string, size_t> sizes = {
     {"fathom_antialias", sizeof(Antialias)},
-    {"fathom_preprocess", sizeof(Preprocess)}, {"fathom_postprocess", sizeof(Postprocess)}, {"fathom_inspect", sizeof(Inspect)}};
+    {"fathom_preprocess", sizeof(Preprocess)}, {"fathom_postprocess", sizeof(Postprocess)}, {"fathom_inspect", sizeof(Inspect)},
+    {"fathom_bins_expectation", sizeof(BinsExpectation)}};
 API int cuModuleGetFunction(void** f, int*, const char* name) {
     auto found = kernels.find(name);
     if (found == kernels.end()) return 500;

@@ -18,6 +18,7 @@ from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputC
 from fathom.runtime.errors import InputError
 from fathom.runtime.kernels import device_kernels
 from fathom.runtime.kernels.antialias import ANTIALIAS, antialias_record, filter_table, passes
+from fathom.runtime.kernels.operators import BINS_EXPECTATION
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS, WINDOW, gather_of, postprocess_record, preprocess_record
 from fathom.runtime.photo.postprocess import Assembly, way_back
 from fathom.runtime.photo.preprocess import place_steps, shape_photo, window_tensor, windows_of
@@ -220,7 +221,7 @@ def test_inspection_counts_and_finds_the_extremes(host, dtype):
 
 @needs_compiler
 def test_structs_are_laid_out_as_the_compiler_does(host):
-    assert [host.library.size_of(k) for k in range(4)] == [kind.itemsize for kind in (PREPROCESS, POSTPROCESS, INSPECT, ANTIALIAS)]
+    assert [host.library.size_of(k) for k in range(5)] == [kind.itemsize for kind in (PREPROCESS, POSTPROCESS, INSPECT, ANTIALIAS, BINS_EXPECTATION)]
 
 
 def test_shipped_kernels_come_from_the_shipped_source():

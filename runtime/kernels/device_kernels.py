@@ -15,7 +15,13 @@ from .records import INSPECT, POSTPROCESS, PREPROCESS
 
 IMAGES = Path(__file__).parent
 BLOCK = (32, 8, 1)
-MODULE_OF = {"fathom_antialias": "antialias", "fathom_preprocess": "preprocess", "fathom_postprocess": "postprocess", "fathom_inspect": "postprocess"}
+MODULE_OF = {
+    "fathom_antialias": "antialias",
+    "fathom_preprocess": "preprocess",
+    "fathom_postprocess": "postprocess",
+    "fathom_inspect": "postprocess",
+    "fathom_bins_expectation": "bins_expectation",
+}
 INSPECT_BLOCKS, INSPECT_THREADS = 16, 256
 NOTHING_FOUND = np.array([0, 0x7FFFFFFF, -0x80000000], np.int32)
 
