@@ -10,6 +10,7 @@ import numpy as np
 import fathom
 
 SOURCES = Path(fathom.__file__).parent / "trt_plugins" / "csrc"
+FLAGS = ("-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing")  # shared memory is read as more than one type
 SHIM = r"""
 #include <cmath>
 #include <cstdint>
@@ -47,6 +48,8 @@ CALL = r"""
 #include "preprocess.cu"
 #include "postprocess.cu"
 #include "bins_expectation.cuh"
+#include "group_norm_silu.cuh"
+#include "cross_attention.cuh"
 template <typename Kernel, typename Parameters>
 static void run(Kernel kernel, const void* raw, const int* grid, const int* block) {
     Parameters parameters;
@@ -67,13 +70,18 @@ static void run(Kernel kernel, const void* raw, const int* grid, const int* bloc
         for (blockIdx.z = 0; blockIdx.z < g[2]; ++blockIdx.z) run<decltype(&name), Parameters>(name, p, across, alone); \
     }
 RUN_TEAM(fathom_bins_expectation, BinsExpectation)
+RUN_TEAM(fathom_group_norm_silu, GroupNormSilu)
+RUN_TEAM(fathom_group_norm_partial, GroupNormSilu)
+RUN_TEAM(fathom_group_norm_apply, GroupNormSilu)
+RUN_TEAM(fathom_cross_attention, CrossAttention)
 extern "C" long long bounds_broken() { return out_of_bounds; }
 RUN(fathom_antialias, Antialias)
 RUN(fathom_preprocess, Preprocess)
 RUN(fathom_postprocess, Postprocess)
 RUN(fathom_inspect, Inspect)
 extern "C" int size_of(int which) {
-    const int sizes[] = {sizeof(Preprocess), sizeof(Postprocess), sizeof(Inspect), sizeof(Antialias), sizeof(BinsExpectation)};
+    const int sizes[] = {sizeof(Preprocess),      sizeof(Postprocess),   sizeof(Inspect),       sizeof(Antialias),
+                         sizeof(BinsExpectation), sizeof(GroupNormSilu), sizeof(CrossAttention)};
     return sizes[which];
 }
 """
@@ -85,7 +93,20 @@ class HostKernels:
     def __init__(self, folder: Path):
         source, library = folder / "kernels.cpp", folder / "kernels.so"
         source.write_text(SHIM + CALL)
-        command = ["g++", "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-I", str(SOURCES), "-o", str(library), str(source)]
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-ffp-contract=off",
+            "-fno-strict-aliasing",
+            "-I",
+            str(SOURCES),
+            "-o",
+            str(library),
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.library = ctypes.CDLL(str(library))

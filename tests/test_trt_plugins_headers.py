@@ -4,7 +4,7 @@ import kernel_host
 import numpy as np
 import plugin_host
 import pytest
-from test_trt_plugins_operators import CONSTANTS, exact_bins, fp16_steps, read_back, some_bins, stored
+from test_trt_plugins_operators import CONSTANTS, exact_attention, exact_bins, exact_norm, fp16_steps, read_back, some_attention, some_bins, some_norm, stored
 
 pytestmark = [
     pytest.mark.skipif(not kernel_host.compiler() or plugin_host.cuda_include() is None, reason="no C++ compiler or no CUDA headers"),
@@ -39,3 +39,27 @@ def test_the_bins_plugin_refuses(plugins):
     assert run(tensors, channels_last=(1,)) == 4  # formats mixed
     assert run([tensors[0].astype(np.float32), *tensors[1:]]) == 4
     assert run([tensors[0], np.zeros((1, 64, 5, 2), np.float16), *tensors[2:]]) in (5, 6)  # coarse above middle
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_norm_plugin_computes_what_its_kernels_do(plugins, number, channels_last):
+    x, scale, shift, groups = some_norm(np.random.default_rng(8), number)  # number 0 is too long for shared memory
+    arrays = [stored(x, channels_last), scale, shift, stored(np.zeros_like(x), channels_last)]
+    shapes = [x.shape, scale.shape, shift.shape, x.shape]
+    fields = {"groups": groups, "epsilon": 1e-5}
+    assert plugins.run("GroupNormSilu", fields, arrays[:3], arrays[3:], shapes, (0, 3) if channels_last else ()) == 0
+    assert fp16_steps(read_back(arrays[3], x.shape[1], channels_last), exact_norm(x, scale, shift, groups, 1e-5).reshape(x.shape)) <= 2
+    assert plugins.run("GroupNormSilu", {"groups": x.shape[1] + 1}, arrays[:3], arrays[3:], shapes, (0, 3) if channels_last else ()) in (5, 6)
+    assert plugins.run("GroupNormSilu", {"groups": 0}, arrays[:3], arrays[3:], shapes) == 2
+    assert plugins.library.bounds_broken() == 0
+
+
+def test_the_attention_plugin_computes_what_its_kernel_does(plugins):
+    tensors = some_attention(np.random.default_rng(9))
+    attended, found = np.zeros_like(tensors[0]), np.zeros((tensors[0].shape[0], tensors[0].shape[2], tensors[1].shape[3]), np.float16)
+    assert plugins.run("CrossAttention", {"scale": 0.5}, tensors, [attended, found]) == 0
+    wanted, wanted_map, magnitude = exact_attention(*tensors, 0.5)
+    assert max(fp16_steps(attended, wanted, magnitude), fp16_steps(found, wanted_map)) <= 2
+    assert plugins.run("CrossAttention", {"scale": 0.5}, [tensors[0], tensors[2], tensors[1]], [attended, found]) in (5, 6)
+    assert plugins.library.bounds_broken() == 0

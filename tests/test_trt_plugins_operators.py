@@ -1,7 +1,6 @@
 """The operators' kernels, compiled as C++, against NumPy in double precision: at most two FP16 steps from the exact value."""
 
 import re
-from pathlib import Path
 
 import kernel_host
 import numpy as np
@@ -35,12 +34,15 @@ def read_back(array, channels, channels_last):
     return np.moveaxis(array[..., :channels], -1, 1) if channels_last else array
 
 
-def fp16_steps(got, exact):
-    """Distance in steps of FP16 at the exact value; where either is not finite both must be alike (Inf stands for an overflow)."""
+def fp16_steps(got, exact, magnitude=0.0):
+    """Distance in steps of FP16 at the exact value, or at 1/512 of a sum's magnitude where the sum cancels further.
+
+    Where either is not finite both must be alike; Inf stands for an overflow.
+    """
     exact = np.where(np.abs(exact) >= 65520, np.sign(exact) * np.inf, exact)
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact))
     fine = np.isfinite(exact)
-    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.abs(exact[fine]), 2.0**-14))), -14) - 10)
+    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.maximum(np.abs(exact), magnitude / 512)[fine], 2.0**-14))), -14) - 10)
     return float((np.abs(got[fine].astype(np.float64) - exact[fine]) / step).max(initial=0))
 
 
@@ -137,3 +139,114 @@ def test_the_table_of_coefficients_is_the_formula():
     table = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?(?=f)", re.search(r"COEFFICIENTS\[BIN_COUNT\] = \{(.*?)\};", text, re.S).group(1))]
     k, n = np.arange(64) + 1e-7, 63 + 1e-7
     np.testing.assert_array_equal(np.float32(table), np.float32(n * np.log(n) - k * np.log(k) - (n - k) * np.log(n - k + 1e-7)))
+
+
+def exact_norm(x, scale, shift, groups, epsilon):
+    """SiLU of the group norm, in double precision."""
+    batch, channels = x.shape[:2]
+    x = x.astype(np.float64).reshape(x.shape[0], groups, -1)
+    normed = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + epsilon)
+    z = normed.reshape(batch, channels, -1) * scale[:, None].astype(np.float64) + shift[:, None]
+    return z / (1 + np.exp(-z))
+
+
+def run_norm(host, x, scale, shift, groups, epsilon, channels_last=False):
+    source, y = stored(x, channels_last), stored(np.full_like(x, 7), channels_last)
+    scratch = np.full(operators.group_norm_workspace(x.shape, groups, x.dtype == np.float16) + 1, 7, np.uint8)
+    addresses = tuple(map(address, (source, scale, shift, y, scratch)))
+    operators.launch_group_norm_silu(host.launch, addresses, x.shape, groups, epsilon, x.dtype == np.float16, channels_last)
+    return read_back(y, x.shape[1], channels_last)
+
+
+def some_norm(generator, number):
+    """Random shapes: groups of one channel, one pixel, odd sizes; every 25th too long for shared memory."""
+    groups, size = int(generator.integers(1, 9)), int(generator.integers(1, 7))
+    height, width = generator.integers(1, 24, 2) if number % 25 else generator.integers(100, 140, 2)
+    if number % 25 == 0:
+        groups, size = 2, 3
+    x = generator.normal(generator.choice([0, 1, 300]), generator.choice([0.01, 1, 30]), (generator.integers(1, 3), groups * size, height, width))
+    scale, shift = (generator.normal(0, 1, groups * size).astype(np.float32) for _ in range(2))
+    return x.astype(np.float16), scale, shift, groups
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+def test_group_norm_and_silu_are_within_two_fp16_steps(host):
+    generator, worst = np.random.default_rng(22), 0.0
+    for number in range(SHAPES):
+        x, scale, shift, groups = some_norm(generator, number)
+        if number % 5 == 1:
+            x[:] = x.flat[0]  # ties: no variance at all
+        if number % 5 == 2:
+            x.flat[generator.integers(x.size)] = generator.choice([np.nan, np.inf, -np.inf])
+        epsilon = float(np.float32(generator.choice([1e-6, 1e-5])))
+        got = run_norm(host, x, scale, shift, groups, epsilon, channels_last=number % 2 == 1)
+        worst = max(worst, fp16_steps(got, exact_norm(x, scale, shift, groups, epsilon).reshape(x.shape)))
+    assert worst <= 2
+    assert host.library.bounds_broken() == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("side", [40, 90])
+def test_group_norm_in_fp32_on_either_path(host, side):
+    generator = np.random.default_rng(23)
+    x = generator.normal(1000, 1, (2, 6, side, side)).astype(np.float32)  # a mean that would cost three digits of a plain sum of squares
+    scale, shift = np.ones(6, np.float32), np.zeros(6, np.float32)
+    assert bool(operators.group_norm_workspace(x.shape, 2, False)) == (side == 90)
+    np.testing.assert_allclose(run_norm(host, x, scale, shift, 2, 1e-5), exact_norm(x, scale, shift, 2, 1e-5).reshape(x.shape), atol=3e-6)
+
+
+def test_groups_that_do_not_divide_are_refused():
+    for shape, groups in (((1, 10, 4, 4), 3), ((1, 600, 4, 4), 2), ((1, 32, 1 << 15, 1 << 15), 8), ((1, 4, 4, 4), 0)):
+        with pytest.raises(ValueError, match="equal groups"):
+            operators.group_norm_workspace(shape, groups, True)
+
+
+def exact_attention(query, keys, values, scale):
+    """Attended, map, and the magnitude of the sums behind attended, in double precision."""
+    query, keys, values = (a.astype(np.float64) for a in (query, keys, values))
+    scores = query @ keys * scale
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities = weights / weights.sum(-1, keepdims=True)
+    return probabilities @ values, probabilities.mean(1), probabilities @ np.abs(values)
+
+
+def run_attention(host, query, keys, values, scale):
+    attended, found = np.full_like(query, 7), np.full((query.shape[0], query.shape[2], keys.shape[3]), 7, query.dtype)
+    shapes = [a.shape for a in (query, keys, values)]
+    operators.launch_cross_attention(host.launch, tuple(map(address, (query, keys, values, attended, found))), shapes, scale, query.dtype == np.float16)
+    return attended, found
+
+
+def some_attention(generator, dtype=np.float16):
+    """Random shapes, one token and full length among them; the text of every picture, or one for all."""
+    batch, heads, positions, width = generator.integers(1, 4), generator.integers(1, 5), generator.integers(1, 40), generator.choice([1, 5, 16, 40])
+    tokens, text = generator.choice([1, 2, 7, 40, 77]), generator.choice([1, batch])
+    shapes = (batch, heads, positions, width), (text, heads, width, tokens), (text, heads, tokens, width)
+    return [generator.normal(0, size, shape).astype(dtype) for shape, size in zip(shapes, (generator.choice([0.1, 1, 5]), 1, 1), strict=True)]
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_cross_attention_and_its_map_are_within_two_fp16_steps(host):
+    generator, worst = np.random.default_rng(24), 0.0
+    for number in range(SHAPES):
+        tensors = some_attention(generator)
+        if number % 5 == 1:
+            tensors[1][:] = 1  # ties: every token alike
+        if number % 5 == 2:
+            tensor = tensors[generator.integers(3)]
+            tensor.flat[generator.integers(tensor.size)] = generator.choice([np.nan, np.inf, -np.inf])
+        scale = float(np.float32(tensors[0].shape[-1] ** -0.5))
+        wanted, wanted_map, magnitude = exact_attention(*tensors, scale)
+        attended, found = run_attention(host, *tensors, scale)
+        worst = max(worst, fp16_steps(attended, wanted, np.nan_to_num(magnitude)), fp16_steps(found, wanted_map))
+    assert worst <= 2
+    assert host.library.bounds_broken() == 0
+
+
+def test_attention_that_does_not_go_together_is_refused():
+    fine = ((2, 8, 64, 40), (1, 8, 40, 77), (1, 8, 77, 40))
+    for place, wrong in ((1, (3, 8, 40, 77)), (1, (1, 8, 40, 129)), (2, (1, 8, 40, 77)), (0, (2, 4, 64, 40))):
+        with pytest.raises(ValueError, match="wanted"):
+            operators.launch_cross_attention(None, (0,) * 5, [wrong if k == place else shape for k, shape in enumerate(fine)], 1.0, True)

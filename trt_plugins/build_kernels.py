@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-OPERATORS = ("bins_expectation",)  # each is one .cuh, which the plugins and the host build read too
+OPERATORS = ("bins_expectation", "group_norm_silu", "cross_attention")  # each is one .cuh, which the plugins and the host build read too
 KERNELS = ("antialias", "preprocess", "postprocess", *OPERATORS)
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 PTX_ARCHITECTURE, PTX_VERSION = 75, "6.3"

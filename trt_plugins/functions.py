@@ -89,7 +89,61 @@ BinsExpectation <alpha: float = 300.0, least_temperature: float = 0.0212, greate
 }}
 """
 
-BODIES = {"BinsExpectation": BINS_EXPECTATION}
+GROUP_NORM_SILU = f"""
+<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
+GroupNormSilu <groups: int = 32, epsilon: float = 0.00001>(x, scale, shift) => (y) {{
+  wide = Cast<to = 1>(x)
+  sizes = Shape(x)
+  batch = Constant<value_ints = [0]>()
+  rest = Constant<value_ints = [-1]>()
+  group_count = Constant<value_int: int = @groups>()
+  flat = Constant<value_ints = [1]>()
+  group_sizes = Reshape(group_count, flat)
+  grouped_sizes = Concat<axis = 0>(batch, group_sizes, rest)
+  grouped = Reshape(wide, grouped_sizes)
+  axis2 = Constant<value_ints = [2]>()
+  mean = ReduceMean<keepdims = 1>(grouped, axis2)
+  centred = Sub(grouped, mean)
+  squares = Mul(centred, centred)
+  variance = ReduceMean<keepdims = 1>(squares, axis2)
+  floor = Constant<value_float: float = @epsilon>()
+  raised = Add(variance, floor)
+  deviation = Sqrt(raised)
+  normed = Div(centred, deviation)
+  channels = Shape<start = 1, end = 2>(x)
+  plane_shape = Concat<axis = 0>(batch, channels, rest)
+  planes = Reshape(normed, plane_shape)
+  column = Concat<axis = 0>(channels, flat)
+  scale_column = Reshape(scale, column)
+  shift_column = Reshape(shift, column)
+  scaled = Mul(planes, scale_column)
+  z = Add(scaled, shift_column)
+  gate = Sigmoid(z)
+  gated = Mul(z, gate)
+  shaped = Reshape(gated, sizes)
+  y = CastLike(shaped, x)
+}}
+"""
+
+CROSS_ATTENTION = f"""
+<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
+CrossAttention <scale: float = 1.0>(query, keys, values) => (attended, head_mean) {{
+  query_wide = Cast<to = 1>(query)
+  keys_wide = Cast<to = 1>(keys)
+  values_wide = Cast<to = 1>(values)
+  factor = Constant<value_float: float = @scale>()
+  query_scaled = Mul(query_wide, factor)
+  scores = MatMul(query_scaled, keys_wide)
+  probabilities = Softmax<axis = -1>(scores)
+  attended_wide = MatMul(probabilities, values_wide)
+  heads = Constant<value_ints = [1]>()
+  map_wide = ReduceMean<keepdims = 0>(probabilities, heads)
+  attended = CastLike(attended_wide, query)
+  head_mean = CastLike(map_wide, query)
+}}
+"""
+
+BODIES = {"BinsExpectation": BINS_EXPECTATION, "GroupNormSilu": GROUP_NORM_SILU, "CrossAttention": CROSS_ATTENTION}
 
 
 def add_functions(model: onnx.ModelProto) -> None:

@@ -3,6 +3,8 @@
 // Nothing registers itself when the library is opened, so opening it twice or closing it leaves no dangling creator: the registry that
 // loads it registers and deregisters the creators below, which live as long as the library does.
 #include "bins_expectation.hpp"
+#include "cross_attention.hpp"
+#include "group_norm_silu.hpp"
 
 #if NV_TENSORRT_MAJOR >= 10
 #include "plugin_v3.hpp"
@@ -18,7 +20,9 @@ using AnyCreator = nvinfer1::IPluginCreator;
 
 EXPORTED AnyCreator* const* LISTING(int32_t& count) {
     static fathom::Creator<fathom::BinsExpectationOperator> bins_expectation;
-    static AnyCreator* const creators[] = {&bins_expectation};
+    static fathom::Creator<fathom::GroupNormSiluOperator> group_norm_silu;
+    static fathom::Creator<fathom::CrossAttentionOperator> cross_attention;
+    static AnyCreator* const creators[] = {&bins_expectation, &group_norm_silu, &cross_attention};
     count = (int32_t)(sizeof creators / sizeof *creators);
     return creators;
 }

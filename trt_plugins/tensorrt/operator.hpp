@@ -74,7 +74,6 @@ bool take_fields(Operator& op, PluginFieldCollection const* given) {
 inline bool is_half(PluginTensorDesc const& tensor) { return tensor.type == DataType::kHALF; }
 inline bool is_channels_last(PluginTensorDesc const& tensor) { return tensor.format == TensorFormat::kHWC8; }
 inline unsigned long long address(void const* pointer) { return (unsigned long long)pointer; }
-inline void same_shape(DimsExprs& to, DimsExprs const& from) { to = from; }
 
 // Start a cooperative kernel: 0, or CUDA's error. The host build runs it here and now.
 template <typename Kernel, typename Parameters>
