@@ -1,4 +1,4 @@
-// GroupNormSilu: x [B, C, ...], scale [C], shift [C] to y like x; see csrc/group_norm_silu.cuh.
+// GroupNormSilu: x [B, C, ...], scale and shift of C values to y like x; see csrc/group_norm_silu.cuh.
 #pragma once
 #include "../csrc/group_norm_silu.cuh"
 #include "operator.hpp"
@@ -28,11 +28,17 @@ struct GroupNormSiluOperator {
         return pixels;
     }
 
+    static long long values(Dims const& tensor) {
+        long long count = 1;
+        for (int k = 0; k < tensor.nbDims; ++k) count *= tensor.d[k];
+        return count;
+    }
+
     bool fits(Dims const* in) const {
         const int groups = words[0].whole;
-        if (in[0].nbDims < 3 || in[1].nbDims != 1 || in[2].nbDims != 1) return false;
+        if (in[0].nbDims < 3) return false;
         const long long channels = in[0].d[1], size = channels / groups;
-        if (in[1].d[0] != channels || in[2].d[0] != channels) return false;
+        if (values(in[1]) != channels || values(in[2]) != channels) return false;
         return channels % groups == 0 && size <= GREATEST_GROUP && size * pixels(in[0]) < (1ll << 31);
     }
 
