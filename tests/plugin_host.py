@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -99,12 +98,6 @@ def cuda_include() -> Path | None:
     nvcc = shutil.which("nvcc")
     homes = [Path("/usr/local/cuda"), *([Path(nvcc).resolve().parent.parent] if nvcc else [])]
     return next((home / "include" for home in homes if (home / "include" / "cuda_runtime_api.h").exists()), None)
-
-
-def version(headers: Path) -> tuple[int, int]:
-    """Major and minor number of the TensorRT that the headers belong to."""
-    text = (headers / "NvInferVersion.h").read_text()
-    return tuple(int(re.search(rf"define (?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)? +(\d+)", text).group(1)) for part in ("MAJOR", "MINOR"))
 
 
 class HostPlugins:

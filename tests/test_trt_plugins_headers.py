@@ -1,10 +1,16 @@
 """The plugin classes against the public headers of TensorRT: set FATHOM_TENSORRT_INCLUDE to their folders, one per release."""
 
+import ctypes
+import hashlib
+import shutil
+
 import kernel_host
 import numpy as np
 import plugin_host
 import pytest
 from test_trt_plugins_operators import CONSTANTS, exact_attention, exact_bins, exact_norm, fp16_steps, read_back, some_attention, some_bins, some_norm, stored
+
+from fathom.trt_plugins import build_kernels, build_plugins
 
 pytestmark = [
     pytest.mark.skipif(not kernel_host.compiler() or plugin_host.cuda_include() is None, reason="no C++ compiler or no CUDA headers"),
@@ -13,7 +19,7 @@ pytestmark = [
 FIELDS = dict(zip(("alpha", "least_temperature", "greatest_temperature"), CONSTANTS, strict=True))
 
 
-@pytest.fixture(scope="module", params=plugin_host.header_folders(), ids=lambda folder: ".".join(map(str, plugin_host.version(folder))))
+@pytest.fixture(scope="module", params=plugin_host.header_folders(), ids=lambda folder: ".".join(map(str, build_plugins.tensorrt_version(folder))))
 def plugins(request, tmp_path_factory):
     return plugin_host.HostPlugins(request.param, tmp_path_factory.mktemp("plugins"))
 
@@ -63,3 +69,24 @@ def test_the_attention_plugin_computes_what_its_kernel_does(plugins):
     assert max(fp16_steps(attended, wanted, magnitude), fp16_steps(found, wanted_map)) <= 2
     assert plugins.run("CrossAttention", {"scale": 0.5}, [tensors[0], tensors[2], tensors[1]], [attended, found]) in (5, 6)
     assert plugins.library.bounds_broken() == 0
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_library_compiled_by_nvcc_lists_its_creators_however_often_it_is_opened(tmp_path):
+    import _ctypes
+
+    facts = build_plugins.build(plugin_host.header_folders()[-1], tmp_path / "plugins.so", build_kernels.find_nvcc(), (86,))
+    assert facts["sha256"] == hashlib.sha256((tmp_path / "plugins.so").read_bytes()).hexdigest() and [p.name for p in tmp_path.iterdir()] == ["plugins.so"]
+    for _ in range(2):
+        library, again = (ctypes.CDLL(facts["library"]) for _ in range(2))
+        count, listing = ctypes.c_int32(0), "getCreators" if build_plugins.tensorrt_version(plugin_host.header_folders()[-1])[0] >= 10 else "getPluginCreators"
+        for opened in (library, again):
+            getattr(opened, listing).restype = ctypes.c_void_p
+            assert getattr(opened, listing)(ctypes.byref(count)) and count.value == 3
+        _ctypes.dlclose(library._handle)
+        _ctypes.dlclose(again._handle)
+
+
+def test_missing_headers_have_their_own_exit_code(tmp_path, capsys):
+    assert build_plugins.main(["--include", str(tmp_path), "-o", str(tmp_path / "x.so")]) == 6
+    assert "NvInferVersion.h" in capsys.readouterr().err
