@@ -250,3 +250,32 @@ def test_attention_that_does_not_go_together_is_refused():
     for place, wrong in ((1, (3, 8, 40, 77)), (1, (1, 8, 40, 129)), (2, (1, 8, 40, 77)), (0, (2, 4, 64, 40))):
         with pytest.raises(ValueError, match="wanted"):
             operators.launch_cross_attention(None, (0,) * 5, [wrong if k == place else shape for k, shape in enumerate(fine)], 1.0, True)
+
+
+@needs_compiler
+def test_the_host_build_counts_what_lies_outside(tmp_path):
+    """The guard in front of the device is the ValueError; without it the checked index tells."""
+    host = kernel_host.HostKernels(tmp_path)
+    tensors = [np.zeros(shape, np.float16) for shape in ((1, 4, 8, 32), (1, 64, 2, 2), (1, 1, 64, 64), (1, 1, 8, 32))]
+    record = np.zeros((), operators.BINS_EXPECTATION)
+    for name, tensor in zip(("shape", "centers", "attractors", "depth"), tensors, strict=True):
+        record[name] = address(tensor)
+    for name, value in {"batch": 1, "height": 8, "width": 32, "middle_height": 64, "middle_width": 64, "coarse_height": 2, "coarse_width": 2}.items():
+        record[name] = value
+    record["attractor_count"], record["is_half"], record["alpha"], record["least_temperature"], record["greatest_temperature"] = 1, 1, *CONSTANTS
+    host.launch("fathom_bins_expectation", (1, 1, 1), (256, 1, 1), record)
+    assert host.library.bounds_broken() > 0
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_the_norm_is_closer_to_the_exact_value_than_an_fp16_graph(host):
+    """A mean of 30 deviations: what an FP16 tensor between the nodes rounds away, the kernel keeps."""
+    generator = np.random.default_rng(25)
+    x, one, zero = generator.normal(30, 1, (1, 8, 40, 40)).astype(np.float16), np.ones(8, np.float32), np.zeros(8, np.float32)
+    exact = exact_norm(x, one, zero, 2, 1e-5).reshape(x.shape)
+    grouped = x.astype(np.float32).reshape(1, 2, -1)
+    normed = ((grouped - grouped.mean(2, keepdims=True)) / np.sqrt(grouped.var(2, keepdims=True) + 1e-5)).astype(np.float16)  # a node, rounded at its end
+    gate = (1 / (1 + np.exp(-normed.astype(np.float32)))).astype(np.float16)
+    unfused = (normed * gate).reshape(x.shape)
+    assert np.abs(run_norm(host, x, one, zero, 2, 1e-5) - exact).mean() < 0.7 * np.abs(unfused - exact).mean()
