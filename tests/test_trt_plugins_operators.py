@@ -35,14 +35,14 @@ def read_back(array, channels, channels_last):
 
 
 def fp16_steps(got, exact, magnitude=0.0):
-    """Distance in steps of FP16 at the exact value, or at 1/512 of a sum's magnitude where the sum cancels further.
+    """Distance in steps of FP16 at the exact value, or at 1/256 of a sum's magnitude where the sum cancels further.
 
     Where either is not finite both must be alike; Inf stands for an overflow.
     """
     exact = np.where(np.abs(exact) >= 65520, np.sign(exact) * np.inf, exact)
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact))
     fine = np.isfinite(exact)
-    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.maximum(np.abs(exact), magnitude / 512)[fine], 2.0**-14))), -14) - 10)
+    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.maximum(np.abs(exact), magnitude / 256)[fine], 2.0**-14))), -14) - 10)
     return float((np.abs(got[fine].astype(np.float64) - exact[fine]) / step).max(initial=0))
 
 
