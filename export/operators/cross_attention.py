@@ -27,16 +27,11 @@ def fuse_cross_attention(model: onnx.ModelProto) -> int:
             continue
         inputs, ends = [*scores.input, attended.input[1]], [attended.output[0], mean.output[0]]
         region = around.region(ends, inputs)
-        if region is not None and len(region) == 4:
-            replace(model, _first_end_last(region, ends), "CrossAttention", inputs, ends, {"scale": 1.0})
+        if region is not None and len(region) == 4 and region.index(attended) < region.index(mean):
+            # where the first end was: its readers come later, and all three inputs are there
+            replace(model, [scores, softmax, mean, attended], "CrossAttention", inputs, ends, {"scale": 1.0})
             done += 1
     return done
-
-
-def _first_end_last(region: list[onnx.NodeProto], ends: list[str]) -> list[onnx.NodeProto]:
-    """The region with the end that comes first behind the others: the one node must stand before every reader of either end."""
-    first = next(node for node in region if node.output[0] in ends)
-    return [*(node for node in region if node is not first), first]
 
 
 def _number(node: onnx.NodeProto, name: str, default: int) -> int:
