@@ -70,7 +70,7 @@ setup(
         "fathom": ["py.typed"],
         "fathom.runtime": ["artefact/schemas/*.json", "certificate/*.json", "kernels/*"],
         "fathom.export": ["lowering/*.json"],
-        "fathom.trt_plugins": ["csrc/*"],
+        "fathom.trt_plugins": ["csrc/*", "tensorrt/*"],
         "fathom.models": ["keys/*", "weights/*"],
         "fathom.datasets": ["*.json"],
         "fathom.benchmarks": ["record/schemas/*.json", "demo/*.css", "demo/*.js"],

@@ -14,10 +14,17 @@ import types
 import numpy as np
 
 from fathom.runtime.kernels.antialias import ANTIALIAS
+from fathom.runtime.kernels.operators import BINS_EXPECTATION
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS
 
 ALIGNMENT = 256
-STRUCTS = {"fathom_antialias": ANTIALIAS, "fathom_preprocess": PREPROCESS, "fathom_postprocess": POSTPROCESS, "fathom_inspect": INSPECT}
+STRUCTS = {
+    "fathom_antialias": ANTIALIAS,
+    "fathom_preprocess": PREPROCESS,
+    "fathom_postprocess": POSTPROCESS,
+    "fathom_inspect": INSPECT,
+    "fathom_bins_expectation": BINS_EXPECTATION,
+}
 WITHOUT_VALUE = {
     *("cuInit", "cuDevicePrimaryCtxRelease", "cuCtxPushCurrent", "cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuStreamSynchronize"),
     *("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuEventDestroy", "cuEventRecord", "cuEventSynchronize", "cuStreamWaitEvent"),

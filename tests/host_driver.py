@@ -89,10 +89,18 @@ API int cuModuleUnload(int* m) { return unmake(m); }
 typedef void (*Kernel)(const void*, const int*, const int*);
 static std::map<std::string, Kernel> kernels = {
     {"fathom_antialias", run_fathom_antialias},
-    {"fathom_preprocess", run_fathom_preprocess}, {"fathom_postprocess", run_fathom_postprocess}, {"fathom_inspect", run_fathom_inspect}};
+    {"fathom_preprocess", run_fathom_preprocess}, {"fathom_postprocess", run_fathom_postprocess}, {"fathom_inspect", run_fathom_inspect},
+    {"fathom_bins_expectation", run_fathom_bins_expectation}, {"fathom_group_norm_silu", run_fathom_group_norm_silu},
+    {"fathom_group_norm_partial", run_fathom_group_norm_partial},
+    {"fathom_group_norm_apply", run_fathom_group_norm_apply},
+    {"fathom_cross_attention", run_fathom_cross_attention}};
 static std::map<std::string, size_t> sizes = {
     {"fathom_antialias", sizeof(Antialias)},
-    {"fathom_preprocess", sizeof(Preprocess)}, {"fathom_postprocess", sizeof(Postprocess)}, {"fathom_inspect", sizeof(Inspect)}};
+    {"fathom_preprocess", sizeof(Preprocess)}, {"fathom_postprocess", sizeof(Postprocess)}, {"fathom_inspect", sizeof(Inspect)},
+    {"fathom_bins_expectation", sizeof(BinsExpectation)}, {"fathom_group_norm_silu", sizeof(GroupNormSilu)},
+    {"fathom_group_norm_partial", sizeof(GroupNormSilu)},
+    {"fathom_group_norm_apply", sizeof(GroupNormSilu)},
+    {"fathom_cross_attention", sizeof(CrossAttention)}};
 API int cuModuleGetFunction(void** f, int*, const char* name) {
     auto found = kernels.find(name);
     if (found == kernels.end()) return 500;
@@ -146,7 +154,18 @@ def build(folder, also=()):
     text = kernel_host.SHIM + kernel_host.CALL + SOURCE
     missing = [name for name in also if f" {name}(" not in text]
     source.write_text(text + "".join(f"API int {name}() {{ return 999; }}\n" for name in missing))
-    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wl,-soname,libcuda.so.1", "-I", str(kernel_host.SOURCES)]
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-Wl,-soname,libcuda.so.1",
+        "-I",
+        str(kernel_host.SOURCES),
+    ]
     done = subprocess.run([*command, "-o", str(folder / "libcuda.so.1"), str(source), "-ldl"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder

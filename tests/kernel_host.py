@@ -10,6 +10,7 @@ import numpy as np
 import fathom
 
 SOURCES = Path(fathom.__file__).parent / "trt_plugins" / "csrc"
+FLAGS = ("-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing")  # shared memory is read as more than one type
 SHIM = r"""
 #include <cmath>
 #include <cstdint>
@@ -46,6 +47,9 @@ CALL = r"""
 #include "antialias.cu"
 #include "preprocess.cu"
 #include "postprocess.cu"
+#include "bins_expectation.cuh"
+#include "group_norm_silu.cuh"
+#include "cross_attention.cuh"
 template <typename Kernel, typename Parameters>
 static void run(Kernel kernel, const void* raw, const int* grid, const int* block) {
     Parameters parameters;
@@ -58,12 +62,26 @@ static void run(Kernel kernel, const void* raw, const int* grid, const int* bloc
                 for (threadIdx.x = 0; threadIdx.x < block[0]; ++threadIdx.x) kernel(parameters);
 }
 #define RUN(name, Parameters) extern "C" void run_##name(const void* p, const int* g, const int* b) { run<decltype(&name), Parameters>(name, p, g, b); }
+// A cooperative kernel runs a whole block, all its threads, in one call.
+#define RUN_TEAM(name, Parameters) \
+    extern "C" void run_##name(const void* p, const int* g, const int*) { \
+        const int alone[3] = {1, 1, 1}; \
+        const int across[3] = {g[0], g[1], 1}; \
+        for (blockIdx.z = 0; blockIdx.z < g[2]; ++blockIdx.z) run<decltype(&name), Parameters>(name, p, across, alone); \
+    }
+RUN_TEAM(fathom_bins_expectation, BinsExpectation)
+RUN_TEAM(fathom_group_norm_silu, GroupNormSilu)
+RUN_TEAM(fathom_group_norm_partial, GroupNormSilu)
+RUN_TEAM(fathom_group_norm_apply, GroupNormSilu)
+RUN_TEAM(fathom_cross_attention, CrossAttention)
+extern "C" long long bounds_broken() { return out_of_bounds; }
 RUN(fathom_antialias, Antialias)
 RUN(fathom_preprocess, Preprocess)
 RUN(fathom_postprocess, Postprocess)
 RUN(fathom_inspect, Inspect)
 extern "C" int size_of(int which) {
-    const int sizes[4] = {sizeof(Preprocess), sizeof(Postprocess), sizeof(Inspect), sizeof(Antialias)};
+    const int sizes[] = {sizeof(Preprocess),      sizeof(Postprocess),   sizeof(Inspect),       sizeof(Antialias),
+                         sizeof(BinsExpectation), sizeof(GroupNormSilu), sizeof(CrossAttention)};
     return sizes[which];
 }
 """
@@ -75,10 +93,24 @@ class HostKernels:
     def __init__(self, folder: Path):
         source, library = folder / "kernels.cpp", folder / "kernels.so"
         source.write_text(SHIM + CALL)
-        command = ["g++", "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-I", str(SOURCES), "-o", str(library), str(source)]
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-ffp-contract=off",
+            "-fno-strict-aliasing",
+            "-I",
+            str(SOURCES),
+            "-o",
+            str(library),
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.library = ctypes.CDLL(str(library))
+        self.library.bounds_broken.restype = ctypes.c_longlong
 
     def launch(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray) -> None:
         """Run every thread of the grid, one after the other."""

@@ -18,6 +18,7 @@ from fathom.runtime.artefact.contract import Contract, Crop, ImageInput, OutputC
 from fathom.runtime.errors import InputError
 from fathom.runtime.kernels import device_kernels
 from fathom.runtime.kernels.antialias import ANTIALIAS, antialias_record, filter_table, passes
+from fathom.runtime.kernels.operators import BINS_EXPECTATION, CROSS_ATTENTION, GROUP_NORM
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS, WINDOW, gather_of, postprocess_record, preprocess_record
 from fathom.runtime.photo.postprocess import Assembly, way_back
 from fathom.runtime.photo.preprocess import place_steps, shape_photo, window_tensor, windows_of
@@ -220,7 +221,8 @@ def test_inspection_counts_and_finds_the_extremes(host, dtype):
 
 @needs_compiler
 def test_structs_are_laid_out_as_the_compiler_does(host):
-    assert [host.library.size_of(k) for k in range(4)] == [kind.itemsize for kind in (PREPROCESS, POSTPROCESS, INSPECT, ANTIALIAS)]
+    kinds = (PREPROCESS, POSTPROCESS, INSPECT, ANTIALIAS, BINS_EXPECTATION, GROUP_NORM, CROSS_ATTENTION)
+    assert [host.library.size_of(k) for k in range(7)] == [kind.itemsize for kind in kinds]
 
 
 def test_shipped_kernels_come_from_the_shipped_source():
@@ -234,7 +236,7 @@ def test_shipped_kernels_come_from_the_shipped_source():
     for name in build_kernels.KERNELS:
         text = (KERNELS / f"{name}.ptx").read_text()
         assert re.search(r"\.version 6\.3\n\.target sm_75", text)  # an older driver refuses a newer version
-        assert all(f".entry fathom_{kernel}" in text for kernel in ({name, "inspect"} if name == "postprocess" else {name}))
+        assert all(f".entry {kernel}" in text for kernel, module in device_kernels.MODULE_OF.items() if module == name)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Compile the pre- and post-processing kernels ahead of time: one fatbin of cubins and one portable PTX each.
+"""Compile the kernels of pre- and post-processing and of the operators ahead of time: one fatbin of cubins and one portable PTX each.
 
 ``python -m fathom.trt_plugins.build_kernels`` writes them where the runtime looks for them, so nobody needs a compiler to run them. The
 PTX is for GPUs and drivers that the cubins do not fit: it is marked with the oldest PTX version that knows its target, because a driver
@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-KERNELS = ("antialias", "preprocess", "postprocess")
+OPERATORS = ("bins_expectation", "group_norm_silu", "cross_attention")  # each is one .cuh, which the plugins and the host build read too
+KERNELS = ("antialias", "preprocess", "postprocess", *OPERATORS)
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 PTX_ARCHITECTURE, PTX_VERSION = 75, "6.3"
 DESTINATION = Path(__file__).parent.parent / "runtime" / "kernels"
@@ -64,10 +65,11 @@ def build(destination: Path, nvcc: Path) -> dict[str, object]:
     facts["source_sha256"] = source_sha256()
     with tempfile.TemporaryDirectory() as scratch:
         for name in KERNELS:
-            source, fatbin, ptx = SOURCES / f"{name}.cu", Path(scratch) / f"{name}.fatbin", Path(scratch) / f"{name}.ptx"
+            language = ("-x", "cu", SOURCES / f"{name}.cuh") if name in OPERATORS else (SOURCES / f"{name}.cu",)
+            fatbin, ptx = Path(scratch) / f"{name}.fatbin", Path(scratch) / f"{name}.ptx"
             targets = [option for arch in architectures for option in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
-            _compile([nvcc, "-fatbin", "-O3", "-compress-mode=size", *targets, "-o", fatbin, source])
-            _compile([nvcc, "-ptx", "-O3", f"-arch=compute_{PTX_ARCHITECTURE}", "-o", ptx, source])
+            _compile([nvcc, "-fatbin", "-O3", "-compress-mode=size", *targets, "-o", fatbin, *language])
+            _compile([nvcc, "-ptx", "-O3", f"-arch=compute_{PTX_ARCHITECTURE}", "-o", ptx, *language])
             text = re.sub(r"^\.version .*$", f".version {PTX_VERSION}", ptx.read_text(), flags=re.MULTILINE)
             ptx.write_text(re.sub(r"^//.*\n", "", text, flags=re.MULTILINE))
             _compile([nvcc, "-cubin", f"-arch=sm_{PTX_ARCHITECTURE}", "-o", Path(scratch) / "proof.cubin", ptx])  # the older mark must hold

@@ -15,7 +15,17 @@ from .records import INSPECT, POSTPROCESS, PREPROCESS
 
 IMAGES = Path(__file__).parent
 BLOCK = (32, 8, 1)
-MODULE_OF = {"fathom_antialias": "antialias", "fathom_preprocess": "preprocess", "fathom_postprocess": "postprocess", "fathom_inspect": "postprocess"}
+MODULE_OF = {
+    "fathom_antialias": "antialias",
+    "fathom_preprocess": "preprocess",
+    "fathom_postprocess": "postprocess",
+    "fathom_inspect": "postprocess",
+    "fathom_bins_expectation": "bins_expectation",
+    "fathom_group_norm_silu": "group_norm_silu",
+    "fathom_group_norm_partial": "group_norm_silu",
+    "fathom_group_norm_apply": "group_norm_silu",
+    "fathom_cross_attention": "cross_attention",
+}
 INSPECT_BLOCKS, INSPECT_THREADS = 16, 256
 NOTHING_FOUND = np.array([0, 0x7FFFFFFF, -0x80000000], np.int32)
 

@@ -13,6 +13,7 @@ from ..cuda.resources import DeviceBuffer, Graph, Stream
 from ..errors import InputError
 from ..sequences import zip_equal
 from .engine import Engine, failure
+from .kernel_stage import KernelStage
 from .memory_plan import Lifetime, plan_memory
 
 
@@ -27,7 +28,9 @@ class Chain:
         nbytes: device memory of tensors and arena.
     """
 
-    def __init__(self, device: Device, engines: list[Engine], batch: tuple[int, int, int], keep: frozenset[str], logger: Any, cache: Any, graphs: bool):
+    def __init__(
+        self, device: Device, engines: list[Engine | KernelStage], batch: tuple[int, int, int], keep: frozenset[str], logger: Any, cache: Any, graphs: bool
+    ):
         """Make contexts and memory for the maximum batch.
 
         Args:
@@ -139,7 +142,7 @@ class Chain:
     def run_stage(self, index: int) -> None:
         """Send one stage to the stream."""
         self._logger.forget()
-        if not self._contexts[index].execute_async_v3(self.stream.address):
+        if not self._engines[index].execute(self._contexts[index], self.stream):
             error = failure(f"stage {self._engines[index].spec.name} failed", self._logger)
             self.stream.synchronize()  # raises if the device was lost
             raise error
@@ -158,7 +161,7 @@ class Chain:
                 self.stream.synchronize()
 
     def _capture(self) -> bool:
-        return all(context.execute_async_v3(self.stream.address) for context in self._contexts)
+        return all(engine.execute(context, self.stream) for engine, context in zip_equal(self._engines, self._contexts))
 
     @property
     def replays(self) -> str:

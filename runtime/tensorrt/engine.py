@@ -11,6 +11,7 @@ from ..sequences import zip_equal
 from .adapters.open_adapter import open_adapter
 
 if TYPE_CHECKING:
+    from ..cuda.resources import Stream
     from .cache import RuntimeCache
 
 TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
@@ -113,6 +114,10 @@ class Engine:
         if context is None:
             raise failure(f"no execution context could be made for stage {self.spec.name}", self._logger)
         return context
+
+    def execute(self, context: Any, stream: Stream) -> bool:
+        """Send a run of a context to a stream; False if it does not start."""
+        return context.execute_async_v3(stream.address)
 
     def close(self) -> None:
         """Let the engine go."""

@@ -27,6 +27,7 @@ from .compatibility import check_header, check_plan, check_streams
 from .device_photos import DevicePhotos, PhotoJob, Ways
 from .engine import Engine
 from .jobs import RunJob, StageJob, TimeJob
+from .kernel_stage import SUFFIX, KernelStage
 from .loading import import_tensorrt
 from .logger import make_logger
 
@@ -115,7 +116,7 @@ class TensorRTSession:
         manifest = plan.manifest
         self.contract, self.batch, self.graphs, self.streams = manifest.contract, manifest.batch, graphs, streams
         self.keep = frozenset({manifest.contract.output.tensor})
-        self.engines: list[Engine] = []
+        self.engines: list[Engine | KernelStage] = []
         self.lanes: list[Lane] = []
         self.kernels: DeviceKernels | None = None
         self.cache_file: RuntimeCache | None = None
@@ -137,25 +138,34 @@ class TensorRTSession:
     def _load(self, trt: Any, plan: PlanFile, kernels: bool) -> None:
         self.logger = make_logger(trt)
         self._runtime = trt.Runtime(self.logger)
-        for check in (True, False):  # all headers first: a plan that does not fit costs no memory
-            for stage in plan.manifest.stages:
+        for stage in plan.manifest.stages:  # all headers first: a plan that does not fit costs no memory
+            if not stage.engine.endswith(SUFFIX):
                 with plan.view(stage.engine) as raw:
-                    if check:
-                        check_header(trt, self._runtime, raw, stage.spec.name)
-                    else:
-                        self.engines.append(Engine(trt, self._runtime, self.logger, stage.spec, raw, self.batch))
+                    check_header(trt, self._runtime, raw, stage.spec.name)
+        opened = self._open_kernels(kernels, needed=any(stage.engine.endswith(SUFFIX) for stage in plan.manifest.stages))
+        for stage in plan.manifest.stages:
+            with plan.view(stage.engine) as raw:
+                if stage.engine.endswith(SUFFIX):
+                    self.engines.append(KernelStage(opened, stage.spec, raw))
+                else:
+                    self.engines.append(Engine(trt, self._runtime, self.logger, stage.spec, raw, self.batch))
         self.weights_nbytes = sum(plan.manifest.files[stage.engine].size for stage in plan.manifest.stages)
         if hasattr(trt, "IRuntimeCache"):
-            self.cache_file = RuntimeCache(trt, self.engines[0].engine, plan.manifest, self.device)
-        if kernels:
-            try:
-                self.kernels = DeviceKernels(self.device)
-            except (DeviceLostError, OutOfMemoryError):
+            first = next(engine.engine for engine in self.engines if isinstance(engine, Engine))
+            self.cache_file = RuntimeCache(trt, first, plan.manifest, self.device)
+
+    def _open_kernels(self, wanted: bool, needed: bool) -> DeviceKernels | None:
+        """Our kernels: ``wanted`` for photos, which can do without, or ``needed`` by a kernel stage, which cannot."""
+        self.kernels_remark = "" if wanted else "photos are shaped on the CPU: our kernels were not wanted"
+        try:
+            opened = DeviceKernels(self.device) if wanted or needed else None
+        except FathomError as error:
+            if needed or isinstance(error, (DeviceLostError, OutOfMemoryError)):
                 raise
-            except FathomError as error:
-                self.kernels_remark = f"photos are shaped on the CPU: {error}"
-        else:
-            self.kernels_remark = "photos are shaped on the CPU: our kernels were not wanted"
+            self.kernels_remark = f"photos are shaped on the CPU: {error}"
+            return None
+        self.kernels = opened if wanted else None
+        return opened
 
     def prepare(self, warm_up: int) -> None:
         """Make the lanes and run them on zeros."""

@@ -1,0 +1,32 @@
+"""Which operators of domain ``fathom`` go into a graph: those that are asked for by name, and none by default."""
+
+from __future__ import annotations
+
+import onnx
+
+from ...runtime.errors import UsageError
+from ...trt_plugins.functions import add_functions
+from .bins_expectation import fuse_bins_expectation
+from .cross_attention import fuse_cross_attention
+from .group_norm_silu import fuse_group_norm_silu
+
+RULES = {"BinsExpectation": fuse_bins_expectation, "GroupNormSilu": fuse_group_norm_silu, "CrossAttention": fuse_cross_attention}
+
+
+def use_operators(model: onnx.ModelProto, names: tuple[str, ...] = ()) -> dict[str, int]:
+    """Put operators into a graph of FP32 stages, in place, with the bodies that let it run without a plugin.
+
+    Args:
+        names: of the operators, as the plan lists them.
+
+    Returns:
+        name -> how many nodes were made.
+
+    Raises:
+        UsageError: for a name that is no operator.
+    """
+    if unknown := [name for name in names if name not in RULES]:
+        raise UsageError(f"there is no operator {', '.join(unknown)}", wanted=", ".join(RULES))
+    done = {name: RULES[name](model) for name in names}
+    add_functions(model)
+    return done

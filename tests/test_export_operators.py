@@ -1,0 +1,86 @@
+"""The rules that put our operators into graphs: on EVP's own stages, with ONNX Runtime before and after."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from fathom.export.graph.onnx_graph import export_graph
+from fathom.export.operators.operators import RULES, use_operators
+from fathom.models.diffusion.evp import TINY, random_evp
+from fathom.runtime.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evp")
+    stages = {stage.spec.name: stage for stage in random_evp("nyu", TINY).stages()}
+    return {name: (stages[name].spec, export_graph(stages[name], folder).file) for name in ("unet", "bins")}
+
+
+def inputs_of(spec, batch=2):
+    generator = np.random.default_rng(1)
+    return {t.name: generator.normal(0, 1, [batch if isinstance(s, str) else s for s in t.shape]).astype(np.float32) for t in spec.inputs}
+
+
+def run(file, inputs):
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True))
+
+
+def rewritten(file, names):
+    """Saved beside the original, so that it finds the weights."""
+    model = onnx.load(file, load_external_data=False)
+    done = use_operators(model, names)
+    target = file.with_name(f"{file.stem}.{'-'.join(names)}.onnx")
+    onnx.save(model, target)
+    onnx.checker.check_model(target)
+    return target, done, model
+
+
+def close(got, wanted):
+    assert got.keys() == wanted.keys()
+    for name, exact in wanted.items():
+        assert np.abs(got[name] - exact).max() <= 2e-4 * np.abs(exact).max(), name
+
+
+@pytest.mark.parametrize(("stage", "counts"), [("unet", {"GroupNormSilu": 44, "CrossAttention": 10}), ("bins", {"BinsExpectation": 1})])
+def test_a_stage_gives_the_same_with_the_operators(graphs, stage, counts):
+    spec, file = graphs[stage]
+    target, done, model = rewritten(file, tuple(counts))
+    assert done == counts  # 22 resnets of two norms, the ten collected layers, one head
+    assert {f.name for f in model.functions} == set(counts)
+    left = {node.op_type for node in model.graph.node}
+    assert not left & ({"Sigmoid", "ReduceMean"} if stage == "unet" else {"Softmax"})
+    inputs = inputs_of(spec)
+    close(run(target, inputs), run(file, inputs))
+
+
+def test_no_operator_is_used_unasked(graphs):
+    model = onnx.load(graphs["bins"][1], load_external_data=False)
+    before = model.SerializeToString()
+    assert use_operators(model) == {} and model.SerializeToString() == before
+    with pytest.raises(UsageError, match="no operator Wings"):
+        use_operators(model, ("Wings",))
+
+
+def test_another_formula_is_left_alone(graphs):
+    """An attractor strength of 1000, as EVP's paper has it, is not what the operator computes."""
+    model = onnx.load(graphs["bins"][1], load_external_data=False)
+    constants = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL and t.data_type == onnx.TensorProto.FLOAT]
+    strength = next(t for t in constants if onnx.numpy_helper.to_array(t).size == 1 and onnx.numpy_helper.to_array(t) == 300)
+    strength.CopyFrom(onnx.numpy_helper.from_array(np.float32(1000).reshape(tuple(strength.dims)), strength.name))
+    assert use_operators(model, ("BinsExpectation",)) == {"BinsExpectation": 0}
+
+
+def test_a_norm_whose_inside_is_read_is_left_alone(graphs):
+    model = onnx.load(graphs["unet"][1], load_external_data=False)
+    inner = next(node for node in model.graph.node if node.op_type == "Sigmoid").output[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(inner, 1, None))
+    assert use_operators(model, ("GroupNormSilu",)) == {"GroupNormSilu": 43}
+
+
+def test_every_rule_belongs_to_an_operator():
+    from fathom.trt_plugins.functions import BODIES
+
+    assert set(RULES) == set(BODIES)
