@@ -43,7 +43,9 @@ def test_two_tap_kinds_equal_torch(h, w, height, width, kind, channels, as_bytes
 def test_real_sizes_equal_torch(kind, sizes):
     (h, w), (height, width) = sizes
     values = np.random.default_rng(0).random((h, w, 3), dtype=np.float32)
-    np.testing.assert_allclose(resize(values, height, width, kind), torch_resize(values, height, width, kind), atol=2e-5 if kind != "nearest" else 0)
+    # torch works out places in FP32, on some processors in two roundings: the last place of the largest coordinate moves a weight this much
+    tolerance = 0 if kind == "nearest" else max(h, w, height, width) * 2.0**-23
+    np.testing.assert_allclose(resize(values, height, width, kind), torch_resize(values, height, width, kind), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("kind", "filter_"), [("bilinear-antialias", Image.Resampling.BILINEAR), ("bicubic-antialias", Image.Resampling.BICUBIC)])

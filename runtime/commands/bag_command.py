@@ -47,8 +47,8 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
         raise InputError(f"the network's output is {pipeline.contract.output.kind}, without a unit", wanted="metric depth: 32FC1 means metres (REP 118)")
     failures: list[FathomError] = []
     facts = {"fathom.network": pipeline.origin.network, "fathom.manifest_sha256": pipeline.origin.sha256}
-    facts |= {"fathom.correction": pipeline.scale.words} if pipeline.scale else {}
-    facts |= {"fathom.warning": "UNTRAINED WEIGHTS"} if pipeline.origin.untrained else {}
+    facts.update({"fathom.correction": pipeline.scale.words} if pipeline.scale else {})
+    facts.update({"fathom.warning": "UNTRAINED WEIGHTS"} if pipeline.origin.untrained else {})
     done, clouds, bent, waiting = 0, "ply" in (arguments.save or ()), False, deque()
 
     def settle(writer: BagWriter) -> None:
@@ -86,7 +86,7 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
     for error in failures:
         print(f"error: {error}", file=sys.stderr)
     numbers: dict[str, Any] = {"bag": arguments.inputs[0], "topic": source.topic, "frames": done, "failed": len(failures), "file": str(out)}
-    numbers |= {"untrained": pipeline.origin.untrained, **({"correction": pipeline.scale.words} if pipeline.scale else {})}
+    numbers.update({"untrained": pipeline.origin.untrained, **({"correction": pipeline.scale.words} if pipeline.scale else {})})
     words = f"{arguments.inputs[0]} {source.topic}  {done} frames, {len(failures)} failed{', UNTRAINED WEIGHTS' if pipeline.origin.untrained else ''} -> {out}"
     print(json.dumps(numbers) if arguments.json else words, flush=True)
     return max((error.exit_code for error in failures), default=0)

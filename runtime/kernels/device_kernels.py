@@ -67,6 +67,22 @@ class DeviceKernels:
         self._modules.clear()
 
 
+def open_kernels(device: Device, wanted: bool, needed: bool) -> tuple[DeviceKernels | None, str]:
+    """Our kernels, or the remark why photos go without: ``wanted`` for photos, which can do without, ``needed`` by a kernel stage, which cannot.
+
+    Raises:
+        EnvironmentMismatchError: if they are needed and do not fit this device and driver.
+        DeviceLostError, OutOfMemoryError: as the device says.
+    """
+    try:
+        opened = DeviceKernels(device) if wanted or needed else None
+    except FathomError as error:
+        if needed or isinstance(error, (DeviceLostError, OutOfMemoryError)):
+            raise
+        return None, f"photos are shaped on the CPU: {error}"
+    return opened, "" if wanted else "photos are shaped on the CPU: our kernels were not wanted"
+
+
 def launch_antialias(launch: Launch, record: np.ndarray) -> None:
     """One pass of a filtered resize; see ``antialias.antialias_record``."""
     assert record.dtype == ANTIALIAS

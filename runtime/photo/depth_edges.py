@@ -22,5 +22,6 @@ def flying(depth_m: np.ndarray) -> np.ndarray:
         middle = np.s_[1:-1] if axis == 0 else np.s_[:, 1:-1]
         both = known[before] & known[after]
         rises, falls = (depth_m[after] > grown[before]) & both, (depth_m[before] > grown[after]) & both
-        found[middle] |= (rises[before] & rises[after]) | (falls[before] & falls[after])
+        twice = np.logical_or(rises[before] & rises[after], falls[before] & falls[after])
+        found[middle] = np.logical_or(found[middle], twice)
     return found

@@ -123,7 +123,7 @@ def cloud_fields(depth: DepthMap, photo: np.ndarray) -> dict[str, Any]:
 
 def topics_for(topic: str) -> dict[str, str]:
     """``/camera/image_raw`` (``/compressed``): where its ``camera_info`` comes from, and where ``depth``, ``depth_info`` and ``points`` go."""
-    base = topic.removesuffix("/compressed").rsplit("/", 1)[0]
+    base = (topic[: -len("/compressed")] if topic.endswith("/compressed") else topic).rsplit("/", 1)[0]
     return {
         "camera_info": f"{base}/camera_info",
         "depth": f"{base}/depth/image_raw",

@@ -17,8 +17,8 @@ from ..cuda.device import Device
 from ..cuda.driver_release import driver_release
 from ..cuda.open_device import open_device
 from ..cuda.resources import Event, PinnedBuffer
-from ..errors import DeviceLostError, EnvironmentMismatchError, FathomError, OutOfMemoryError
-from ..kernels.device_kernels import DeviceKernels
+from ..errors import EnvironmentMismatchError
+from ..kernels.device_kernels import DeviceKernels, open_kernels
 from ..photo.raw_maps import RawMaps
 from ..sequences import pairwise
 from .cache import RuntimeCache
@@ -142,7 +142,9 @@ class TensorRTSession:
             if not stage.engine.endswith(SUFFIX):
                 with plan.view(stage.engine) as raw:
                     check_header(trt, self._runtime, raw, stage.spec.name)
-        opened = self._open_kernels(kernels, needed=any(stage.engine.endswith(SUFFIX) for stage in plan.manifest.stages))
+        needed = any(stage.engine.endswith(SUFFIX) for stage in plan.manifest.stages)
+        opened, self.kernels_remark = open_kernels(self.device, kernels, needed)
+        self.kernels = opened if kernels else None
         for stage in plan.manifest.stages:
             with plan.view(stage.engine) as raw:
                 if stage.engine.endswith(SUFFIX):
@@ -153,19 +155,6 @@ class TensorRTSession:
         if hasattr(trt, "IRuntimeCache"):
             first = next(engine.engine for engine in self.engines if isinstance(engine, Engine))
             self.cache_file = RuntimeCache(trt, first, plan.manifest, self.device)
-
-    def _open_kernels(self, wanted: bool, needed: bool) -> DeviceKernels | None:
-        """Our kernels: ``wanted`` for photos, which can do without, or ``needed`` by a kernel stage, which cannot."""
-        self.kernels_remark = "" if wanted else "photos are shaped on the CPU: our kernels were not wanted"
-        try:
-            opened = DeviceKernels(self.device) if wanted or needed else None
-        except FathomError as error:
-            if needed or isinstance(error, (DeviceLostError, OutOfMemoryError)):
-                raise
-            self.kernels_remark = f"photos are shaped on the CPU: {error}"
-            return None
-        self.kernels = opened if wanted else None
-        return opened
 
     def prepare(self, warm_up: int) -> None:
         """Make the lanes and run them on zeros."""
