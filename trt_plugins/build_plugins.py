@@ -1,6 +1,6 @@
 """Compile the plugin library for one release of TensorRT: ``python -m fathom.trt_plugins.build_plugins --include DIR -o libfathom.so``.
 
-One library serves one major version, whose headers it is compiled against; the plan names it by its SHA-256. The registry loads it
+One library serves one major version, whose headers it is compiled against; its SHA-256 is printed. The registry loads it
 (``IPluginRegistry.load_library``, 8.6 and later), registers its creators and takes them away again.
 """
 

@@ -17,7 +17,7 @@ def use_operators(model: onnx.ModelProto, names: tuple[str, ...] = ()) -> dict[s
     """Put operators into a graph of FP32 stages, in place, with the bodies that let it run without a plugin.
 
     Args:
-        names: of the operators, as the plan lists them.
+        names: of the operators; none means that the graph stays as it is.
 
     Returns:
         name -> how many nodes were made.
