@@ -123,6 +123,11 @@ def _write(model: onnx.ModelProto, editor: Editor, source: Path, graph: Path) ->
     for location in sorted({extent[0] for tensor in kept if (extent := external_extent(tensor))}):
         shutil.copyfile(safe_data_path(source, location, "weights"), graph.parent / location)  # the ONNX checker takes no links
     fresh, data = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept], Path(f"{graph}.new")
+    for tensor in fresh:  # inference of shapes calculates with whole numbers, and reads them inside the file only
+        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and external_extent(tensor):
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(graph.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
     with WeightsWriter(data) as writer:
         for name, values in editor.made.items():
             if name not in read:

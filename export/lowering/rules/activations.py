@@ -1,10 +1,11 @@
-"""Gelu (opset 20) and Mish (opset 18) by the operators they are made of."""
+"""Gelu (opset 20), Mish (opset 18) and Clip of whole numbers by the operators they are made of."""
 
 from __future__ import annotations
 
 import math
 
 import onnx
+from onnx import TensorProto
 
 from .editor import Editor, attributes
 
@@ -26,3 +27,17 @@ def mish(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
     """``Mish(x)`` -> x * tanh(softplus(x))."""
     steps = editor.steps(node)
     return steps.finish("Mul", [node.input[0], steps.add("Tanh", [steps.add("Softplus", [node.input[0]], "softplus")], "curve")], "product")
+
+
+def integer_clip(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
+    """Clip of whole numbers -> ``Min(Max(x, low), high)``: TensorRT 8 clips floating point only. A bound that is not given is left out."""
+    if editor.dtype(node.input[0]) not in (TensorProto.INT32, TensorProto.INT64):
+        return None
+    bounds = [(op, name) for op, name in zip(("Max", "Min"), node.input[1:3], strict=False) if name]
+    if not bounds:
+        return None
+    steps, current = editor.steps(node), node.input[0]
+    for op, name in bounds[:-1]:
+        current = steps.add(op, [current, name], op.lower())
+    op, name = bounds[-1]
+    return steps.finish(op, [current, name], op.lower())

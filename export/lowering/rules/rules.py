@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx
 
-from .activations import gelu, mish
+from .activations import gelu, integer_clip, mish
 from .editor import Editor
 from .grid_sample import grid_sample
 from .group_norm import group_norm
@@ -29,6 +29,7 @@ RULES: dict[str, Rule] = {
     "Gelu": gelu,
     "Mish": mish,
     **dict.fromkeys(REDUCTIONS, reduce_axes),
+    "Clip": integer_clip,
     "Resize": resize,
     "Pad": pad,
     "Split": split,
