@@ -154,20 +154,7 @@ def build(folder, also=()):
     text = kernel_host.SHIM + kernel_host.CALL + SOURCE
     missing = [name for name in also if f" {name}(" not in text]
     source.write_text(text + "".join(f"API int {name}() {{ return 999; }}\n" for name in missing))
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O1",
-        "-fPIC",
-        "-shared",
-        "-ffp-contract=off",
-        "-fno-strict-aliasing",
-        "-Wl,-soname,libcuda.so.1",
-        "-I",
-        str(kernel_host.SOURCES),
-    ]
-    done = subprocess.run([*command, "-o", str(folder / "libcuda.so.1"), str(source), "-ldl"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    kernel_host.compile_library(source, folder / "libcuda.so.1", "-O1", "-Wl,-soname,libcuda.so.1", "-I", kernel_host.SOURCES, "-ldl")
     return folder
 
 

@@ -93,22 +93,7 @@ class HostKernels:
     def __init__(self, folder: Path):
         source, library = folder / "kernels.cpp", folder / "kernels.so"
         source.write_text(SHIM + CALL)
-        command = [
-            "g++",
-            "-std=c++17",
-            "-O2",
-            "-fPIC",
-            "-shared",
-            "-ffp-contract=off",
-            "-fno-strict-aliasing",
-            "-I",
-            str(SOURCES),
-            "-o",
-            str(library),
-            str(source),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        compile_library(source, library, "-O2", "-I", SOURCES)
         self.library = ctypes.CDLL(str(library))
         self.library.bounds_broken.restype = ctypes.c_longlong
 
@@ -116,6 +101,13 @@ class HostKernels:
         """Run every thread of the grid, one after the other."""
         raw = parameters.tobytes()
         getattr(self.library, f"run_{name}")(raw, (ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block))
+
+
+def compile_library(source: Path, library: Path, *words: object) -> None:
+    """Compile C++ as our kernels need it: products and sums rounded apart, memory read as any type."""
+    common = ["g++", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
+    done = subprocess.run([*common, "-o", str(library), str(source), *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def compiler() -> bool:

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import kernel_host
@@ -108,22 +107,7 @@ class HostPlugins:
         source.write_text(kernel_host.SHIM + DRIVER)
         includes = [word for place in (PLUGINS, headers, cuda_include()) for word in ("-I", str(place))]
         warnings = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-deprecated-declarations"]
-        command = [
-            "g++",
-            "-std=c++17",
-            "-O1",
-            "-fPIC",
-            "-shared",
-            "-ffp-contract=off",
-            "-fno-strict-aliasing",
-            *warnings,
-            *includes,
-            "-o",
-            str(library),
-            str(source),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        kernel_host.compile_library(source, library, "-O1", *warnings, *includes)
         self.library = ctypes.CDLL(str(library))
         self.library.bounds_broken.restype = ctypes.c_longlong
 

@@ -16,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).parent / "csrc"
 OPERATORS = ("bins_expectation", "group_norm_silu", "cross_attention")  # each is one .cuh, which the plugins and the host build read too
@@ -92,8 +94,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=DESTINATION, help="directory for the fatbins and the PTX (default: where the runtime looks)")
     parser.add_argument("--nvcc", type=Path, help="the CUDA compiler (default: PATH, CUDA_HOME, /usr/local/cuda)")
     options = parser.parse_args(arguments)
+    return run_build(lambda: build(options.output, options.nvcc or find_nvcc()))
+
+
+def run_build(work: Callable[[], dict[str, Any]]) -> int:
+    """Do the work and print its facts as JSON; returns the exit code (0 done, 6 something is not there, 8 the compiler refused)."""
     try:
-        facts = build(options.output, options.nvcc or find_nvcc())
+        facts = work()
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 6

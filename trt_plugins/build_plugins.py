@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-from .build_kernels import PTX_ARCHITECTURE, SOURCES, find_nvcc, supported
+from .build_kernels import PTX_ARCHITECTURE, SOURCES, find_nvcc, run_build, supported
 
 LIBRARY = SOURCES.parent / "tensorrt" / "library.cu"
 
@@ -68,16 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nvcc", type=Path, help="the CUDA compiler (default: PATH, CUDA_HOME, /usr/local/cuda)")
     parser.add_argument("--arch", type=int, action="append", default=[], help="compute capability, such as 86; may be repeated (default: all)")
     options = parser.parse_args(arguments)
-    try:
-        facts = build(options.include, options.output, options.nvcc or find_nvcc(), tuple(options.arch))
-    except FileNotFoundError as error:
-        print(error, file=sys.stderr)
-        return 6
-    except subprocess.CalledProcessError as error:
-        print(f"nvcc failed: {error.stderr or error}", file=sys.stderr)
-        return 8
-    print(json.dumps(facts))
-    return 0
+    return run_build(lambda: build(options.include, options.output, options.nvcc or find_nvcc(), tuple(options.arch)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...runtime.outputs.lettering import shortened
 from .pictures import WORST, Row, coloured, drawn, error_map, fitting, row_range, said, span
 
 PAPER, INK, FAINT, ALARM = (24, 24, 24), (235, 235, 235), (160, 160, 160), (255, 110, 110)
@@ -69,7 +70,7 @@ def draw_sheet(heading: str, notes: Sequence[str], columns: Sequence[Column], ro
         draw.text((left, heads + GROUP), column.name, fill=INK, font=middle)
         for number, text in enumerate(column.lines[:LINES]):
             fill = ALARM if column.alarm and number == len(column.lines) - 1 else FAINT
-            draw.text((left, heads + GROUP + NAME + LINE * number), _fit(text, small, THUMB[0]), fill=fill, font=small)
+            draw.text((left, heads + GROUP + NAME + LINE * number), shortened(text, small, THUMB[0]), fill=fill, font=small)
     for row in rows:
         _draw_row(sheet, draw, small, row, lefts, top)
         top += row_height(row)
@@ -80,7 +81,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.Fre
     width, height = THUMB
     low, high = row_range(row)
     _paste(sheet, row.photo, lefts[0], top)
-    draw.text((lefts[0], top + height + 3), _fit(row.title, font, width), fill=INK, font=font)
+    draw.text((lefts[0], top + height + 3), shortened(row.title, font, width), fill=INK, font=font)
     if row.truth_m is None:
         draw.text((lefts[1] + width // 2 - 40, top + height // 2 - 8), "no true depth", fill=FAINT, font=font)
     else:
@@ -113,12 +114,6 @@ def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
     sheet.paste(image, (left + (THUMB[0] - image.width) // 2, top + (THUMB[1] - image.height) // 2))
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    while text and font.getlength(text) > width:
-        text = text[:-2].rstrip() + "…"
-    return text
-
-
 @dataclass(frozen=True)
 class MaskRow:
     """What a network draws when it is asked: the words, the photo, the true mask and the drawn one, bool [H, W]."""
@@ -142,7 +137,7 @@ def draw_masks(rows: Sequence[MaskRow]) -> Image.Image:
         shared = (row.truth & row.drawn).sum() / max(1, (row.truth | row.drawn).sum())
         for place, picture in enumerate((row.photo, _over(row.photo, row.truth), _over(row.photo, row.drawn))):
             _paste(sheet, picture, GAP + place * step, top)
-        draw.text((GAP, top + THUMB[1] + 3), _fit(f"“{row.words}”", small, 2 * step), fill=INK, font=small)
+        draw.text((GAP, top + THUMB[1] + 3), shortened(f"“{row.words}”", small, 2 * step), fill=INK, font=small)
         draw.text((GAP + 2 * step, top + THUMB[1] + 3), f"IoU {shared:.2f}", fill=INK, font=small)
     return sheet
 

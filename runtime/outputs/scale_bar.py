@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..photo.depth_map import DepthMap
 from .colormap import colorize
+from .lettering import default_font
 
 PAPER, INK, FAINT, ALARM = (24, 24, 24), (235, 235, 235), (150, 150, 150), (200, 30, 30)
 
@@ -33,7 +34,7 @@ def frame_for(depth: DepthMap, low: float, high: float, colormap: str) -> tuple[
     height, width = depth.values.shape
     canvas_width = max(width, 160)
     size = min(max(canvas_width // 40, 11), 40)  # of the font, in pixels
-    font = _font(size)
+    font = default_font(size)
     margin, bar = size, size
     strip = int(margin * 0.6) + bar + int(size * 0.4) + int(size * 3.1)
     lines = _wrap("UNTRAINED WEIGHTS: this depth is meaningless", font, canvas_width - size) if depth.origin.untrained else []
@@ -113,10 +114,3 @@ def _wrap(text: str, font, room: float) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def _font(size: int):
-    try:
-        return ImageFont.load_default(size)
-    except (TypeError, ImportError, OSError):  # Pillow before 10.1, or built without FreeType: one small fixed font
-        return ImageFont.load_default()

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 
 from ..files import whole_file
 from ..photo.photo import read_photo
+from .lettering import default_font, shortened
 from .png import write_png
-from .scale_bar import INK, PAPER, _font
+from .scale_bar import INK, PAPER
 
 MOST = 24  # photos on one picture
 SIDE, GAP, LINE = 320, 8, 18  # pixels
@@ -34,7 +35,7 @@ def save_tiles(pairs: Sequence[tuple[Path, Path]], path: Path, force: bool = Fal
     columns = 1 if len(pairs) < 3 else 2 if len(pairs) < 9 else 3
     step, line = 2 * (SIDE + GAP), SIDE * 3 // 4 + LINE + GAP
     sheet = Image.new("RGB", (GAP + columns * step, GAP + math.ceil(len(pairs) / columns) * line), PAPER)
-    draw, font = ImageDraw.Draw(sheet), _font(13)
+    draw, font = ImageDraw.Draw(sheet), default_font(13)
     for number, (photo, color) in enumerate(pairs):
         left, top = GAP + number % columns * step, GAP + number // columns * line
         for offset, file in ((0, photo), (SIDE + GAP, color)):
@@ -42,9 +43,7 @@ def save_tiles(pairs: Sequence[tuple[Path, Path]], path: Path, force: bool = Fal
             scale = min(SIDE / image.width, SIDE * 3 / 4 / image.height)
             image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
             sheet.paste(image, (left + offset + (SIDE - image.width) // 2, top))
-        name = photo.name
-        while len(name) > 1 and font.getlength(name) > 2 * SIDE:
-            name = name[:-2] + "…"
+        name = shortened(photo.name, font, 2 * SIDE)
         draw.text((left, top + SIDE * 3 // 4 + 1), name.encode("ascii", "replace").decode(), fill=INK, font=font)
     with whole_file(path, force) as part, open(part, "wb") as file:
         write_png(file, np.asarray(sheet), {"Software": "Fathom"})
