@@ -206,8 +206,15 @@ def test_what_killed_runs_left_is_swept_after_a_day(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_signals_leave_nothing_half_written(tiny, tmp_path, name, capsys):
     photos = [picture(tmp_path / f"{k}.png", k) for k in range(300)]
-    threading.Timer(0.4, lambda: os.kill(os.getpid(), getattr(signal, name))).start()
-    assert depth_run(tiny, *photos, "-o", tmp_path / "out", "-q") == 130
+    out = tmp_path / "out"
+
+    def strike():  # at the first result, however fast or slow this machine is
+        while not (out.is_dir() and any(out.iterdir())):
+            time.sleep(0.001)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    threading.Thread(target=strike, daemon=True).start()
+    assert depth_run(tiny, *photos, "-o", out, "-q") == 130
     assert not list((tmp_path / "out").glob(f"{PART}*")) if (tmp_path / "out").exists() else True
 
 

@@ -152,7 +152,7 @@ pads = st.builds(Pad, *[st.integers(0, 5)] * 4)
 
 
 @needs_compiler
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
 @given(st.lists(st.one_of(resizes, crops, pads), max_size=4), sides, sides, st.booleans(), st.integers(0, 1 << 30))
 def test_any_protocol_that_is_one_gather_equals_the_reference(host, steps, height, width, flip, seed):
     size = (height, width)
