@@ -12,6 +12,7 @@ import pytest
 import fathom
 from fathom.export.plan.build_options import BuildOptions
 from fathom.runtime.commands import doctor, doctor_trial
+from fathom.runtime.cuda import driver_release
 from fathom.runtime.errors import EnvironmentMismatchError, UsageError
 from fathom.runtime.tensorrt.compatibility import check_header
 from fathom.runtime.tensorrt.engine import Engine
@@ -149,3 +150,18 @@ def test_real_rtx_engines_tell_their_release_and_are_refused_without_a_gpu():
             pytest.skip("there is a GPU here")
         with pytest.raises(EnvironmentMismatchError, match=r"stage trial cannot be loaded \(.*driver"):
             Engine(trt, runtime, logger, spec, view, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "line, wanted",
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (builder@)  \n", "580.159.04"),  # of an H200
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build  (builder@)  \n", "540.4.0"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Kernel Module\n", ""),
+    ],
+)
+def test_the_release_of_either_kernel_module_is_read(monkeypatch, tmp_path, line, wanted):
+    (tmp_path / "version").write_text(line + "GCC version:  gcc version 15.3.0 (GCC)\n")
+    monkeypatch.setattr(driver_release, "DRIVER_FACTS", tmp_path / "version")
+    assert driver_release.driver_release() == wanted

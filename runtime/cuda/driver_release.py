@@ -9,9 +9,9 @@ DRIVER_FACTS = Path("/proc/driver/nvidia/version")
 
 
 def driver_release() -> str:
-    """Such as ``580.65.06``; empty where nobody tells, as on a Jetson."""
+    """Such as ``580.65.06``; empty where nobody tells, as on older Jetsons."""
     try:
-        found = re.search(r"Kernel Module\D*([0-9][0-9.]+)", DRIVER_FACTS.read_text(errors="replace"))
+        found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", DRIVER_FACTS.read_text(errors="replace"))
     except OSError:
         return ""
     return found.group(1) if found else ""
