@@ -75,6 +75,7 @@ def add_builder(trt, version="8.5.2.2"):
     """Give a fake package (``fake_tensorrt.module``) everything that a build asks for; ``trt.built`` keeps the networks."""
     trt.built, trt.stubborn, trt.silent = [], {}, set()
     trt.BuilderFlag = enum.Enum("BuilderFlag", ["FP16", "INT8", "TF32", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"])
+    trt.TacticSource = enum.IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN"], start=0)
     trt.LayerType = enum.Enum("LayerType", LAYERS)
     trt.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH", "EXPLICIT_PRECISION"], start=0)
     trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"])
@@ -274,7 +275,8 @@ def describe(trt, network, config):
     for layer in network.layers:
         if layer.node is None or layer.type.name in ("SHAPE", "CONSTANT") or layer.name in trt.silent:
             continue
-        low = layer.precision.name if layer.precision is not None and trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS in config.flags else "FLOAT"
+        heard = config.flags & {trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS, trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS}
+        low = layer.precision.name if layer.precision is not None and heard else "FLOAT"
         low = trt.stubborn.get(layer.name, low)
         reads = "INT8" if layer.node.input[0] in dequantised and layer.type.name in LAYERS[:4] else low
         made = trt.stubborn.get(layer.name) or (layer.asked[0].name if 0 in layer.asked else "FLOAT")

@@ -193,6 +193,23 @@ def test_int8_weights_become_fp32_ones_that_the_graph_quantises(tmp_path):
     assert all(tensor.data_type == TensorProto.FLOAT or tensor.name in zeros for tensor in model.graph.initializer)
 
 
+@pytest.mark.parametrize("opset", [7, 9])
+def test_graphs_older_than_17_are_converted_first(tmp_path, opset):
+    """Upsample went with opset 10, and Softmax changed its meaning with 13: both are what their own opset says."""
+    x = numbers(2, 3, 5, 4)
+    scales = {"scales": [1.0, 1.0, 2.0, 2.0]} if opset == 7 else {}
+    constants = {} if opset == 7 else {"scales": np.array([1, 1, 2, 2], np.float32)}
+    flat = np.exp(x - x.max((1, 2, 3), keepdims=True))
+    wanted = (flat / flat.sum((1, 2, 3), keepdims=True)).repeat(2, 2).repeat(2, 3)
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"], name="share"),
+        helper.make_node("Upsample", ["p", *constants], ["y"], name="grow", mode="nearest", **scales),
+    ]
+    made = lowered(tmp_path, graph_of(nodes, x, wanted, constants, opset), x, wanted)
+    np.testing.assert_allclose(run(made.graph, x), wanted, rtol=1e-5)
+    assert onnx.load(made.graph).opset_import[0].version == 17
+
+
 def test_int64_inputs_become_int32(tmp_path):
     x, table = RNG.integers(0, 9, (2, 5)), numbers(9, 4)
     made = lowered(tmp_path, graph_of([helper.make_node("Gather", ["table", "x"], ["y"], name="g")], x, table[x], {"table": table}), x, table[x])

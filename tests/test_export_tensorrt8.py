@@ -29,6 +29,7 @@ from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
 from fathom.runtime.examination import examine_file
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.tensorrt.adapters import tactic_sources
 
 DUMPS = Path(__file__).parent / "data" / "trt_api"
 
@@ -249,6 +250,23 @@ def test_int8_is_explicit_and_left_to_its_q_dq(gpu, small_bundle, tmp_path):
         assert np.isfinite(pipeline.predict(picture()).depth_m).all()
 
 
+def test_a_stage_without_int8_asks_for_no_calibrator(gpu, small_bundle, tmp_path, monkeypatch):
+    """With the INT8 flag and no Q/DQ TensorRT 8.5 ends with "no scaling factors detected": a stage that an INT8 plan leaves in FP16 must not have it."""
+    request = constrained_stages.ConstrainedStages.request
+    monkeypatch.setattr(constrained_stages.ConstrainedStages, "request", lambda *arguments: {**request(*arguments), "precision": "int8"})
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", "fp16"))
+    assert all(gpu.trt.BuilderFlag.INT8 not in config.flags and gpu.trt.BuilderFlag.FP16 in config.flags for _, config in gpu.trt.built)
+
+
+def test_layers_that_fuse_into_int8_are_asked_for_once_more_as_a_wish(gpu, small_bundle, tmp_path):
+    gpu.trt.fail["build"] = "2: Assertion failed. All of the candidates were removed, which points to the node being incorrectly marked as an int8 node."
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", "fp16"))
+    flags = gpu.trt.built[1][1].flags
+    assert gpu.trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS in flags and gpu.trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS not in flags
+    later = gpu.trt.built[-1][1].flags
+    assert gpu.trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS in later  # of the next stage
+
+
 def test_what_the_parser_and_the_compiler_say_is_told_with_the_node(gpu, small_bundle, tmp_path, monkeypatch):
     real = fake_tensorrt8_builder.operator_table
     table = real("8.5")
@@ -266,11 +284,30 @@ def test_what_the_parser_and_the_compiler_say_is_told_with_the_node(gpu, small_b
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_kernels_of_cudnn_and_cublas_are_asked_for_only_where_they_are(gpu, small_bundle, tmp_path, monkeypatch, there):
-    monkeypatch.setattr(constrained_build, "external_libraries", lambda: there)
+@pytest.mark.parametrize("cublas, cudnn, mask", [(True, True, 0b111), (True, False, 0b011), (False, True, 0b100), (False, False, 0)])
+def test_kernels_of_cudnn_and_cublas_are_asked_for_only_where_they_are(gpu, small_bundle, tmp_path, monkeypatch, cublas, cudnn, mask):
+    monkeypatch.setattr(tactic_sources, "_is_cublas", lambda name: cublas)
+    monkeypatch.setattr(tactic_sources, "_is_cudnn", lambda name: cudnn)
     build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
-    assert {config.sources for _, config in gpu.trt.built} == {None if there else 0}
+    assert {config.sources for _, config in gpu.trt.built} == {mask}
+
+
+def test_without_cublas_a_fused_region_has_no_kernels_and_the_mend_is_told(gpu, small_bundle, tmp_path, monkeypatch):
+    """As TensorRT 8.5.3 said it on an H200 of every ViT and BERT block until cuBLAS 11 was there."""
+    for there, mend in ((False, "pip install nvidia-cublas-cu11"), (True, None)):
+        monkeypatch.setattr(tactic_sources, "_is_cublas", lambda name, there=there: there)
+        gpu.trt.fail["build"] = "10: Could not find any implementation for node {ForeignNode[blocks.0.mlp.gelu/Mul_0:in1...]}."
+        with pytest.raises(BuildFailedError, match="could not compile the network: 10: Could not") as caught:
+            build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt"))
+        assert mend is None or mend in caught.value.fix
+        assert mend or not caught.value.fix
+
+
+def test_measurements_that_are_refused_are_not_the_reason_of_a_failure(gpu, small_bundle, tmp_path):
+    cache = tmp_path / "measured.cache"
+    cache.write_bytes(b"timings of another card")
+    build_plan(small_bundle, tmp_path / "x.plan", BuildOptions("tensorrt", timing_cache=str(cache)))
+    assert cache.read_bytes().startswith(b"timing ")  # replaced by what this build measured
 
 
 def test_a_version_of_no_tier_builds_nothing(gpu, small_bundle, tmp_path, monkeypatch):

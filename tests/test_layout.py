@@ -30,7 +30,12 @@ OTHERS = {
     "benchmarks": {"numpy", "h5py", "onnxruntime", "matplotlib", "PIL"},
 }
 AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used
-PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/latency/pytorch_latency.py", "benchmarks/studies/evp_fullsize.py"}
+PYTORCH_REFERENCE = {
+    "benchmarks/pytorch_reference.py",
+    "benchmarks/latency/pytorch_latency.py",
+    "benchmarks/studies/evp_fullsize.py",
+    "benchmarks/studies/operators_on_card.py",
+}
 ROOM_FILES = 15
 RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress"}
 

@@ -13,7 +13,7 @@ from fathom.runtime.sequences import pairwise, zip_equal
 
 ROOT = Path(fathom.__file__).parent
 BUILDING = ["__init__", "export/__init__", "export/plan/__init__", "export/plan/build_child", "export/tensorrt/__init__", "export/tensorrt/build"]
-BUILDING += ["export/tensorrt/constrained_build", "export/tensorrt/engine_layers", "export/tensorrt/tactic_sources", "export/tensorrt/timing_cache"]
+BUILDING += ["export/tensorrt/constrained_build", "export/tensorrt/engine_layers", "export/tensorrt/timing_cache"]
 SOURCES = [*sorted((ROOT / "runtime").rglob("*.py")), *[ROOT / f"{name}.py" for name in BUILDING]]
 NEWER_NAMES = {  # module -> what came after 3.8
     "itertools": {"pairwise", "batched"},

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from ...calibration.graph.stage_graph import StageGraph
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, external_extent, point_outside, safe_data_path
@@ -44,7 +45,7 @@ def lower_stage(source: Path, folder: Path, spec: StageSpec, release: str) -> Lo
     """Write the form of a stage that TensorRT 8 reads.
 
     Args:
-        source: an FP32 graph, with Q/DQ where INT8 is wanted; opset 20 at most.
+        source: an FP32 graph, with Q/DQ where INT8 is wanted; opset 20 at most, and converted first where it is older than 17.
         folder: empty; the graph goes there, with a copy of the weights of ``source``.
         spec: of the stage.
         release: ``8.5`` or ``8.6``: whose operator table must hold.
@@ -55,6 +56,10 @@ def lower_stage(source: Path, folder: Path, spec: StageSpec, release: str) -> Lo
     model = onnx.load(str(source), load_external_data=False)
     if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for node in model.graph.node for a in node.attribute):
         raise BuildFailedError(f"stage {spec.name}: the graph holds control flow (If, Loop or Scan)", fix="use TensorRT 10.3 or later")
+    if next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0) < OPSET:  # a graph made elsewhere
+        older = StageGraph(model, source.parent)
+        older.modernise(OPSET)
+        model = older.model
     _know_every_tensor(model)
     editor, rewrites = Editor(model, Constants(model, source.parent)), Counter()
     nodes: list[onnx.NodeProto] = []

@@ -63,7 +63,9 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     if request.get("workspace"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
     cache = TimingCache(request.get("timing_cache", ""))
-    cache.give_to(config)
+    if not cache.give_to(config):
+        send("log", text=f"{stage}: what earlier builds measured was not taken ({'; '.join(log.about_timing) or logger.errors()})")
+    logger.forget()
     engine = builder.build_serialized_network(network, config)
     cache.keep(config)
     del monitor, parser, network, builder, config  # each holds the weights, or more; what is left is the engine
@@ -83,13 +85,17 @@ class BuildLog:
 
     Attributes:
         activations_nbytes: of the engine, as far as TensorRT says it; else 0.
+        about_timing: what it said of measurements it was given, of any severity.
     """
 
     def __init__(self, send: Callable[..., None]):
         self._send, self.activations_nbytes = send, 0
+        self.about_timing: list[str] = []
 
     def __call__(self, is_error: bool, text: str) -> None:
         """One message."""
+        if "timing cache" in text.lower() or "TimingCache" in text or "UUID" in text:
+            self.about_timing = [*self.about_timing[-5:], " ".join(text.split())[:300]]
         if is_error:
             self._send("log", text=text[:2000])
         elif found := re.search(r"Total Activation Memory: (\d+)", text):

@@ -13,15 +13,21 @@ from types import ModuleType
 from typing import Any
 
 from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
+from ...runtime.tensorrt.adapters.tactic_sources import tactic_sources
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
 from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch
 from .engine_layers import layer_types
-from .tactic_sources import external_libraries
 from .timing_cache import TimingCache
 
 UNCONSTRAINED = ("CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION")
 FLOATS = ("FLOAT", "HALF")
+MISMARKED = "incorrectly marked as an int8 node"
+FUSED_REGION = "Could not find any implementation for node {ForeignNode"
+WANTS_CUBLAS = (
+    "this release takes the matrix products of attention and MLP blocks from cuBLAS 11, which is not here: JetPack 5 has it; elsewhere pip install "
+    "nvidia-cublas-cu11 and put its lib folder on LD_LIBRARY_PATH"
+)
 
 
 def build_constrained_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -64,12 +70,12 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.errors()})")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-    if not external_libraries():
-        config.set_tactic_sources(0)
+    sources = tactic_sources(trt)
+    config.set_tactic_sources(sources)
     if request["precision"] != "fp32":
         for flag in (trt.BuilderFlag.FP16, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS):
             config.set_flag(flag)
-        if request["precision"] == "int8":
+        if any(kind == "int8" for _, kind in request["nodes"]):  # without Q/DQ the flag asks for a calibrator
             config.set_flag(trt.BuilderFlag.INT8)
         constrain(trt, network, [tuple(node) for node in request["nodes"]])
     _set_boundaries(trt, network, set(request["half"]))
@@ -78,12 +84,21 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     if request.get("workspace"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
     cache = TimingCache(request.get("timing_cache", ""))
-    cache.give_to(config)
-    plan = builder.build_serialized_network(network, config)
+    if not cache.give_to(config):
+        send("log", text=f"{stage}: what earlier builds measured was not taken ({'; '.join(log.about_timing) or logger.errors()})")
+    logger.forget()
+    plan, words = builder.build_serialized_network(network, config), ""
+    if plan is None and MISMARKED in (words := logger.errors()):  # what fuses into an INT8 layer was held to FP16; the types that come out are read below
+        send("progress", what=f"{stage}: compiling again, constraints as wishes", done=0.5)
+        config.clear_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        plan = builder.build_serialized_network(network, config)
+        words = logger.errors() if plan is None else ""
     cache.keep(config)
     del parser, network, builder, config  # each holds the weights, or more; the engine is looked into next
     if plan is None:
-        raise BuildFailedError(f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {logger.errors()}")
+        was = f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {words or logger.errors()}"
+        raise BuildFailedError(was, fix=WANTS_CUBLAS if FUSED_REGION in was and not sources & 1 << int(trt.TacticSource.CUBLAS) else "")
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

@@ -19,17 +19,23 @@ class TimingCache:
     def __init__(self, path: str):
         self._path = Path(path) if path else None
 
-    def give_to(self, config: Any) -> None:
-        """Let a build use what is there. TensorRT itself refuses measurements of another release or GPU; it measures anew then."""
+    def give_to(self, config: Any) -> bool:
+        """Let a build use what is there. TensorRT itself refuses measurements of another release or GPU; it measures anew then.
+
+        Returns:
+            False if there were measurements and they were refused.
+        """
         if self._path is None:
-            return
+            return True
         try:
             raw = self._path.read_bytes() if self._path.stat().st_size <= MAX_NBYTES else b""
         except OSError:
             raw = b""
         cache = config.create_timing_cache(raw)
-        if cache is None or not config.set_timing_cache(cache, False):
-            config.set_timing_cache(config.create_timing_cache(b""), False)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return True
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+        return not raw
 
     def keep(self, config: Any) -> None:
         """Write what the build measured beside what was there; a disk that is full loses time, not the engine."""

@@ -71,6 +71,7 @@ def _build(trt: Any, logger: Any, backend: str, target: str) -> Any:
     layer.get_output(0).name = "y"
     network.mark_output(layer.get_output(0))
     config = builder.create_builder_config()
+    open_adapter(trt).limit_sources(config)
     if backend == "tensorrt-rtx":
         config.num_compute_capabilities = 1  # where the release does not list this GPU, let it say so itself
         config.set_compute_capability(getattr(trt.ComputeCapability, target.upper(), trt.ComputeCapability.CURRENT), 0)

@@ -19,6 +19,9 @@ class Adapter(Protocol):
     def network_flags(self) -> int:
         """For ``Builder.create_network``: explicit batch, and types that are kept where the release can promise that."""
 
+    def limit_sources(self, config: Any) -> None:
+        """Let a builder ask for no kernels of libraries that are not here: one that does ends with an error even if it would take none."""
+
     def activation_nbytes(self, engine: Any) -> int:
         """Device memory that a run of an engine needs beside its weights."""
 

@@ -19,6 +19,9 @@ class TensorRT10:
         """See ``adapter.Adapter.network_flags``."""
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
+    def limit_sources(self, config: Any) -> None:
+        """See ``adapter.Adapter.limit_sources``: from release 10 on nothing is taken from other libraries unless it is asked for."""
+
     def activation_nbytes(self, engine: Any) -> int:
         """See ``adapter.Adapter.activation_nbytes``."""
         return int(engine.device_memory_size_v2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from .tactic_sources import tactic_sources
+
 
 class TensorRT8:
     """See ``adapter.Adapter``."""
@@ -18,6 +20,10 @@ class TensorRT8:
     def network_flags(self) -> int:
         """See ``adapter.Adapter.network_flags``."""
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+
+    def limit_sources(self, config: Any) -> None:
+        """See ``adapter.Adapter.limit_sources``."""
+        config.set_tactic_sources(tactic_sources(self._trt))
 
     def activation_nbytes(self, engine: Any) -> int:
         """See ``adapter.Adapter.activation_nbytes``."""

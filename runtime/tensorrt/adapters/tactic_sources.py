@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from types import ModuleType
 
 CUDNN, CUBLAS = ("libcudnn.so.8",), ("libcublas.so.11", "libcublas.so.12")
 LEAST_CUDNN = 8000
 
 
-def external_libraries() -> bool:
-    """Whether both can be loaded and answer a question. Without them a build must be told to ask for none of their kernels."""
-    return any(map(_is_cudnn, CUDNN)) and any(map(_is_cublas, CUBLAS))
+def tactic_sources(trt: ModuleType) -> int:
+    """The builder's mask of the sources whose libraries can be loaded here and answer a question."""
+    sources = [trt.TacticSource.CUBLAS, trt.TacticSource.CUBLAS_LT] if any(map(_is_cublas, CUBLAS)) else []
+    if any(map(_is_cudnn, CUDNN)):
+        sources.append(trt.TacticSource.CUDNN)
+    return sum(1 << int(source) for source in sources)
 
 
 def _is_cudnn(name: str) -> bool:
