@@ -1,116 +1,103 @@
 #!/usr/bin/env bash
-# Everything that a machine with an NVIDIA GPU is asked, in one go, also offline: what runs on this card, the GPU tests, a first latency table.
+# What only a machine with an NVIDIA GPU can tell, in steps that stand alone, also without a network: each has its limit, its log, and its line in
+# OUT/logs/summary. A step that fails stops no other.
 #
-#   benchmarks/gpu_session.sh --collect DIR [PACKAGE...]         on a machine with a network: fill DIR with the wheels that are wanted there
-#   benchmarks/gpu_session.sh [--wheels DIR] [--out DIR] [--full]   on the machine with the GPU
+#   benchmarks/gpu_session.sh OUT [STEP...]        without steps: facts trial kernels device whole operators build accuracy latency graphs record
 #
-# --wheels DIR   install every wheel of DIR; what the machine has already (PyTorch, CUDA) is used as it is
-# --out DIR      where the results go (default: gpu_session)
-# --full         also time full-size EVP with random weights (takes about 12 GB of disk and minutes of export)
-# PYTHON=…       the interpreter to use (default: python3); ROUNDS=…  samples in the tiny table (default: 200)
+# facts      driver, clocks, power, packages                      trial     depth-doctor --try
+# kernels    every test of our kernels with the shipped fatbins    device    device layer and pixel kernels, both bindings
+# whole      the runtime with PyTorch in the place of TensorRT: photos, CUDA graphs, threads, 10,000 frames
+# operators  our operators against PyTorch and double precision    build     every bundle in FP32, FP16 and INT8, certified as it is built
+# accuracy   every plan on rooms:50:8 and on the pairs of DATA     latency   engines, PyTorch, engines, network by network
+# graphs     CUDA graph on and off                                stages    stage times of every bundle, for depth-calibrate
+# record     all of it as OUT/gpu.json (python -m fathom.benchmarks.card.gather)
 #
-# The latency tables are made from networks with random weights: the times are real, the depth means nothing.
+# PYTHON=python3          has PyTorch with CUDA, pytest, hypothesis
+# ENGINES="$PYTHON"       has TensorRT; TensorRT 8.5 is at home in Python 3.10 only, and wants cuBLAS 11 beside it for attention
+# BUNDLES=DIR             bundles made elsewhere by depth-export, calibrated for INT8 (the machine needs no exporter)
+# DATA=DIR                photos with depth, as for --data pairs:DIR:test         JOBS=8  builds at a time         ROUNDS=200
+# BACKEND=tensorrt        or tensorrt-rtx                                        MODES=eager-fp32,eager-fp16,compile-fp16,max-autotune-fp16
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-python3}
-wheels="" out=gpu_session full=no rounds=${ROUNDS:-200}
+[ $# -ge 1 ] || { sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+mkdir -p "$1/logs" "$1/out" "$1/plans" "$1/parent"
+out=$(cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- facts trial kernels device whole operators build accuracy latency graphs record
+python=${PYTHON:-python3} engines=${ENGINES:-$python} backend=${BACKEND:-tensorrt} jobs=${JOBS:-8} rounds=${ROUNDS:-200}
+modes=${MODES-eager-fp32,eager-fp16,compile-fp16,max-autotune-fp16}
+ln -sfn "$here" "$out/parent/fathom"  # the checkout is the package; nothing is installed
+export PYTHONPATH="$out/parent${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 FATHOM_CACHE_DIR="${FATHOM_CACHE_DIR:-$out/cache}"
+networks=$(for bundle in "${BUNDLES:-/nonexistent}"/*/bundle.json; do [ ! -e "$bundle" ] || basename "$(dirname "$bundle")"; done)
 
-usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  exit 2
-}
-
-collect() {
-  [ $# -ge 1 ] || usage
-  local folder=$1
-  shift
-  [ $# -gt 0 ] || set -- cuda-bindings cuda-pathfinder tensorrt-rtx tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs \
-    onnx onnxruntime onnxscript onnx-ir ml-dtypes protobuf flatbuffers safetensors pytest iniconfig pluggy hypothesis sortedcontainers
-  mkdir -p "$folder"
-  local package failed=0
-  for package in "$@"; do
-    "$python" -m pip download --quiet --no-deps --dest "$folder" "$package" || failed=1
-  done
-  ls -l "$folder"
-  exit "$failed"
-}
-
-while [ $# -gt 0 ]; do
-  case $1 in
-    --collect) shift; collect "$@" ;;
-    --wheels) [ $# -ge 2 ] || usage; wheels=$2; shift 2 ;;
-    --out) [ $# -ge 2 ] || usage; out=$2; shift 2 ;;
-    --full) full=yes; shift ;;
-    *) usage ;;
-  esac
-done
-
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-summary=$out/summary.txt
-: > "$summary"
-
-# Runs one step with its own log; a step that fails is told and does not stop the others.
-step() {
-  local name=$1 code
-  shift
-  echo "== $name"
-  "$@" > "$out/$name.log" 2>&1
+step() { # NAME LIMIT_S COMMAND...
+  local name=$1 limit=$2 start=$SECONDS code
+  shift 2
+  timeout -k 5 "$limit" "$@" > "$out/logs/$name.log" 2> "$out/logs/$name.err"
   code=$?
-  echo "$name: exit code $code" | tee -a "$summary"
-  [ "$code" -eq 0 ] || tail -n 15 "$out/$name.log"
+  echo "$name: exit code $code after $((SECONDS - start)) s: $(tail -qn 1 "$out/logs/$name.err" "$out/logs/$name.log" | tail -n 1 | cut -c1-150)" | tee -a "$out/logs/summary"
   return "$code"
 }
 
-prepare() {
-  "$python" -m venv --system-site-packages "$out/venv" || return
-  if [ -n "$wheels" ]; then
-    "$out/venv/bin/python" -m pip install --no-index --no-deps "$wheels"/*.whl || return
-  fi
-  # The checkout is the package: a link is all the installation it needs, and needs no build tools.
-  local site
-  site=$("$out/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || return
-  ln -sfn "$here" "$site/fathom"
-  # A virtual environment given as PYTHON is not what --system-site-packages means; its packages are wanted all the same.
-  "$python" -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$site/inherited.pth"
-  "$out/venv/bin/python" -m pip list
+gpu_tests() { step "$1" "$2" "$python" -m pytest -m gpu -p no:cacheprovider -q -rs --rootdir "$here" --junitxml "$out/out/$1.xml" "${@:3}"; }
+plans() { for precision in fp32 fp16 int8; do [ ! -e "$out/plans/$1-$precision.plan" ] || printf -- '--engine\n%s\n' "$out/plans/$1-$precision.plan"; done; }
+export -f step
+export out backend engines
+
+facts() {
+  nvidia-smi
+  nvidia-smi -q -d CLOCK,POWER
+  "$python" -m pip list
+  "$engines" -m pip list
+  grep -m 1 'model name' /proc/cpuinfo
+}
+export -f facts
+export python
+
+run_step() {
+  case $1 in
+    facts) step facts 60 bash -c facts; step doctor 60 "$engines" -m fathom.runtime.commands.doctor --json ;;
+    trial) step trial 200 "$engines" -m fathom.runtime.commands.doctor --try ;;
+    kernels) gpu_tests kernels 120 "$here/tests/test_runtime_gpu_kernels.py" ;;
+    device) gpu_tests device 90 "$here/tests/test_runtime_gpu.py" -k "facts_and_memory or copies_events or kernels_equal" ;;
+    whole) gpu_tests whole 150 "$here/tests/test_runtime_gpu.py" -k "photos_to_maps or graph_on_and_off or eight_threads or many_frames" ;;
+    operators) step operators 240 "$python" -m fathom.benchmarks.card.operators -o "$out/out/operators.json" ;;
+    build)
+      [ "$backend" != tensorrt-rtx ] || target=$("$engines" -c 'import json, sys; print(json.load(open(sys.argv[1]))["gpus"][0]["target"])' "$out/logs/doctor.log")
+      export target=${target:-}
+      for network in $networks; do for precision in fp16 fp32 int8; do echo "$network $precision"; done; done |
+        xargs -r -P "$jobs" -L 1 bash -c 'step "build-$1-$2" "${BUILD_LIMIT:-900}" "$engines" -m fathom.export.commands.build_command "$0/$1" --backend "$backend" --precision "$2" \
+          ${target:+--target "$target"} -o "$out/plans/$1-$2.plan" --force --json; true' "${BUNDLES:-}" ;;
+    accuracy)
+      for network in $networks; do
+        for pictures in rooms ${DATA:+pairs}; do
+          local data=rooms:50:8
+          [ "$pictures" = rooms ] || data=pairs:$DATA:test
+          mapfile -t given < <(plans "$network")
+          [ ${#given[@]} -eq 0 ] || step "acc-$network-$pictures" 300 "$engines" -m fathom.benchmarks.bench_command accuracy "${given[@]}" --data "$data" --evaluation full \
+            -o "$out/out/acc-$network-$pictures.json" --force --quiet
+        done
+      done ;;
+    latency)
+      for network in $networks; do
+        mapfile -t given < <(plans "$network")
+        [ ${#given[@]} -gt 0 ] || continue
+        local bench=(-m fathom.benchmarks.bench_command latency) end=(--rounds "$rounds" --force --quiet)
+        step "lat-$network-1" 200 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" -o "$out/out/lat-$network-1.json"
+        [ -z "$modes" ] || step "lat-$network-torch" 400 "$python" "${bench[@]}" "$BUNDLES/$network" --pytorch "$modes" --device cuda "${end[@]}" -o "$out/out/lat-$network-torch.json"
+        step "lat-$network-2" 300 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" --details -o "$out/out/lat-$network-2.json"
+      done ;;
+    graphs) step graphs 200 "$engines" -m fathom.benchmarks.card.graphs "$out"/plans/*.plan -o "$out/out/graphs.json" ;;
+    stages)
+      for network in $networks; do
+        step "stages-$network" 600 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --stage-times "$out/out/stages-$network.json" --force
+      done ;;
+    record) step record 60 "$python" -m fathom.benchmarks.card.gather "$out" -o "$out/gpu.json" ;;
+    *) echo "there is no step $1" >&2; exit 2 ;;
+  esac
 }
 
-fathom() { "$out/venv/bin/python" -m "fathom.$1" "${@:2}"; }
-
-doctor() { fathom runtime.commands.doctor --try --json | tee "$out/doctor.json" && fathom runtime.commands.doctor; }
-
-gpu_tests() { (cd "$here" && "$out/venv/bin/python" -m pytest -m gpu -p no:cacheprovider -rs --junitxml "$out/gpu_tests.xml" tests/test_runtime_gpu.py); }
-
-# The target of GPU 0 (sm86), for the engines.
-target() { "$out/venv/bin/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["gpus"][0]["target"])' "$out/doctor.json"; }
-
-latency() {
-  local model=$1 bundle=$out/$1 engines=() name=${1//-/_}
-  fathom export.commands.export_command --model "$model" --random-init -o "$bundle" --force --quiet || return
-  for backend in tensorrt-rtx tensorrt; do
-    local extra=()
-    [ "$backend" = tensorrt ] || extra=(--target "$(target)")
-    if fathom export.commands.build_command "$bundle" --backend "$backend" --precision fp16 "${extra[@]}" -o "$out/$name-$backend-fp16.plan" --force --quiet; then
-      engines+=(--engine "$out/$name-$backend-fp16.plan")
-    fi
-  done
-  for backend in tensorrt-rtx tensorrt; do
-    fathom export.commands.build_command "$bundle" --backend "$backend" --stage-times "$out/stage_times_$name-$backend.json" --force --quiet
-  done
-  fathom benchmarks.bench_command latency "$bundle" "${engines[@]}" --pytorch eager-fp32,eager-fp16,eager-autocast,compile-fp16,max-autotune-fp16 --device cuda \
-    --onnxruntime cpu,cuda --rounds "$2" --details -o "$out/latency_$name.json" --force
-}
-
-step prepare prepare || exit 1
-step doctor doctor
-step gpu_tests gpu_tests
-step latency_evp_tiny latency evp-tiny "$rounds"
-if [ "$full" = yes ]; then
-  step latency_evp latency evp 20
-fi
-step smi nvidia-smi -q
-rm -rf "$out/evp-tiny" "$out/evp" "$out"/*.plan "$out/venv"
+for name in "$@"; do run_step "$name"; done
 echo "results are in $out"
-! grep -qv 'exit code 0' "$summary"
+! grep -qv 'exit code 0' "$out/logs/summary"

@@ -34,7 +34,7 @@ PYTORCH_REFERENCE = {
     "benchmarks/pytorch_reference.py",
     "benchmarks/latency/pytorch_latency.py",
     "benchmarks/studies/evp_fullsize.py",
-    "benchmarks/studies/operators_on_card.py",
+    "benchmarks/card/operators.py",
 }
 ROOM_FILES = 15
 RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress"}

@@ -62,7 +62,7 @@ def open_subject(name: str, artefact: str, opened: Callable[[], Pipeline], facts
         return Subject(name, facts=facts, artefact=artefact, skip_reason=str(error))
     open_ms = (time.perf_counter() - start) * 1e3
     after = free_mib() if free_mib else None
-    taken = round((before - after) * 2**20) if before is not None and after is not None else None
+    taken = round((before - after) * 2**20) if before is not None and after is not None and after <= before else None  # else others gave memory back
     subject = Subject(name, pipeline.backend, pipeline, artefact=artefact, facts=facts | identity(pipeline, facts["backend"]), remarks=pipeline.remarks)
     subject.open_ms, subject.memory = round(open_ms, 1), {"device_nbytes": taken}
     return subject

@@ -68,9 +68,9 @@ def short(word: str) -> str:
     return ":".join(Path(part).name if os.sep in part else part for part in word.split(":"))
 
 
-def study(name: str, results: dict[str, Any], packages: Iterable[str] = ()) -> dict[str, Any]:
-    """The record of a script in ``studies/``, whose results have a form of their own."""
-    return header("study", ["python", "-m", f"fathom.benchmarks.studies.{name}"], packages) | {"study": name, "results": results}
+def study(name: str, results: dict[str, Any], packages: Iterable[str] = (), room: str = "studies") -> dict[str, Any]:
+    """The record of a script in ``studies/`` or another room, whose results have a form of their own."""
+    return header("study", ["python", "-m", f"fathom.benchmarks.{room}.{name}"], packages) | {"study": name, "results": results}
 
 
 def read_study(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The operators of ``trt_plugins`` on a GPU against the same mathematics in PyTorch: how long, and how close to double precision. As JSON.
 
-    python -m fathom.benchmarks.studies.operators_on_card -o benchmarks/results/operators_CARD.json
+    python -m fathom.benchmarks.card.operators -o benchmarks/results/operators_CARD.json
 
 Sizes are those of EVP on photos of 480 x 480. Every subject is a CUDA graph of ``REPEATS`` runs between two events, so that launching from Python
 does not count; subjects take turns in shuffled order. Tensors are FP16; PyTorch computes in FP32 between them, as the kernels do, eagerly and
@@ -210,13 +210,13 @@ def _run(arguments: argparse.Namespace) -> int:
         print(name, flush=True)
         found[name] = measure(torch, device, kernels, trial, not arguments.no_compile)
     results = {"system": describe(), "gpu": device.name, "repeats": REPEATS, "rounds": ROUNDS, "operators": found}
-    write_record(arguments.output, study("operators_on_card", results, ("torch", "triton", "numpy", "cuda-bindings")), True)
+    write_record(arguments.output, study("operators", results, ("torch", "triton", "numpy", "cuda-bindings"), "card"), True)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the JSON; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="operators_on_card", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="operators", description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", required=True)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args(argv)
