@@ -1,4 +1,4 @@
-"""What the driver says of a GPU while it works: energy, clocks, temperature, throttling. NVML through ctypes; not yet run on a GPU."""
+"""What the driver says of a GPU while it works: energy, clocks, temperature, throttling. NVML through ctypes."""
 
 from __future__ import annotations
 
