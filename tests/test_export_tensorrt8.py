@@ -250,6 +250,24 @@ def test_int8_is_explicit_and_left_to_its_q_dq(gpu, small_bundle, tmp_path):
         assert np.isfinite(pipeline.predict(picture()).depth_m).all()
 
 
+def test_what_an_int8_product_fuses_is_not_held_to_fp16():
+    """TensorRT 8.5.3 ended with "incorrectly marked as an int8 node" at convolutions whose activation or residual sum had to be FP16."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x"], ["c"], name="conv"),
+        make("Add", ["c", "r"], ["s"], name="sum"),
+        make("Relu", ["s"], ["a"], name="act"),  # read twice: whatever follows is no epilogue
+        make("Sigmoid", ["a"], ["g"], name="gate"),
+        make("QuantizeLinear", ["a"], ["q"], name="quantise"),
+        make("Conv", ["r"], ["f"], name="fp16 conv"),
+        make("Relu", ["f"], ["h"], name="its act"),
+        make("Conv", ["h"], ["e"], name="before an island"),
+        make("Mul", ["e", "e2"], ["m"], name="island"),
+    ]
+    kinds = dict.fromkeys([node.name for node in nodes], "fp16") | {"conv": "int8", "before an island": "int8", "island": "fp32"}
+    assert constrained_stages._epilogues(onnx.helper.make_graph(nodes, "g", [], []), kinds) == {"sum", "act"}
+
+
 def test_a_stage_without_int8_asks_for_no_calibrator(gpu, small_bundle, tmp_path, monkeypatch):
     """With the INT8 flag and no Q/DQ TensorRT 8.5 ends with "no scaling factors detected": a stage that an INT8 plan leaves in FP16 must not have it."""
     request = constrained_stages.ConstrainedStages.request

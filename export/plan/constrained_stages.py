@@ -15,6 +15,7 @@ from ..child.child import run_child
 from ..graph.product_types import PRODUCTS
 from ..lowering.lowering import LoweredStage, lower_stage
 
+EPILOGUES = ("Relu", "LeakyRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Add", "Mul", "BatchNormalization")  # fuse into a product
 NOT_COMPUTED = (*MOVING, "Cast", "Shape", "QuantizeLinear", "DequantizeLinear")  # they move numbers: no precision of theirs can be lost
 
 
@@ -66,11 +67,12 @@ class ConstrainedStages:
         folder = self._folder / spec.name
         folder.mkdir(parents=True)
         lowered = lower_stage(source, folder, spec, self._release)
-        kinds = {}
-        for node in onnx.load(str(lowered.graph), load_external_data=False).graph.node:
+        kinds, graph = {}, onnx.load(str(lowered.graph), load_external_data=False).graph
+        for node in graph.node:
             origin = lowered.origin.get(node.name, node.name)
             wide = self._precision == "fp32" or node.name in lowered.fp32 or origin in fp32
             kinds[node.name] = "int8" if origin in int8 else "fp32" if wide else "fp16"
+        kinds.update(dict.fromkeys(_epilogues(graph, kinds), "free"))
         self._stages[spec.name] = lowered, _boundary(lowered.spec, typed), kinds
 
     def graph(self, name: str) -> tuple[StageSpec, Path]:
@@ -101,6 +103,23 @@ class ConstrainedStages:
     def drop(self, name: str) -> None:
         """The graph of a stage that is compiled is not needed any more."""
         shutil.rmtree(self._folder / name)
+
+
+def _epilogues(graph: onnx.GraphProto, kinds: dict[str, str]) -> set[str]:
+    """FP16 nodes that work on nothing but what an INT8 product makes: its kernel does them as well, and cannot while they are held to FP16."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = set()
+    for node in graph.node:
+        while kinds[node.name] == "int8" or node.name in found:
+            following = readers.get(node.output[0], [])
+            if len(following) != 1 or following[0].op_type not in EPILOGUES or kinds[following[0].name] != "fp16":
+                break
+            node = following[0]
+            found.add(node.name)
+    return found
 
 
 def _boundary(lowered: StageSpec, typed: StageSpec) -> StageSpec:

@@ -35,9 +35,9 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
 
     Args:
         request: ``stage``, ``source`` (ONNX, lowered), ``target`` (file to write), ``batch`` ([min, opt, max]), ``precision``, ``nodes`` (name and
-            ``fp32``, ``fp16`` or ``int8`` of every node, in running order), ``products`` (names of the convolutions and matrix products),
-            ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs that are FP16),
-            ``workspace`` and ``timing_cache`` (see ``build.build_engine``).
+            ``fp32``, ``fp16``, ``int8`` or ``free`` of every node, in running order; what is free is left to the compiler), ``products`` (names of the
+            convolutions and matrix products), ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs
+            that are FP16), ``workspace`` and ``timing_cache`` (see ``build.build_engine``).
         send: sends one event to the parent.
 
     Returns:
@@ -152,7 +152,7 @@ def constrain(trt: ModuleType, network: Any, nodes: list[tuple[str, str]]) -> No
     """Ask every layer for the precision of the node it was made for, and every output of it for the same type.
 
     A layer bears the name of its node, or that name and a number. Helper layers without one (the parser adds them before the layer they serve) go
-    with the next that has one. Layers of INT8 nodes are left to their Q/DQ; constants, shapes and integers have nothing to ask for.
+    with the next that has one. Layers of INT8 nodes, and free ones, are left to their Q/DQ; constants, shapes and integers have nothing to ask for.
     """
     kinds, types = dict(nodes), {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}
     left_alone = {getattr(trt.LayerType, name) for name in UNCONSTRAINED}
