@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+METRICS = ("oIoU", "mIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))  # the larger the better
 
 
 @dataclass(frozen=True)

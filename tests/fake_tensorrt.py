@@ -166,6 +166,9 @@ def module(machine, rtx=False, version="10.13.3.9"):
         def get_tensor_profile_shape(self, name, index):
             return [tuple(size if dim == -1 else dim for dim in self.facts["shapes"][name]) for size in self.facts["batch"]]
 
+        def create_engine_inspector(self):
+            return types.SimpleNamespace(get_engine_information=lambda form: self.facts["information"])
+
         def create_execution_context(self, how):
             needs_context()
             if words := trt.fail.pop("context", None):
@@ -177,7 +180,6 @@ def module(machine, rtx=False, version="10.13.3.9"):
 
     if old:
         Engine.device_memory_size = Engine.device_memory_size_v2
-        Engine.create_engine_inspector = lambda self: types.SimpleNamespace(get_engine_information=lambda form: self.facts["information"])
         del Engine.device_memory_size_v2
         Engine.create_execution_context_without_device_memory = lambda self, make=Engine.create_execution_context: make(self, None)
         del Engine.create_execution_context

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_benchmarks_report import unsupported
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -78,8 +79,8 @@ def made(tmp_path_factory):
         Image.fromarray(blobs[number]).resize(size, Image.BICUBIC).save(folder / "train2014" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": size[0], "height": size[1]})
         things.append({"id": 10 + number, "segmentation": [[5, 5, 60, 5, 60, 70, 5, 70]]})
-        said = [{"sent_id": 2 * number + k, "raw": words} for k, words in enumerate(WORDS)]
-        refs.append({"ref_id": number, "image_id": number, "ann_id": 10 + number, "split": "val", "sentences": said})
+        said = [{"sent_id": 9000 + 2 * number + k, "raw": words} for k, words in enumerate(WORDS)]
+        refs.append({"ref_id": 7000 + number, "image_id": number, "ann_id": 10 + number, "split": "val", "sentences": said})
     (folder / "refcoco" / "instances.json").write_text(json.dumps({"images": images, "annotations": things}))
     (folder / "refcoco" / "refs(unc).json").write_text(json.dumps(refs))
     return network, folder
@@ -168,3 +169,68 @@ def test_other_networks_and_missing_files_are_told(made, tiny, capsys):
     assert "gives depth, not masks" in capsys.readouterr().err
     assert run("--engine", folder / "bundle", "--data", f"refer:{folder}:refcocog") == 3
     assert "refs(umd).p" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def measured(made, tmp_path_factory):
+    """A folder made by depth-bench run of the referring network."""
+    _, folder = made
+    out = tmp_path_factory.mktemp("run") / "masks"
+    words = ["run", str(folder / "bundle"), "--data", f"refer:{folder}:refcoco:unc:val", "--pytorch", "", "--quick"]
+    assert main([*words, "--threads", "1", "--quiet", "-o", str(out)]) == 0
+    return out
+
+
+def two_rows(record, worse):
+    """The record with two engines on 60 made-up sentences, in so many of which the second lost a tenth of what the first hits."""
+    record = json.loads(json.dumps(record))
+    draw = np.random.default_rng(1)
+    union = draw.integers(500, 1500, 60)
+    hit = (union * draw.uniform(0.2, 0.9, 60)).astype(int)
+    rows = []
+    for name, lost in (("first", 0), ("second", worse)):
+        kept = hit - np.where(np.arange(60) < lost, hit // 10, 0)
+        samples = [{"id": f"s{k:02}", "intersection": int(kept[k]), "union": int(union[k])} for k in range(60)]
+        means = {"oIoU": float(kept.sum() / union.sum()), "mIoU": float((kept / union).mean())}
+        means |= {f"P@{threshold}": float((kept / union >= threshold).mean()) for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)}
+        rows.append({**record["rows"][0], "name": name, "samples": samples, "means": means, "means_interval": None, "difference": None})
+    record["rows"] = rows
+    return record
+
+
+def test_a_run_reports_masks_and_every_number_stands_in_a_result(measured):
+    assert {path.name for path in measured.iterdir()} == {"run.json", "accuracy.json", "latency.json", "report.html", "report.md"}
+    records = {kind: json.loads((measured / f"{kind}.json").read_text()) for kind in ("accuracy", "latency")}
+    assert records["accuracy"]["kind"] == "masks"
+    page, text = (measured / "report.html").read_text(), (measured / "report.md").read_text()
+    assert unsupported(page, records) == []
+    (row,) = records["accuracy"]["rows"]
+    assert "reaches mIoU" in text and f"{row['means']['mIoU']:.4f}" in text and f"{row['means']['P@0.9']:.4f}" in text
+    assert "The worst sentences" in text and "upper left is better" in page and "abs_rel" not in text
+
+
+def test_masks_are_compared_gated_and_followed(measured, tmp_path, capsys):
+    record = json.loads((measured / "accuracy.json").read_text())
+    for name, lost in (("same.json", 0), ("worse.json", 45)):
+        (tmp_path / name).write_text(json.dumps(two_rows(record, lost)))
+    assert main(["compare", str(tmp_path / "same.json"), "--json"]) == 0
+    assert {(v["quantity"], v["found"]["word"]) for v in map(json.loads, capsys.readouterr().out.splitlines())} == {("mIoU", "same"), ("oIoU", "same")}
+    assert main(["compare", str(tmp_path / "worse.json"), "--json"]) == 0
+    found = {v["quantity"]: v["found"] for v in map(json.loads, capsys.readouterr().out.splitlines())}
+    first, second = two_rows(record, 45)["rows"]
+    assert set(found) == {"mIoU", "oIoU"}
+    for metric, verdict in found.items():
+        change = second["means"][metric] / first["means"][metric] - 1
+        assert verdict["word"] == "worse" and verdict["change"] == pytest.approx(change, rel=1e-6) and verdict["low"] < change < verdict["high"] < 0
+    gate = tmp_path / "gate.json"
+    for limits, code in (({"metric": "mIoU", "max_change": 0.01}, 4), ({"metric": "mIoU", "max_change": 0.2}, 0), ({"metric": "P@0.5", "min": 2}, 4)):
+        gate.write_text(json.dumps({"gates": [{"row": "second", **limits}]}))
+        assert main(["compare", str(tmp_path / "worse.json"), "--gate", str(gate), "--quiet"]) == code, limits
+    capsys.readouterr()
+    (tmp_path / "history").mkdir()
+    for number, lost in enumerate((0, 45)):
+        later = two_rows(record, lost)
+        later["rows"], later["meta"]["date"], later["meta"]["commit"] = later["rows"][1:], f"2026-01-0{number + 1}T00:00:00+00:00", f"c{number}"
+        (tmp_path / f"history/{number}.json").write_text(json.dumps(later))
+    assert main(["history", str(tmp_path / "history")]) == 0
+    assert "second got worse in mIoU with commit c1" in capsys.readouterr().out

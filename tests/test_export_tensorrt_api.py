@@ -11,7 +11,7 @@ import pytest
 
 import fathom.export.tensorrt.build as module
 import fathom.runtime.tensorrt.logger as logger
-from fathom.export.tensorrt import timing_cache
+from fathom.export.tensorrt import finished_engine, timing_cache
 from fathom.runtime.tensorrt.rtx_targets import BUILT_FOR
 
 ALL = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
@@ -66,6 +66,7 @@ USED = (
     _used(Path(module.__file__).read_text())
     | _used(Path(logger.__file__).read_text())
     | _used(Path(timing_cache.__file__).read_text(), {"cache": "ITimingCache"})
+    | _used(Path(finished_engine.__file__).read_text(), {"engine": "ICudaEngine", "inspector": "EngineInspector", "runtime": "Runtime"})
 )
 
 
@@ -80,6 +81,7 @@ def test_the_reader_sees_what_we_use():
         ("BuilderFlag", "TF32"),
         ("trt", "ILogger"),
         ("ITensor", "dtype"),
+        ("EngineInspector", "get_engine_information"),
     } <= USED
     assert len(USED) > 30
 

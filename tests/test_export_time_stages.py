@@ -80,7 +80,7 @@ def test_a_card_that_the_backend_does_not_build_for_stops_no_export(monkeypatch,
     assert "sm90 is refused" in said[0] and said[0].endswith("what INT8 saves is modelled") and machine.leaks() == {}
 
 
-def no_card():
+def no_card(index):
     from fathom.runtime.errors import EnvironmentMismatchError
 
     raise EnvironmentMismatchError("there is no card", fix="bring one")

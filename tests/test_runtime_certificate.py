@@ -206,7 +206,7 @@ def test_a_wrong_engine_is_refused_at_every_start(gpu, write, tmp_path):
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_a_built_plan_gets_its_name_only_if_it_proves_itself(gpu, write, tmp_path, monkeypatch, backend):
-    monkeypatch.setattr(prove_candidate, "run_child", lambda request, what: ChildResult(examine_file(request, lambda event, **facts: None), 0.0, 0))
+    monkeypatch.setattr(prove_candidate, "run_child", lambda request, **more: ChildResult(examine_file(request, lambda event, **facts: None), 0.0, 0))
     said, name = [], tmp_path / "x.plan"
     candidate = write(backend, name="candidate.plan")
     prove_candidate.prove_candidate(candidate, name, False, said.append)

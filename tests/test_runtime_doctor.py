@@ -1,7 +1,9 @@
 """depth-doctor on machines of all kinds: what it finds, what it advises, how it leaves."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,6 +91,22 @@ def test_a_gpu_that_is_in_a_bad_state(gpus):
     found = doctor.examine()
     assert found["gpus"] == [] and "OUT_OF_MEMORY" in found["gpu_problem"]["says"]
     assert found["backends"]["onnxruntime"]["works"] and not found["backends"]["tensorrt"]["works"]
+
+
+@pytest.mark.parametrize(("body", "told"), [("raise RuntimeError('operator torchvision::nms does not exist')", True), ("", False)])
+def test_a_torchvision_that_does_not_fit_its_torch(tmp_path, body, told):
+    """The wheel of PyPI is compiled for CUDA; beside a torch for the CPU it takes transformers down with it."""
+    for name, version, text in (("torch", "2.13.0+cpu", ""), ("torchvision", "0.28.0+cu130", body)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "version.py").write_text(f"__version__ = '{version}'\n")
+        (tmp_path / name / "__init__.py").write_text(text)
+    (tmp_path / "torchvision_on_cpu.py").write_text("def prepare(): pass\n")  # what mends it in this repository's own environment
+    code = "import sys; from fathom.runtime.commands import doctor; sys.exit(doctor.main([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ":".join([str(tmp_path), *sys.path])})
+    assert done.returncode == 0, done.stderr
+    words = "torchvision 0.28.0+cu130 cannot be imported beside torch 2.13.0+cpu (RuntimeError: operator torchvision::nms does not exist)"
+    assert (words in done.stdout) == told
+    assert ("torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu" in done.stdout) == told
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

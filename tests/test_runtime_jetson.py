@@ -5,11 +5,12 @@ import sys
 from dataclasses import dataclass, field
 
 import fake_cuda
+import onnxruntime
 import pytest
 
 from fathom.export.commands import build_command
 from fathom.runtime import jetson
-from fathom.runtime.commands import doctor
+from fathom.runtime.commands import doctor, package_conflicts
 from fathom.runtime.errors import EnvironmentMismatchError
 from fathom.runtime.tensorrt.loading import import_tensorrt
 
@@ -178,6 +179,7 @@ def test_other_machines_are_no_jetsons(tmp_path, monkeypatch, model):
 
 
 def test_both_packages_of_onnxruntime(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: "1.23.2" if name.startswith("onnxruntime") else "")
+    monkeypatch.setattr(package_conflicts, "version_of", lambda name: "1.23.2" if name.startswith("onnxruntime") else "")
     found = doctor.examine()["backends"]["onnxruntime-cuda"]
     assert not found["works"] and "both installed" in found["says"] and "pip uninstall -y onnxruntime onnxruntime-gpu" in found["fix"]
+    assert f"what is in it now is onnxruntime {onnxruntime.__version__}" in found["says"]

@@ -489,54 +489,6 @@ def test_leaving_without_closing(tiny, tmp_path, end):
     assert "Traceback" not in done.stderr.replace("Traceback (most recent call last)", "", 1 if end == "1 / 0" else 0), done.stderr
 
 
-DUMPS = Path(__file__).parent / "data" / "trt_api"
-
-
-@pytest.mark.parametrize("release", ["8_5", "8_6", "10_3", "10_16", "11_4", "rtx"])
-def test_every_name_that_is_used_exists_in_the_real_packages(release):
-    """What the runtime asks of TensorRT, looked up in dumps of the real packages' APIs."""
-    api = json.loads((DUMPS / f"api_{release}.json").read_text())
-    wanted = {
-        "ILogger": {"INTERNAL_ERROR", "ERROR"},
-        "Runtime": {"deserialize_cuda_engine"},
-        "ICudaEngine": {
-            *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "get_tensor_shape", "get_tensor_location"),
-            "get_tensor_profile_shape",
-        },
-        "IExecutionContext": {"set_input_shape", "infer_shapes", "get_tensor_shape", "set_tensor_address", "execute_async_v3"},
-        "TensorIOMode": {"INPUT", "OUTPUT"},
-        "TensorLocation": {"DEVICE"},
-        "DataType": {"FLOAT", "HALF", "INT32", "UINT8", "BOOL"},
-        "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH" if release in ("8_5", "8_6") else "STRONGLY_TYPED"},
-    }
-    if release in ("8_5", "8_6"):  # what its adapter uses, and why it has one of its own
-        wanted["ICudaEngine"] |= {"device_memory_size", "create_execution_context_without_device_memory"}
-        wanted["IExecutionContext"] |= {"device_memory"}
-        assert not {"ExecutionContextAllocationStrategy", "IProgressMonitor", "OnnxParserFlag"} & set(api)
-        assert "device_memory_size_v2" not in api["ICudaEngine"]["members"] and "set_device_memory" not in api["IExecutionContext"]["members"]
-    else:
-        wanted["ICudaEngine"] |= {"device_memory_size_v2", "create_execution_context"}
-        wanted["IExecutionContext"] |= {"set_device_memory"}
-        wanted["ExecutionContextAllocationStrategy"] = {"USER_MANAGED"}
-        wanted["DataType"] |= {"INT64"}
-    if release == "rtx":
-        wanted |= {
-            "CudaGraphStrategy": {"WHOLE_GRAPH_CAPTURE", "DISABLED"},
-            "EngineValidity": {"INVALID"},
-            "ComputeCapability": {"SM86"},
-            "IRuntimeCache": {"serialize", "deserialize"},
-            "IRuntimeConfig": {"create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy", "set_execution_context_allocation_strategy"},
-        }
-        wanted["Runtime"] |= {"get_engine_validity", "engine_header_size"}
-        wanted["ICudaEngine"] |= {"create_runtime_config"}
-        wanted["IExecutionContext"] |= {"is_stream_capturable"}
-    else:
-        assert not set(api) & {"CudaGraphStrategy", "IRuntimeCache", "EngineValidity"}  # what tells the two packages apart
-        assert "is_stream_capturable" not in api["IExecutionContext"]["members"]
-    for kind, names in wanted.items():
-        assert names <= set(api[kind]["members"]), (kind, names - set(api[kind]["members"]))
-
-
 @pytest.mark.parametrize("streams", ["1", "3"])
 def test_depth_run_on_a_gpu_plan(gpu, tiny, tmp_path, capsys, streams):
     from PIL import Image
@@ -563,44 +515,3 @@ def test_depth_run_on_a_gpu_plan(gpu, tiny, tmp_path, capsys, streams):
     assert run.main([*words, "--force", "--device", "cuda:3"]) == 6
     assert run.main([*words, "--force", "--device", "tpu"]) == 2
     assert run.main([*words, "--force", "--streams", "99"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("device", "kind", "index"), [(None, None, 0), ("cpu", "cpu", 0), ("cuda", "cuda", 0), ("cuda:2", "cuda", 2), (0, "cuda", 0), (3, "cuda", 3)]
-)
-def test_devices_by_name_and_number(device, kind, index):
-    from fathom.runtime.backend import parse_device
-
-    assert parse_device(device) == (kind, index)
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cpu:0", -1, "cuda:1:2"])
-def test_wrong_devices(device):
-    from fathom.runtime.backend import parse_device
-
-    with pytest.raises(UsageError, match="no device"):
-        parse_device(device)
-
-
-def test_places_of_tensors_are_used_again_but_never_shared():
-    """Random lifetimes: no two tensors that are alive together overlap, everything is aligned, the least possible is not missed by far."""
-    from fathom.runtime.tensorrt.memory_plan import Lifetime, plan_memory
-
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        lifetimes = []
-        for k in range(int(generator.integers(1, 12))):
-            first = int(generator.integers(-1, 6))
-            lifetimes.append(Lifetime(str(k), int(generator.integers(0, 5000)), first, first + int(generator.integers(0, 5))))
-        offsets, size = plan_memory(lifetimes)
-        needed = 0
-        for step in range(-1, 12):
-            alive = [life for life in lifetimes if life.first <= step <= life.last]
-            needed = max(needed, sum(-(-max(life.nbytes, 1) // 256) * 256 for life in alive))
-            for one in alive:
-                assert offsets[one.name] % 256 == 0 and offsets[one.name] + one.nbytes <= size
-                for other in alive:
-                    if one.name < other.name:
-                        apart = offsets[one.name] + one.nbytes <= offsets[other.name] or offsets[other.name] + other.nbytes <= offsets[one.name]
-                        assert apart, (one, other)
-        assert needed <= size <= 2 * needed

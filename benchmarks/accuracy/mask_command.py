@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.commands.progress import Progress
 from ...runtime.errors import AccuracyError, InputError, UsageError
+
+if TYPE_CHECKING:
+    from ...datasets.referring.refer import Referring
 
 DEPTH_ONLY = ("alignment", "details", "budget")
 
@@ -41,7 +44,7 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
     for flag in DEPTH_ONLY:
         if getattr(arguments, flag):
             raise UsageError(f"--{flag} says nothing about masks", fix="leave it out")
-    source = _open(arguments.data)
+    source = open_masks(arguments.data)
     count, provenance = min(len(source), arguments.limit or len(source)), source.provenance.to_json()
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, options, **shown)
@@ -71,7 +74,12 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
     return 0
 
 
-def _open(text: str):
+def open_masks(text: str) -> Referring:
+    """What ``--data refer:…`` names.
+
+    Raises:
+        InputError: if a file is missing or broken.
+    """
     from ...datasets.referring.refer import open_referring
 
     try:

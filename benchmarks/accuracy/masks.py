@@ -12,7 +12,7 @@ from PIL import Image
 from ...datasets.mask_metrics import MaskTotals
 from ...runtime.errors import AccuracyError, InputError, UsageError
 from ...runtime.photo.preprocess import place_steps, shape_photo
-from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean
+from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
 from .accuracy import Row
 
 if TYPE_CHECKING:
@@ -91,6 +91,19 @@ def totals_of(samples: list[dict[str, Any]]) -> MaskTotals:
     return totals
 
 
+def overlaps_of(samples: list[dict[str, Any]]) -> list[float]:
+    """IoU of each."""
+    return [sample["intersection"] / sample["union"] if sample["union"] else 0.0 for sample in samples]
+
+
+def _changes(means: dict[str, float], base: dict[str, float], overlaps: list[float], others: list[float]) -> dict[str, Any]:
+    """Each metric minus the base's, absolute and as a share of the base (None where that is 0), and where the change of mIoU lies."""
+    absolute = {name: means[name] - base[name] for name in means}
+    relative = {name: absolute[name] / base[name] if base[name] else None for name in means}
+    interval = interval_of_relative_change(overlaps, others)
+    return {"absolute": absolute, "relative": relative, "relative_interval": {"mIoU": list(interval) if interval else None}}
+
+
 def masks_json(rows: list[Row], results: list[list[dict[str, Any]]], provenance: dict[str, Any], evaluation: str, count: int) -> dict[str, Any]:
     """What a record of masks holds besides its header; every row's differences are to the first row.
 
@@ -104,11 +117,11 @@ def masks_json(rows: list[Row], results: list[list[dict[str, Any]]], provenance:
     for row, samples in zip(rows, results, strict=True):
         good = [sample for sample in samples if not sample["failure"]]
         means = totals_of(good).metrics() if good and len(good) == len(samples) else None
-        overlaps = [sample["intersection"] / sample["union"] if sample["union"] else 0.0 for sample in good]
+        overlaps = overlaps_of(good)
         difference: dict[str, Any] | None = None
         if found:
             base = found[0]["means"]
-            difference = {"to": found[0]["name"]} | ({"absolute": {name: means[name] - base[name] for name in means}} if means and base else {})
+            difference = {"to": found[0]["name"]} | (_changes(means, base, overlaps, overlaps_of(results[0])) if means and base else {})
         found.append(
             {
                 "name": row.name,

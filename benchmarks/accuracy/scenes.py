@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...datasets.rooms.rooms import NYU_NAMES
 from ...runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def scene_of(contract: Contract, sample: Sample) -> str | None:
     text = contract.text
     if text is None or text.kind != "choice":
         return None
-    name = f"{sample.scene} {sample.id}"
+    name = f"{NYU_NAMES.get(sample.scene, sample.scene)} {sample.id}"
     found = next((word for word in text.classes if word in name), None)
     if found is None:
         fix = "measure on data that names its rooms, or export the network with --scene NAME"

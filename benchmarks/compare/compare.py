@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from ...datasets.depth_metrics import LARGER_IS_BETTER
+from ...datasets.mask_metrics import METRICS as MASK_METRICS
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ..machine.system import CLOCKS, MACHINE
 from ..record.record import read_record
 from .change import CALM, MIDDLE, Change, one_session, pairs, two_sessions, unknown
 
+KINDS = ("accuracy", "masks", "latency")
 METRICS = ("abs_rel", "delta1")
 BOUNDARIES = ("device", "host", "photo")
 ALLOWED = ("machine", "clocks", "protocol")
@@ -53,19 +55,19 @@ class _Question:
 
 
 def read_side(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Records by kind: of one file, or of ``accuracy.json`` and ``latency.json`` in a folder.
+    """Records by kind (``KINDS``): of one file, or of ``accuracy.json`` and ``latency.json`` in a folder.
 
     Raises:
         InputError: if there is none, or one is broken.
     """
     path = Path(path)
     if not path.is_dir():
-        record = read_record(path, ("accuracy", "latency"))
+        record = read_record(path, KINDS)
         return {record["kind"]: record}
     files = [file for file in (path / "accuracy.json", path / "latency.json") if file.is_file()]
     if not files:
         raise InputError(f"{path} holds neither accuracy.json nor latency.json", wanted="a result, or a folder made by depth-bench run")
-    return {record["kind"]: record for record in (read_record(file, ("accuracy", "latency")) for file in files)}
+    return {record["kind"]: record for record in (read_record(file, KINDS) for file in files)}
 
 
 def compare(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]] | None, allow: Collection[str] = ()) -> list[Verdict]:
@@ -91,6 +93,8 @@ def compare(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]] | None, a
         for first, second in matched:
             if kind == "accuracy":
                 questions += _accuracy(first, second)
+            elif kind == "masks":
+                questions += _masks(first, second)
             elif first is not None:
                 _refuse_settings(first, second, allow)
                 questions += _latency(record, other, first, second, b is None)
@@ -114,7 +118,7 @@ def refuse_strangers(a: dict[str, Any], b: dict[str, Any], allow: Collection[str
         raise EnvironmentMismatchError(was, wanted="the same clocks on both sides", fix="cool the machine and measure again, or --allow clocks")
     if "protocol" in allow:
         return
-    if a["kind"] == "accuracy":
+    if a["kind"] != "latency":
         unlike = [name for name in ("evaluation", "data") if _essence(a[name]) != _essence(b[name])]
     else:
         unlike = [name for name in LATENCY_PROTOCOL if a.get(name) != b.get(name)]
@@ -157,6 +161,27 @@ def _accuracy(first: dict[str, Any], second: dict[str, Any]) -> Iterator[_Questi
         reason = "" if len(shared) == len(a) == len(b) else "other images were scored"
         samples = ([a[name] for name in shared], [b[name] for name in shared]) if shared and not reason else None
         yield _Question(second["name"], metric, *means, "pairs of images", samples, reason or ("" if shared else "images were not scored one by one"))
+
+
+def _masks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[_Question]:
+    """Overlaps sentence by sentence; the overall one through how much each sentence moves it."""
+    sides = [{sample["id"]: (sample["intersection"], sample["union"]) for sample in row["samples"]} for row in (first, second)]
+    reason = "" if sides[0].keys() == sides[1].keys() else "other sentences were scored"
+    for metric, samples_of in (("mIoU", _overlaps), ("oIoU", _shares_of_overall)):
+        means = [row["means"][metric] if row["means"] else None for row in (first, second)]
+        samples = tuple(samples_of([side[name] for name in sides[0]]) for side in sides) if not reason and sides[0] else None
+        yield _Question(second["name"], metric, *means, "pairs of sentences", samples, reason or ("" if samples else "no sentence was scored"))
+
+
+def _overlaps(pixels: list[tuple[int, int]]) -> list[float]:
+    return [both / either if either else 0.0 for both, either in pixels]
+
+
+def _shares_of_overall(pixels: list[tuple[int, int]]) -> list[float]:
+    """Samples whose mean is the sum of intersections over that of unions, and whose scatter is that of this ratio (linearised)."""
+    both, either = (np.array(side, np.float64) for side in zip(*pixels, strict=True))
+    ratio = both.sum() / max(either.sum(), 1.0)
+    return (ratio + (both - ratio * either) / max(either.mean(), 1e-9)).tolist()
 
 
 def scores_of(row: dict[str, Any], metric: str) -> dict[str, float]:
@@ -207,8 +232,8 @@ def _answer(question: _Question, quantities: int) -> Verdict:
     if question.samples is None:
         change = question.b / question.a - 1 if question.a and question.b is not None else None
         found = unknown(question.reason, change)
-    elif question.design == "pairs of images":
-        found = pairs(*question.samples, quantities, larger_is_better=question.quantity in LARGER_IS_BETTER)
+    elif question.design.startswith("pairs"):
+        found = pairs(*question.samples, quantities, larger_is_better=question.quantity in (*LARGER_IS_BETTER, *MASK_METRICS))
     elif question.design == "one session":
         found = one_session(*question.samples, quantities)
     else:

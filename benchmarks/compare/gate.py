@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.depth_metrics import LARGER_IS_BETTER, METRICS
+from ...datasets.mask_metrics import METRICS as MASK_METRICS
 from ...runtime.errors import AccuracyError, FathomError, InputError, PerformanceError
 
 LIMITS = ("max", "min", "max_change")
-LARGER = {*LARGER_IS_BETTER, "samples_per_second"}
+LARGER = {*LARGER_IS_BETTER, *MASK_METRICS, "samples_per_second"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Gate:
 
     Args:
         row: pattern of the names it holds for (``*`` and ``?``).
-        metric: a metric of depth (``abs_rel``), or the way to a number of a latency row with dots: ``latency_ms.photo.p99``,
+        metric: a metric of depth (``abs_rel``) or of masks (``mIoU``), or the way to a number of a latency row with dots: ``latency_ms.photo.p99``,
             ``memory.host_peak_nbytes``, ``stages.unet.latency_ms.p50``, ``sweep.4.samples_per_second``, ``fixed_rate.30.drop_rate``.
         kind: one of ``LIMITS``; ``max_change`` is the relative change for the worse, against side A.
         limit: the number.
@@ -34,9 +35,9 @@ class Gate:
     limit: float
 
     @property
-    def of_accuracy(self) -> bool:
-        """Whether it is about metres, not about cost."""
-        return self.metric in METRICS
+    def kind_of_record(self) -> str:
+        """Which result holds it."""
+        return "accuracy" if self.metric in METRICS else "masks" if self.metric in MASK_METRICS else "latency"
 
 
 def read_gates(path: str | Path) -> list[Gate]:
@@ -69,13 +70,13 @@ def check(gates: Iterable[Gate], a: dict[str, dict[str, Any]], b: dict[str, dict
     """Hold side B (or A alone) to the gates; returns a line for each that was kept.
 
     Raises:
-        AccuracyError: if one about metres is broken; all that are broken are named.
+        AccuracyError: if one about metres or masks is broken; all that are broken are named.
         PerformanceError: if only others are.
         InputError: if a gate meets no row, or its number was not measured: what nobody measured has not passed.
     """
     kept, broken, accuracy = [], [], False
     for gate in gates:
-        record = (a if b is None else b).get("accuracy" if gate.of_accuracy else "latency")
+        record = (a if b is None else b).get(gate.kind_of_record)
         rows = [row for row in (record or {"rows": []})["rows"] if _meant(gate, row)]
         if not rows:
             raise InputError(f"the gate on {gate.metric} meets no row {gate.row!r}", wanted="a result that holds what is gated")
@@ -88,7 +89,7 @@ def check(gates: Iterable[Gate], a: dict[str, dict[str, Any]], b: dict[str, dict
                 kept.append(words)
             else:
                 broken.append(words)
-                accuracy |= gate.of_accuracy
+                accuracy |= gate.kind_of_record != "latency"
     if broken:
         kind: type[FathomError] = AccuracyError if accuracy else PerformanceError
         raise kind("; ".join(broken), wanted=f"all {len(kept) + len(broken)} gates kept")
@@ -104,20 +105,20 @@ def _judge(gate: Gate, row: dict[str, Any], value: float, a: dict[str, dict[str,
     words = f"{row['name']}: {gate.metric} {value:.6g}"
     if gate.kind != "max_change":
         return f"{words} ({gate.kind} {gate.limit:g})", value <= gate.limit if gate.kind == "max" else value >= gate.limit
-    record = a.get("accuracy" if gate.of_accuracy else "latency", {"rows": []})
+    record = a.get(gate.kind_of_record, {"rows": []})
     rows = [other for other in record["rows"] if not other.get("is_skipped")]
     base = next((other for other in rows if other["name"] == row["name"]), None) if b is not None else (rows or [None])[0]
     before = value_of(base, gate.metric) if base is not None else None
     if not before:
         raise InputError(f"{row['name']}: there is no {gate.metric} to hold the change against", wanted="the same row in A")
     change = value / before - 1
-    worse = -change if gate.metric.rpartition(".")[2] in LARGER else change
+    worse = -change if gate.metric in LARGER or gate.metric.rpartition(".")[2] in LARGER else change
     return f"{words}, {change:+.3%} ({gate.kind} {gate.limit:.3%})", worse <= gate.limit
 
 
 def value_of(row: dict[str, Any], metric: str) -> float | None:
     """A number of a row by its way; entries of lists are known by their ``name``, ``batch`` or ``rate_hz``. None if it is not there."""
-    if metric in METRICS:
+    if metric in (*METRICS, *MASK_METRICS):
         return (row.get("means") or {}).get(metric)
     place: Any = row
     for word in metric.split("."):

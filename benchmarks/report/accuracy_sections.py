@@ -1,10 +1,13 @@
-"""The parts of a report that are about metres."""
+"""The parts of a report that are about metres, or about masks."""
 
 from __future__ import annotations
 
 from .document import DASH, Block, Cell, Given, Paragraph, Part, Pictures, Results, Section, Table, with_interval
+from .measure import MASKS
 from .pairing import Network
 from .plots import SERIES, Canvas, bars
+
+WORST = 5
 
 
 def protocol_words(network: Network) -> tuple[Part, ...]:
@@ -12,8 +15,9 @@ def protocol_words(network: Network) -> tuple[Part, ...]:
     accuracy, latency = network.accuracy, network.latency
     parts: list[Part] = []
     if accuracy is not None:
-        parts += ["Accuracy: evaluation ", accuracy.given("evaluation", "name"), ", alignment ", accuracy.given("evaluation", "alignment")]
-        parts += [", data ", accuracy.given("data", "name"), " (", accuracy.number("data", "measured", unit="count"), " images), protocol "]
+        parts += ["Accuracy: evaluation ", accuracy.given("evaluation", "name")]
+        parts += [", alignment ", accuracy.given("evaluation", "alignment")] if "alignment" in accuracy.record["evaluation"] else []
+        parts += [", data ", accuracy.given("data", "name"), " (", accuracy.number("data", "measured", unit="count"), f" {network.measure.samples}), protocol "]
         parts += [accuracy.given("rows", 0, "protocol"), ". Intervals: ", accuracy.given("confidence", "method"), ", level "]
         parts += [accuracy.number("confidence", "level"), ". "]
     if latency is not None:
@@ -61,6 +65,8 @@ def stage_cost_section(network: Network) -> Section | None:
 def worst_section(network: Network) -> Section | None:
     """The photos with the greatest errors, with their error maps."""
     accuracy = network.accuracy
+    if accuracy is not None and network.measure is MASKS:
+        return _worst_sentences(accuracy)
     worst = accuracy.value("worst") if accuracy is not None else None
     if not worst:
         return None
@@ -77,6 +83,28 @@ def worst_section(network: Network) -> Section | None:
     return Section("The worst photos", (Paragraph((words,)), Pictures(tuple(rows))))
 
 
+def _worst_sentences(accuracy: Results) -> Section | None:
+    """The sentences whose masks overlap least over all rows, in pixels."""
+    rows = [row for row in accuracy.record["rows"] if row["means"]]
+    places = {row["name"]: {sample["id"]: k for k, sample in enumerate(row["samples"])} for row in rows}
+    overlaps: dict[str, list[float]] = {}
+    for row in rows:
+        for sample in row["samples"]:
+            overlaps.setdefault(sample["id"], []).append(sample["intersection"] / sample["union"] if sample["union"] else 0.0)
+    worst = sorted(overlaps, key=lambda name: (sum(overlaps[name]) / len(overlaps[name]), name))[:WORST]
+    lines: list[tuple[Cell, ...]] = []
+    for name in worst:
+        for number, row in enumerate(accuracy.record["rows"]):
+            if name in places.get(row["name"], {}):
+                way = ("rows", number, "samples", places[row["name"]][name])
+                pixels = [accuracy.number(*way, what, unit="count") for what in ("intersection", "union")]
+                lines.append((accuracy.given(*way, "id"), Given(row["name"]), *pixels))
+    if not lines:
+        return None
+    words = "The sentences whose masks overlap least with the true ones: pixels in both, and in either."
+    return Section("The worst sentences", (Paragraph((words,)), Table(("sentence", "engine", "in both", "in either"), tuple(lines))))
+
+
 def _score_way(accuracy: Results, name: str, image: str) -> tuple[str | int, ...] | None:
     """Where an image's abs_rel stands in the row of that name."""
     for place, row in enumerate(accuracy.record["rows"]):
@@ -88,13 +116,13 @@ def _score_way(accuracy: Results, name: str, image: str) -> tuple[str | int, ...
 
 
 def metric_cells(network: Network, row: int | None) -> tuple[Cell, ...]:
-    """abs_rel with its interval, its change against the first row with its interval, rmse and delta1."""
-    accuracy = network.accuracy
+    """The metric with its interval, its change against the first row with its interval, and the other metrics of the table."""
+    accuracy, measure = network.accuracy, network.measure
     if accuracy is None or row is None:
-        return (DASH, DASH, DASH, DASH)
-    way = ("rows", row)
-    abs_rel = with_interval(accuracy.number(*way, "means", "abs_rel", unit="metric"), accuracy.interval(*way, "means_interval", "abs_rel", unit="metric"))
-    change: Cell = "first row" if row == 0 else accuracy.number(*way, "difference", "relative", "abs_rel", unit="share")
+        return (DASH,) * len(measure.heads)
+    way, metric = ("rows", row), measure.metric
+    mean = with_interval(accuracy.number(*way, "means", metric, unit="metric"), accuracy.interval(*way, "means_interval", metric, unit="metric"))
+    change: Cell = "first row" if row == 0 else accuracy.number(*way, "difference", "relative", metric, unit="share")
     if row:
-        change = with_interval(change, accuracy.interval(*way, "difference", "relative_interval", "abs_rel", unit="share"))
-    return (abs_rel, change, accuracy.number(*way, "means", "rmse", unit="metric"), accuracy.number(*way, "means", "delta1", unit="metric"))
+        change = with_interval(change, accuracy.interval(*way, "difference", "relative_interval", metric, unit="share"))
+    return (mean, change, *(accuracy.number(*way, "means", name, unit="metric") for name in measure.others))

@@ -17,10 +17,11 @@ from .latency_sections import (
     sweep_section,
     timed_rows,
 )
+from .measure import MASKS
 from .pairing import Engine, Network, read_networks
 
 BUSY = 0.1  # share of the processor that others have, beyond which times are of a disturbed machine
-GOOD_ENOUGH = 0.01  # relative loss of abs_rel at which a faster engine is still recommended
+GOOD_ENOUGH = 0.01  # relative loss of accuracy at which a faster engine is still recommended
 
 
 def build_report(paths: Sequence[str | Path]) -> Report:
@@ -46,7 +47,8 @@ def _top(network: Network) -> tuple[Block, ...]:
     """Verdict, warning, the table of all engines and the picture of it."""
     blocks: list[Block] = [Paragraph(verdict(network), "verdict")]
     if any(row.get("untrained") for results in network.records for row in results.record["rows"]):
-        blocks.append(Paragraph(("The weights are random: the times are real, the depth means nothing.",), "alarm"))
+        meaning = "masks mean" if network.measure is MASKS else "depth means"
+        blocks.append(Paragraph((f"The weights are random: the times are real, the {meaning} nothing.",), "alarm"))
     latency = network.latency
     if latency is not None and (latency.value("conditions", "others_busy") or 0) > BUSY:
         share = latency.number("conditions", "others_busy", unit="percent")
@@ -54,7 +56,7 @@ def _top(network: Network) -> tuple[Block, ...]:
     lines: list[tuple[Cell, ...]] = []
     for engine in network.engines:
         lines.append((Given(engine.name), *metric_cells(network, engine.accuracy), *_time_cells(network, engine)))
-    heads = ("engine", "abs_rel", "its change", "rmse m", "delta1", "photo p50 ms", "p99 ms", "of first row")
+    heads = ("engine", *network.measure.heads, "photo p50 ms", "p99 ms", "of first row")
     blocks += [Table(heads, tuple(lines)), Paragraph(protocol_words(network))]
     return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
 
@@ -76,7 +78,7 @@ def verdict(network: Network) -> tuple[Part, ...]:
     if best is None:
         return ("Nothing could be measured.",)
     parts: list[Part] = [Given(best.name)]
-    latency, accuracy = network.latency, network.accuracy
+    latency, accuracy, metric = network.latency, network.accuracy, network.measure.metric
     if best.latency is not None:
         way = ("rows", best.latency, "latency_ms", "photo", "p50")
         ratio = ("rows", best.latency, "difference", "ratio", "photo", "p50")
@@ -84,27 +86,26 @@ def verdict(network: Network) -> tuple[Part, ...]:
         if latency.value(*ratio):
             parts += [", ", latency.number(*ratio, unit="ratio"), " of the time of ", latency.given("rows", best.latency, "difference", "to")]
     if best.accuracy is not None and accuracy.value("rows", best.accuracy, "means"):
-        parts += [" and " if best.latency is not None else " ", "reaches abs_rel ", accuracy.number("rows", best.accuracy, "means", "abs_rel", unit="metric")]
-        change = ("rows", best.accuracy, "difference", "relative", "abs_rel")
+        parts += [" and " if best.latency is not None else " ", f"reaches {metric} ", accuracy.number("rows", best.accuracy, "means", metric, unit="metric")]
+        change = ("rows", best.accuracy, "difference", "relative", metric)
         if accuracy.value(*change) is not None:
             parts += [", ", accuracy.number(*change, unit="share"), " beside ", accuracy.given("rows", best.accuracy, "difference", "to")]
     return (*parts, ".")
 
 
 def _best(network: Network) -> Engine | None:
-    """The fastest engine whose abs_rel is at most ``GOOD_ENOUGH`` worse than the first row's; without times the most exact one."""
+    """The fastest engine whose accuracy is at most ``GOOD_ENOUGH`` worse than the first row's; without times the most exact one."""
     timed = [place for place, _ in timed_rows(network.latency)] if network.latency else []
     engines = [engine for engine in network.engines if engine.latency in timed] if timed else list(network.engines)
     rows = network.accuracy.record["rows"] if network.accuracy else []
 
     def loss(engine: Engine) -> float:
-        row = rows[engine.accuracy] if engine.accuracy is not None else {}
-        return ((row.get("difference") or {}).get("relative") or {}).get("abs_rel") or 0.0
+        return network.measure.loss(rows[engine.accuracy]) if engine.accuracy is not None else 0.0
 
     scored = [engine for engine in engines if engine.accuracy is not None and rows[engine.accuracy]["means"]] or engines
     good = [engine for engine in scored if loss(engine) <= GOOD_ENOUGH] or scored
     if not timed:
-        return min(good, key=lambda engine: rows[engine.accuracy]["means"]["abs_rel"], default=None) if rows and scored else None
+        return min(good, key=lambda engine: network.measure.error(rows[engine.accuracy]), default=None) if rows and scored else None
     times = network.latency.record["rows"]
     return min(good, key=lambda engine: times[engine.latency]["latency_ms"].get("photo", times[engine.latency]["latency_ms"]["host"])["p50"], default=None)
 

@@ -18,7 +18,9 @@ drawings. Accuracy and latency of a network stand in one table only if they were
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``depth-bench report``."""
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("results", metavar="RESULT.json", nargs="+", help="made by depth-bench accuracy and latency; at most one of each kind for a network")
+    parser.add_argument(
+        "results", metavar="RESULT.json", nargs="+", help="made by depth-bench accuracy (of depth or masks) and latency; at most one of each kind for a network"
+    )
     parser.add_argument("-o", "--output", metavar="REPORT.html", required=True, help="the page, or Markdown if it ends with .md")
     common_flags(parser, json=False)
 

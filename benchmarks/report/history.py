@@ -13,7 +13,11 @@ from ..record.record import read_record
 from .document import Block, Given, Paragraph, Part, Report, Results, Section, Table
 from .plots import Canvas, curves
 
-QUANTITIES = {"accuracy": (("abs_rel", ("means", "abs_rel"), "metric"),), "latency": (("photo ms", ("latency_ms", "photo", "p50"), "ms"),)}
+QUANTITIES = {
+    "accuracy": (("abs_rel", ("means", "abs_rel"), "metric"),),
+    "masks": (("mIoU", ("means", "mIoU"), "metric"),),
+    "latency": (("photo ms", ("latency_ms", "photo", "p50"), "ms"),),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Step:
 
 
 def read_history(folder: str | Path) -> list[Results]:
-    """All results of accuracy and latency below a folder, the oldest first; their address is the file's path in it.
+    """All results of accuracy, masks and latency below a folder, the oldest first; their address is the file's path in it.
 
     Raises:
         InputError: if there are none.
@@ -34,7 +38,7 @@ def read_history(folder: str | Path) -> list[Results]:
     folder, found = Path(folder), []
     for path in sorted(folder.rglob("*.json")):
         try:
-            record = read_record(path, ("accuracy", "latency"))
+            record = read_record(path, tuple(QUANTITIES))
         except InputError:
             continue  # a result of something else, or no result
         found.append(Results(str(path.relative_to(folder)), record))
@@ -50,7 +54,7 @@ def lines_of(history: Sequence[Results], kind: str) -> dict[tuple[str, str], lis
         if results.record["kind"] != kind:
             continue
         for place, row in enumerate(results.record["rows"]):
-            if row.get("is_skipped") or (kind == "accuracy" and row["means"] is None):
+            if row.get("is_skipped") or (kind != "latency" and row["means"] is None):
                 continue
             line = found.setdefault((row["network"], row["name"]), [])
             line.append(Step(results, place, _judged(line[-1].results, results, row["name"], QUANTITIES[kind][0][0]) if line else None))

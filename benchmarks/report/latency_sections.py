@@ -144,21 +144,22 @@ def pareto_plot(network: Network) -> Plot | None:
     """Accuracy against latency."""
     from .plots import front, points
 
-    entries = []
+    entries, measure = [], network.measure
+    sign, best = (-1, "upper") if measure.larger_is_better else (1, "lower")
     for engine in network.engines:
         if engine.accuracy is None or engine.latency is None:
             continue
         row, scored = network.latency.record["rows"][engine.latency], network.accuracy.record["rows"][engine.accuracy]
         found = row["latency_ms"].get("photo")
         if found and scored["means"]:
-            y_ends = (scored["means_interval"] or {}).get("abs_rel")
-            entries.append((engine.name, found["p50"], scored["means"]["abs_rel"], found["p50_interval"], y_ends))
+            y_ends = (scored["means_interval"] or {}).get(measure.metric)
+            entries.append((engine.name, found["p50"], scored["means"][measure.metric], found["p50_interval"], y_ends))
     if not entries:
         return None
-    canvas = Canvas(_name("pareto", network), "Accuracy against latency: lower left is better", 3.4)
+    canvas = Canvas(_name("pareto", network), f"Accuracy against latency: {best} left is better", 3.4)
     points(canvas, entries)
-    front(canvas, [(x, y) for _, x, y, *_ in entries])
-    canvas.labels("ms for one photo, median", "abs_rel, mean over images")
+    front(canvas, [(x, y) for _, x, y, *_ in entries], sign)
+    canvas.labels("ms for one photo, median", f"{measure.metric}, mean over {measure.samples}")
     return canvas.plot()
 
 

@@ -1,4 +1,4 @@
-"""Which results belong together: the accuracy and the latency of one network, row by row, shown by one protocol."""
+"""Which results belong together: the accuracy (of depth, or of masks) and the latency of one network, row by row, shown by one protocol."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ...runtime.errors import InputError
 from ..record.record import read_record
 from .document import Results
+from .measure import DEPTH, MEASURES, Measure
 
 IDENTITY = ("manifest_sha256", "backend", "precision", "device")
 
@@ -30,12 +31,17 @@ class Engine:
 
 @dataclass(frozen=True)
 class Network:
-    """What was measured of one network."""
+    """What was measured of one network; ``accuracy`` may be a result of masks."""
 
     name: str
     accuracy: Results | None
     latency: Results | None
     engines: tuple[Engine, ...]
+
+    @property
+    def measure(self) -> Measure:
+        """What its accuracy is judged by."""
+        return MEASURES[self.accuracy.record["kind"]] if self.accuracy else DEPTH
 
     @property
     def records(self) -> tuple[Results, ...]:
@@ -51,10 +57,10 @@ def read_networks(paths: Iterable[str | Path]) -> list[Network]:
             different protocols.
     """
     found: dict[str, dict[str, Results]] = {}
-    records = [(Path(path), read_record(path, ("accuracy", "latency"))) for path in paths]
+    records = [(Path(path), read_record(path, (*MEASURES, "latency"))) for path in paths]
     names = {_network_of(record) for _, record in records}
     for path, record in records:
-        name, kind = _network_of(record), record["kind"]
+        name, kind = _network_of(record), "accuracy" if record["kind"] in MEASURES else "latency"
         kinds = found.setdefault(name, {})
         if kind in kinds:
             raise InputError(f"{path} is a second result of {kind} for {name}", wanted="one of each kind for a network", fix="depth-bench compare or history")

@@ -118,9 +118,9 @@ def points(canvas: Canvas, entries: Sequence[tuple[str, float, float, tuple[floa
     canvas.legend()
 
 
-def front(canvas: Canvas, entries: Sequence[tuple[float, float]]) -> None:
-    """Join the points that no other beats in both."""
-    best = sorted(point for point in entries if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in entries))
+def front(canvas: Canvas, entries: Sequence[tuple[float, float]], sign: int = 1) -> None:
+    """Join the points that no other beats in both; ``sign`` is -1 where a larger y is better."""
+    best = sorted(point for point in entries if not any(o != point and o[0] <= point[0] and sign * o[1] <= sign * point[1] for o in entries))
     if len(best) > 1:
         canvas.axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1, linestyle="--", zorder=1)
 

@@ -16,6 +16,7 @@ from ...runtime.commands.command import common_flags
 from ...runtime.errors import InputError, UsageError
 from ...runtime.files import whole_file
 from ..accuracy import command as accuracy_command
+from ..accuracy.mask_command import measures_masks, open_masks
 from ..latency import command as latency_command
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", metavar="BUNDLE", help="made by depth-export")
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN", help="a plan of that bundle; may be given several times")
-    parser.add_argument("--data", default=ROOMS, metavar="DATA", help="as depth-bench accuracy takes it (default: %(default)s)")
+    parser.add_argument("--data", default=ROOMS, metavar="DATA", help="as depth-bench accuracy takes it; masks want refer:… (default: %(default)s)")
     parser.add_argument("--evaluation", metavar="NAME", help="as depth-bench accuracy takes it")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown, in accuracy and latency alike (default: the bundle's first)")
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint the bundle was exported from, for the row of PyTorch")
@@ -84,7 +85,7 @@ def _steps(arguments: argparse.Namespace, plan: Plan) -> dict[str, list[str]]:
     engines = [word for engine in arguments.engine for word in ("--engine", engine)]
     threads = ["--threads", str(arguments.threads or os.cpu_count() or 1)]
     shown = ["--protocol", arguments.protocol] if arguments.protocol else []
-    common = [*threads, *shown, "--details", *(["--quiet"] if arguments.quiet else [])]
+    common = [*threads, *shown, *(["--quiet"] if arguments.quiet else [])]
     steps = {}
     if plan.images:
         reference = ["--reference", arguments.bundle] if arguments.pytorch else []
@@ -92,11 +93,12 @@ def _steps(arguments: argparse.Namespace, plan: Plan) -> dict[str, list[str]]:
         evaluation = ["--evaluation", arguments.evaluation] if arguments.evaluation else []
         measured = engines or ["--engine", arguments.bundle]
         words = ["accuracy", *reference, *weights, *measured, "--data", arguments.data, "--limit", str(plan.images), *evaluation, *common]
+        words += [] if measures_masks(arguments.data) else ["--details"]
         steps[ACCURACY] = words
     runtime = [] if engines else ["--onnxruntime", "cpu"]
     pytorch = ["--pytorch", arguments.pytorch, "--device", arguments.device] if arguments.pytorch else []
     rounds = ["--rounds", str(plan.rounds), "--warm-up", str(plan.warm_up)]
-    steps[LATENCY] = ["latency", arguments.bundle, *engines, *runtime, *pytorch, *rounds, *common]
+    steps[LATENCY] = ["latency", arguments.bundle, *engines, *runtime, *pytorch, *rounds, *common, "--details"]
     return steps
 
 
@@ -126,7 +128,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         opened = probe("pytorch", lambda: open_torch_pipeline(arguments.bundle, "eager-fp32", arguments.device, arguments.threads), prompt)
         probes += [opened] * len(modes)
     images = 0
-    if manifest.contract.output.kind != "mask":
+    if measures_masks(arguments.data):
+        images = len(open_masks(arguments.data))
+    elif manifest.contract.output.kind != "mask":
         source, _ = accuracy_command.open_data(arguments.data)
         images = len(source)
     return plan([found for found in probes if found is not None], images, arguments.quick, compiled)

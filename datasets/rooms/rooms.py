@@ -16,6 +16,7 @@ from .words import Things, things_of
 
 RECIPE = 1  # raised whenever the same seed would give another picture
 MAX_SIDE = 4096
+NYU_NAMES = {"living": "living_room", "dining": "dining_room", "store": "furniture_store"}  # kinds of our rooms that NYU Depth v2 calls otherwise
 
 
 class Rooms:

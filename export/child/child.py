@@ -32,6 +32,7 @@ LAST_LINES = 12
 SWAP_HINT = "close other programs, add swap or zram, or give --memory a larger number of GiB"
 CHILD = "fathom.export.plan.build_child"
 TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version", "prove8")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 BORROWED = """
 import runpy, sys
 from importlib import util
@@ -97,7 +98,16 @@ def _command(task: str) -> list[str]:
     return [python, "-c", BORROWED.format(init=str(package / "__init__.py"), folder=str(package), child=CHILD)]
 
 
-def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_progress: Progress | None = None) -> ChildResult:
+def only_device(number: int) -> dict[str, str]:
+    """The environment in which a process finds this GPU under the number 0, where TensorRT builds; the first one needs no change.
+
+    CUDA reads a list of numbers or names from ``CUDA_VISIBLE_DEVICES`` and counts what is on it; so does the number that is asked for.
+    """
+    listed = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return {VISIBLE: listed[number] if number < len(listed) else str(number)} if number else {}
+
+
+def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_progress: Progress | None = None, device: int = 0) -> ChildResult:
     """Run one request of ``build_child`` and wait for it.
 
     Args:
@@ -106,6 +116,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_p
         limit_nbytes: the child is stopped when its own memory passes this; 0 for no limit. On a Jetson, whose GPU shares the memory, also when so
             much less is available than at the start, whoever took it.
         on_progress: told (what is done now, part done from 0 to 1).
+        device: the only GPU that the child shall find.
 
     Raises:
         OutOfMemoryError: if the limit was reached, or the system killed the child.
@@ -114,7 +125,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_p
     """
     start = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "0"}
+        environment = {**os.environ, **only_device(device), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "0"}
         child = subprocess.Popen(
             _command(request["task"]),
             stdin=subprocess.PIPE,

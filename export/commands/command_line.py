@@ -102,6 +102,8 @@ def build_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--memory", metavar="GIB", type=_gib, default=0, help="stop a compiler that takes more (default: most of what is available)")
     parser.add_argument("--workspace", metavar="GIB", type=_gib, default=0, help="tensorrt: scratch memory that a layer may take on the GPU (default: all)")
     parser.add_argument("--timing-cache", metavar="FILE", default="", help="tensorrt: what was measured while building (default: in the user's cache)")
+    parser.add_argument("--device", metavar="N", type=_number, default=0, help="TensorRT: the GPU to build for and to run on (default: %(default)s)")
+    parser.add_argument("--layers", metavar="FILE", default="", help="TensorRT: also write what the engines tell of their layers, for depth-inspect --layers")
 
 
 def build_options(arguments: argparse.Namespace) -> Any:
@@ -123,9 +125,9 @@ def build_options(arguments: argparse.Namespace) -> Any:
 
         if backend != "tensorrt" or not os.environ.get(TENSORRT_PYTHON):
             require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
-    return BuildOptions(
-        backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), arguments.memory, arguments.workspace, arguments.timing_cache
-    )
+    small = {name: getattr(arguments, name) for name in ("timing_cache", "device", "layers")}
+    limits = {"limit_nbytes": arguments.memory, "workspace_nbytes": arguments.workspace}
+    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), **limits, **small)
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
@@ -154,6 +156,12 @@ def _gib(text: str) -> int:
     if not 0.1 <= value <= 1 << 14:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB")
     return int(value * GIB)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a GPU, as nvidia-smi -L counts them")
+    return int(text)
 
 
 def file_nbytes(path: str) -> int:

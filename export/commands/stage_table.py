@@ -49,7 +49,7 @@ def blank_network(name: str, variant: str) -> DepthNetwork:
         if name == "vpd":
             from ...models.diffusion.vpd import OFFICIAL, VPD
 
-            return VPD(OFFICIAL, "kitchen", variant)
+            return VPD(OFFICIAL, None, variant)
         if name == "depthclip":
             from ...models.clip.depthclip import OFFICIAL, DepthClip
 

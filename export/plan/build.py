@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...runtime.artefact.bundle import BundleDirectory
+from ...runtime.artefact.engine_layers import layers_json
 from ...runtime.artefact.manifest import BundleStage, PlanManifest
 from ...runtime.certificate.known_faults import known_faults
+from ...runtime.cuda.open_device import open_device
 from ...runtime.errors import UsageError
 from ...runtime.files import refuse_existing, whole_file
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
@@ -66,6 +68,10 @@ def build_plan(
     """
     path, on_progress, on_message = Path(path), on_progress or (lambda what, done: None), on_message or (lambda text: None)
     refuse_existing(path, force)
+    if options.layers:
+        refuse_existing(Path(options.layers), force)
+    if options.backend == "tensorrt-rtx" and (options.device or options.layers):
+        open_device(options.device).close()  # TensorRT-RTX compiles without a GPU, but only on one does an engine run or tell of its layers
     on_progress("checking the bundle", 0.0)
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
@@ -96,7 +102,10 @@ def build_plan(
         write_plan(candidate, manifest, sources)
         on_progress("running the plan's own case", 0.97)
         if options.backend != "onnxruntime" and manifest.goldens:
-            prove_candidate(candidate, path, builder.constrained, on_message)
+            prove_candidate(candidate, path, builder.constrained, on_message, options.device)
+        if options.layers:
+            with whole_file(options.layers, force) as part:
+                part.write_text(layers_json(manifest, builder.layer_information()))
         with whole_file(path, force) as part:
             os.replace(candidate, part)
     on_progress("written", 1.0)
@@ -119,6 +128,7 @@ def summary(report: BuildReport, nbytes: int) -> str:
         activations = f"{stage.activations_nbytes / 1e6:.1f}" if stage.activations_nbytes else "-"
         numbers = f"{activations:>14} {stage.seconds:>8.1f} {stage.peak_nbytes / GIB:>8.2f}"
         lines.append(f"{stage.name:<12} {stage.engine_nbytes / 1e6:>9.1f} {stage.weights_nbytes / 1e6:>10.1f} {layers:<22} {numbers}")
+    lines += [f"{stage.name}: the engine has {stage.told}" for stage in report.stages if stage.told]
     for kind in sorted({kind for stage in report.stages for kind in stage.stored}):
         found, of = (sum(stage.stored[kind][place] for stage in report.stages if kind in stage.stored) for place in (0, 1))
         lines.append(f"{found} of {of} {kind} weights were found in the engines byte for byte")

@@ -22,6 +22,8 @@ class BuildOptions:
         limit_nbytes: memory that one compiler may take; 0 for most of what is available.
         workspace_nbytes: plain TensorRT: device memory that one layer may take for scratch; 0 for no limit.
         timing_cache: plain TensorRT: file with what the compiler measured; empty for one in the user's cache.
+        device: TensorRT: number of the GPU that it builds for (plain TensorRT) and that runs the plan's own case.
+        layers: TensorRT: file for what the engines tell of their layers; empty for none.
 
     Raises:
         UsageError: if the parts do not go together.
@@ -34,6 +36,8 @@ class BuildOptions:
     limit_nbytes: int = 0
     workspace_nbytes: int = 0
     timing_cache: str = ""
+    device: int = 0
+    layers: str = ""
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
@@ -53,6 +57,8 @@ class BuildOptions:
                 raise UsageError(f"the target {target} is refused: {reason}", wanted=", ".join(BUILT_FOR))
         if self.backend != "tensorrt" and (self.workspace_nbytes or self.timing_cache):
             raise UsageError(f"--workspace and --timing-cache go with tensorrt; {self.backend} measures nothing while it builds", fix="leave them out")
+        if self.backend == "onnxruntime" and (self.device or self.layers):
+            raise UsageError("--device and --layers go with tensorrt and tensorrt-rtx, whose engines are built for GPUs", fix="leave them out")
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
         min_batch, opt_batch, max_batch = self.batch

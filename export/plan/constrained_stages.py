@@ -19,14 +19,17 @@ EPILOGUES = ("Relu", "LeakyRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid", "Hard
 NOT_COMPUTED = (*MOVING, "Cast", "Shape", "QuantizeLinear", "DequantizeLinear")  # they move numbers: no precision of theirs can be lost
 
 
-def installed_tensorrt() -> tuple[str, str]:
+def installed_tensorrt(device: int = 0) -> tuple[str, str]:
     """Version of the TensorRT that engines are built with here, and compute capability (``sm87``) of the GPU that it builds for; empty if
     none can be asked, and the compiler says then what it lacks.
 
+    Args:
+        device: number of the GPU.
+
     Raises:
-        EnvironmentMismatchError: if it cannot be loaded.
+        EnvironmentMismatchError: if it cannot be loaded, or there is no GPU of that number.
     """
-    found = run_child({"task": "tensorrt-version"}, what="looking for TensorRT").values
+    found = run_child({"task": "tensorrt-version", "device": device}, what="looking for TensorRT").values
     return found["version"], found["target"]
 
 

@@ -16,7 +16,7 @@ def rejected_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.rejected{path.suffix}")
 
 
-def prove_candidate(candidate: Path, path: Path, constrained: bool, on_message: Callable[[str], None]) -> None:
+def prove_candidate(candidate: Path, path: Path, constrained: bool, on_message: Callable[[str], None], device: int = 0) -> None:
     """Run the engines of a TensorRT plan against its golden tensors in a child process, alone and chained, in two starts.
 
     Args:
@@ -24,6 +24,7 @@ def prove_candidate(candidate: Path, path: Path, constrained: bool, on_message: 
         path: the name that was asked for.
         constrained: whether the engines are for TensorRT 8, which may be at home in another Python.
         on_message: told what was proved, or why nothing could be proved here.
+        device: number of the GPU.
 
     Raises:
         AccuracyError: if a stage does not give them; the plan is then at ``rejected_path(path)``.
@@ -31,7 +32,7 @@ def prove_candidate(candidate: Path, path: Path, constrained: bool, on_message: 
         InputError, FathomError: if an engine is broken or does not run.
     """
     try:
-        found = run_child({"task": "prove8" if constrained else "prove", "plan": str(candidate)}, what="the plan's own case")
+        found = run_child({"task": "prove8" if constrained else "prove", "plan": str(candidate)}, what="the plan's own case", device=device)
     except DeviceLostError:
         raise
     except (EnvironmentMismatchError, OutOfMemoryError) as error:

@@ -40,6 +40,7 @@ class BuiltStage:
         fp32_nodes: how many nodes stay FP32 in an FP16 stage.
         stored: dtype -> how many weights were found in the engine byte for byte, and how many were looked for; TensorRT-RTX only.
         activations_nbytes: device memory for intermediate results, as the compiler says; 0 if it does not.
+        told: what the finished engine tells of its layers, in words; empty where it was not asked.
         seconds, peak_nbytes: of the compiler's process.
     """
 
@@ -50,6 +51,7 @@ class BuiltStage:
     fp32_nodes: int
     stored: dict[str, tuple[int, int]]
     activations_nbytes: int
+    told: str
     seconds: float
     peak_nbytes: int
 
@@ -73,7 +75,7 @@ class StageBuilder:
         self.manifest, self.compare = bundle.manifest, compare
         self.limit = options.limit_nbytes or default_limit_nbytes()
         plain = options.backend == "tensorrt"
-        self.version, target = installed_tensorrt() if plain else ("", "")
+        self.version, target = installed_tensorrt(options.device) if plain else ("", "")
         self.targets = ((target,) if target else ()) if plain else options.targets  # plain TensorRT compiles for the GPU that is here
         self._timing_cache = options.timing_cache or (timing_cache_file(self.version, target) if plain else "")
         self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
@@ -179,7 +181,8 @@ class StageBuilder:
         graph, spec, fp32, weights = self._graphs[name]
         start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
         request, files = self._request(name, graph)
-        found = run_child(request, what=f"stage {name}", limit_nbytes=self.limit, on_progress=lambda what, done: self.on_progress(what, start + width * done))
+        limits = {"limit_nbytes": self.limit, "device": self.options.device}
+        found = run_child(request, what=f"stage {name}", on_progress=lambda what, done: self.on_progress(what, start + width * done), **limits)
         values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
         self.version = values["version"]
         if graph.parent == self.scratch:
@@ -204,6 +207,7 @@ class StageBuilder:
             fp32,
             {kind: tuple(counts) for kind, counts in values.get("stored", {}).items()},
             values.get("activations_nbytes", 0),
+            values.get("told", ""),
             found.seconds,
             found.peak_nbytes,
         )
@@ -219,7 +223,9 @@ class StageBuilder:
             request = {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}
             return {**request, "cuda": self.options.cuda}, made
         target = self.scratch / f"{name}.engine"
-        small = {"workspace": self.options.workspace_nbytes, "timing_cache": self._timing_cache} if self.options.backend == "tensorrt" else {}
+        plain = self.options.backend == "tensorrt"
+        small = {"workspace": self.options.workspace_nbytes, "timing_cache": self._timing_cache} if plain else {}
+        small |= {"inspect": plain or bool(self.options.layers), "layers": str(self._told(name)) if self.options.layers else ""}
         if self._constrained is not None:
             return {**self._constrained.request(name, target, self.options.batch), **small}, {f"engines/{name}.engine": target}
         products = products_by_type(graph)
@@ -238,6 +244,14 @@ class StageBuilder:
             "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
         }
         return {**request, **small}, {f"engines/{name}.engine": target}
+
+    def _told(self, name: str) -> Path:
+        return self.scratch / f"{name}.layers.json"
+
+    def layer_information(self) -> dict[str, str]:
+        """Stage -> what its engine tells of its layers, where ``options.layers`` asked for it."""
+        files = {stage.spec.name: self._told(stage.spec.name) for stage in self.manifest.stages}
+        return {name: file.read_text() for name, file in files.items() if file.exists()}
 
     def _bind(self, spec: StageSpec) -> StageSpec:
         """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""

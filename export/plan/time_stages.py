@@ -57,7 +57,7 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
     """
     if options.backend == "onnxruntime":
         raise UsageError("stages are timed as TensorRT engines on a card", wanted="--backend tensorrt or tensorrt-rtx")
-    device = open_device()
+    device = open_device(options.device)
     card, target = device.name, device.target
     device.close()
     options = replace(options, targets=(target,) if options.backend == "tensorrt-rtx" else ())
@@ -74,7 +74,7 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
         with scratch_beside(beside) as scratch:
             version = _build(bundle, replace(options, precision=precision), calibration, scratch, precision_progress)
             precision_progress("running", 0.95)
-            found = _run(scratch / "timed.plan", options.batch[1])
+            found = _run(scratch / "timed.plan", options)
         for stage, ms in found.items():
             if precision != "int8" or everywhere.plan.precision(stage) == "int8":
                 times[stage][precision] = round(ms, 4)
@@ -119,12 +119,12 @@ def _build(bundle: BundleDirectory, options: BuildOptions, calibration: Calibrat
     return manifest.backend_version
 
 
-def _run(path: Path, batch: int) -> dict[str, float]:
+def _run(path: Path, options: BuildOptions) -> dict[str, float]:
     """Median milliseconds of every stage of a plan."""
     with PlanFile.open(path, verify=False) as plan:
-        backend = TensorRTBackend(plan, graphs=False, kernels=False)
+        backend = TensorRTBackend(plan, options.device, graphs=False, kernels=False)
         try:
-            inputs = _zeros(backend.stages, batch)
+            inputs = _zeros(backend.stages, options.batch[1])
             backend.stage_times_ms(inputs, WARM_UP)
             return {stage: float(np.median(taken)) for stage, taken in backend.stage_times_ms(inputs, RUNS).items()}
         finally:

@@ -16,6 +16,7 @@ from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
+from .finished_engine import ask_engine
 from .timing_cache import TimingCache
 
 MAX_PROBLEMS = 8
@@ -30,16 +31,18 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
             only), ``batch`` ([min, opt, max]), ``precision``, ``fp16``, ``fp32`` and ``bf16`` (names of the convolutions
             and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs); for plain
-            TensorRT ``workspace`` (bytes that one layer may take on the device, 0 for no limit) and ``timing_cache`` (see ``TimingCache``).
+            TensorRT ``workspace`` (bytes that one layer may take on the device, 0 for no limit) and ``timing_cache`` (see ``TimingCache``);
+            ``inspect`` (load the engine and ask it for its layers) and ``layers`` (file to keep the answer in, or empty).
         send: sends one event to the parent.
 
     Returns:
-        ``nbytes`` of the engine, ``version``, ``counts`` (layers by type really held), ``activations_nbytes`` (0 if not told), ``stored`` (see
-        ``BuiltStage``).
+        ``nbytes`` of the engine, ``version``, ``counts`` (layers by type really held), ``activations_nbytes`` (0 if not told), ``stored`` and ``told``
+        (see ``BuiltStage``).
 
     Raises:
         BuildFailedError: naming the stage and, where the parser knows it, the node.
-        PrecisionError: if the parsed network holds another precision than the typed graph says, or the engine's INT8 weights are not INT8.
+        PrecisionError: if the parsed network holds another precision than the typed graph says, the engine's INT8 weights are not INT8, or the
+            engine tells of layers in other types only.
     """
     stage = request["stage"]
     trt = import_tensorrt(request["backend"])
@@ -76,8 +79,9 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         for start in range(0, nbytes, CHUNK):
             file.write(view[start : start + CHUNK])
     stored = _check_stored(request) if request["backend"] == "tensorrt-rtx" else {}
+    told = ask_engine(trt, logger, engine, request, send) if request.get("inspect") else ""
     send("progress", what=f"{stage}: written", done=1.0)
-    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": log.activations_nbytes, "stored": stored}
+    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": log.activations_nbytes, "stored": stored, "told": told}
 
 
 class BuildLog:

@@ -18,6 +18,7 @@ from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
 from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch
 from .engine_layers import layer_types
+from .finished_engine import layer_information, load_engine
 from .timing_cache import TimingCache
 
 UNCONSTRAINED = ("CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION")
@@ -37,7 +38,7 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         request: ``stage``, ``source`` (ONNX, lowered), ``target`` (file to write), ``batch`` ([min, opt, max]), ``precision``, ``nodes`` (name and
             ``fp32``, ``fp16``, ``int8`` or ``free`` of every node, in running order; what is free is left to the compiler), ``products`` (names of the
             convolutions and matrix products), ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs
-            that are FP16), ``workspace`` and ``timing_cache`` (see ``build.build_engine``).
+            that are FP16), ``workspace``, ``timing_cache`` and ``layers`` (see ``build.build_engine``).
         send: sends one event to the parent.
 
     Returns:
@@ -99,12 +100,8 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     if plan is None:
         was = f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {words or logger.errors()}"
         raise BuildFailedError(was, fix=WANTS_CUBLAS if FUSED_REGION in was and not sources & 1 << int(trt.TacticSource.CUBLAS) else "")
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise BuildFailedError(f"stage {stage}: the engine that was just compiled cannot be loaded ({logger.errors()})")
-    inspector = engine.create_engine_inspector()
-    counts = _check_precision(inspector.get_engine_information(trt.LayerInformationFormat.JSON), request)
+    engine = load_engine(trt, logger, plan, stage)
+    counts = _check_precision(layer_information(trt, engine, request.get("layers", "")), request)
     activations, nbytes = int(engine.device_memory_size), int(plan.nbytes)
     with open(request["target"], "wb") as file, memoryview(plan) as view:
         for start in range(0, nbytes, CHUNK):
@@ -116,16 +113,22 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
 def tensorrt_version(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     """``version`` of the package ``tensorrt`` that the child finds, and ``target``: compute capability of the GPU (``sm87``), or empty.
 
+    Args:
+        request: ``device``, number of the GPU; the first (0) need not be there yet.
+        send: not used.
+
     Raises:
-        EnvironmentMismatchError: if there is none, or of no tier that is known.
+        EnvironmentMismatchError: if there is no such package, or of no tier that is known; if a GPU that was named by its number is not there.
     """
     version = import_tensorrt("tensorrt").__version__
     try:
         from ...runtime.cuda.open_device import open_device
 
-        device = open_device()
-    except (ImportError, EnvironmentMismatchError):  # this Python may have TensorRT and no NumPy; whoever compiles says what else is missing
-        return {"version": version, "target": ""}
+        device = open_device(request["device"])
+    except (ImportError, EnvironmentMismatchError) as error:
+        if request["device"] and not isinstance(error, ImportError):
+            raise
+        return {"version": version, "target": ""}  # this Python may have TensorRT and no NumPy; whoever compiles says what else is missing
     target = device.target
     device.close()
     return {"version": version, "target": target}

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from ..cuda.driver_release import driver_release
 from ..errors import FathomError, UsageError
 from ..jetson import read_jetson, tensorrt_fix
 from .command import common_flags, run_command
+from .package_conflicts import conflicts, onnxruntime_gpu_fix, two_onnxruntimes, version_of
 
 PACKAGES = ("numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "tokenizers", "tqdm", "av")
 NO_BACKEND = 6
 RATHER_TENSORRT = "pip install tensorrt, and depth-build --backend tensorrt on this machine"
-ORT_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-ORT_JETSON = "pip uninstall -y onnxruntime, then install the onnxruntime-gpu that jetson-ai-lab builds for this JetPack (PyPI has none for Jetson)"
 EPILOG = """\
 Exit code 0 if at least one backend works here, 6 if none does. --try goes further than looking: it compiles, loads and runs an engine
 of one operator with each GPU backend that is installed, in a process of its own. --engine asks whether one plan is right on this
@@ -78,11 +76,11 @@ def examine(trial: bool = False) -> dict[str, Any]:
         trial: also run a trial engine with each GPU backend.
 
     Returns:
-        ``fathom``, ``python``, ``system``, ``jetson`` (null on other machines), ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``kernels``, ``cache`` and
-        ``backends``: name -> ``works``, ``says``, ``fix``, and with ``trial`` also ``trial``.
+        ``fathom``, ``python``, ``system``, ``jetson`` (null on other machines), ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``conflicts`` (between
+        packages: ``says`` and ``fix``), ``kernels``, ``cache`` and ``backends``: name -> ``works``, ``says``, ``fix``, and with ``trial`` also ``trial``.
     """
     gpus, problem = _gpus()
-    packages = {name: version for name in PACKAGES if (version := _version(name))}
+    packages = {name: version for name in PACKAGES if (version := version_of(name))}
     found: dict[str, Any] = {
         "fathom": __version__,
         "python": platform.python_version(),
@@ -92,6 +90,7 @@ def examine(trial: bool = False) -> dict[str, Any]:
         "gpus": gpus,
         "gpu_problem": problem,
         "packages": packages,
+        "conflicts": conflicts(),
         "kernels": _kernels(gpus),
         "cache": _cache(),
     }
@@ -104,13 +103,6 @@ def examine(trial: bool = False) -> dict[str, Any]:
             found["backends"][backend]["trial"] = outcome = try_in_child(backend)
             found["backends"][backend]["works"] = found["backends"][backend]["works"] and outcome["ok"]
     return found
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _system() -> dict[str, str]:
@@ -204,11 +196,11 @@ def _onnxruntime_cpu() -> dict[str, Any]:
 
 
 def _onnxruntime_cuda(gpus: list[dict[str, Any]], problem: dict[str, str] | None) -> dict[str, Any]:
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
-        return _fails("onnxruntime and onnxruntime-gpu are both installed: they share one folder, and whichever came last wins", ORT_GPU)
+    if both := two_onnxruntimes():
+        return _fails(both["says"], both["fix"])
     if not gpus:
         return _no_gpu(problem)
-    fix = ORT_JETSON if read_jetson() else ORT_GPU
+    fix = onnxruntime_gpu_fix()
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
@@ -273,6 +265,8 @@ def _words(found: dict[str, Any]) -> str:
     if not found["gpus"]:
         lines.append(f"GPU: none ({(found['gpu_problem'] or {}).get('says', '')})")
     lines.append("packages: " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()))
+    for conflict in found["conflicts"]:
+        lines += [f"  {conflict['says']}", f"     fix: {conflict['fix']}"]
     taken = found["kernels"].get("taken", {})
     lines.append("own kernels: " + (found["kernels"].get("says") or f"for {', '.join(found['kernels']['compiled_for'])}, and PTX"))
     lines += [f"  {target}: {what}" for target, what in taken.items()]

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..sequences import zip_equal
 from .command import common_flags, run_command
+from .layer_table import layer_facts, layer_table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -17,6 +19,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="depth-inspect", description="Show what is in a bundle (directory) or a plan (file), after checking every byte of it."
     )
     parser.add_argument("artefact", metavar="BUNDLE|PLAN", help="what depth-export or depth-build made")
+    told = "the file that depth-build --layers wrote beside the plan: also show the layers that move most bytes, and whether attention was fused"
+    parser.add_argument("--layers", metavar="FILE", help=told)
     common_flags(parser, force=False)
     return parser
 
@@ -92,18 +96,31 @@ def _shape(tensor: Any) -> str:
     return "[" + ",".join("B" if size == "batch" else str(size) for size in tensor.shape) + "]"
 
 
+def _read_layers(path: str, manifest: Any) -> Any:
+    from ..artefact.engine_layers import read_layers_file
+    from ..artefact.manifest import PlanManifest
+
+    if not isinstance(manifest, PlanManifest):
+        raise UsageError("--layers tells of a plan's engines, and this is a bundle", fix="give the plan that it was written beside")
+    return read_layers_file(path, manifest)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``depth-inspect``; returns the exit code."""
     arguments = _parser().parse_args(argv)
 
     def body() -> int:
         manifest = read_manifest(arguments.artefact)
+        layers = _read_layers(arguments.layers, manifest) if arguments.layers else None
         if arguments.json:
             from ..artefact.manifest_json import manifest_to_json
 
-            print(json.dumps(manifest_to_json(manifest), allow_nan=False))
+            told = {} if layers is None else {"layers": layer_facts(layers)}
+            print(json.dumps({**manifest_to_json(manifest), **told}, allow_nan=False))
         else:
             print(describe(manifest))
+            if layers is not None:
+                print("\n".join(["", *layer_table(layers)]))
         return 0
 
     return run_command(body)

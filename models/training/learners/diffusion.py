@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ....datasets.rooms.rooms import NYU_NAMES
 from ...diffusion.depth_decoder import double
 from ...diffusion.depth_protocols import FEATURE_SCALE
 from ...network import DepthNetwork
@@ -16,7 +17,6 @@ from ..recipes.recipe import Recipe
 from .depth_hint import map_hint
 from .learner import Learner
 
-ROOM_SCENES = {"living": "living_room", "dining": "dining_room", "store": "furniture_store"}  # synthetic rooms' kinds that VPD calls otherwise
 HINT_WEIGHT = 0.5
 SEED_SHARE = 0.1  # scale of the random weights that place the initial bin centres
 
@@ -148,5 +148,5 @@ class VpdLearner(EvpLearner):
         """Which of the known scenes a sample's is (``kitchen_0004`` is a kitchen); the network's own for one that is not known."""
         from ...diffusion.vpd import SCENES, scene_of_photo
 
-        found = scene_of_photo(ROOM_SCENES.get(scene, scene))
+        found = scene_of_photo(NYU_NAMES.get(scene, scene))
         return SCENES.index(found) if found else self.network.row
