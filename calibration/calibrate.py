@@ -19,9 +19,10 @@ from .observation.observe import DEFAULT_MEMORY_NBYTES, OnProgress, StageObserva
 from .precision.precision_plan import PrecisionPlan, write_plan
 from .ranges.observers import OBSERVERS
 from .ranges.table import CalibrationTable, write_table
+from .search.cards import CARDS, DEFAULT_CARD, Card
 from .search.evaluate import Evaluator
 from .search.objective import Budget
-from .search.search import CANDIDATES, MOST_REGIONS, Search
+from .search.search import CANDIDATES, MOST_REGIONS, Clock, Search
 from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
@@ -41,6 +42,8 @@ class Settings:
         memory_nbytes: bound for the observation.
         regions: most regions per stage.
         measured: stage times of a card, or None.
+        card: whose published rates stand in where nothing was measured.
+        clock: builds and times mixtures on a card before one is kept, or None.
         also: see ``quantize.activation_inputs``.
     """
 
@@ -51,6 +54,8 @@ class Settings:
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES
     regions: int = MOST_REGIONS
     measured: StageTimes | None = None
+    card: Card = CARDS[DEFAULT_CARD]
+    clock: Clock | None = None
     also: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -92,7 +97,17 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     counted = {photo.number for photo in chosen.ranges}
     seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
     evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal, settings.also)
-    found = Search(evaluator, model, settings.budget, settings.precisions, settings.measured, most_regions=settings.regions, on_progress=on_progress).run()
+    found = Search(
+        evaluator,
+        model,
+        settings.budget,
+        settings.precisions,
+        settings.measured,
+        settings.card,
+        settings.clock,
+        most_regions=settings.regions,
+        on_progress=on_progress,
+    ).run()
     table = make_table(model, chain, chosen, provenance, seen)
     for stage, ranges in found.ranges.items():
         table = table.with_ranges(stage, ranges)

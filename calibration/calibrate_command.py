@@ -6,12 +6,19 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.artefact.bundle import BundleDirectory
 from ..runtime.commands.command import common_flags, run_command, warn
 from ..runtime.errors import InputError, UsageError
 
+if TYPE_CHECKING:
+    from .search.search import Clock
+
+FindClock = Callable[[Path, Callable[[str], None]], "Clock | None"]  # bundle, remarks
+CARD_NAMES = "orin-nano, orin-agx, rtx3060, rtx3090, rtx4090, rtx5090, l4, h100 (default: %(default)s)"
 EPILOG = """\
 exit codes: 0 ok, 2 usage, 3 bad input, 4 the FP32 network itself is broken, 7 out of memory, 130 interrupted
 An interrupted calibration is taken up where it stopped when the same command is given again.
@@ -39,22 +46,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--regions", type=int, default=48, metavar="N", help="most regions per stage; fewer are faster to search (default: %(default)s)")
     parser.add_argument("--also", default="", metavar="LIST", help="quantise these too: residual-adds, attention-products (default: neither)")
     parser.add_argument("--stage-times", type=Path, metavar="FILE", help="decide by times of a card, made by depth-build --stage-times (default: modelled)")
+    parser.add_argument("--for", dest="card", default="rtx3090", metavar="CARD", help="whose published rates the modelled times go by: " + CARD_NAMES)
     common_flags(parser)
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; see ``--help``."""
+def main(arguments: list[str] | None = None, find_clock: FindClock | None = None) -> int:
+    """Run the command; see ``--help``.
+
+    Args:
+        find_clock: what builds and times mixtures on the card of this machine, if ``--stage-times`` says that there is one.
+    """
     options = _parser().parse_args(arguments)
-    return run_command(lambda: _run(options))
+    return run_command(lambda: _run(options, find_clock))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
     from ..runtime.commands.progress import Progress
     from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
     from .int8.quantize import ALSO
     from .observation.images import Chosen
     from .report import report_lines
+    from .search.cards import CARDS
     from .search.objective import Budget
     from .search.search import CANDIDATES
     from .search.stage_times import read_stage_times
@@ -67,6 +80,8 @@ def _run(options: argparse.Namespace) -> int:
     also = tuple(word.strip() for word in options.also.split(",") if word.strip())
     if unknown := set(also) - set(ALSO):
         raise UsageError(f"--also {sorted(unknown)[0]!r}", wanted=", ".join(ALSO))
+    if options.card not in CARDS:
+        raise UsageError(f"--for {options.card!r}: its peak rates are not known", wanted=", ".join(CARDS), fix="take the one nearest to it")
     budget = Budget.parse(options.budget)
     with BundleDirectory.open(options.bundle) as bundle:
         if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
@@ -74,7 +89,9 @@ def _run(options: argparse.Namespace) -> int:
         measured = read_stage_times(options.stage_times, bundle.manifest) if options.stage_times else None
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
-        settings = Settings(budget, precisions, options.protocol, tuple(options.prompt), int(options.memory * (1 << 30)), options.regions, measured, also)
+        clock = find_clock(options.bundle, _remark(options.quiet)) if find_clock and measured else None
+        memory = int(options.memory * (1 << 30))
+        settings = Settings(budget, precisions, options.protocol, tuple(options.prompt), memory, options.regions, measured, CARDS[options.card], clock, also)
         ticker = _Ticker(options.quiet, Progress)
         try:
             result = calibrate(bundle, data, settings, journal, ticker)
@@ -90,6 +107,10 @@ def _run(options: argparse.Namespace) -> int:
         print("\n".join(report_lines(result)))
         print(f"wrote {options.bundle / TABLE} and {options.bundle / PLAN}", file=sys.stderr) if not options.quiet else None
     return 0
+
+
+def _remark(quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else print(text, file=sys.stderr)
 
 
 class _Ticker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Variant:
         within: whether it keeps the budget.
         pareto: whether no other variant is both cheaper and closer to FP32.
         chosen: whether it is the plan.
+        timed: whether ``cost_ms`` was taken on a card, of this very mixture.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Variant:
     within: bool
     pareto: bool = False
     chosen: bool = False
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class PrecisionPlan:
             names |= {"reason": str, "evidence": dict, "macs": int}
             stage, path, kind, nodes, precision, observer, smooth, reason, evidence, macs = fields(line, "region", **names)
             regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), Choice(precision, observer, float(smooth)), reason, evidence, macs))
-        names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool}
+        names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool, "timed": bool}
         variants = tuple(Variant(*fields(line, "variant", **names)) for line in tried)
         return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants, tuple(map(str, also)))
 
@@ -205,6 +207,6 @@ def mark_pareto(variants: list[Variant]) -> tuple[Variant, ...]:
     best, marked = math.inf, []
     for variant in ordered:
         harm = variant.score["disagreement"] if variant.score["disagreement"] is not None else math.inf
-        marked.append(Variant(variant.name, variant.cost_ms, variant.score, variant.within, harm < best, variant.chosen))
+        marked.append(replace(variant, pareto=harm < best))
         best = min(best, harm)
     return tuple(marked)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ...runtime.errors import FathomError
 from ..observation.observe import OnProgress, StageObservation, silent
 from ..precision.int8_stage import ranges_for
 from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
 from ..precision.regions import Region
 from ..ranges.table import TensorRange
-from .cost import RTX_3090, Card, CostModel
+from .cards import CARDS, DEFAULT_CARD, Card
 from .evaluate import Evaluator, Plan
 from .objective import Budget, Score
 from .sensitivity import Sensitivity, measure
+from .stage_costs import StageCosts
 from .stage_times import StageTimes
+
+Clock = Callable[[Plan], dict[str, float]]  # a mixture -> milliseconds of every stage of it, built and run on a card
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
@@ -41,6 +46,7 @@ class Search:
         precisions: candidates besides fp32.
         measured: stage times on a real card, if there are any; otherwise costs are modelled.
         card: whose published rates the model uses.
+        clock: builds and times mixtures on a card before one is kept, or None.
         most_regions: per stage.
         on_progress: called after every region and every whole variant.
     """
@@ -52,16 +58,18 @@ class Search:
         budget: Budget,
         precisions: tuple[str, ...] = CANDIDATES,
         measured: StageTimes | None = None,
-        card: Card = RTX_3090,
+        card: Card = CARDS[DEFAULT_CARD],
+        clock: Clock | None = None,
         most_regions: int = MOST_REGIONS,
         on_progress: OnProgress = silent,
     ):
         if unknown := set(precisions) - set(CANDIDATES):
             raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
-        self.evaluator, self.model_sha256, self.budget, self.measured, self.card = evaluator, model_sha256, budget, measured, card
+        self.evaluator, self.model_sha256, self.budget = evaluator, model_sha256, budget
         self.precisions, self.most_regions, self._on_progress = precisions, most_regions, on_progress
-        self._models = {name: CostModel(graph, evaluator.chain.batch, card) for name, graph in evaluator.chain.graphs.items()}
+        self.costs, self._clock = StageCosts(evaluator.chain, card, measured), clock
         self._variants: dict[str, Variant] = {}
+        self._mixtures: dict[str, dict[Region, Choice]] = {}
         self._reasons: dict[Region, str] = {}
 
     def run(self) -> Found:
@@ -73,6 +81,7 @@ class Search:
         """
         lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._on_progress)
         self._lines = {line.region: line for stage in lines.values() for line in stage}
+        self.costs.learn({region: line.quantised for region, line in self._lines.items()})
         chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
         self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
         for name in ("fp16", "bf16", "int8"):
@@ -86,7 +95,7 @@ class Search:
             for spec in self.evaluator.chain.specs:
                 chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
             if self._try("chosen", chosen).within(self.budget):
-                return self._found(chosen, verdicts)
+                return self._found(*self._by_the_clock(chosen, verdicts))
         chosen = dict.fromkeys(chosen, FP32)
         verdicts = {stage: f"{stage}: stays FP32, because no mixture that was tried keeps the budget." for stage in verdicts}
         return self._found(chosen, verdicts)
@@ -110,7 +119,7 @@ class Search:
             while changed:
                 changed = False
                 for region in [r for r, choice in mine.items() if choice.precision == "int8" and fp16 in self._lines[r].ladder(self.precisions)]:
-                    if self.stage_ms(stage, mine | {region: fp16}) < self.stage_ms(stage, mine):
+                    if self.costs.stage_ms(stage, mine | {region: fp16}) < (1 - 1e-9) * self.costs.stage_ms(stage, mine):
                         mine[region], changed = fp16, True
                         self._reasons[region] = USELESS
             chosen |= mine
@@ -140,7 +149,8 @@ class Search:
 
     def _try(self, name: str, chosen: dict[Region, Choice], score: Score | None = None) -> Score:
         score = score or self.evaluator.score(self._plan(chosen))
-        self._variants[name] = Variant(name, self.cost_ms(chosen), score.to_json(), score.within(self.budget))
+        self._variants[name] = Variant(name, self.costs.cost_ms(chosen), score.to_json(), score.within(self.budget))
+        self._mixtures[name] = chosen
         self._on_progress("whole variants", max(8, len(self._variants)))
         return score
 
@@ -176,7 +186,7 @@ class Search:
                     kept.append(trial)
                 else:
                     low = middle + 1
-        found = self._given_back(precision, chosen, min(kept, key=self.cost_ms))
+        found = self._given_back(precision, chosen, min(kept, key=self.costs.cost_ms))
         for region in above:
             if found[region] != chosen[region]:
                 self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
@@ -184,10 +194,10 @@ class Search:
 
     def _given_back(self, precision: str, chosen: dict[Region, Choice], raised: dict[Region, Choice]) -> dict[Region, Choice]:
         """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
-        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self._saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
+        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self.costs.saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
         for number, region in enumerate(costly, 1):
             trial = raised | {region: chosen[region]}
-            if self.cost_ms(trial) < self.cost_ms(raised) and self._try(f"costly region {number} in {precision} again", trial).within(self.budget):
+            if self.costs.cost_ms(trial) < self.costs.cost_ms(raised) and self._try(f"costly region {number} in {precision} again", trial).within(self.budget):
                 raised = trial
         return raised
 
@@ -204,13 +214,9 @@ class Search:
         scores = self._lines[region].scores
         return scores[now].harm - (scores[above].harm if above in scores else 0.0)
 
-    def _saved_ms(self, region: Region, now: Choice, above: Choice) -> float:
-        model, quantised = self._models[region.stage], set(self._lines[region].quantised)
-        return model.total_ms({region: above}, quantised) - model.total_ms({region: now}, quantised)
-
     def _harm_per_ms(self, region: Region, now: Choice, above: Choice) -> float:
         harm = self._harm(region, now, above)
-        return harm / max(self._saved_ms(region, now, above), 1e-9) if harm > 0 else harm
+        return harm / max(self.costs.saved_ms(region, now, above), 1e-9) if harm > 0 else harm
 
     def _keep_or_drop(self, stage: str, chosen: dict[Region, Choice]) -> tuple[dict[Region, Choice], str]:
         """INT8 stays in a stage only if it pays; one sentence about the stage."""
@@ -223,12 +229,12 @@ class Search:
             if not able or "int8" not in self.precisions:
                 return chosen, f"{stage}: {words} regions; INT8 was not possible or not asked for."
             useless = [line.region for line in able if self._reasons.get(line.region) == USELESS]
-            kind = "measured" if self._is_measured(stage) else "modelled"
+            kind = "measured" if self.costs.is_measured(stage) else "modelled"
             why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
             return chosen, f"{stage}: {words} regions; INT8 is dropped because {why}."
-        slow, fast = self.stage_ms(stage, without), self.stage_ms(stage, mine)
+        slow, fast = self.costs.stage_ms(stage, without), self.costs.stage_ms(stage, mine)
         gain = 1 - fast / slow if slow else 0.0
-        kind = "measured" if self._is_measured(stage) else "modelled"
+        kind = "measured" if self.costs.is_measured(stage) else "modelled"
         if gain >= PAYS_FROM:
             return chosen, f"{stage}: {words} regions; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
@@ -240,49 +246,66 @@ class Search:
             if choice.precision == "int8":
                 self._reasons[region] = "INT8 does not pay in this stage"
         self._try(f"{stage} kept in int8", chosen)
-        return replaced, f"{stage}: INT8 is dropped because it saves only {gain:.1%} of {slow:.3g} ms ({kind}; {PAYS_FROM:.0%} is wanted)."
+        why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it makes the stage slower ({fast:.3g} ms for {slow:.3g} ms)"
+        return replaced, f"{stage}: INT8 is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
-    def _is_measured(self, stage: str) -> bool:
-        return self.measured is not None and self.measured.compares(stage)
-
-    def stage_ms(self, stage: str, choices: dict[Region, Choice]) -> float:
-        """Time of a stage: modelled, or the measured time of its lowest precision (of BF16 that of FP16: it is as wide)."""
-        if self._is_measured(stage):
-            times, present = self.measured.stages[stage], {choice.precision for choice in choices.values()}
-            lowest = next((p for p in ("int8", "fp16", "bf16") if p in present), "fp32")
-            lowest = lowest if lowest in times or lowest != "bf16" else "fp16"
-            if lowest in times:
-                return times[lowest]
-        quantised = {name for region in choices for name in self._lines[region].quantised}
-        return self._models[stage].total_ms(choices, quantised)
-
-    def cost_ms(self, chosen: dict[Region, Choice]) -> float:
-        """Time of the network."""
-        stages = {region.stage for region in chosen}
-        return math.fsum(self.stage_ms(stage, {r: c for r, c in chosen.items() if r.stage == stage}) for stage in sorted(stages))
+    def _by_the_clock(self, chosen: dict[Region, Choice], verdicts: dict[str, str]) -> tuple[dict[Region, Choice], dict[str, str]]:
+        """With a card: the chosen mixture, the runner-up, and the chosen one with FP16 for INT8 are built and timed; the fastest is kept."""
+        if self._clock is None:
+            return chosen, verdicts
+        half = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in chosen.items()}
+        others = [
+            name for name, v in sorted(self._variants.items(), key=lambda item: item[1].cost_ms) if v.within and self._mixtures[name] not in (chosen, half)
+        ]
+        contenders = {"chosen": chosen} | {name: self._mixtures[name] for name in others[:1]}
+        if half != chosen and self._try("chosen, with fp16 for int8", half).within(self.budget):
+            contenders["chosen, with fp16 for int8"] = half
+        times: dict[str, dict[str, float]] = {}
+        for name, mixture in contenders.items():
+            try:
+                times[name] = self._clock(self._plan(mixture))
+            except FathomError:  # what cannot be built is no contender
+                continue
+            self._on_progress("mixtures built and timed", len(contenders))
+        if not times:
+            return chosen, verdicts | {"(network)": "No mixture could be built on this card: costs are reckoned."}
+        totals = {name: math.fsum(stages.values()) for name, stages in times.items()}
+        best = min(totals, key=lambda name: totals[name])
+        for name, ms in totals.items():
+            self._variants[name] = replace(self._variants[name], cost_ms=ms, timed=True)
+        told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(totals.items(), key=lambda item: item[1]))
+        verdicts = {stage: f"{text} Built and timed: {times[best][stage]:.3g} ms." if stage in times[best] else text for stage, text in verdicts.items()}
+        return contenders[best], verdicts | {"(network)": f"The fastest of the mixtures that were built and timed is kept: {told}."}
 
     def _found(self, chosen: dict[Region, Choice], verdicts: dict[str, str]) -> Found:
+        timed = next((self._variants[name] for name, mixture in self._mixtures.items() if mixture == chosen and self._variants[name].timed), None)
         self._try("chosen", chosen)
-        self._variants["chosen"] = replace(self._variants["chosen"], chosen=True)
+        self._variants["chosen"] = replace(self._variants["chosen"], chosen=True, **({"cost_ms": timed.cost_ms, "timed": True} if timed else {}))
         seen: dict[str, StageObservation] = self.evaluator.seen
         graphs = self.evaluator.chain.graphs
         plan = self._plan(chosen)
         ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
         regions, overflows = [], []
         for region, line in self._lines.items():
-            macs = self._models[region.stage].region_macs(region)
+            macs = self.costs.models[region.stage].region_macs(region)
             reason = self._reasons.get(region, "")
             regions.append(RegionPlan(region.stage, region.path, region.kind, region.nodes, chosen[region], reason, line.evidence(), macs))
             overflows += [{"stage": region.stage, "region": region.path, "tensor": name, "peak": peak} for name, peak in line.overflows.items()]
-        measured = [stage for stage in graphs if self._is_measured(stage)]
-        kind = "modelled" if not measured else "measured" if len(measured) == len(graphs) else f"measured in {', '.join(measured)}, else modelled"
-        cost = {"kind": kind, "device": self.measured.device if measured else self.card.name}
         overflows.sort(key=lambda fact: -fact["peak"])
         keep = self.evaluator.keep_fp32(plan)
-        truth, variants = self.evaluator.truth, mark_pareto(list(self._variants.values()))
+        truth, variants, cost = self.evaluator.truth, mark_pareto(list(self._variants.values())), self.costs.facts()
         return Found(
             PrecisionPlan(
-                self.model_sha256, self.budget.to_json(), truth, cost, tuple(regions), keep, verdicts, tuple(overflows), variants, self.evaluator.also
+                self.model_sha256,
+                self.budget.to_json(),
+                truth,
+                cost,
+                tuple(regions),
+                keep,
+                verdicts,
+                tuple(overflows),
+                variants,
+                self.evaluator.also,
             ),
             ranges,
         )
