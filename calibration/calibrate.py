@@ -13,21 +13,23 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of, whole_file
 from .artefact import model_fingerprint
 from .graph.chain import Chain
-from .observation.images import Chosen, Split, split
+from .observation.images import Chosen
 from .observation.journal import Journal
 from .observation.observe import DEFAULT_MEMORY_NBYTES, OnProgress, StageObservation, left_out, observe, prepare_photos, silent
+from .observation.split import Split, split
 from .precision.precision_plan import PrecisionPlan, write_plan
 from .ranges.observers import OBSERVERS
 from .ranges.table import CalibrationTable, write_table
 from .search.cards import CARDS, DEFAULT_CARD, Card
+from .search.clock import Clock
 from .search.evaluate import Evaluator
 from .search.objective import Budget
-from .search.search import CANDIDATES, MOST_REGIONS, Clock, Search
+from .search.search import CANDIDATES, MOST_REGIONS, Search
 from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
-SCORES = 2  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
+SCORES = 3  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,15 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     key |= {"also": list(settings.also)}
     journal = Journal(journal_folder, key)
     photos = prepare_photos(chain, data, journal, on_progress)
-    chosen = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal))
-    used = sorted([*chosen.ranges, *chosen.validation], key=lambda photo: photo.number)
-    counted = {photo.number for photo in chosen.ranges}
+    chosen = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal), data.seed)
+    used = sorted([*chosen.observe, *chosen.select, *chosen.prove], key=lambda photo: photo.number)
+    counted = {photo.number for photo in chosen.observe}
     seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
-    evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal, settings.also)
+    evaluator = Evaluator(chain, seen, list(chosen.select), data.__getitem__, journal, settings.also)
+
+    def prover() -> Evaluator:
+        return Evaluator(chain, seen, list(chosen.prove), data.__getitem__, journal, settings.also, "prove")
+
     found = Search(
         evaluator,
         model,
@@ -105,6 +111,7 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
         settings.measured,
         settings.card,
         settings.clock,
+        prover,
         most_regions=settings.regions,
         on_progress=on_progress,
     ).run()
@@ -127,8 +134,9 @@ def make_table(
         raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(OBSERVERS)}")
     stages = {name: found.ranges(observer) for name, found in seen.items()}
     peaks = {name: found.peaks for name, found in seen.items()}
-    windows = sum(photo.windows for photo in chosen.ranges)
-    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.ranges), windows, chosen.warnings, stages, peaks)
+    windows = sum(photo.windows for photo in chosen.observe)
+    provenance = provenance | {"splits": chosen.to_json()}
+    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.observe), windows, chosen.warnings, stages, peaks)
 
 
 def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = False) -> None:

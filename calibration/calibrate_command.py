@@ -15,7 +15,7 @@ from ..runtime.commands.command import common_flags, run_command, warn
 from ..runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from .search.search import Clock
+    from .search.clock import Clock
 
 FindClock = Callable[[Path, Callable[[str], None]], "Clock | None"]  # bundle, remarks
 CARD_NAMES = "orin-nano, orin-agx, rtx3060, rtx3090, rtx4090, rtx5090, l4, h100 (default: %(default)s)"
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", default="abs_rel=0.5%,delta1=0.2pp,moved=2%", metavar="BUDGET", help="greatest change from FP32 (default: %(default)s)")
     parser.add_argument("--precisions", default="fp32,bf16,fp16,int8", metavar="LIST", help="candidates (default: %(default)s)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="how many images at most; more are drawn by --seed (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw and of the three splits (default: %(default)s)")
     parser.add_argument("--protocol", help="how photos are shown to the network (default: the bundle's first)")
     parser.add_argument("--prompt", action="append", default=[], help="words, for a network that is asked in words; may be given several times")
     parser.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="bound for the observation; less means more passes (default: %(default)s)")
@@ -136,6 +136,7 @@ class _Ticker:
 def _facts(bundle: Path, result) -> list[dict]:
     plan = result.plan
     found = [{"kind": "calibration", "bundle": str(bundle), "images": result.table.images, "warnings": list(result.table.warnings), "tried": result.tried}]
+    found += [{"kind": "proof", **plan.proof}]
     found += [{"kind": "verdict", "stage": stage, "text": text} for stage, text in plan.verdicts.items()]
     found += [{"kind": "region", "stage": r.stage, "path": r.path, "choice": r.choice.words, "reason": r.reason} for r in plan.regions]
     return found + [

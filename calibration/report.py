@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .calibrate import Calibrated
 from .precision.precision_plan import PrecisionPlan, Variant
+from .search.objective import Budget
+from .search.proof import proof_line
 
 
 def percent(value: float | None, unit: str = "%") -> str:
@@ -52,4 +54,11 @@ def report_lines(result: Calibrated) -> list[str]:
     ]
     lines += model_error_lines(plan)
     lines += [f"FP16 cannot hold {fact['tensor']} of {fact['stage']} (reaches {fact['peak']:.3g})" for fact in plan.overflows]
-    return [*lines, *plan.verdicts.values(), *region_lines(plan), "", *variant_lines(plan.variants, plan.cost["kind"])]
+    return [
+        *lines,
+        *plan.verdicts.values(),
+        proof_line(plan.proof, Budget(**plan.budget)),
+        *region_lines(plan),
+        "",
+        *variant_lines(plan.variants, plan.cost["kind"]),
+    ]

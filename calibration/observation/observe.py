@@ -78,12 +78,13 @@ class StageObservation:
 
 @dataclass(frozen=True)
 class Photo:
-    """One image of the data: its place there, its name, a hash of its pixels, and how many windows it becomes."""
+    """One image of the data: its place there, its name, a hash of its pixels, how many windows it becomes, and the scene it shows."""
 
     number: int
     id: str
     sha256: str
     windows: int
+    scene: str = ""
 
 
 def photo_sha256(sample: Sample) -> str:
@@ -113,11 +114,11 @@ def prepare_photos(chain: Chain, source: Source, journal: Journal, on_progress: 
             journal.note("left out", unfit)
             on_progress("images", len(source))
             continue
-        photo = Photo(number, sample.id, photo_sha256(sample), len(feeds))
+        photo = Photo(number, sample.id, photo_sha256(sample), len(feeds), sample.scene)
         for window, tensors in enumerate(feeds):
             journal.put(item_name(photo, window), tensors)
         photos.append(photo)
-        journal.note("photos", [(p.number, p.id, p.sha256, p.windows) for p in photos])
+        journal.note("photos", [(p.number, p.id, p.sha256, p.windows, p.scene) for p in photos])
         on_progress("images", len(source))
     if not photos:
         raise InputError(f"none of the {len(source)} images can be used; the first: {unfit[0]}" if unfit else "the data holds no image")

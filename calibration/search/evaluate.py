@@ -19,6 +19,7 @@ from ..observation.journal import Journal
 from ..observation.observe import Photo, StageObservation, item_name
 from ..precision.int8_stage import Choices, make_int8, ranges_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
+from .bootstrap import bootstrap_errors
 from .objective import Score, failed
 
 KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
@@ -39,7 +40,7 @@ class _Map:
 
 
 class Evaluator:
-    """Scores of precision choices on the validation images.
+    """Scores of precision choices on some images.
 
     Of a mask, abs_rel is what its overlap with the FP32 mask lacks to 1 (intersection over union), delta1 the share of pixels that do not change
     sides, and ``disagreement`` the mean change of the object's probability, which moves before any pixel does.
@@ -47,10 +48,11 @@ class Evaluator:
     Args:
         chain: the FP32 network.
         seen: what ``observe`` found, by stage.
-        photos: the validation images, with their stage inputs in the journal.
+        photos: the images to judge on, with their stage inputs in the journal.
         sample: gives the image of a number, with its depth.
         journal: holds what flows between the FP32 stages.
         also: see ``quantize.activation_inputs``.
+        purpose: ``select`` or ``prove``: scores of the two are remembered apart.
 
     Attributes:
         truth: ``ground truth``; ``ground truth, fitted by the median`` if the maps are relative; ``fp32 output`` if the images have no depth or
@@ -71,16 +73,18 @@ class Evaluator:
         sample: Callable[[int], Sample],
         journal: Journal,
         also: tuple[str, ...] = (),
+        purpose: str = "select",
     ):
         if not photos:
-            raise InputError("no image is left to validate on", wanted="at least one", fix="give more images")
+            raise InputError("no image is left to judge on", wanted="at least one", fix="give more images")
         self._mask = chain.contract.output.kind == "mask"
         self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
         self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
-        self.tried, self.also = 0, also
+        self.tried, self.also, self._purpose = 0, also, purpose
         self._held: dict[str, dict[str, np.ndarray]] = {}
         self._room = HOLD_NBYTES
         self._sessions: dict[str, StageSession] = {}
+        self._scenes = {photo.number: photo.scene for photo in photos}
         self._sample = {photo.number: sample(photo.number) for photo in photos}
         self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
         self._reference = self._maps({})
@@ -94,14 +98,14 @@ class Evaluator:
             self.truth, self._truths = "fp32 mask", {n: (m.values, m.valid) for n, m in self._reference.items()}
             if not any(0 < m.values[m.valid].mean() < 1 for m in self._reference.values()):
                 raise InputError(
-                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} validation images",
+                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} images",
                     wanted="words for something that is in the images: a mask without an edge says nothing",
                     fix="give another --prompt, or other images",
                 )
         elif not self._truths:
             self._truths = {n: (m.values, m.valid & (m.values > 0)) for n, m in self._reference.items() if (m.valid & (m.values > 0)).any()}
         if not self._truths:
-            raise InputError("no pixel of the validation images has a depth above zero", fix="give other images")
+            raise InputError("no pixel of the images has a depth above zero", fix="give other images")
         self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
@@ -122,12 +126,12 @@ class Evaluator:
         return (sample.depth_m, counts) if counts.any() else None
 
     def score(self, plan: Plan) -> Score:
-        """Run a choice over all validation images; a failure at any stage output is a score, not an error.
+        """Run a choice over all images; a failure at any stage output is a score, not an error.
 
         Scores are kept in the journal: a search that is taken up again does not measure anything twice.
         """
         self.tried += 1
-        name = f"score_{_digest(plan)}"
+        name = f"score_{self._purpose}_{_digest(plan)}"
         if (known := self._journal.fact(name)) is not None:
             return Score(*known)
         score = self._measure(plan)
@@ -141,7 +145,7 @@ class Evaluator:
             return failed(error.was)
         errors = np.array([self._errors(found[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         change = errors - self._base
-        doubt = change.std(axis=0, ddof=1) / math.sqrt(len(change)) if len(change) > 1 else np.zeros(2)
+        doubt = bootstrap_errors(change, [self._scenes[n] for n in self._truths])
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
         moved = float(np.mean([_apart(found[n], self._reference[n]) for n in found]))
         abs_rel, delta1 = map(float, errors.mean(axis=0))

@@ -65,7 +65,7 @@ class Score:
         abs_rel_change: relative to FP32.
         delta1_change: absolute.
         disagreement: mean of |depth - FP32 depth| / FP32 depth: how much moved, whether or not the truth noticed.
-        abs_rel_error, delta1_error: standard errors of the two changes over the photos: a few photos prove little.
+        abs_rel_error, delta1_error: standard errors of the two changes, by bootstrap over the scenes: a few photos prove little.
         failure: why there is no depth at all (NaN, infinity, constant), naming the tensor; ``""`` if there is.
     """
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ...runtime.errors import FathomError
 from ..observation.observe import OnProgress, StageObservation, silent
 from ..precision.int8_stage import ranges_for
-from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
+from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, mark_pareto
 from ..precision.regions import Region
 from ..ranges.table import TensorRange
 from .cards import CARDS, DEFAULT_CARD, Card
-from .evaluate import Evaluator, Plan
-from .objective import Budget, Score
+from .clock import NETWORK, Clock, by_the_clock
+from .evaluate import Evaluator
+from .mixtures import Mixture, Mixtures, plan_of
+from .objective import Budget
+from .proof import prove
 from .sensitivity import Sensitivity, measure
 from .stage_costs import StageCosts
 from .stage_times import StageTimes
-
-Clock = Callable[[Plan], dict[str, float]]  # a mixture -> milliseconds of every stage of it, built and run on a card
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
@@ -47,6 +47,7 @@ class Search:
         measured: stage times on a real card, if there are any; otherwise costs are modelled.
         card: whose published rates the model uses.
         clock: builds and times mixtures on a card before one is kept, or None.
+        prover: makes what scores on the photos of the proof; None proves nothing.
         most_regions: per stage.
         on_progress: called after every region and every whole variant.
     """
@@ -60,6 +61,7 @@ class Search:
         measured: StageTimes | None = None,
         card: Card = CARDS[DEFAULT_CARD],
         clock: Clock | None = None,
+        prover: Callable[[], Evaluator] | None = None,
         most_regions: int = MOST_REGIONS,
         on_progress: OnProgress = silent,
     ):
@@ -68,8 +70,9 @@ class Search:
         self.evaluator, self.model_sha256, self.budget = evaluator, model_sha256, budget
         self.precisions, self.most_regions, self._on_progress = precisions, most_regions, on_progress
         self.costs, self._clock = StageCosts(evaluator.chain, card, measured), clock
-        self._variants: dict[str, Variant] = {}
-        self._mixtures: dict[str, dict[Region, Choice]] = {}
+        self.mixtures = Mixtures(evaluator, self.costs, budget, on_progress)
+        self._try = self.mixtures.attempt
+        self._prover = prover
         self._reasons: dict[Region, str] = {}
 
     def run(self) -> Found:
@@ -95,10 +98,22 @@ class Search:
             for spec in self.evaluator.chain.specs:
                 chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
             if self._try("chosen", chosen).within(self.budget):
-                return self._found(*self._by_the_clock(chosen, verdicts))
-        chosen = dict.fromkeys(chosen, FP32)
-        verdicts = {stage: f"{stage}: stays FP32, because no mixture that was tried keeps the budget." for stage in verdicts}
-        return self._found(chosen, verdicts)
+                return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
+        return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {})
+
+    def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
+        proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress)
+        if proven != chosen:
+            for region in proven:
+                if proven[region] != chosen[region]:
+                    self._reasons[region] = f"{chosen[region].words} is part of a mixture that failed on the photos of the proof"
+            if all(choice == FP32 for choice in proven.values()):
+                verdicts = _wide(verdicts, "no mixture that was tried keeps the budget on the photos of the proof")
+            else:
+                verdicts = {spec.name: self._keep_or_drop(spec.name, proven)[1] for spec in self.evaluator.chain.specs} | {
+                    NETWORK: "A faster mixture kept the budget where it was chosen and broke it on the photos of the proof."
+                }
+        return self._found(proven, verdicts, proof)
 
     def _start(self, line: Sensitivity) -> Choice:
         if line.declared:
@@ -110,7 +125,7 @@ class Search:
                 return choice
         return FP32
 
-    def _profitable(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
+    def _profitable(self, chosen: Mixture) -> Mixture:
         """INT8 is removed wherever it slows its stage: a region between FP16 ones pays for turning its input into INT8."""
         chosen, fp16 = dict(chosen), Choice("fp16")
         for stage in {region.stage: None for region in chosen}:
@@ -141,20 +156,7 @@ class Search:
             return line.best_int8() or Choice("fp16")
         return Choice(precision)
 
-    def _plan(self, chosen: dict[Region, Choice]) -> Plan:
-        plan: Plan = {}
-        for region, choice in chosen.items():
-            plan.setdefault(region.stage, {})[region.nodes] = choice
-        return plan
-
-    def _try(self, name: str, chosen: dict[Region, Choice], score: Score | None = None) -> Score:
-        score = score or self.evaluator.score(self._plan(chosen))
-        self._variants[name] = Variant(name, self.costs.cost_ms(chosen), score.to_json(), score.within(self.budget))
-        self._mixtures[name] = chosen
-        self._on_progress("whole variants", max(8, len(self._variants)))
-        return score
-
-    def _fit(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
+    def _fit(self, chosen: Mixture) -> Mixture:
         """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
         if self._try("every region's fastest", chosen).within(self.budget):
             return chosen
@@ -170,7 +172,7 @@ class Search:
             raised = whole
         return dict.fromkeys(chosen, FP32)
 
-    def _fewest(self, precision: str, chosen: dict[Region, Choice], above: dict[Region, Choice]) -> dict[Region, Choice]:
+    def _fewest(self, precision: str, chosen: Mixture, above: Mixture) -> Mixture:
         """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
         kept = [chosen | above]
         for words, key in (
@@ -192,7 +194,7 @@ class Search:
                 self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
         return found
 
-    def _given_back(self, precision: str, chosen: dict[Region, Choice], raised: dict[Region, Choice]) -> dict[Region, Choice]:
+    def _given_back(self, precision: str, chosen: Mixture, raised: Mixture) -> Mixture:
         """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
         costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self.costs.saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
         for number, region in enumerate(costly, 1):
@@ -202,7 +204,7 @@ class Search:
         return raised
 
     @staticmethod
-    def _with(chosen: dict[Region, Choice], above: dict[Region, Choice], some: list[Region]) -> dict[Region, Choice]:
+    def _with(chosen: Mixture, above: Mixture, some: list[Region]) -> Mixture:
         return chosen | {region: above[region] for region in some}
 
     @staticmethod
@@ -218,7 +220,7 @@ class Search:
         harm = self._harm(region, now, above)
         return harm / max(self.costs.saved_ms(region, now, above), 1e-9) if harm > 0 else harm
 
-    def _keep_or_drop(self, stage: str, chosen: dict[Region, Choice]) -> tuple[dict[Region, Choice], str]:
+    def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
         """INT8 stays in a stage only if it pays; one sentence about the stage."""
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
         without = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in mine.items()}
@@ -240,7 +242,7 @@ class Search:
         if "fp16" not in self.precisions:
             return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
         replaced = chosen | without
-        if not self.evaluator.score(self._plan(replaced)).within(self.budget):
+        if not self.evaluator.score(plan_of(replaced)).within(self.budget):
             return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
         for region, choice in mine.items():
             if choice.precision == "int8":
@@ -249,41 +251,12 @@ class Search:
         why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it makes the stage slower ({fast:.3g} ms for {slow:.3g} ms)"
         return replaced, f"{stage}: INT8 is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
-    def _by_the_clock(self, chosen: dict[Region, Choice], verdicts: dict[str, str]) -> tuple[dict[Region, Choice], dict[str, str]]:
-        """With a card: the chosen mixture, the runner-up, and the chosen one with FP16 for INT8 are built and timed; the fastest is kept."""
-        if self._clock is None:
-            return chosen, verdicts
-        half = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in chosen.items()}
-        others = [
-            name for name, v in sorted(self._variants.items(), key=lambda item: item[1].cost_ms) if v.within and self._mixtures[name] not in (chosen, half)
-        ]
-        contenders = {"chosen": chosen} | {name: self._mixtures[name] for name in others[:1]}
-        if half != chosen and self._try("chosen, with fp16 for int8", half).within(self.budget):
-            contenders["chosen, with fp16 for int8"] = half
-        times: dict[str, dict[str, float]] = {}
-        for name, mixture in contenders.items():
-            try:
-                times[name] = self._clock(self._plan(mixture))
-            except FathomError:  # what cannot be built is no contender
-                continue
-            self._on_progress("mixtures built and timed", len(contenders))
-        if not times:
-            return chosen, verdicts | {"(network)": "No mixture could be built on this card: costs are reckoned."}
-        totals = {name: math.fsum(stages.values()) for name, stages in times.items()}
-        best = min(totals, key=lambda name: totals[name])
-        for name, ms in totals.items():
-            self._variants[name] = replace(self._variants[name], cost_ms=ms, timed=True)
-        told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(totals.items(), key=lambda item: item[1]))
-        verdicts = {stage: f"{text} Built and timed: {times[best][stage]:.3g} ms." if stage in times[best] else text for stage, text in verdicts.items()}
-        return contenders[best], verdicts | {"(network)": f"The fastest of the mixtures that were built and timed is kept: {told}."}
-
-    def _found(self, chosen: dict[Region, Choice], verdicts: dict[str, str]) -> Found:
-        timed = next((self._variants[name] for name, mixture in self._mixtures.items() if mixture == chosen and self._variants[name].timed), None)
+    def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any]) -> Found:
         self._try("chosen", chosen)
-        self._variants["chosen"] = replace(self._variants["chosen"], chosen=True, **({"cost_ms": timed.cost_ms, "timed": True} if timed else {}))
+        variants = self.mixtures.variants | {"chosen": replace(self.mixtures.variants["chosen"], chosen=True)}
         seen: dict[str, StageObservation] = self.evaluator.seen
         graphs = self.evaluator.chain.graphs
-        plan = self._plan(chosen)
+        plan = plan_of(chosen)
         ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
         regions, overflows = [], []
         for region, line in self._lines.items():
@@ -293,7 +266,7 @@ class Search:
             overflows += [{"stage": region.stage, "region": region.path, "tensor": name, "peak": peak} for name, peak in line.overflows.items()]
         overflows.sort(key=lambda fact: -fact["peak"])
         keep = self.evaluator.keep_fp32(plan)
-        truth, variants, cost = self.evaluator.truth, mark_pareto(list(self._variants.values())), self.costs.facts()
+        truth, marked, cost = self.evaluator.truth, mark_pareto(list(variants.values())), self.costs.facts()
         return Found(
             PrecisionPlan(
                 self.model_sha256,
@@ -304,8 +277,14 @@ class Search:
                 keep,
                 verdicts,
                 tuple(overflows),
-                variants,
+                marked,
                 self.evaluator.also,
+                proof,
             ),
             ranges,
         )
+
+
+def _wide(verdicts: dict[str, str], why: str) -> dict[str, str]:
+    """Every stage stays FP32."""
+    return {stage: f"{stage}: stays FP32, because {why}." for stage in verdicts}
