@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", action="append", default=[], help="words, for a network that is asked in words; may be given several times")
     parser.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="bound for the observation; less means more passes (default: %(default)s)")
     parser.add_argument("--regions", type=int, default=48, metavar="N", help="most regions per stage; fewer are faster to search (default: %(default)s)")
+    parser.add_argument("--hours", type=float, metavar="N", help="how long it may take at most: images, regions and trials are cut to fit (default: no bound)")
     parser.add_argument("--also", default="", metavar="LIST", help="quantise these too: residual-adds, attention-products (default: neither)")
     parser.add_argument("--stage-times", type=Path, metavar="FILE", help="decide by times of a card, made by depth-build --stage-times (default: modelled)")
     parser.add_argument("--for", dest="card", default="rtx3090", metavar="CARD", help="whose published rates the modelled times go by: " + CARD_NAMES)
@@ -77,6 +78,8 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
         raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(CANDIDATES))
     if options.images < 2 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
         raise UsageError("a number is out of range", wanted="--images from 2, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
+    if options.hours is not None and not 0 < options.hours <= 10000:
+        raise UsageError(f"--hours {options.hours:g}", wanted="more than 0, at most 10000")
     also = tuple(word.strip() for word in options.also.split(",") if word.strip())
     if unknown := set(also) - set(ALSO):
         raise UsageError(f"--also {sorted(unknown)[0]!r}", wanted=", ".join(ALSO))
@@ -90,11 +93,22 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
         clock = find_clock(options.bundle, _remark(options.quiet)) if find_clock and measured else None
-        memory = int(options.memory * (1 << 30))
-        settings = Settings(budget, precisions, options.protocol, tuple(options.prompt), memory, options.regions, measured, CARDS[options.card], clock, also)
+        settings = Settings(
+            budget,
+            precisions,
+            options.protocol,
+            tuple(options.prompt),
+            int(options.memory * (1 << 30)),
+            options.regions,
+            measured,
+            CARDS[options.card],
+            clock,
+            also,
+            options.hours,
+        )
         ticker = _Ticker(options.quiet, Progress)
         try:
-            result = calibrate(bundle, data, settings, journal, ticker)
+            result = calibrate(bundle, data, settings, journal, ticker, ticker.say(_remark(options.quiet)))
         finally:
             ticker.close()
         for text in result.table.warnings:
@@ -126,11 +140,20 @@ class _Ticker:
             self._what, self._progress = what, self._make(total, what, self._quiet)
         self._progress.advance()
 
+    def say(self, remark: Callable[[str], None]) -> Callable[[str], None]:
+        """Words for people, with the bar out of the way."""
+
+        def told(text: str) -> None:
+            self.close()
+            remark(text)
+
+        return told
+
     def close(self) -> None:
         """Take the bar away."""
         if self._progress is not None:
             self._progress.close()
-            self._progress = None
+            self._progress, self._what = None, ""
 
 
 def _facts(bundle: Path, result) -> list[dict]:

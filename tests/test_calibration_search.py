@@ -140,7 +140,7 @@ def test_the_verdict_comes_from_photos_that_chose_nothing(bundle, run, healthy, 
     plan = run(bundle()).plan
     assert "int8" not in {r.choice.precision for r in plan.regions} and "fp16" in {r.choice.precision for r in plan.regions}
     assert plan.proof["within"] and "moved 50.00 %" in plan.proof["rejected"][0] and "photos of the proof" in plan.verdicts["(network)"]
-    assert all(seen == named[1] or seen == named[2] for seen in shown)
+    assert all(seen <= named[1] or seen == named[2] for seen in shown)
 
 
 def test_a_budget_that_nothing_keeps_leaves_fp32(bundle, run):
@@ -152,8 +152,9 @@ def test_a_budget_that_nothing_keeps_leaves_fp32(bundle, run):
 def look(path, journal, memory=1 << 33, data=DATA, tick=lambda what, total: None):
     chain = Chain(BundleDirectory.open(path))
     state = Journal(journal, {"test": 1})
-    photos = prepare_photos(chain, Chosen(data), state, tick)
-    return observe(chain, photos, state, count={p.number for p in photos}, memory_nbytes=memory, on_progress=tick)
+    chosen = Chosen(data)
+    photos = prepare_photos(chain, chosen, state, tick)
+    return observe(chain, photos, chosen, state, memory_nbytes=memory, on_progress=tick)
 
 
 def same(one, other):
@@ -324,7 +325,7 @@ def test_an_interrupted_search_measures_nothing_twice(bundle, tmp_path, monkeypa
     monkeypatch.setattr(Evaluator, "_measure", lambda self, plan: measured.append((self.photos, plan)) or real(self, plan))
 
     def tick(what, total):
-        if what == "regions of head":
+        if what == "whole variants":
             raise KeyboardInterrupt
 
     settings, opened = Settings(LOOSE), BundleDirectory.open(path)
@@ -386,7 +387,8 @@ def test_masks_are_judged_by_their_overlap_and_by_what_moves_before_a_pixel_does
 
     def watched(self, plan):
         found = real(self, plan)
-        seen.setdefault(str(plan), found)  # those that select come first
+        if self._purpose == "screen":
+            seen[str(plan)] = found
         return found
 
     with pytest.MonkeyPatch.context() as patch:

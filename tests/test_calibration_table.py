@@ -7,7 +7,7 @@ import pytest
 
 from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.observation.journal import Journal
-from fathom.calibration.observation.observe import Photo
+from fathom.calibration.observation.photo import Photo
 from fathom.calibration.observation.split import split
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange, read_table, write_table

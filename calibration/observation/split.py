@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ...runtime.errors import InputError
 from ..ranges.table import image_warnings
-from .observe import Photo
+from .photo import Photo
 
 SELECT, PROVE = 16, 32  # most photos
 FEWEST_SCENES = 4  # from so many on, the proof has scenes of its own
@@ -33,6 +33,13 @@ class Split:
     prove: tuple[Photo, ...]
     seed: int
     warnings: tuple[str, ...]
+
+    def reduced(self, observe: int, select: int, prove: int) -> Split:
+        """The same with fewer photos, drawn by the same seed: parts of the parts."""
+        random = np.random.default_rng(self.seed)
+        parts = ((self.observe, observe), (self.select, select), (self.prove, prove))
+        fewer = [tuple(photos[place] for place in sorted(random.permutation(len(photos))[:count])) for photos, count in parts]
+        return replace(self, observe=fewer[0], select=fewer[1], prove=fewer[2])
 
     def to_json(self) -> dict[str, Any]:
         """Names of the photos of every part, and how many scenes they show."""

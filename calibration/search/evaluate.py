@@ -15,8 +15,9 @@ from ...runtime.errors import AccuracyError, InputError
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
-from ..observation.journal import Journal
-from ..observation.observe import Photo, StageObservation, item_name
+from ..observation.flow import Flow, Window
+from ..observation.observe import StageObservation
+from ..observation.photo import Photo
 from ..precision.int8_stage import Choices, make_int8, ranges_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
 from .bootstrap import bootstrap_errors
@@ -24,6 +25,7 @@ from .objective import Score, failed
 
 KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
 HOLD_NBYTES = 512 << 20
+GROUP_NBYTES = 2 << 30  # of the windows that are in memory together
 Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
 
 SMALLEST_DEPTH = 1e-9
@@ -48,11 +50,11 @@ class Evaluator:
     Args:
         chain: the FP32 network.
         seen: what ``observe`` found, by stage.
-        photos: the images to judge on, with their stage inputs in the journal.
+        photos: the images to judge on.
         sample: gives the image of a number, with its depth.
-        journal: holds what flows between the FP32 stages.
+        flow: gives what passes between the FP32 stages, and remembers scores.
         also: see ``quantize.activation_inputs``.
-        purpose: ``select`` or ``prove``: scores of the two are remembered apart.
+        purpose: ``screen``, ``select`` or ``prove``: their scores are remembered apart.
 
     Attributes:
         truth: ``ground truth``; ``ground truth, fitted by the median`` if the maps are relative; ``fp32 output`` if the images have no depth or
@@ -71,17 +73,20 @@ class Evaluator:
         seen: dict[str, StageObservation],
         photos: list[Photo],
         sample: Callable[[int], Sample],
-        journal: Journal,
+        flow: Flow,
         also: tuple[str, ...] = (),
         purpose: str = "select",
     ):
         if not photos:
             raise InputError("no image is left to judge on", wanted="at least one", fix="give more images")
         self._mask = chain.contract.output.kind == "mask"
-        self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
+        self.chain, self.seen, self.photos, self._journal = chain, seen, photos, flow.journal
         self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
         self.tried, self.also, self._purpose = 0, also, purpose
-        self._held: dict[str, dict[str, np.ndarray]] = {}
+        self._held: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._flow = flow
+        self._groups = _groups(photos, flow.window_nbytes())
+        self._wanted = {t.name for spec in chain.specs for t in spec.inputs} | {chain.contract.output.tensor}
         self._room = HOLD_NBYTES
         self._sessions: dict[str, StageSession] = {}
         self._scenes = {photo.number: photo.scene for photo in photos}
@@ -181,34 +186,42 @@ class Evaluator:
         return graph
 
     def _maps(self, plan: Plan) -> dict[int, _Map]:
-        """Maps of all photos; stage after stage, so that one stage is in memory at a time."""
+        """Maps of all photos."""
+        output = self.chain.contract.output.tensor
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for group in self._groups:
+            for key, tensors in self._run(plan, group).items():
+                found[key] = tensors[output]
+        windows = {photo.number: [found[photo.number, window] for window in range(photo.windows)] for photo in self.photos}
+        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
+
+    def _run(self, plan: Plan, group: list[Window]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+        """The tensors of some windows, stage after stage, so that one stage is in memory at a time. FP32 stages before the first one that is changed
+        run only if what they make was not kept."""
         changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
-        items = {(photo.number, window): self._item(photo, window) for photo in self.photos for window in range(photo.windows)}
+        items = {(photo.number, window): self._item(photo, window) for photo, window in group}
         started = False
         for spec in self.chain.specs:
-            if spec.name in changed:
-                session = StageSession(self.variant(spec.name, plan[spec.name], boundaries))
-            elif started:
-                session = self._plain(spec.name)
-            else:
+            started |= spec.name in changed
+            made = {tensor.name for tensor in spec.outputs} & self._wanted
+            waiting = [tensors for tensors in items.values() if started or not made <= set(tensors)]
+            if not waiting:
                 continue
-            started = True
-            for tensors in items.values():
+            session = StageSession(self.variant(spec.name, plan[spec.name], boundaries)) if spec.name in changed else self._plain(spec.name)
+            for tensors in waiting:
                 values = session.run(tensors)
                 check_finite(spec.name, values)
                 tensors |= values
             del session
-        output = self.chain.contract.output.tensor
-        windows = {photo.number: [items[photo.number, window][output] for window in range(photo.windows)] for photo in self.photos}
-        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
+        return items
 
     def _item(self, photo: Photo, window: int) -> dict[str, np.ndarray]:
-        """What flows between the FP32 stages for one window; held in memory while there is room."""
-        name = item_name(photo, window)
+        """What flows between the FP32 stages for one window, as far as it was kept; held in memory while there is room."""
+        name = (photo.number, window)
         if name in self._held:
             return dict(self._held[name])
-        tensors = self._journal.get(name)
+        tensors = self._flow.read(photo, window)
         self._room -= sum(values.nbytes for values in tensors.values())
         if self._room >= 0:
             self._held[name] = tensors
@@ -221,6 +234,12 @@ class Evaluator:
         if self.chain.graphs[stage].weights_nbytes() <= KEEP_SESSION_NBYTES:
             self._sessions[stage] = session
         return session
+
+
+def _groups(photos: list[Photo], nbytes: int) -> list[list[Window]]:
+    windows = [(photo, window) for photo in photos for window in range(photo.windows)]
+    size = max(1, GROUP_NBYTES // max(nbytes, 1))
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
 
 
 def _digest(plan: Plan) -> str:

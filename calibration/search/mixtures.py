@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..observation.observe import OnProgress, silent
@@ -11,6 +12,7 @@ from .evaluate import Evaluator, Plan
 from .objective import Budget, Score
 from .stage_costs import StageCosts
 
+MOST_TRIALS = 20
 Mixture = dict[Region, Choice]
 
 
@@ -21,27 +23,50 @@ class Mixtures:
         evaluator: scores it.
         costs: tells its time.
         budget: what it must keep.
+        most: how many different ones may run over all selecting photos.
         on_progress: called after every one.
+        out_of_time: whether no more should be tried.
 
     Attributes:
         variants: name -> what became of it, for the plan.
         choices: name -> the mixture itself.
     """
 
-    def __init__(self, evaluator: Evaluator, costs: StageCosts, budget: Budget, on_progress: OnProgress = silent):
-        self.evaluator, self.costs, self.budget, self._on_progress = evaluator, costs, budget, on_progress
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        costs: StageCosts,
+        budget: Budget,
+        most: int = MOST_TRIALS,
+        on_progress: OnProgress = silent,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ):
+        self.evaluator, self.costs, self.budget, self._most, self._on_progress = evaluator, costs, budget, most, on_progress
+        self._out_of_time, self._scores = out_of_time, {}
         self.variants: dict[str, Variant] = {}
         self.choices: dict[str, Mixture] = {}
 
     def attempt(self, name: str, chosen: Mixture, score: Score | None = None) -> Score:
         """Score a mixture and keep it; a mixture that was timed before under another name keeps its time."""
-        score = score or self.evaluator.score(plan_of(chosen))
+        key = frozenset(chosen.items())
+        if score is None and key not in self._scores:
+            self._scores[key] = self.evaluator.score(plan_of(chosen))
+        score = score or self._scores[key]
         timed = next((self.variants[other] for other, held in self.choices.items() if held == chosen and self.variants[other].timed), None)
         cost = timed.cost_ms if timed else self.costs.cost_ms(chosen)
         self.variants[name] = Variant(name, cost, score.to_json(), score.within(self.budget), timed=timed is not None)
         self.choices[name] = dict(chosen)
-        self._on_progress("whole variants", max(8, len(self.variants)))
+        self._on_progress("whole variants", max(self._most, len(self.variants)))
         return score
+
+    @property
+    def trials(self) -> int:
+        """How many different mixtures ran over all selecting photos."""
+        return len(self._scores)
+
+    def may_try(self, chosen: Mixture, spare: int = 1) -> bool:
+        """Whether a mixture may be tried now so that ``spare`` further ones can be; one that is known already always may."""
+        return frozenset(chosen.items()) in self._scores or (self.trials + spare < self._most and not self._out_of_time())
 
     def took(self, name: str, ms: float) -> None:
         """A card has told how long a mixture takes."""

@@ -84,6 +84,10 @@ class Score:
             return False
         return abs(self.abs_rel_change) + self.abs_rel_error <= budget.abs_rel and abs(self.delta1_change) + self.delta1_error <= budget.delta1
 
+    def mild(self, budget: Budget) -> bool:
+        """Whether the depth moved no further than allowed: what one photo can tell."""
+        return not self.failure and self.disagreement <= budget.moved
+
     @property
     def harm(self) -> float:
         """For ranking: the disagreement, infinite if it failed."""

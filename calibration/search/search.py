@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,17 +15,17 @@ from ..ranges.table import TensorRange
 from .cards import CARDS, DEFAULT_CARD, Card
 from .clock import NETWORK, Clock, by_the_clock
 from .evaluate import Evaluator
-from .mixtures import Mixture, Mixtures, plan_of
+from .fit import Fit
+from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of
 from .objective import Budget
 from .proof import prove
-from .sensitivity import Sensitivity, measure
+from .sensitivity import Sensitivity, screen
 from .stage_costs import StageCosts
 from .stage_times import StageTimes
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
 USELESS = "INT8 is slower here than FP16, with its neighbours as they are"
-GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
 CANDIDATES = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -47,9 +48,13 @@ class Search:
         measured: stage times on a real card, if there are any; otherwise costs are modelled.
         card: whose published rates the model uses.
         clock: builds and times mixtures on a card before one is kept, or None.
+        screener: scores regions alone, on one photo; the evaluator if there is none.
         prover: makes what scores on the photos of the proof; None proves nothing.
         most_regions: per stage.
+        most_trials: mixtures that may run over all selecting photos.
         on_progress: called after every region and every whole variant.
+        on_screened: called when the screening is done.
+        out_of_time: whether the search should come to its end.
     """
 
     def __init__(
@@ -61,29 +66,34 @@ class Search:
         measured: StageTimes | None = None,
         card: Card = CARDS[DEFAULT_CARD],
         clock: Clock | None = None,
+        screener: Evaluator | None = None,
         prover: Callable[[], Evaluator] | None = None,
         most_regions: int = MOST_REGIONS,
+        most_trials: int = MOST_TRIALS,
         on_progress: OnProgress = silent,
+        on_screened: Callable[[], None] = lambda: None,
+        out_of_time: Callable[[], bool] = lambda: False,
     ):
         if unknown := set(precisions) - set(CANDIDATES):
             raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
         self.evaluator, self.model_sha256, self.budget = evaluator, model_sha256, budget
         self.precisions, self.most_regions, self._on_progress = precisions, most_regions, on_progress
         self.costs, self._clock = StageCosts(evaluator.chain, card, measured), clock
-        self.mixtures = Mixtures(evaluator, self.costs, budget, on_progress)
+        self.mixtures = Mixtures(evaluator, self.costs, budget, most_trials, on_progress, out_of_time)
         self._try = self.mixtures.attempt
-        self._prover = prover
+        self._screener, self._prover, self._out_of_time, self._on_screened = screener or evaluator, prover, out_of_time, on_screened
         self._reasons: dict[Region, str] = {}
 
     def run(self) -> Found:
-        """Measure, choose, verify.
+        """Screen, choose, verify.
 
-        The start is, for every region, the fastest choice that keeps the budget alone. If all of them together break it, the regions
-        that move the depth most, or most for the time they save, go one step up, as few of them as will do (found by halving; the cheaper
-        of the two counts). Then every stage must show that its INT8 pays.
+        The start is, for every region, the fastest choice that moves the depth no further than allowed on one photo. If all of them
+        together break the budget, the regions that move the depth most, or most for the time they save, go one step up, as few of them as will
+        do (found by halving; the cheaper of the two counts). Then every stage must show that its INT8 pays, and the whole must prove itself.
         """
-        lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._on_progress)
+        lines = screen(self._screener, self.budget, self.precisions, self.most_regions, self._on_progress, self._out_of_time)
         self._lines = {line.region: line for stage in lines.values() for line in stage}
+        self._on_screened()
         self.costs.learn({region: line.quantised for region, line in self._lines.items()})
         chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
         self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
@@ -93,13 +103,25 @@ class Search:
                     f"all {name}" + (" where it can be, else fp16" if name == "int8" else ""), {r: self._uniform(line, name) for r, line in self._lines.items()}
                 )
         verdicts: dict[str, str] = {}
+        fit = Fit(self.mixtures, self._lines, self.precisions, self._reasons)
         for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
-            chosen = self._profitable(self._fit(chosen))
+            chosen = self._profitable(fit(chosen))
             for spec in self.evaluator.chain.specs:
                 chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
+            if not self.mixtures.may_try(chosen, 0):
+                break
             if self._try("chosen", chosen).within(self.budget):
                 return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
+        kept = [name for name in self.mixtures.within() if name != "all fp32"]
+        if kept:  # no trial is left, or dropping INT8 broke the budget twice: the fastest that was seen to keep it
+            chosen = self.mixtures.choices[kept[0]]
+            verdicts = {spec.name: self._counted(spec.name, chosen) + "." for spec in self.evaluator.chain.specs}
+            return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
         return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {})
+
+    def _counted(self, stage: str, chosen: Mixture) -> str:
+        counts = Counter(choice.precision for region, choice in chosen.items() if region.stage == stage)
+        return f"{stage}: {', '.join(f'{counts[p]} {p}' for p in CANDIDATES if counts[p])} regions"
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress)
@@ -120,7 +142,7 @@ class Search:
             self._reasons[line.region] = "the network declares it FP32"
             return FP32
         for choice in line.ladder(self.precisions):
-            if choice == FP32 or line.scores[choice].within(self.budget):
+            if choice == FP32 or line.scores[choice].mild(self.budget):
                 self._reasons[line.region] = self._why(line, choice)
                 return choice
         return FP32
@@ -147,7 +169,7 @@ class Search:
         failures = [score.failure for tried, score in line.scores.items() if score.failure and tried.precision == "fp16"]
         if choice == FP32 and failures:
             return f"FP16 fails: {failures[0]}"
-        return "the fastest that keeps the budget alone" if choice != FP32 else "every faster choice breaks the budget alone"
+        return "the fastest that moves the depth no further than allowed, alone" if choice != FP32 else "every faster choice moves the depth too far, alone"
 
     def _uniform(self, line: Sensitivity, precision: str) -> Choice:
         if line.declared:
@@ -156,98 +178,36 @@ class Search:
             return line.best_int8() or Choice("fp16")
         return Choice(precision)
 
-    def _fit(self, chosen: Mixture) -> Mixture:
-        """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
-        if self._try("every region's fastest", chosen).within(self.budget):
-            return chosen
-        ladders = {region: self._lines[region].ladder(self.precisions) for region in chosen}
-        raised = dict(chosen)
-        for precision in ("int8", "fp16", "bf16"):
-            above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice.precision == precision}
-            if not above:
-                continue
-            whole = raised | above
-            if self._try(f"every {precision} region raised", whole).within(self.budget):
-                return self._fewest(precision, raised, above)
-            raised = whole
-        return dict.fromkeys(chosen, FP32)
-
-    def _fewest(self, precision: str, chosen: Mixture, above: Mixture) -> Mixture:
-        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
-        kept = [chosen | above]
-        for words, key in (
-            ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
-            ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
-        ):
-            order, low, high = sorted(above, key=key), 1, len(above)
-            while low < high:
-                middle = (low + high) // 2
-                trial = self._with(chosen, above, order[:middle])
-                if self._try(f"{middle} {precision} regions raised, {words}", trial).within(self.budget):
-                    high = middle
-                    kept.append(trial)
-                else:
-                    low = middle + 1
-        found = self._given_back(precision, chosen, min(kept, key=self.costs.cost_ms))
-        for region in above:
-            if found[region] != chosen[region]:
-                self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
-        return found
-
-    def _given_back(self, precision: str, chosen: Mixture, raised: Mixture) -> Mixture:
-        """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
-        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self.costs.saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
-        for number, region in enumerate(costly, 1):
-            trial = raised | {region: chosen[region]}
-            if self.costs.cost_ms(trial) < self.costs.cost_ms(raised) and self._try(f"costly region {number} in {precision} again", trial).within(self.budget):
-                raised = trial
-        return raised
-
-    @staticmethod
-    def _with(chosen: Mixture, above: Mixture, some: list[Region]) -> Mixture:
-        return chosen | {region: above[region] for region in some}
-
-    @staticmethod
-    def _above(ladder: tuple[Choice, ...], choice: Choice) -> Choice:
-        place = ladder.index(choice) if choice in ladder else -1
-        return ladder[min(place + 1, len(ladder) - 1)]
-
-    def _harm(self, region: Region, now: Choice, above: Choice) -> float:
-        scores = self._lines[region].scores
-        return scores[now].harm - (scores[above].harm if above in scores else 0.0)
-
-    def _harm_per_ms(self, region: Region, now: Choice, above: Choice) -> float:
-        harm = self._harm(region, now, above)
-        return harm / max(self.costs.saved_ms(region, now, above), 1e-9) if harm > 0 else harm
-
     def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
         """INT8 stays in a stage only if it pays; one sentence about the stage."""
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
         without = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in mine.items()}
-        counts = {p: sum(choice.precision == p for choice in mine.values()) for p in CANDIDATES}
-        words = ", ".join(f"{count} {precision}" for precision, count in counts.items() if count)
-        if not counts["int8"]:
+        words = self._counted(stage, chosen)
+        if not any(choice.precision == "int8" for choice in mine.values()):
             able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
             if not able or "int8" not in self.precisions:
-                return chosen, f"{stage}: {words} regions; INT8 was not possible or not asked for."
+                return chosen, f"{words}; INT8 was not possible or not asked for."
             useless = [line.region for line in able if self._reasons.get(line.region) == USELESS]
             kind = "measured" if self.costs.is_measured(stage) else "modelled"
             why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
-            return chosen, f"{stage}: {words} regions; INT8 is dropped because {why}."
+            return chosen, f"{words}; INT8 is dropped because {why}."
         slow, fast = self.costs.stage_ms(stage, without), self.costs.stage_ms(stage, mine)
         gain = 1 - fast / slow if slow else 0.0
         kind = "measured" if self.costs.is_measured(stage) else "modelled"
         if gain >= PAYS_FROM:
-            return chosen, f"{stage}: {words} regions; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
+            return chosen, f"{words}; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
-            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
+            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
         replaced = chosen | without
-        if not self.evaluator.score(plan_of(replaced)).within(self.budget):
-            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
+        if not self.mixtures.may_try(replaced, 2):
+            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
+        if not self._try(f"{stage} in fp16", replaced).within(self.budget):
+            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
         for region, choice in mine.items():
             if choice.precision == "int8":
                 self._reasons[region] = "INT8 does not pay in this stage"
-        self._try(f"{stage} kept in int8", chosen)
+        if self.mixtures.may_try(chosen, 2):
+            self._try(f"{stage} kept in int8", chosen)
         why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it makes the stage slower ({fast:.3g} ms for {slow:.3g} ms)"
         return replaced, f"{stage}: INT8 is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
