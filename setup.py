@@ -100,7 +100,7 @@ setup(
             "depth-inspect = fathom.runtime.commands.inspection:main",
             "depth-export = fathom.export.commands.export_command:main",
             "depth-build = fathom.export.commands.build_command:main",
-            "depth-calibrate = fathom.calibration.calibrate_command:main",
+            "depth-calibrate = fathom.export.commands.calibrate_command:main",
             "depth-bench = fathom.benchmarks.bench_command:main",
             "depth-train = fathom.models.training.train_command:main",
         ]

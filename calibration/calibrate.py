@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,18 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of, whole_file
 from .artefact import model_fingerprint
 from .graph.chain import Chain
-from .observation.images import Chosen, Split, split
+from .observation.flow import Flow
+from .observation.images import Chosen
 from .observation.journal import Journal
 from .observation.observe import DEFAULT_MEMORY_NBYTES, OnProgress, StageObservation, left_out, observe, prepare_photos, silent
+from .observation.photo import Photo
+from .observation.split import Split, split
 from .precision.precision_plan import PrecisionPlan, write_plan
 from .ranges.observers import OBSERVERS
 from .ranges.table import CalibrationTable, write_table
+from .schedule import Schedule
+from .search.cards import CARDS, DEFAULT_CARD, Card
+from .search.clock import Clock
 from .search.evaluate import Evaluator
 from .search.objective import Budget
 from .search.search import CANDIDATES, MOST_REGIONS, Search
@@ -26,7 +33,7 @@ from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
-SCORES = 2  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
+SCORES = 3  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,10 @@ class Settings:
         memory_nbytes: bound for the observation.
         regions: most regions per stage.
         measured: stage times of a card, or None.
+        card: whose published rates stand in where nothing was measured.
+        clock: builds and times mixtures on a card before one is kept, or None.
         also: see ``quantize.activation_inputs``.
+        hours: how long it may take, or None: images, regions and trials are cut to fit.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -51,13 +61,18 @@ class Settings:
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES
     regions: int = MOST_REGIONS
     measured: StageTimes | None = None
+    card: Card = CARDS[DEFAULT_CARD]
+    clock: Clock | None = None
     also: tuple[str, ...] = ()
+    hours: float | None = None
 
     def __post_init__(self):
         if not 1 <= self.regions <= 4096:
             raise ValueError(f"regions: {self.regions}, wanted 1 to 4096")
         if self.memory_nbytes < 1 << 28:
             raise ValueError("memory: at least 256 MiB are wanted")
+        if self.hours is not None and not 0 < self.hours <= 10000:
+            raise ValueError(f"hours: {self.hours}, wanted more than 0 and at most 10000")
 
 
 @dataclass(frozen=True)
@@ -69,13 +84,22 @@ class Calibrated:
     tried: int
 
 
-def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal_folder: Path, on_progress: OnProgress = silent) -> Calibrated:
+def calibrate(
+    bundle: BundleDirectory,
+    data: Chosen,
+    settings: Settings,
+    journal_folder: Path,
+    on_progress: OnProgress = silent,
+    on_message: Callable[[str], None] = lambda text: None,
+) -> Calibrated:
     """Observe, search, and keep the table and the plan; nothing is written but the journal, which is removed at the end.
 
     Args:
         on_progress: called after every step with what is counted and how many there are.
+        on_message: told how long it will take, before it starts and again as it goes.
 
     Raises:
+        UsageError: if the hours that are given do not suffice for the least.
         InputError: if the bundle is not FP32, the data cannot be read or is too small, or the protocol does not fit the images.
         AccuracyError: if a stage of the FP32 network puts out NaN, infinity or a constant; stage and tensor are named.
         OutOfMemoryError: if a stage does not fit the memory.
@@ -84,20 +108,44 @@ def calibrate(bundle: BundleDirectory, data: Chosen, settings: Settings, journal
     chain = Chain(bundle, settings.protocol, settings.prompts)
     provenance = data.provenance() | ({"prompts": list(settings.prompts)} if settings.prompts else {})
     key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "scores": SCORES}
-    key |= {"also": list(settings.also)}
+    key |= {"also": list(settings.also), "hours": settings.hours, "seed": data.seed}
     journal = Journal(journal_folder, key)
     photos = prepare_photos(chain, data, journal, on_progress)
-    chosen = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal))
-    used = sorted([*chosen.ranges, *chosen.validation], key=lambda photo: photo.number)
-    counted = {photo.number for photo in chosen.ranges}
-    seen = observe(chain, used, journal, count=counted, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
-    evaluator = Evaluator(chain, seen, list(chosen.validation), data.__getitem__, journal, settings.also)
-    found = Search(evaluator, model, settings.budget, settings.precisions, settings.measured, most_regions=settings.regions, on_progress=on_progress).run()
-    table = make_table(model, chain, chosen, provenance, seen)
+    parts = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal), data.seed)
+    flow = Flow(chain, data, journal)
+    schedule = Schedule(chain, flow, parts, settings.regions, settings.memory_nbytes, settings.also, settings.hours, on_message)
+    parts = schedule.parts
+    used = sorted([*parts.observe, *parts.select], key=lambda photo: photo.number)
+    hold = {photo.number for photo in parts.select}
+    seen = observe(chain, used, data, journal, hold=hold, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
+    schedule.done("observing")
+
+    def judge(some: tuple[Photo, ...], purpose: str) -> Evaluator:
+        return Evaluator(chain, seen, list(some), data.__getitem__, flow, settings.also, purpose)
+
+    evaluator = judge(parts.select, "select")
+    screener = judge(parts.select[:1], "screen")
+    found = Search(
+        evaluator,
+        model,
+        settings.budget,
+        settings.precisions,
+        settings.measured,
+        settings.card,
+        settings.clock,
+        screener,
+        lambda: judge(parts.prove, "prove"),
+        schedule.extent.regions,
+        schedule.extent.trials,
+        on_progress,
+        lambda: schedule.done("screening"),
+        schedule.out_of_time,
+    ).run()
+    table = make_table(model, chain, parts, provenance, seen)
     for stage, ranges in found.ranges.items():
         table = table.with_ranges(stage, ranges)
     journal.remove()
-    return Calibrated(table, found.plan, evaluator.tried)
+    return Calibrated(table, found.plan, evaluator.tried + screener.tried)
 
 
 def make_table(
@@ -112,8 +160,9 @@ def make_table(
         raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(OBSERVERS)}")
     stages = {name: found.ranges(observer) for name, found in seen.items()}
     peaks = {name: found.peaks for name, found in seen.items()}
-    windows = sum(photo.windows for photo in chosen.ranges)
-    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.ranges), windows, chosen.warnings, stages, peaks)
+    windows = sum(photo.windows for photo in chosen.observe)
+    provenance = provenance | {"splits": chosen.to_json()}
+    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.observe), windows, chosen.warnings, stages, peaks)
 
 
 def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = False) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .calibrate import Calibrated
 from .precision.precision_plan import PrecisionPlan, Variant
+from .search.objective import Budget
+from .search.proof import proof_line
 
 
 def percent(value: float | None, unit: str = "%") -> str:
@@ -29,6 +31,19 @@ def region_lines(plan: PrecisionPlan) -> list[str]:
     return [f"{region.stage}:{region.path} ({region.kind}) stays {region.choice.words}: {region.reason}" for region in held]
 
 
+def model_error_lines(plan: PrecisionPlan) -> list[str]:
+    """How far the cost model is from every time that was measured: modelled, measured, and the error; nothing if nothing was measured."""
+    found = plan.cost.get("model_errors", [])
+    if not found:
+        return []
+    errors = [line["modelled_ms"] / line["measured_ms"] - 1 for line in found]
+    lines = [f"the cost model ({plan.cost['model']}, published peak rates) against the measured times:"]
+    for line, error in zip(found, errors, strict=True):
+        lines.append(f"  {line['stage']} {line['precision']}: {line['modelled_ms']:.3g} ms modelled, {line['measured_ms']:.3g} ms measured ({error:+.0%})")
+    middle = sorted(abs(error) for error in errors)[len(errors) // 2]
+    return [*lines, f"  median error {middle:.0%}; mixtures are corrected by it"]
+
+
 def report_lines(result: Calibrated) -> list[str]:
     """The whole report."""
     table, plan = result.table, result.plan
@@ -37,5 +52,13 @@ def report_lines(result: Calibrated) -> list[str]:
         f"{result.tried} choices of precision were tried on FP32 sums (graph-only); metrics against the {plan.truth}",
         f"costs are {plan.cost['kind']} ({plan.cost['device']})",
     ]
+    lines += model_error_lines(plan)
     lines += [f"FP16 cannot hold {fact['tensor']} of {fact['stage']} (reaches {fact['peak']:.3g})" for fact in plan.overflows]
-    return [*lines, *plan.verdicts.values(), *region_lines(plan), "", *variant_lines(plan.variants, plan.cost["kind"])]
+    return [
+        *lines,
+        *plan.verdicts.values(),
+        proof_line(plan.proof, Budget(**plan.budget)),
+        *region_lines(plan),
+        "",
+        *variant_lines(plan.variants, plan.cost["kind"]),
+    ]

@@ -5,7 +5,8 @@ import pytest
 
 from fathom.calibration.precision.precision_plan import FP32, Choice
 from fathom.calibration.precision.regions import find_regions, region_path
-from fathom.calibration.search.cost import RTX_3090, CostModel, macs
+from fathom.calibration.search.cards import CARDS
+from fathom.calibration.search.cost import CostModel, macs
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_macs_and_time_by_hand(calibration_bundles, tmp_path):
     head = CostModel(calibration_bundles.load_graph(tmp_path / "h", models[1]))
     assert head.work["deconv/ConvTranspose_0"].macs == tokens * c * 8 * 4
     read, written, weights = 3 * 32 * 48, c * tokens, c * 48 + c
-    traffic = 4 * (read + written + weights) / RTX_3090.nbytes_per_ms
+    traffic = 4 * (read + written + weights) / CARDS["rtx3090"].nbytes_per_ms
     assert model.node_ms("patch/Conv_0", "fp32") == pytest.approx(max(tokens * c * 48 / 17.8e9, traffic))
     assert model.node_ms("patch/Conv_0", "fp16") == pytest.approx(max(tokens * c * 48 / 35.5e9, traffic / 2))
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from fathom.calibration.artefact import model_fingerprint
-from fathom.calibration.observation.images import split
 from fathom.calibration.observation.journal import Journal
-from fathom.calibration.observation.observe import Photo
+from fathom.calibration.observation.photo import Photo
+from fathom.calibration.observation.split import split
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto, read_plan, write_plan
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange, read_table, write_table
+from fathom.calibration.search.bootstrap import bootstrap_errors
 from fathom.calibration.search.objective import Budget, Score, failed
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError, UsageError
@@ -46,7 +47,7 @@ def test_files_are_read_back_and_hostile_ones_refused(make, write, read, tmp_pat
     write(make(model_fingerprint(manifest)), path, force=True)
     read(path, manifest)
     good = json.loads(path.read_text())
-    for change in ({"version": 2}, {"extra": 1}, {"model_sha256": "zz"}, {"format": "fathom-plan"}):
+    for change in ({"version": 9}, {"extra": 1}, {"model_sha256": "zz"}, {"format": "fathom-plan"}):
         path.write_text(json.dumps(good | change))
         with pytest.raises(InputError, match="depth-calibrate"):
             read(path)
@@ -117,20 +118,56 @@ def test_pareto_marks_what_nothing_beats():
     assert [(v.name, v.pareto) for v in marked] == [("broken", False), ("fast", True), ("worse", False), ("slow", True)]
 
 
-def photos(*hashes):
-    return [Photo(number, f"p{number}", digest, 1) for number, digest in enumerate(hashes)]
+def photos(*hashes, scenes=None):
+    return [Photo(number, f"p{number}", digest, 1, scenes[number] if scenes else "") for number, digest in enumerate(hashes)]
 
 
-def test_images_are_split_and_what_is_odd_is_said():
+def parts(found):
+    """Names of the photos of the three parts."""
+    return [{photo.id for photo in some} for some in (found.observe, found.select, found.prove)]
+
+
+def test_what_is_odd_about_images_is_said():
     found = split(photos("a", "b", "a", "c", "d"), {"p3"}, "pairs")
-    assert [p.id for p in found.ranges] == ["p0", "p3"] and [p.id for p in found.validation] == ["p1", "p4"]
+    assert [len(part) for part in parts(found)] == [2, 1, 1] and "p2" not in set().union(*parts(found))
     text = " ".join(found.warnings)
-    assert "4 different images are few" in text and "p2 = p0" in text and "evaluation split" in text and "p3" in text
-    assert any("no photographs" in warning for warning in split(photos("a", "b"), set(), "rooms").warnings)
-    assert split(photos(*map(str, range(64))), set(), "pairs").warnings == ()
-    assert len(split(photos(*map(str, range(200))), set(), "pairs").validation) == 16
-    with pytest.raises(InputError, match="at least 2"):
-        split(photos("a", "a"), set(), "pairs")
+    assert "4 different images are few" in text and "p2 = p0" in text and "evaluation split" in text and "p3" in text and "1 scene(s)" in text
+    assert any("no photographs" in warning for warning in split(photos("a", "b", "c"), set(), "rooms").warnings)
+    assert split(photos(*map(str, range(64)), scenes=[str(k // 4) for k in range(64)]), set(), "pairs").warnings == ()
+    with pytest.raises(InputError, match="at least 3"):
+        split(photos("a", "a", "b"), set(), "pairs")
+
+
+@pytest.mark.parametrize("count", [12, 64, 512])
+def test_three_parts_share_no_photo_and_the_proof_no_scene(count):
+    """Photos in the order of a video set: three of every scene in a row."""
+    scenes = [f"bedroom_{k // 3:04d}" for k in range(count)]
+    everything = photos(*map(str, range(count)), scenes=scenes)
+    for seed in range(5):
+        found = split(everything, set(), "nyu", seed=seed)
+        observe, select, prove = parts(found)
+        assert not observe & select and not observe & prove and not select & prove and observe and select and prove
+        shown = [{photo.scene for photo in some} for some in (found.observe, found.select, found.prove)]
+        assert not shown[2] & (shown[0] | shown[1])
+        assert len(select) <= 16 and len(prove) <= 32 and len(observe) >= count // 3
+        assert len(shown[1]) == len(select) or len(shown[1]) == len(set(scenes)) - len(shown[2])  # a second of a scene only after one of each
+        assert found == split(everything, set(), "nyu", seed=seed)
+        assert found.to_json()["prove"] == [photo.id for photo in found.prove] and found.to_json()["seed"] == seed
+    first, second = (split(everything, set(), "nyu", seed=seed).prove for seed in (0, 1))
+    assert first != second
+
+
+def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scene_agree():
+    random = np.random.default_rng(1)
+    values = random.normal(size=(40, 2))
+    alone = bootstrap_errors(values, [str(k) for k in range(40)])
+    assert alone == pytest.approx(values.std(axis=0, ddof=1) / np.sqrt(40), rel=0.1)
+    one_scene = bootstrap_errors(values, ["s"] * 40)
+    assert one_scene == pytest.approx(alone, rel=0.1)  # of one scene nothing better is known
+    repeated = np.repeat(values[:10], 4, axis=0)
+    scenes = [str(k // 4) for k in range(40)]
+    assert bootstrap_errors(repeated, scenes) == pytest.approx(values[:10].std(axis=0, ddof=1) / np.sqrt(10), rel=0.15)
+    assert (bootstrap_errors(values[:1], ["a"]) == 0).all()
 
 
 def test_a_journal_is_taken_up_only_by_the_same_calibration(tmp_path):

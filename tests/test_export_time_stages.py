@@ -30,7 +30,7 @@ def gpu(monkeypatch, tiny, tmp_path):
         fake_plans.gpu_plan(tiny, scratch / "timed.plan", batch=(1, 1, 1), targets=())
         return "10.13.3.9"
 
-    monkeypatch.setattr(time_stages, "_build", build)
+    monkeypatch.setattr(time_stages, "build_timed", build)
     return machine
 
 
@@ -116,7 +116,7 @@ def test_what_is_timed_as_int8_is_int8(small_bundle, tmp_path):
         folder = tmp_path / precision
         folder.mkdir()
         options = BuildOptions("tensorrt-rtx", precision, ("sm86",))
-        assert time_stages._build(bundle, options, everywhere if precision == "int8" else None, folder, lambda what, done: None).startswith("1.")
+        assert time_stages.build_timed(bundle, options, everywhere if precision == "int8" else None, folder, lambda what, done: None).startswith("1.")
         with PlanFile.open(folder / "timed.plan") as plan:
             layers[precision] = [stage.precision for stage in plan.manifest.stages]
             inputs = time_stages._zeros(plan.manifest.specs(), 1)

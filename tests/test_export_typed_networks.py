@@ -16,9 +16,10 @@ from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.calibrate import Calibrated, add_to_bundle, make_table
 from fathom.calibration.graph.chain import Chain
 from fathom.calibration.int8.quantize import activation_inputs
-from fathom.calibration.observation.images import Chosen, split
+from fathom.calibration.observation.images import Chosen
 from fathom.calibration.observation.journal import Journal
 from fathom.calibration.observation.observe import observe, prepare_photos, silent
+from fathom.calibration.observation.split import split
 from fathom.calibration.precision.int8_stage import ranges_for
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.precision.regions import find_regions
@@ -38,13 +39,13 @@ INT8 = Choice("int8", "max")
 
 
 def all_int8(path, folder):
-    """Calibrate with INT8 wherever a stage can have it, whatever that does to the depth: no search, ranges of two pictures."""
+    """Calibrate with INT8 wherever a stage can have it, whatever that does to the depth: no search, ranges of three pictures."""
     opened = BundleDirectory.open(path)
     asked = opened.manifest.contract.output.kind == "mask"
-    chain, data = Chain(opened, prompts=("the chair",) if asked else ()), Chosen("rooms:2:0:48x64")
+    chain, data = Chain(opened, prompts=("the chair",) if asked else ()), Chosen("rooms:3:0:48x64")
     journal = Journal(folder, {"a": "test"})
     photos = prepare_photos(chain, data, journal, silent)
-    seen = observe(chain, photos, journal, count={photo.number for photo in photos})
+    seen = observe(chain, photos, data, journal)
     model, regions = model_fingerprint(opened.manifest), []
     table = make_table(model, chain, split(photos, set(), "rooms"), data.provenance(), seen)
     for stage, graph in chain.graphs.items():

@@ -1,4 +1,4 @@
-"""Running a stage graph in ONNX Runtime on the CPU, with what was changed in it and the weights where they lie."""
+"""Running a stage graph in ONNX Runtime, on a CUDA card where there is one, with what was changed in it and the weights where they lie."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StageSession:
         disabled = ["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else []
         try:
             data = graph.complete().SerializeToString()
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+            self._session = onnxruntime.InferenceSession(data, options, providers=providers(), disabled_optimizers=disabled)
         except FathomError:
             raise
         except Exception as error:  # ONNX Runtime raises many kinds
@@ -58,6 +58,14 @@ class StageSession:
         except Exception as error:
             raise BuildFailedError(f"ONNX Runtime could not run a stage: {str(error).splitlines()[0][:400]}") from error
         return dict(zip(names, values, strict=True))
+
+
+def providers() -> list:
+    """What runs the stages: a CUDA card in true FP32 (no TF32) if this ONNX Runtime has its provider, and the CPU."""
+    import onnxruntime
+
+    cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else []
+    return [*cuda, "CPUExecutionProvider"]
 
 
 def check_finite(stage: str, tensors: dict[str, np.ndarray]) -> None:

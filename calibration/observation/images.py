@@ -1,9 +1,7 @@
-"""Which images a calibration looks at, which it keeps back to validate on, and what is odd about them."""
+"""Which images a calibration uses, by number: all of some data sets, or a seeded draw."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +12,10 @@ from ...datasets.pairs import Pairs
 from ...datasets.sample import Sample
 from ...datasets.source import Joined, open_source
 from ...runtime.errors import InputError, UsageError, missing_package
-from ..ranges.table import FEW_IMAGES, image_warnings
-from .observe import Photo
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
 
-VALIDATE_EVERY, VALIDATE_EVERY_OF_FEW = 4, 2
-MOST_VALIDATED = 16
 DEFAULT_IMAGES = 512
 
 
@@ -97,44 +91,3 @@ def _evaluation_ids(source: Source) -> set[str]:
 
 def _name(source: Source, number: int) -> str:
     return source[number].id
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images of a calibration.
-
-    Args:
-        ranges: photos whose activations give the ranges.
-        validation: photos the search is judged on.
-        warnings: full sentences.
-    """
-
-    ranges: tuple[Photo, ...]
-    validation: tuple[Photo, ...]
-    warnings: tuple[str, ...]
-
-
-def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequence[str] = (), most_validated: int = MOST_VALIDATED) -> Split:
-    """Every fourth different photo (every second of few) is kept back for validation, at most ``most_validated``; doubles count once.
-
-    Raises:
-        InputError: if there are not two different photos.
-    """
-    first: dict[str, Photo] = {}
-    duplicates = []
-    for photo in photos:
-        if photo.sha256 in first:
-            duplicates.append((first[photo.sha256].id, photo.id))
-        else:
-            first[photo.sha256] = photo
-    different = list(first.values())
-    if len(different) < 2:
-        raise InputError(
-            f"the data holds {len(different)} different image", wanted="at least 2: one for the ranges, one to validate on", fix="give more images"
-        )
-    step = VALIDATE_EVERY if len(different) >= FEW_IMAGES else VALIDATE_EVERY_OF_FEW
-    validation = different[step - 1 :: step][:most_validated]
-    kept_back = {photo.number for photo in validation}
-    ranges = [photo for photo in different if photo.number not in kept_back]
-    named = [photo.id for photo in different if photo.id in evaluation]
-    return Split(tuple(ranges), tuple(validation), image_warnings(len(different), duplicates, named, kind, left_out))

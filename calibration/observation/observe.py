@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from ...datasets.sample import Sample
 from ...runtime.errors import InputError, OutOfMemoryError
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
@@ -20,7 +18,9 @@ from ..graph.stage_graph import StageGraph
 from ..int8.quantize import activation_inputs
 from ..ranges.observers import OBSERVERS, Histogram
 from ..ranges.table import TensorRange
+from .flow import Flow
 from .journal import Journal
+from .photo import Photo, photo_sha256
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
@@ -76,28 +76,8 @@ class StageObservation:
         return seen
 
 
-@dataclass(frozen=True)
-class Photo:
-    """One image of the data: its place there, its name, a hash of its pixels, and how many windows it becomes."""
-
-    number: int
-    id: str
-    sha256: str
-    windows: int
-
-
-def photo_sha256(sample: Sample) -> str:
-    """SHA-256 over size and pixels of a photo."""
-    return hashlib.sha256(repr(sample.rgb.shape).encode() + np.ascontiguousarray(sample.rgb).tobytes()).hexdigest()
-
-
-def item_name(photo: Photo, window: int) -> str:
-    """Name in the journal of what one window of a photo has become so far."""
-    return f"item_{photo.number:06d}_{window:03d}"
-
-
 def prepare_photos(chain: Chain, source: Source, journal: Journal, on_progress: OnProgress) -> list[Photo]:
-    """Shape every image once and keep what the first stages get; see ``left_out`` for those that cannot be used.
+    """Look at every image once: its name, its pixels' hash, how many windows it becomes; see ``left_out`` for those that cannot be used.
 
     Raises:
         InputError: if none can be used.
@@ -113,11 +93,9 @@ def prepare_photos(chain: Chain, source: Source, journal: Journal, on_progress: 
             journal.note("left out", unfit)
             on_progress("images", len(source))
             continue
-        photo = Photo(number, sample.id, photo_sha256(sample), len(feeds))
-        for window, tensors in enumerate(feeds):
-            journal.put(item_name(photo, window), tensors)
+        photo = Photo(number, sample.id, photo_sha256(sample), len(feeds), sample.scene)
         photos.append(photo)
-        journal.note("photos", [(p.number, p.id, p.sha256, p.windows) for p in photos])
+        journal.note("photos", [(p.number, p.id, p.sha256, p.windows, p.scene) for p in photos])
         on_progress("images", len(source))
     if not photos:
         raise InputError(f"none of the {len(source)} images can be used; the first: {unfit[0]}" if unfit else "the data holds no image")
@@ -132,20 +110,23 @@ def left_out(journal: Journal) -> list[str]:
 def observe(
     chain: Chain,
     photos: list[Photo],
+    source: Source,
     journal: Journal,
     *,
-    count: set[int],
+    hold: set[int] = frozenset(),
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     also: tuple[str, ...] = (),
     on_progress: OnProgress = silent,
 ) -> dict[str, StageObservation]:
-    """Run stage after stage over all images and look at what flows.
+    """Run stage after stage over the images and look at what flows.
 
-    One stage is in memory at a time; what it puts out waits in the journal for the next one. A stage whose activations do not fit
-    ``memory_nbytes`` is run several times, each time looking at some of them.
+    The images go through in groups whose tensors fit in the journal (see ``flow``): one stage is in memory at a time, and what it puts out waits in the
+    journal for the next one. A stage whose activations do not fit ``memory_nbytes`` is run several times, each time looking at some of them.
 
     Args:
-        count: numbers of the photos that count for the ranges; the others only flow through (the validation split).
+        photos: those to look at, and those of ``hold``.
+        source: gives the image of a number.
+        hold: numbers of photos that do not count for the ranges, and whose tensors stay in the journal while there is room.
         also: see ``quantize.activation_inputs``.
         on_progress: called after every window of every pass.
 
@@ -153,10 +134,26 @@ def observe(
         AccuracyError: naming the first stage and tensor that is NaN, infinite or constant.
         OutOfMemoryError: if a stage cannot run within the memory.
     """
-    seen: dict[str, StageObservation] = {}
-    for place, spec in enumerate(chain.specs):
-        seen[spec.name] = _observe_stage(chain, place, photos, journal, count, memory_nbytes, also, on_progress)
+    flow = Flow(chain, source, journal)
+    groups = flow.groups(photos, hold)
+    plans = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
+    seen = {spec.name: StageObservation.from_arrays(journal.get(_state(place))) for place, spec in enumerate(chain.specs)}
+    total = sum(len(group) for group in groups) * sum(map(len, plans))
+
+    def advance() -> None:
+        on_progress("pictures through the stages", total)
+
+    for number, group in enumerate(groups):
+        for place, spec in enumerate(chain.specs):
+            _observe_stage(chain, place, (number, group), plans[place], seen[spec.name], flow, hold, advance)
+        for photo, window in group:
+            if photo.number not in hold or not flow.holds(photo, window):
+                flow.drop(photo, window)
     return seen
+
+
+def _state(place: int) -> str:
+    return f"stage_{place:03d}"
 
 
 def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict[str, int]:
@@ -165,41 +162,43 @@ def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict
 
 
 def _observe_stage(
-    chain: Chain, place: int, photos: list[Photo], journal: Journal, count: set[int], memory_nbytes: int, also: tuple[str, ...], on_progress: OnProgress
-) -> StageObservation:
-    spec = chain.specs[place]
-    graph = chain.graphs[spec.name]
-    items = [(photo, window) for photo in photos for window in range(photo.windows)]
-    state = f"stage_{place:03d}"
-    seen = StageObservation.from_arrays(journal.get(state))
-    finished = journal.fact(state) or [0, 0]  # whole passes, items of the next one
-    groups = _plan(graph, chain.batch, memory_nbytes, also)
-    for number, names in enumerate(groups):
-        if number < finished[0]:
+    chain: Chain,
+    place: int,
+    numbered: tuple[int, list[tuple[Photo, int]]],
+    plan: list[list[str]],
+    seen: StageObservation,
+    flow: Flow,
+    hold: set[int],
+    advance: Callable[[], None],
+) -> None:
+    """One group of windows through one stage, in as many passes as ``plan`` has; goes on where it was interrupted."""
+    spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
+    number, items = numbered
+    finished = tuple(journal.fact(state) or (0, 0, 0))  # groups, passes of the next one, windows of the next pass
+    for turn, names in enumerate(plan):
+        if (number, turn) < finished[:2]:
             continue
-        done = finished[1] if number == finished[0] else 0
-        if done < len(items):
-            session, peaks = _watching(graph, names, with_peaks=number == 0)
-            saved = time.monotonic()
-            for position in range(done, len(items)):
-                photo, window = items[position]
-                tensors = journal.get(item_name(photo, window))
-                values = session.run(tensors)
-                outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
-                check_finite(spec.name, outputs)
-                if photo.number in count:
-                    _look(seen, names, {**tensors, **values}, peaks, graph)
-                if number == 0:
-                    journal.put(item_name(photo, window), {**tensors, **outputs})
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    journal.put(state, seen.to_arrays())
-                    journal.note(state, [number, position + 1])
-                    saved = time.monotonic()
-                on_progress(f"pictures through {spec.name}", len(items) * len(groups))
-            del session
+        done = finished[2] if (number, turn) == finished[:2] else 0
+        session, peaks = _watching(graph, names, with_peaks=turn == 0)
+        saved = time.monotonic()
+        for position in range(done, len(items)):
+            photo, window = items[position]
+            tensors = flow.read(photo, window)
+            values = session.run(tensors)
+            outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
+            check_finite(spec.name, outputs)
+            if photo.number not in hold:
+                _look(seen, names, {**tensors, **values}, peaks, graph)
+            if turn == 0:
+                flow.write(photo, window, {**tensors, **outputs}, place, photo.number in hold)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                journal.put(state, seen.to_arrays())
+                journal.note(state, [number, turn, position + 1])
+                saved = time.monotonic()
+            advance()
+        del session
         journal.put(state, seen.to_arrays())
-        journal.note(state, [number + 1, 0])
-    return seen
+        journal.note(state, [number, turn + 1, 0])
 
 
 def _look(seen: StageObservation, names: list[str], values: dict[str, np.ndarray], peaks: dict[str, str], graph: StageGraph) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..artefact import read_artefact, require_model, write_artefact
 from ..int8.quantize import ALSO
 from ..ranges.observers import OBSERVERS
 
-FORMAT, VERSION = "fathom-precision-plan", 1
+FORMAT, VERSION = "fathom-precision-plan", 2
 MAX_PLAN_BYTES = 64 << 20
 
 
@@ -81,6 +81,7 @@ class Variant:
         within: whether it keeps the budget.
         pareto: whether no other variant is both cheaper and closer to FP32.
         chosen: whether it is the plan.
+        timed: whether ``cost_ms`` was taken on a card, of this very mixture.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Variant:
     within: bool
     pareto: bool = False
     chosen: bool = False
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class PrecisionPlan:
         overflows: tensors that FP16 cannot hold: stage, tensor, region, greatest magnitude.
         variants: what was tried.
         also: what was quantised besides layers with weights (``quantize.ALSO``).
+        proof: the verdict of photos that chose nothing: ``photos``, ``scenes``, ``score`` (see ``Score.to_json``), ``within``, and the names of mixtures
+            that were chosen first and failed there (``rejected``); empty in a plan that no search made.
     """
 
     model_sha256: str
@@ -118,6 +122,7 @@ class PrecisionPlan:
     overflows: tuple[dict[str, Any], ...]
     variants: tuple[Variant, ...]
     also: tuple[str, ...] = ()
+    proof: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if unknown := set(self.also) - set(ALSO):
@@ -142,7 +147,7 @@ class PrecisionPlan:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        data = {name: getattr(self, name) for name in ("model_sha256", "budget", "truth", "cost", "verdicts")}
+        data = {name: getattr(self, name) for name in ("model_sha256", "budget", "truth", "cost", "verdicts", "proof")}
         regions = []
         for region in self.regions:
             facts = {name: getattr(region, name) for name in ("stage", "path", "kind", "reason", "evidence", "macs")}
@@ -166,8 +171,8 @@ class PrecisionPlan:
             ValueError: if it is another format or version, or a key is missing, unknown or of the wrong kind.
         """
         kinds = {"format": str, "version": int, "model_sha256": str, "budget": dict, "truth": str, "cost": dict, "regions": list}
-        kinds |= {"keep_fp32": list, "verdicts": dict, "overflows": list, "variants": list, "also": list}
-        form, version, model, budget, truth, cost, lines, keep, verdicts, overflows, tried, also = fields(data, "precision plan", **kinds)
+        kinds |= {"keep_fp32": list, "verdicts": dict, "overflows": list, "variants": list, "also": list, "proof": dict}
+        form, version, model, budget, truth, cost, lines, keep, verdicts, overflows, tried, also, proof = fields(data, "precision plan", **kinds)
         if (form, version) != (FORMAT, VERSION):
             raise ValueError(f"format {form!r} version {version}, wanted {FORMAT!r} version {VERSION}")
         number = (int, float)
@@ -177,9 +182,9 @@ class PrecisionPlan:
             names |= {"reason": str, "evidence": dict, "macs": int}
             stage, path, kind, nodes, precision, observer, smooth, reason, evidence, macs = fields(line, "region", **names)
             regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), Choice(precision, observer, float(smooth)), reason, evidence, macs))
-        names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool}
+        names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool, "timed": bool}
         variants = tuple(Variant(*fields(line, "variant", **names)) for line in tried)
-        return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants, tuple(map(str, also)))
+        return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants, tuple(map(str, also)), proof)
 
 
 def write_plan(plan: PrecisionPlan, path: str | Path, force: bool = False) -> None:
@@ -205,6 +210,6 @@ def mark_pareto(variants: list[Variant]) -> tuple[Variant, ...]:
     best, marked = math.inf, []
     for variant in ordered:
         harm = variant.score["disagreement"] if variant.score["disagreement"] is not None else math.inf
-        marked.append(Variant(variant.name, variant.cost_ms, variant.score, variant.within, harm < best, variant.chosen))
+        marked.append(replace(variant, pareto=harm < best))
         best = min(best, harm)
     return tuple(marked)

@@ -12,56 +12,50 @@ from ..graph.stage_graph import StageGraph
 from ..precision.fp32_rules import takes_bf16
 from ..precision.precision_plan import Choice
 from ..precision.regions import Region
+from .attention import find_attention
+from .cards import CARDS, DEFAULT_CARD, Card
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 NBYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 FREE = ("Constant", "Shape", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Cast")
 FUSED = ("Relu", "Clip", "Sigmoid", "Tanh", "Gelu", "Erf", "Add", "Mul", "Sub", "Div", "LeakyRelu", "HardSwish", "Neg", "Where")
-
-
-@dataclass(frozen=True)
-class Card:
-    """Peak rates of a GPU.
-
-    Args:
-        name: of the card the rates are from.
-        macs_per_ms: precision -> multiply-adds per millisecond, FP16 with FP32 sums.
-        nbytes_per_ms: of its memory.
-    """
-
-    name: str
-    macs_per_ms: dict[str, float]
-    nbytes_per_ms: float
-
-
-# NVIDIA, "Ampere GA102 GPU architecture" white paper v2.1, table 9, GeForce RTX 3090: dense tensor-core rates (FP32: plain cores).
-RTX_3090 = Card("GeForce RTX 3090 (published peak rates)", {"fp32": 35.6e9 / 2, "fp16": 71e9 / 2, "bf16": 71e9 / 2, "int8": 284e9 / 2}, 936e6)
+NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class NodeWork:
-    """Work of one node: multiply-adds, elements read and written, elements of constant weights."""
+    """Work of one node: multiply-adds, elements it reads by tensor, elements written by tensor, elements of constant weights."""
 
     macs: int
-    read: int
-    written: int
+    read: dict[str, int]
+    written: dict[str, int]
     weights: int
     weighted: bool
 
 
 class CostModel:
-    """Modelled milliseconds of the regions of a stage.
+    """Modelled milliseconds of a stage whose nodes compute in any mixture of precisions.
 
-    A weighted node takes the longer of its arithmetic and its memory traffic; pointwise work fuses with the weighted node before
-    it; everything else is traffic. An INT8 node whose activation was not made by an INT8 node pays for the quantising pass, unless
-    that pass fuses with a pointwise maker. Launch times are left out, so small networks look faster than they are.
+    A weighted node takes the longer of its arithmetic and its memory traffic; pointwise work fuses with the weighted node before it; an attention
+    whose two products are FP16 or BF16 is one kernel that keeps its scores on the chip; everything else is traffic. Where INT8 begins, a tensor is
+    quantised by a pass of its own, once for all its readers, unless a norm, a pointwise node or an INT8 node writes it as INT8 at once. Where
+    an INT8 convolution feeds one in more bits, its layout is changed by another pass. Launch times are left out, so small networks look faster than
+    they are.
+
+    Args:
+        graph: the FP32 stage.
+        batch: size of its free dimensions.
+        card: whose peak rates count.
     """
 
-    def __init__(self, graph: StageGraph, batch: int = 1, card: Card = RTX_3090):
+    def __init__(self, graph: StageGraph, batch: int = 1, card: Card = CARDS[DEFAULT_CARD]):
         self.card, self._graph = card, graph
         _, self._shapes = graph.types_and_shapes(batch)
         self.work = {node.name: self._node(node) for node in graph.model.graph.node}
         self._nodes = {node.name: node for node in graph.model.graph.node}
+        self.attention = find_attention(graph)
 
     def _size(self, name: str) -> int:
         shape = self._shapes.get(name)
@@ -69,80 +63,119 @@ class CostModel:
 
     def _node(self, node: onnx.NodeProto) -> NodeWork:
         constants = self._graph.constants
-        read = sum(self._size(name) for name in node.input if name and name not in constants)
-        written = sum(self._size(name) for name in node.output if name)
+        read = {name: self._size(name) for name in node.input if name and name not in constants}
+        written = {name: self._size(name) for name in node.output if name}
         weights = sum(self._size(name) for name in node.input if name in constants)
         return NodeWork(macs(node, self._shapes), read, written, weights, node.op_type in WEIGHTED)
 
-    def node_ms(self, name: str, precision: str, made_in_int8: bool = False, read_in_int8: bool = False) -> float:
-        """Time of one node; the last two say whether its input comes, and its output goes on, as INT8."""
+    def node_ms(self, name: str, precision: str, writes: str = "", on_chip: frozenset[str] = NOTHING) -> float:
+        """Time of the kernel of one node.
+
+        Args:
+            precision: what it computes in.
+            writes: what it writes; its own precision if not told, FP16 if that is INT8.
+            on_chip: tensors that need no memory.
+        """
         work, op = self.work[name], self._nodes[name].op_type
         if op in FREE:
             return 0.0
+        read = sum(size for tensor, size in work.read.items() if tensor not in on_chip)
+        written = sum(size for tensor, size in work.written.items() if tensor not in on_chip)
         if not work.weighted:
             wide = NBYTES["fp16" if precision == "int8" else precision]
-            return (0 if op in FUSED else work.read + work.written) * wide / self.card.nbytes_per_ms
-        written = precision if precision != "int8" or read_in_int8 else "fp16"
-        nbytes = work.written * NBYTES[written] + (work.read + work.weights) * NBYTES[precision]
-        extra = 0.0
-        if precision == "int8" and not made_in_int8:
-            extra = work.read * (NBYTES["fp16"] + NBYTES["int8"]) / self.card.nbytes_per_ms
-        return max(work.macs / self.card.macs_per_ms[precision], nbytes / self.card.nbytes_per_ms) + extra
+            return (0 if op in FUSED else read + written) * wide / self.card.nbytes_per_ms
+        writes = writes or ("fp16" if precision == "int8" else precision)
+        nbytes = written * NBYTES[writes] + (read + work.weights) * NBYTES[precision]
+        return max(work.macs / self.card.macs_per_ms[precision], nbytes / self.card.nbytes_per_ms)
 
     def region_macs(self, region: Region) -> int:
         """Multiply-adds of a region."""
         return sum(self.work[name].macs for name in region.nodes)
 
+    def precisions(self, choices: dict[Region, Choice], quantised: set[str]) -> dict[str, str]:
+        """What every node computes in: of an INT8 region what cannot be INT8 is FP16, of a BF16 one what cannot be BF16 is FP32."""
+        found = {name: choice.precision for region, choice in choices.items() for name in region.nodes}
+        for name, precision in found.items():
+            if precision == "int8" and name not in quantised:
+                found[name] = "fp16"
+            elif precision == "bf16" and not takes_bf16(self._nodes[name].op_type):
+                found[name] = "fp32"
+        return found
+
     def total_ms(self, choices: dict[Region, Choice], quantised: set[str]) -> float:
-        """Time of the stage.
+        """Time of the stage, or of some regions of it alone.
 
         Args:
-            choices: of all its regions.
+            choices: of all its regions, or of some.
             quantised: names of the nodes that can compute in INT8.
         """
-        precisions = {name: choice.precision for region, choice in choices.items() for name in region.nodes}
-        for name, precision in precisions.items():
-            if precision == "int8" and name not in quantised:
-                precisions[name] = "fp16"
-            elif precision == "bf16" and not takes_bf16(self._nodes[name].op_type):
-                precisions[name] = "fp32"
-        total = 0.0
-        for name, precision in precisions.items():
-            int8 = precision == "int8"
-            total += self.node_ms(name, precision, int8 and self._made_in_int8(name, precisions), int8 and self._read_in_int8(name, precisions))
-        return total
+        return sum(self.times_ms(choices, quantised).values())
 
-    def _made_in_int8(self, name: str, precisions: dict[str, str]) -> bool:
-        """Whether the first activation comes, through pointwise work alone, from an INT8 node that can write INT8 at once."""
-        tensor = self._nodes[name].input[0]
+    def times_ms(self, choices: dict[Region, Choice], quantised: set[str]) -> dict[str, float]:
+        """The same by what the nodes compute in; the passes where INT8 begins and ends count as INT8."""
+        precisions = self.precisions(choices, quantised)
+        half = ("fp16", "bf16")
+        whole = [found for found in self.attention if all(precisions.get(name) in half for name in found.products)]
+        on_chip = frozenset().union(*(found.scores for found in whole)) if whole else NOTHING
+        found: dict[str, float] = {}
+        for name, precision in precisions.items():
+            writes = "int8" if precision == "int8" and self._read_in_int8(name, precisions) else ""
+            found[precision] = found.get(precision, 0.0) + self.node_ms(name, precision, writes, on_chip)
+        if "int8" in found:
+            found["int8"] += self._edges_ms(precisions)
+        return found
+
+    def _edges_ms(self, precisions: dict[str, str]) -> float:
+        """Time of the passes where INT8 begins and ends."""
+        nbytes = 0
+        begun: set[str] = set()
+        for name, precision in precisions.items():
+            node = self._nodes[name]
+            if precision == "int8":
+                for tensor in node.input[:1] if self.work[name].weighted else node.input:
+                    if tensor not in begun and tensor not in self._graph.constants and not self._made_in_int8(tensor, precisions):
+                        nbytes += self._size(tensor) * (NBYTES["fp16"] + NBYTES["int8"])
+                        begun.add(tensor)
+                if node.op_type in CONVOLUTIONS and self._feeds_wide_convolution(name, precisions):
+                    nbytes += sum(self.work[name].written.values()) * 2 * NBYTES["fp16"]
+        return nbytes / self.card.nbytes_per_ms
+
+    def _made_in_int8(self, tensor: str, precisions: dict[str, str]) -> bool:
+        """Whether a tensor comes, through pointwise work alone, from an INT8 node or a norm, which can write INT8 at once."""
         for _ in range(8):
             maker = self._graph.maker.get(tensor)
             if maker is None:
                 return False
-            if precisions.get(maker.name) == "int8":
+            if precisions.get(maker.name) == "int8" or maker.op_type in NORMS:
                 return True
-            if maker.op_type in ("LayerNormalization", "InstanceNormalization", "GroupNormalization"):
-                return True  # a norm writes its result in any type
             if maker.op_type not in FUSED + FREE:
                 return False
             tensor = maker.input[0]
         return False
 
-    def _read_in_int8(self, name: str, precisions: dict[str, str]) -> bool:
-        """Whether the output goes, through pointwise work alone, to INT8 nodes only."""
-        waiting, seen = [self._nodes[name].output[0]], 0
-        while waiting and seen < 16:
+    def _readers(self, name: str) -> list[onnx.NodeProto] | None:
+        """The nodes that read an output through pointwise work; None if the stage puts it out or there are too many steps to tell."""
+        waiting, found, seen = [self._nodes[name].output[0]], [], 0
+        while waiting:
             tensor, seen = waiting.pop(), seen + 1
             readers = [reader for reader, _ in self._graph.readers.get(tensor, [])]
-            if not readers or tensor in self._graph.outputs:
-                return False
+            if seen > 16 or not readers or tensor in self._graph.outputs:
+                return None
             for reader in readers:
-                if precisions.get(reader.name) == "int8" and self.work[reader.name].weighted:
-                    continue
-                if reader.op_type not in FUSED + FREE or self.work[reader.name].weighted:
-                    return False
-                waiting.append(reader.output[0])
-        return not waiting
+                if reader.op_type in FUSED + FREE and not self.work[reader.name].weighted:
+                    waiting.append(reader.output[0])
+                else:
+                    found.append(reader)
+        return found
+
+    def _read_in_int8(self, name: str, precisions: dict[str, str]) -> bool:
+        """Whether the output goes, through pointwise work alone, to INT8 nodes only."""
+        readers = self._readers(name)
+        return bool(readers) and all(precisions.get(reader.name) == "int8" and self.work[reader.name].weighted for reader in readers)
+
+    def _feeds_wide_convolution(self, name: str, precisions: dict[str, str]) -> bool:
+        readers = self._readers(name) or []
+        return any(reader.op_type in CONVOLUTIONS and precisions.get(reader.name, "int8") != "int8" for reader in readers)
 
 
 def macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...] | None]) -> int:

@@ -15,14 +15,17 @@ from ...runtime.errors import AccuracyError, InputError
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
-from ..observation.journal import Journal
-from ..observation.observe import Photo, StageObservation, item_name
+from ..observation.flow import Flow, Window
+from ..observation.observe import StageObservation
+from ..observation.photo import Photo
 from ..precision.int8_stage import Choices, make_int8, ranges_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
+from .bootstrap import bootstrap_errors
 from .objective import Score, failed
 
 KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
 HOLD_NBYTES = 512 << 20
+GROUP_NBYTES = 2 << 30  # of the windows that are in memory together
 Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
 
 SMALLEST_DEPTH = 1e-9
@@ -39,7 +42,7 @@ class _Map:
 
 
 class Evaluator:
-    """Scores of precision choices on the validation images.
+    """Scores of precision choices on some images.
 
     Of a mask, abs_rel is what its overlap with the FP32 mask lacks to 1 (intersection over union), delta1 the share of pixels that do not change
     sides, and ``disagreement`` the mean change of the object's probability, which moves before any pixel does.
@@ -47,10 +50,11 @@ class Evaluator:
     Args:
         chain: the FP32 network.
         seen: what ``observe`` found, by stage.
-        photos: the validation images, with their stage inputs in the journal.
+        photos: the images to judge on.
         sample: gives the image of a number, with its depth.
-        journal: holds what flows between the FP32 stages.
+        flow: gives what passes between the FP32 stages, and remembers scores.
         also: see ``quantize.activation_inputs``.
+        purpose: ``screen``, ``select`` or ``prove``: their scores are remembered apart.
 
     Attributes:
         truth: ``ground truth``; ``ground truth, fitted by the median`` if the maps are relative; ``fp32 output`` if the images have no depth or
@@ -69,18 +73,23 @@ class Evaluator:
         seen: dict[str, StageObservation],
         photos: list[Photo],
         sample: Callable[[int], Sample],
-        journal: Journal,
+        flow: Flow,
         also: tuple[str, ...] = (),
+        purpose: str = "select",
     ):
         if not photos:
-            raise InputError("no image is left to validate on", wanted="at least one", fix="give more images")
+            raise InputError("no image is left to judge on", wanted="at least one", fix="give more images")
         self._mask = chain.contract.output.kind == "mask"
-        self.chain, self.seen, self.photos, self._journal = chain, seen, photos, journal
+        self.chain, self.seen, self.photos, self._journal = chain, seen, photos, flow.journal
         self.stays = {spec.name: stays_fp32(chain.graphs[spec.name], chain.islands[spec.name]) for spec in chain.specs}
-        self.tried, self.also = 0, also
-        self._held: dict[str, dict[str, np.ndarray]] = {}
+        self.tried, self.also, self._purpose = 0, also, purpose
+        self._held: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._flow = flow
+        self._groups = _groups(photos, flow.window_nbytes())
+        self._wanted = {t.name for spec in chain.specs for t in spec.inputs} | {chain.contract.output.tensor}
         self._room = HOLD_NBYTES
         self._sessions: dict[str, StageSession] = {}
+        self._scenes = {photo.number: photo.scene for photo in photos}
         self._sample = {photo.number: sample(photo.number) for photo in photos}
         self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
         self._reference = self._maps({})
@@ -94,14 +103,14 @@ class Evaluator:
             self.truth, self._truths = "fp32 mask", {n: (m.values, m.valid) for n, m in self._reference.items()}
             if not any(0 < m.values[m.valid].mean() < 1 for m in self._reference.values()):
                 raise InputError(
-                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} validation images",
+                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} images",
                     wanted="words for something that is in the images: a mask without an edge says nothing",
                     fix="give another --prompt, or other images",
                 )
         elif not self._truths:
             self._truths = {n: (m.values, m.valid & (m.values > 0)) for n, m in self._reference.items() if (m.valid & (m.values > 0)).any()}
         if not self._truths:
-            raise InputError("no pixel of the validation images has a depth above zero", fix="give other images")
+            raise InputError("no pixel of the images has a depth above zero", fix="give other images")
         self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
@@ -122,12 +131,12 @@ class Evaluator:
         return (sample.depth_m, counts) if counts.any() else None
 
     def score(self, plan: Plan) -> Score:
-        """Run a choice over all validation images; a failure at any stage output is a score, not an error.
+        """Run a choice over all images; a failure at any stage output is a score, not an error.
 
         Scores are kept in the journal: a search that is taken up again does not measure anything twice.
         """
         self.tried += 1
-        name = f"score_{_digest(plan)}"
+        name = f"score_{self._purpose}_{_digest(plan)}"
         if (known := self._journal.fact(name)) is not None:
             return Score(*known)
         score = self._measure(plan)
@@ -141,7 +150,7 @@ class Evaluator:
             return failed(error.was)
         errors = np.array([self._errors(found[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         change = errors - self._base
-        doubt = change.std(axis=0, ddof=1) / math.sqrt(len(change)) if len(change) > 1 else np.zeros(2)
+        doubt = bootstrap_errors(change, [self._scenes[n] for n in self._truths])
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
         moved = float(np.mean([_apart(found[n], self._reference[n]) for n in found]))
         abs_rel, delta1 = map(float, errors.mean(axis=0))
@@ -177,34 +186,42 @@ class Evaluator:
         return graph
 
     def _maps(self, plan: Plan) -> dict[int, _Map]:
-        """Maps of all photos; stage after stage, so that one stage is in memory at a time."""
+        """Maps of all photos."""
+        output = self.chain.contract.output.tensor
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for group in self._groups:
+            for key, tensors in self._run(plan, group).items():
+                found[key] = tensors[output]
+        windows = {photo.number: [found[photo.number, window] for window in range(photo.windows)] for photo in self.photos}
+        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
+
+    def _run(self, plan: Plan, group: list[Window]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+        """The tensors of some windows, stage after stage, so that one stage is in memory at a time. FP32 stages before the first one that is changed
+        run only if what they make was not kept."""
         changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
-        items = {(photo.number, window): self._item(photo, window) for photo in self.photos for window in range(photo.windows)}
+        items = {(photo.number, window): self._item(photo, window) for photo, window in group}
         started = False
         for spec in self.chain.specs:
-            if spec.name in changed:
-                session = StageSession(self.variant(spec.name, plan[spec.name], boundaries))
-            elif started:
-                session = self._plain(spec.name)
-            else:
+            started |= spec.name in changed
+            made = {tensor.name for tensor in spec.outputs} & self._wanted
+            waiting = [tensors for tensors in items.values() if started or not made <= set(tensors)]
+            if not waiting:
                 continue
-            started = True
-            for tensors in items.values():
+            session = StageSession(self.variant(spec.name, plan[spec.name], boundaries)) if spec.name in changed else self._plain(spec.name)
+            for tensors in waiting:
                 values = session.run(tensors)
                 check_finite(spec.name, values)
                 tensors |= values
             del session
-        output = self.chain.contract.output.tensor
-        windows = {photo.number: [items[photo.number, window][output] for window in range(photo.windows)] for photo in self.photos}
-        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
+        return items
 
     def _item(self, photo: Photo, window: int) -> dict[str, np.ndarray]:
-        """What flows between the FP32 stages for one window; held in memory while there is room."""
-        name = item_name(photo, window)
+        """What flows between the FP32 stages for one window, as far as it was kept; held in memory while there is room."""
+        name = (photo.number, window)
         if name in self._held:
             return dict(self._held[name])
-        tensors = self._journal.get(name)
+        tensors = self._flow.read(photo, window)
         self._room -= sum(values.nbytes for values in tensors.values())
         if self._room >= 0:
             self._held[name] = tensors
@@ -217,6 +234,12 @@ class Evaluator:
         if self.chain.graphs[stage].weights_nbytes() <= KEEP_SESSION_NBYTES:
             self._sessions[stage] = session
         return session
+
+
+def _groups(photos: list[Photo], nbytes: int) -> list[list[Window]]:
+    windows = [(photo, window) for photo in photos for window in range(photo.windows)]
+    size = max(1, GROUP_NBYTES // max(nbytes, 1))
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
 
 
 def _digest(plan: Plan) -> str:

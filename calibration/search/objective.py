@@ -65,7 +65,7 @@ class Score:
         abs_rel_change: relative to FP32.
         delta1_change: absolute.
         disagreement: mean of |depth - FP32 depth| / FP32 depth: how much moved, whether or not the truth noticed.
-        abs_rel_error, delta1_error: standard errors of the two changes over the photos: a few photos prove little.
+        abs_rel_error, delta1_error: standard errors of the two changes, by bootstrap over the scenes: a few photos prove little.
         failure: why there is no depth at all (NaN, infinity, constant), naming the tensor; ``""`` if there is.
     """
 
@@ -83,6 +83,10 @@ class Score:
         if self.failure or self.disagreement > budget.moved:
             return False
         return abs(self.abs_rel_change) + self.abs_rel_error <= budget.abs_rel and abs(self.delta1_change) + self.delta1_error <= budget.delta1
+
+    def mild(self, budget: Budget) -> bool:
+        """Whether the depth moved no further than allowed: what one photo can tell."""
+        return not self.failure and self.disagreement <= budget.moved
 
     @property
     def harm(self) -> float:

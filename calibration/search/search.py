@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..observation.observe import OnProgress, StageObservation, silent
 from ..precision.int8_stage import ranges_for
-from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, Variant, mark_pareto
+from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, mark_pareto
 from ..precision.regions import Region
 from ..ranges.table import TensorRange
-from .cost import RTX_3090, Card, CostModel
-from .evaluate import Evaluator, Plan
-from .objective import Budget, Score
-from .sensitivity import Sensitivity, measure
+from .cards import CARDS, DEFAULT_CARD, Card
+from .clock import NETWORK, Clock, by_the_clock
+from .evaluate import Evaluator
+from .fit import Fit
+from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of
+from .objective import Budget
+from .proof import prove
+from .sensitivity import Sensitivity, screen
+from .stage_costs import StageCosts
 from .stage_times import StageTimes
 
 PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
 USELESS = "INT8 is slower here than FP16, with its neighbours as they are"
-GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
 CANDIDATES = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -41,8 +47,14 @@ class Search:
         precisions: candidates besides fp32.
         measured: stage times on a real card, if there are any; otherwise costs are modelled.
         card: whose published rates the model uses.
+        clock: builds and times mixtures on a card before one is kept, or None.
+        screener: scores regions alone, on one photo; the evaluator if there is none.
+        prover: makes what scores on the photos of the proof; None proves nothing.
         most_regions: per stage.
+        most_trials: mixtures that may run over all selecting photos.
         on_progress: called after every region and every whole variant.
+        on_screened: called when the screening is done.
+        out_of_time: whether the search should come to its end.
     """
 
     def __init__(
@@ -52,27 +64,37 @@ class Search:
         budget: Budget,
         precisions: tuple[str, ...] = CANDIDATES,
         measured: StageTimes | None = None,
-        card: Card = RTX_3090,
+        card: Card = CARDS[DEFAULT_CARD],
+        clock: Clock | None = None,
+        screener: Evaluator | None = None,
+        prover: Callable[[], Evaluator] | None = None,
         most_regions: int = MOST_REGIONS,
+        most_trials: int = MOST_TRIALS,
         on_progress: OnProgress = silent,
+        on_screened: Callable[[], None] = lambda: None,
+        out_of_time: Callable[[], bool] = lambda: False,
     ):
         if unknown := set(precisions) - set(CANDIDATES):
             raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
-        self.evaluator, self.model_sha256, self.budget, self.measured, self.card = evaluator, model_sha256, budget, measured, card
+        self.evaluator, self.model_sha256, self.budget = evaluator, model_sha256, budget
         self.precisions, self.most_regions, self._on_progress = precisions, most_regions, on_progress
-        self._models = {name: CostModel(graph, evaluator.chain.batch, card) for name, graph in evaluator.chain.graphs.items()}
-        self._variants: dict[str, Variant] = {}
+        self.costs, self._clock = StageCosts(evaluator.chain, card, measured), clock
+        self.mixtures = Mixtures(evaluator, self.costs, budget, most_trials, on_progress, out_of_time)
+        self._try = self.mixtures.attempt
+        self._screener, self._prover, self._out_of_time, self._on_screened = screener or evaluator, prover, out_of_time, on_screened
         self._reasons: dict[Region, str] = {}
 
     def run(self) -> Found:
-        """Measure, choose, verify.
+        """Screen, choose, verify.
 
-        The start is, for every region, the fastest choice that keeps the budget alone. If all of them together break it, the regions
-        that move the depth most, or most for the time they save, go one step up, as few of them as will do (found by halving; the cheaper
-        of the two counts). Then every stage must show that its INT8 pays.
+        The start is, for every region, the fastest choice that moves the depth no further than allowed on one photo. If all of them
+        together break the budget, the regions that move the depth most, or most for the time they save, go one step up, as few of them as will
+        do (found by halving; the cheaper of the two counts). Then every stage must show that its INT8 pays, and the whole must prove itself.
         """
-        lines = measure(self.evaluator, self.budget, self.precisions, self.most_regions, self._on_progress)
+        lines = screen(self._screener, self.budget, self.precisions, self.most_regions, self._on_progress, self._out_of_time)
         self._lines = {line.region: line for stage in lines.values() for line in stage}
+        self._on_screened()
+        self.costs.learn({region: line.quantised for region, line in self._lines.items()})
         chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
         self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
         for name in ("fp16", "bf16", "int8"):
@@ -81,27 +103,51 @@ class Search:
                     f"all {name}" + (" where it can be, else fp16" if name == "int8" else ""), {r: self._uniform(line, name) for r, line in self._lines.items()}
                 )
         verdicts: dict[str, str] = {}
+        fit = Fit(self.mixtures, self._lines, self.precisions, self._reasons)
         for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
-            chosen = self._profitable(self._fit(chosen))
+            chosen = self._profitable(fit(chosen))
             for spec in self.evaluator.chain.specs:
                 chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
+            if not self.mixtures.may_try(chosen, 0):
+                break
             if self._try("chosen", chosen).within(self.budget):
-                return self._found(chosen, verdicts)
-        chosen = dict.fromkeys(chosen, FP32)
-        verdicts = {stage: f"{stage}: stays FP32, because no mixture that was tried keeps the budget." for stage in verdicts}
-        return self._found(chosen, verdicts)
+                return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
+        kept = [name for name in self.mixtures.within() if name != "all fp32"]
+        if kept:  # no trial is left, or dropping INT8 broke the budget twice: the fastest that was seen to keep it
+            chosen = self.mixtures.choices[kept[0]]
+            verdicts = {spec.name: self._counted(spec.name, chosen) + "." for spec in self.evaluator.chain.specs}
+            return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
+        return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {})
+
+    def _counted(self, stage: str, chosen: Mixture) -> str:
+        counts = Counter(choice.precision for region, choice in chosen.items() if region.stage == stage)
+        return f"{stage}: {', '.join(f'{counts[p]} {p}' for p in CANDIDATES if counts[p])} regions"
+
+    def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
+        proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress)
+        if proven != chosen:
+            for region in proven:
+                if proven[region] != chosen[region]:
+                    self._reasons[region] = f"{chosen[region].words} is part of a mixture that failed on the photos of the proof"
+            if all(choice == FP32 for choice in proven.values()):
+                verdicts = _wide(verdicts, "no mixture that was tried keeps the budget on the photos of the proof")
+            else:
+                verdicts = {spec.name: self._keep_or_drop(spec.name, proven)[1] for spec in self.evaluator.chain.specs} | {
+                    NETWORK: "A faster mixture kept the budget where it was chosen and broke it on the photos of the proof."
+                }
+        return self._found(proven, verdicts, proof)
 
     def _start(self, line: Sensitivity) -> Choice:
         if line.declared:
             self._reasons[line.region] = "the network declares it FP32"
             return FP32
         for choice in line.ladder(self.precisions):
-            if choice == FP32 or line.scores[choice].within(self.budget):
+            if choice == FP32 or line.scores[choice].mild(self.budget):
                 self._reasons[line.region] = self._why(line, choice)
                 return choice
         return FP32
 
-    def _profitable(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
+    def _profitable(self, chosen: Mixture) -> Mixture:
         """INT8 is removed wherever it slows its stage: a region between FP16 ones pays for turning its input into INT8."""
         chosen, fp16 = dict(chosen), Choice("fp16")
         for stage in {region.stage: None for region in chosen}:
@@ -110,7 +156,7 @@ class Search:
             while changed:
                 changed = False
                 for region in [r for r, choice in mine.items() if choice.precision == "int8" and fp16 in self._lines[r].ladder(self.precisions)]:
-                    if self.stage_ms(stage, mine | {region: fp16}) < self.stage_ms(stage, mine):
+                    if self.costs.stage_ms(stage, mine | {region: fp16}) < (1 - 1e-9) * self.costs.stage_ms(stage, mine):
                         mine[region], changed = fp16, True
                         self._reasons[region] = USELESS
             chosen |= mine
@@ -123,7 +169,7 @@ class Search:
         failures = [score.failure for tried, score in line.scores.items() if score.failure and tried.precision == "fp16"]
         if choice == FP32 and failures:
             return f"FP16 fails: {failures[0]}"
-        return "the fastest that keeps the budget alone" if choice != FP32 else "every faster choice breaks the budget alone"
+        return "the fastest that moves the depth no further than allowed, alone" if choice != FP32 else "every faster choice moves the depth too far, alone"
 
     def _uniform(self, line: Sensitivity, precision: str) -> Choice:
         if line.declared:
@@ -132,157 +178,73 @@ class Search:
             return line.best_int8() or Choice("fp16")
         return Choice(precision)
 
-    def _plan(self, chosen: dict[Region, Choice]) -> Plan:
-        plan: Plan = {}
-        for region, choice in chosen.items():
-            plan.setdefault(region.stage, {})[region.nodes] = choice
-        return plan
-
-    def _try(self, name: str, chosen: dict[Region, Choice], score: Score | None = None) -> Score:
-        score = score or self.evaluator.score(self._plan(chosen))
-        self._variants[name] = Variant(name, self.cost_ms(chosen), score.to_json(), score.within(self.budget))
-        self._on_progress("whole variants", max(8, len(self._variants)))
-        return score
-
-    def _fit(self, chosen: dict[Region, Choice]) -> dict[Region, Choice]:
-        """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
-        if self._try("every region's fastest", chosen).within(self.budget):
-            return chosen
-        ladders = {region: self._lines[region].ladder(self.precisions) for region in chosen}
-        raised = dict(chosen)
-        for precision in ("int8", "fp16", "bf16"):
-            above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice.precision == precision}
-            if not above:
-                continue
-            whole = raised | above
-            if self._try(f"every {precision} region raised", whole).within(self.budget):
-                return self._fewest(precision, raised, above)
-            raised = whole
-        return dict.fromkeys(chosen, FP32)
-
-    def _fewest(self, precision: str, chosen: dict[Region, Choice], above: dict[Region, Choice]) -> dict[Region, Choice]:
-        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
-        kept = [chosen | above]
-        for words, key in (
-            ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
-            ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
-        ):
-            order, low, high = sorted(above, key=key), 1, len(above)
-            while low < high:
-                middle = (low + high) // 2
-                trial = self._with(chosen, above, order[:middle])
-                if self._try(f"{middle} {precision} regions raised, {words}", trial).within(self.budget):
-                    high = middle
-                    kept.append(trial)
-                else:
-                    low = middle + 1
-        found = self._given_back(precision, chosen, min(kept, key=self.cost_ms))
-        for region in above:
-            if found[region] != chosen[region]:
-                self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
-        return found
-
-    def _given_back(self, precision: str, chosen: dict[Region, Choice], raised: dict[Region, Choice]) -> dict[Region, Choice]:
-        """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
-        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self._saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
-        for number, region in enumerate(costly, 1):
-            trial = raised | {region: chosen[region]}
-            if self.cost_ms(trial) < self.cost_ms(raised) and self._try(f"costly region {number} in {precision} again", trial).within(self.budget):
-                raised = trial
-        return raised
-
-    @staticmethod
-    def _with(chosen: dict[Region, Choice], above: dict[Region, Choice], some: list[Region]) -> dict[Region, Choice]:
-        return chosen | {region: above[region] for region in some}
-
-    @staticmethod
-    def _above(ladder: tuple[Choice, ...], choice: Choice) -> Choice:
-        place = ladder.index(choice) if choice in ladder else -1
-        return ladder[min(place + 1, len(ladder) - 1)]
-
-    def _harm(self, region: Region, now: Choice, above: Choice) -> float:
-        scores = self._lines[region].scores
-        return scores[now].harm - (scores[above].harm if above in scores else 0.0)
-
-    def _saved_ms(self, region: Region, now: Choice, above: Choice) -> float:
-        model, quantised = self._models[region.stage], set(self._lines[region].quantised)
-        return model.total_ms({region: above}, quantised) - model.total_ms({region: now}, quantised)
-
-    def _harm_per_ms(self, region: Region, now: Choice, above: Choice) -> float:
-        harm = self._harm(region, now, above)
-        return harm / max(self._saved_ms(region, now, above), 1e-9) if harm > 0 else harm
-
-    def _keep_or_drop(self, stage: str, chosen: dict[Region, Choice]) -> tuple[dict[Region, Choice], str]:
+    def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
         """INT8 stays in a stage only if it pays; one sentence about the stage."""
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
         without = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in mine.items()}
-        counts = {p: sum(choice.precision == p for choice in mine.values()) for p in CANDIDATES}
-        words = ", ".join(f"{count} {precision}" for precision, count in counts.items() if count)
-        if not counts["int8"]:
+        words = self._counted(stage, chosen)
+        if not any(choice.precision == "int8" for choice in mine.values()):
             able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
             if not able or "int8" not in self.precisions:
-                return chosen, f"{stage}: {words} regions; INT8 was not possible or not asked for."
+                return chosen, f"{words}; INT8 was not possible or not asked for."
             useless = [line.region for line in able if self._reasons.get(line.region) == USELESS]
-            kind = "measured" if self._is_measured(stage) else "modelled"
+            kind = "measured" if self.costs.is_measured(stage) else "modelled"
             why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
-            return chosen, f"{stage}: {words} regions; INT8 is dropped because {why}."
-        slow, fast = self.stage_ms(stage, without), self.stage_ms(stage, mine)
+            return chosen, f"{words}; INT8 is dropped because {why}."
+        slow, fast = self.costs.stage_ms(stage, without), self.costs.stage_ms(stage, mine)
         gain = 1 - fast / slow if slow else 0.0
-        kind = "measured" if self._is_measured(stage) else "modelled"
+        kind = "measured" if self.costs.is_measured(stage) else "modelled"
         if gain >= PAYS_FROM:
-            return chosen, f"{stage}: {words} regions; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
+            return chosen, f"{words}; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
-            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
+            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
         replaced = chosen | without
-        if not self.evaluator.score(self._plan(replaced)).within(self.budget):
-            return chosen, f"{stage}: {words} regions; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
+        if not self.mixtures.may_try(replaced, 2):
+            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
+        if not self._try(f"{stage} in fp16", replaced).within(self.budget):
+            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
         for region, choice in mine.items():
             if choice.precision == "int8":
                 self._reasons[region] = "INT8 does not pay in this stage"
-        self._try(f"{stage} kept in int8", chosen)
-        return replaced, f"{stage}: INT8 is dropped because it saves only {gain:.1%} of {slow:.3g} ms ({kind}; {PAYS_FROM:.0%} is wanted)."
+        if self.mixtures.may_try(chosen, 2):
+            self._try(f"{stage} kept in int8", chosen)
+        why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it makes the stage slower ({fast:.3g} ms for {slow:.3g} ms)"
+        return replaced, f"{stage}: INT8 is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
-    def _is_measured(self, stage: str) -> bool:
-        return self.measured is not None and self.measured.compares(stage)
-
-    def stage_ms(self, stage: str, choices: dict[Region, Choice]) -> float:
-        """Time of a stage: modelled, or the measured time of its lowest precision (of BF16 that of FP16: it is as wide)."""
-        if self._is_measured(stage):
-            times, present = self.measured.stages[stage], {choice.precision for choice in choices.values()}
-            lowest = next((p for p in ("int8", "fp16", "bf16") if p in present), "fp32")
-            lowest = lowest if lowest in times or lowest != "bf16" else "fp16"
-            if lowest in times:
-                return times[lowest]
-        quantised = {name for region in choices for name in self._lines[region].quantised}
-        return self._models[stage].total_ms(choices, quantised)
-
-    def cost_ms(self, chosen: dict[Region, Choice]) -> float:
-        """Time of the network."""
-        stages = {region.stage for region in chosen}
-        return math.fsum(self.stage_ms(stage, {r: c for r, c in chosen.items() if r.stage == stage}) for stage in sorted(stages))
-
-    def _found(self, chosen: dict[Region, Choice], verdicts: dict[str, str]) -> Found:
+    def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any]) -> Found:
         self._try("chosen", chosen)
-        self._variants["chosen"] = replace(self._variants["chosen"], chosen=True)
+        variants = self.mixtures.variants | {"chosen": replace(self.mixtures.variants["chosen"], chosen=True)}
         seen: dict[str, StageObservation] = self.evaluator.seen
         graphs = self.evaluator.chain.graphs
-        plan = self._plan(chosen)
+        plan = plan_of(chosen)
         ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
         regions, overflows = [], []
         for region, line in self._lines.items():
-            macs = self._models[region.stage].region_macs(region)
+            macs = self.costs.models[region.stage].region_macs(region)
             reason = self._reasons.get(region, "")
             regions.append(RegionPlan(region.stage, region.path, region.kind, region.nodes, chosen[region], reason, line.evidence(), macs))
             overflows += [{"stage": region.stage, "region": region.path, "tensor": name, "peak": peak} for name, peak in line.overflows.items()]
-        measured = [stage for stage in graphs if self._is_measured(stage)]
-        kind = "modelled" if not measured else "measured" if len(measured) == len(graphs) else f"measured in {', '.join(measured)}, else modelled"
-        cost = {"kind": kind, "device": self.measured.device if measured else self.card.name}
         overflows.sort(key=lambda fact: -fact["peak"])
         keep = self.evaluator.keep_fp32(plan)
-        truth, variants = self.evaluator.truth, mark_pareto(list(self._variants.values()))
+        truth, marked, cost = self.evaluator.truth, mark_pareto(list(variants.values())), self.costs.facts()
         return Found(
             PrecisionPlan(
-                self.model_sha256, self.budget.to_json(), truth, cost, tuple(regions), keep, verdicts, tuple(overflows), variants, self.evaluator.also
+                self.model_sha256,
+                self.budget.to_json(),
+                truth,
+                cost,
+                tuple(regions),
+                keep,
+                verdicts,
+                tuple(overflows),
+                marked,
+                self.evaluator.also,
+                proof,
             ),
             ranges,
         )
+
+
+def _wide(verdicts: dict[str, str], why: str) -> dict[str, str]:
+    """Every stage stays FP32."""
+    return {stage: f"{stage}: stays FP32, because {why}." for stage in verdicts}

@@ -1,8 +1,9 @@
-"""What each region costs in depth if it alone computes in fewer bits, and which regions cannot at all."""
+"""What each region costs in depth if it alone computes in fewer bits, and which regions cannot at all: a screening on one photo."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ class Sensitivity:
 
     Args:
         region: which.
-        scores: of every choice that was tried, the region alone.
+        scores: of every choice that was tried, the region alone (FP16: perhaps the whole stage), on one photo.
         overflows: tensors the region makes that FP16 cannot hold, with their greatest magnitude.
         reads: such tensors that its FP16 nodes would read.
         quantised: names of its nodes that can compute in INT8.
@@ -65,17 +66,25 @@ class Sensitivity:
         return {choice.words: score.to_json() for choice, score in self.scores.items()}
 
 
-def measure(
-    evaluator: Evaluator, budget: Budget, precisions: tuple[str, ...], most_regions: int, on_progress: OnProgress = silent
+def screen(
+    evaluator: Evaluator,
+    budget: Budget,
+    precisions: tuple[str, ...],
+    most_regions: int,
+    on_progress: OnProgress = silent,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[Sensitivity]]:
-    """Measure every region of every stage alone.
+    """Look at every region of every stage alone, on one photo, and judge by how far the depth moves: of one photo the metrics say little.
 
-    INT8 is tried with one observer; where that breaks the budget, with the others, and in transformer parts with SmoothQuant. BF16
-    is tried where FP16 breaks the budget: it costs the same and holds greater numbers with fewer digits.
+    FP16 is tried for a whole stage, and region by region only where that moves the depth too far. INT8 is tried with one observer; where that moves it too
+    far, with the others, and in transformer parts with SmoothQuant. BF16 is tried where FP16 is too much: it costs the same and holds greater numbers
+    with fewer digits.
 
     Args:
+        evaluator: scores on one photo.
         precisions: the candidates.
         most_regions: per stage.
+        out_of_time: whether the rest must go without: those regions are not tried in INT8.
 
     Returns:
         stage -> sensitivities, the worst first.
@@ -84,20 +93,22 @@ def measure(
     for spec in evaluator.chain.specs:
         graph = evaluator.chain.graphs[spec.name]
         inputs = activation_inputs(graph, evaluator.also)
-        lines = []
         stays = evaluator.stays[spec.name]
         overflows = {name: peak for name, peak in fp16_overflows(evaluator.seen[spec.name].peaks).items() if _meets_fp16(graph, name, stays)}
-        regions = find_regions(spec.name, graph, most_regions)
-        for region in regions:
+        lines = []
+        for region in find_regions(spec.name, graph, most_regions):
             line = Sensitivity(region, quantised=tuple(name for name in region.nodes if name in inputs and name not in stays))
             line.overflows = {name: peak for name, peak in overflows.items() if (maker := graph.maker.get(name)) is not None and maker.name in region.nodes}
             working = {name for name in region.nodes if name not in stays}
             line.reads = {name: peak for name, peak in overflows.items() if any(reader.name in working for reader, _ in graph.readers[name])}
             line.declared = all(stays.get(name, "").startswith("island") for name in region.nodes)
-            if not line.declared:
-                _measure_region(evaluator, line, budget, precisions)
-            on_progress(f"regions of {spec.name}", len(regions))
             lines.append(line)
+        open_lines = [line for line in lines if not line.declared]
+        if "fp16" in precisions:
+            _screen_fp16(evaluator, open_lines, budget)
+        for line in open_lines:
+            _screen_region(evaluator, line, budget, precisions, out_of_time())
+            on_progress("regions screened on one photo", max(1, len(open_lines)) * len(evaluator.chain.specs))
         found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found
 
@@ -109,7 +120,24 @@ def _meets_fp16(graph: StageGraph, tensor: str, stays: dict[str, str]) -> bool:
     return any(node.name not in stays for node in nodes)
 
 
-def _measure_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, precisions: tuple[str, ...]) -> None:
+def _screen_fp16(evaluator: Evaluator, lines: list[Sensitivity], budget: Budget) -> None:
+    """FP16 for all regions of a stage that can hold their numbers in it, together; one by one if that moves the depth too far."""
+    half = Choice("fp16")
+    able = []
+    for line in lines:
+        if line.overflows or line.reads:
+            tensor, peak = next(iter({**line.overflows, **line.reads}.items()))
+            line.scores[half] = failed(f"tensor {tensor} reaches {peak:.3g}, which FP16 cannot hold (65504)")
+        else:
+            able.append(line)
+    if not able:
+        return
+    together = evaluator.score({able[0].region.stage: {line.region.nodes: half for line in able}})
+    for line in able:
+        line.scores[half] = together if together.mild(budget) else evaluator.score({line.region.stage: {line.region.nodes: half}})
+
+
+def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, precisions: tuple[str, ...], hurried: bool) -> None:
     region, graph = line.region, evaluator.chain.graphs[line.region.stage]
 
     def tried(choice: Choice) -> Score:
@@ -117,15 +145,11 @@ def _measure_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, pre
             line.scores[choice] = evaluator.score({region.stage: {region.nodes: choice}})
         return line.scores[choice]
 
-    if "fp16" in precisions:
-        if line.overflows or line.reads:
-            tensor, peak = next(iter({**line.overflows, **line.reads}.items()))
-            line.scores[Choice("fp16")] = failed(f"tensor {tensor} reaches {peak:.3g}, which FP16 cannot hold (65504)")
-        else:
-            tried(Choice("fp16"))
-    if "bf16" in precisions and not ("fp16" in precisions and line.scores[Choice("fp16")].within(budget)):
+    if "bf16" in precisions and not ("fp16" in precisions and line.scores[Choice("fp16")].mild(budget)):
         tried(Choice("bf16"))
-    if "int8" in precisions and line.quantised and not (line.overflows or line.reads) and not tried(Choice("int8", FIRST_OBSERVER)).within(budget):
+    if hurried or "int8" not in precisions or not line.quantised or line.overflows or line.reads:
+        return
+    if not tried(Choice("int8", FIRST_OBSERVER)).mild(budget):
         for observer in OTHER_OBSERVERS:
             tried(Choice("int8", observer))
         if region.kind in SMOOTHED_KINDS and smoothable(graph, region.nodes):

@@ -118,12 +118,14 @@ def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> in
         if arguments.data:
             from ...calibration.calibrate import Settings
             from ...calibration.search.objective import Budget
+            from ..plan.mixture_clock import clock_if_possible
             from ..plan.time_stages import times_if_possible
             from ..precision.calibrated import calibrate_bundle
 
             measured = times_if_possible(bundle, scratch / "times", options, on_message=on_message, on_progress=lambda what, done: on_progress(what, exported))
             budget = Budget.parse(arguments.budget) if arguments.budget else Budget()
-            settings = Settings(budget, prompts=tuple(arguments.prompt or ()), measured=measured)
+            clock = clock_if_possible(bundle, scratch / "mixture", options, on_message) if measured else None
+            settings = Settings(budget, prompts=tuple(arguments.prompt or ()), measured=measured, clock=clock)
             calibrate_bundle(
                 bundle, arguments.data, settings, scratch, on_message, lambda what, done: on_progress(what, exported + (calibrated - exported) * done)
             )

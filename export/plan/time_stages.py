@@ -72,9 +72,9 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
             on_progress(f"{precision}: {what}", (place + done) / len(PRECISIONS))
 
         with scratch_beside(beside) as scratch:
-            version = _build(bundle, replace(options, precision=precision), calibration, scratch, precision_progress)
+            version = build_timed(bundle, replace(options, precision=precision), calibration, scratch, precision_progress)
             precision_progress("running", 0.95)
-            found = _run(scratch / "timed.plan", options)
+            found = run_timed(scratch / "timed.plan", options)
         for stage, ms in found.items():
             if precision != "int8" or everywhere.plan.precision(stage) == "int8":
                 times[stage][precision] = round(ms, 4)
@@ -110,7 +110,7 @@ def int8_everywhere(bundle: BundleDirectory) -> Calibration:
     return Calibration(table, PrecisionPlan(model, {}, "", {}, tuple(regions), (), {}, (), ()))
 
 
-def _build(bundle: BundleDirectory, options: BuildOptions, calibration: Calibration | None, scratch: Path, on_progress: Progress) -> str:
+def build_timed(bundle: BundleDirectory, options: BuildOptions, calibration: Calibration | None, scratch: Path, on_progress: Progress) -> str:
     """Write ``timed.plan``; returns the version of the backend."""
     builder = StageBuilder(bundle, options, scratch, on_progress, calibration, compare=False)
     builder.type_stages()
@@ -119,7 +119,7 @@ def _build(bundle: BundleDirectory, options: BuildOptions, calibration: Calibrat
     return manifest.backend_version
 
 
-def _run(path: Path, options: BuildOptions) -> dict[str, float]:
+def run_timed(path: Path, options: BuildOptions) -> dict[str, float]:
     """Median milliseconds of every stage of a plan."""
     with PlanFile.open(path, verify=False) as plan:
         backend = TensorRTBackend(plan, options.device, graphs=False, kernels=False)

@@ -122,7 +122,7 @@ def calibrate_bundle(
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.
     """
     with BundleDirectory.open(path) as bundle:
-        result = calibrate(bundle, Chosen(*data), settings, folder / "calibration", _Phases(len(bundle.manifest.stages), on_progress))
+        result = calibrate(bundle, Chosen(*data), settings, folder / "calibration", _Phases(on_progress), on_message)
         for warning in result.table.warnings:
             on_message(f"warning: {warning}")
         add_to_bundle(bundle, result)
@@ -130,10 +130,10 @@ def calibrate_bundle(
 
 
 class _Phases:
-    """Turns the steps of a calibration into one part done: images, the pictures and then the regions of every stage, whole variants."""
+    """Turns the steps of a calibration into one part done: images, pictures through the stages, regions, whole variants, the proof."""
 
-    def __init__(self, stages: int, on_progress: Callable[[str, float], None]):
-        self._phases, self._tell, self._begun, self._done, self._what = 2 + 2 * stages, on_progress, 0, 0, ""
+    def __init__(self, on_progress: Callable[[str, float], None]):
+        self._phases, self._tell, self._begun, self._done, self._what = 5, on_progress, 0, 0, ""
 
     def __call__(self, what: str, total: int) -> None:
         """One step of ``what`` is done, of ``total``."""

@@ -1,0 +1,43 @@
+"""With a card at hand, what was chosen by reckoning is built and timed before it is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ...runtime.errors import FathomError
+from ..observation.observe import OnProgress
+from ..precision.precision_plan import Choice
+from .evaluate import Plan
+from .mixtures import Mixture, Mixtures, plan_of
+
+Clock = Callable[[Plan], dict[str, float]]  # a mixture -> milliseconds of every stage of it, built and run on a card
+WITHOUT = "chosen, with fp16 for int8"
+NETWORK = "(network)"  # whose verdict is about all stages together
+
+
+def by_the_clock(mixtures: Mixtures, clock: Clock | None, chosen: Mixture, verdicts: dict[str, str], on_progress: OnProgress) -> tuple[Mixture, dict[str, str]]:
+    """The chosen mixture, the runner-up, and the chosen one with FP16 for INT8 are built and timed; the fastest is kept, with its verdicts."""
+    if clock is None:
+        return chosen, verdicts
+    half = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in chosen.items()}
+    others = [name for name in mixtures.within() if mixtures.choices[name] not in (chosen, half)]
+    contenders = {"chosen": chosen} | {name: mixtures.choices[name] for name in others[:1]}
+    if half != chosen and mixtures.attempt(WITHOUT, half).within(mixtures.budget):
+        contenders[WITHOUT] = half
+    times: dict[str, dict[str, float]] = {}
+    for name, mixture in contenders.items():
+        try:
+            times[name] = clock(plan_of(mixture))
+        except FathomError:  # what cannot be built is no contender
+            continue
+        on_progress("mixtures built and timed", len(contenders))
+    if not times:
+        return chosen, verdicts | {NETWORK: "No mixture could be built on this card: costs are reckoned."}
+    totals = {name: math.fsum(stages.values()) for name, stages in times.items()}
+    best = min(totals, key=lambda name: totals[name])
+    for name, ms in totals.items():
+        mixtures.took(name, ms)
+    told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(totals.items(), key=lambda item: item[1]))
+    verdicts = {stage: f"{text} Built and timed: {times[best][stage]:.3g} ms." if stage in times[best] else text for stage, text in verdicts.items()}
+    return contenders[best], verdicts | {NETWORK: f"The fastest of the mixtures that were built and timed is kept: {told}."}

@@ -1,0 +1,97 @@
+"""Bringing a mixture into the budget: as few regions as will do compute in more bits."""
+
+from __future__ import annotations
+
+from ..precision.precision_plan import FP32, Choice
+from ..precision.regions import Region
+from .mixtures import Mixture, Mixtures
+from .sensitivity import Sensitivity
+
+GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
+SPARE = 4  # trials that are left for what follows
+
+
+class Fit:
+    """Raises regions until the whole keeps the budget.
+
+    Args:
+        mixtures: tries them.
+        lines: what the screening found.
+        precisions: the candidates.
+        reasons: of the choices; what is raised says why.
+    """
+
+    def __init__(self, mixtures: Mixtures, lines: dict[Region, Sensitivity], precisions: tuple[str, ...], reasons: dict[Region, str]):
+        self._mixtures, self._lines, self._precisions, self._reasons = mixtures, lines, precisions, reasons
+        self._costs = mixtures.costs
+
+    def __call__(self, chosen: Mixture) -> Mixture:
+        """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
+        if self._within("every region's fastest", chosen):
+            return chosen
+        ladders = {region: self._lines[region].ladder(self._precisions) for region in chosen}
+        raised = dict(chosen)
+        for precision in ("int8", "fp16", "bf16"):
+            above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice.precision == precision}
+            if not above:
+                continue
+            whole = raised | above
+            if self._within(f"every {precision} region raised", whole):
+                return self._fewest(precision, raised, above)
+            raised = whole
+        return dict.fromkeys(chosen, FP32)
+
+    def _fewest(self, precision: str, chosen: Mixture, above: Mixture) -> Mixture:
+        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
+        kept = [chosen | above]
+        for words, key in (
+            ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
+            ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
+        ):
+            order, low, high = sorted(above, key=key), 1, len(above)
+            while low < high:
+                middle = (low + high) // 2
+                trial = self._with(chosen, above, order[:middle])
+                if not self._mixtures.may_try(trial, SPARE):
+                    break
+                if self._within(f"{middle} {precision} regions raised, {words}", trial):
+                    high = middle
+                    kept.append(trial)
+                else:
+                    low = middle + 1
+        found = self._given_back(precision, chosen, min(kept, key=self._costs.cost_ms))
+        for region in above:
+            if found[region] != chosen[region]:
+                self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
+        return found
+
+    def _given_back(self, precision: str, chosen: Mixture, raised: Mixture) -> Mixture:
+        """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
+        costly = sorted((r for r in raised if raised[r] != chosen[r]), key=lambda r: -self._costs.saved_ms(r, chosen[r], raised[r]))[:GIVEN_BACK]
+        for number, region in enumerate(costly, 1):
+            trial = raised | {region: chosen[region]}
+            if not self._mixtures.may_try(trial, SPARE):
+                break
+            if self._costs.cost_ms(trial) < self._costs.cost_ms(raised) and self._within(f"costly region {number} in {precision} again", trial):
+                raised = trial
+        return raised
+
+    def _within(self, name: str, mixture: Mixture) -> bool:
+        return self._mixtures.attempt(name, mixture).within(self._mixtures.budget)
+
+    @staticmethod
+    def _with(chosen: Mixture, above: Mixture, some: list[Region]) -> Mixture:
+        return chosen | {region: above[region] for region in some}
+
+    @staticmethod
+    def _above(ladder: tuple[Choice, ...], choice: Choice) -> Choice:
+        place = ladder.index(choice) if choice in ladder else -1
+        return ladder[min(place + 1, len(ladder) - 1)]
+
+    def _harm(self, region: Region, now: Choice, above: Choice) -> float:
+        scores = self._lines[region].scores
+        return scores[now].harm - (scores[above].harm if above in scores else 0.0)
+
+    def _harm_per_ms(self, region: Region, now: Choice, above: Choice) -> float:
+        harm = self._harm(region, now, above)
+        return harm / max(self._costs.saved_ms(region, now, above), 1e-9) if harm > 0 else harm

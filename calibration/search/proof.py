@@ -1,0 +1,73 @@
+"""The verdict on what a search chose comes from photos that chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..observation.observe import OnProgress
+from ..precision.precision_plan import FP32
+from .evaluate import Evaluator
+from .mixtures import Mixture, Mixtures, plan_of
+from .objective import Budget, Score
+
+MOST_PROOFS = 4  # mixtures that are put to the proof; each further one makes luck a little likelier
+
+
+def prove(mixtures: Mixtures, find_prover: Callable[[], Evaluator] | None, chosen: Mixture, on_progress: OnProgress) -> tuple[Mixture, dict[str, Any]]:
+    """The chosen mixture, or the first safer one that keeps the budget on the photos of the proof, else FP32.
+
+    Safer are those that keep the budget on the selecting photos, too, and moved the depth less there; of them the fastest comes first.
+
+    Args:
+        find_prover: scores on the photos of the proof; None if there are none, and then nothing is proven.
+
+    Returns:
+        the mixture, and the proof for the plan.
+    """
+    if find_prover is None:
+        return chosen, {}
+    prover = find_prover()
+    rejected: list[str] = []
+    facts: dict[str, Any] = {"photos": len(prover.photos), "scenes": len({photo.scene for photo in prover.photos})}
+    name, mixture = "chosen", chosen
+    while True:
+        exact = all(choice == FP32 for choice in mixture.values())
+        score = prover.baseline if exact else prover.score(plan_of(mixture))
+        on_progress("mixtures put to the proof", MOST_PROOFS)
+        if exact or score.within(mixtures.budget):
+            return mixture, facts | {"score": score.to_json(), "within": True, "rejected": rejected}
+        rejected.append(f"{name}: {proof_words(score)}")
+        name, mixture = _safer(mixtures, mixture, len(rejected))
+
+
+def _safer(mixtures: Mixtures, failed: Mixture, tries: int) -> tuple[str, Mixture]:
+    wide = dict.fromkeys(failed, FP32)
+    if tries >= MOST_PROOFS:
+        return "all fp32", wide
+    known = next((name for name, mixture in mixtures.choices.items() if mixture == failed), None)
+    moved = mixtures.variants[known].score["disagreement"] if known else None
+    for name in mixtures.within():
+        harm = mixtures.variants[name].score["disagreement"]
+        if harm is not None and (moved is None or harm < moved):
+            return name, mixtures.choices[name]
+    return "all fp32", wide
+
+
+def proof_words(score: Score) -> str:
+    """What a score says, in short."""
+    if score.failure:
+        return score.failure
+    changes = ((score.abs_rel_change, score.abs_rel_error, "%"), (score.delta1_change, score.delta1_error, "pp"))
+    told = [f"{name} {100 * change:+.2f} ± {100 * error:.2f} {unit}" for name, (change, error, unit) in zip(("abs_rel", "delta1"), changes, strict=True)]
+    return ", ".join([*told, f"moved {100 * score.disagreement:.2f} %"])
+
+
+def proof_line(proof: dict[str, Any], budget: Budget) -> str:
+    """The proof of a plan in one sentence."""
+    if not proof:
+        return "Nothing was kept back to prove this on."
+    score = Score(**proof["score"])
+    seen = f"{proof['photos']} photos of {proof['scenes']} scenes that chose nothing"
+    line = f"Proved on {seen}: {proof_words(score)} (allowed: {100 * budget.abs_rel:g} %, {100 * budget.delta1:g} pp, {100 * budget.moved:g} %)."
+    return line + (f" Rejected there: {'; '.join(proof['rejected'])}." if proof["rejected"] else "")
