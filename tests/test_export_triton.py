@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from test_runtime_run import depth_run
 from triton_ensemble import ensemble_depth
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+import fathom
 from fathom.export.commands.triton_command import main as depth_triton
 from fathom.export.triton.check import check_models
 from fathom.export.triton.config_text import config_text, read_config
@@ -27,6 +29,7 @@ from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.triton.photo_service import OUTPUTS
 
 PHOTO = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
 
@@ -287,3 +290,11 @@ def test_pixels_that_are_none(photo_model):
         assert answer.error.code == 3
     (answer,) = photo_model.execute([request(pixels=PHOTO[None])])
     assert answer.error is None  # the model goes on
+
+
+def test_the_deployments_of_the_documentation_fit_what_is_written():
+    yaml = pytest.importorskip("yaml")
+    page = (Path(fathom.__file__).parent / "docs" / "triton.md").read_text()
+    compose, kserve = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S))
+    assert "--load-model=evp-photo" in compose["services"]["triton"]["command"] and kserve["kind"] == "InferenceService"
+    assert all(f"`{name}`" in page for name in (*OUTPUTS.values(), "facts", "photo", "pixels", "camera", "prompt"))

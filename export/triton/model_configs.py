@@ -19,6 +19,7 @@ TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64", 
 BACKENDS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}  # ours -> Triton's; it has none for TensorRT-RTX
 QUEUE_DELAY_US = 2000  # how long a request may wait for others, where a model takes several together
 BUNDLE_BATCH = 8  # bundles name no greatest batch
+PHOTOS = 8  # that the photo model takes at once: some are decoded and shaped while one is in the network
 PREFIX = "fathom."
 
 
@@ -93,7 +94,7 @@ def photo_config(name: str, manifest: Manifest, facts: dict[str, str]) -> Any:
     """Photos in, metres out: a Python model on the lean runtime, with the whole plan in its own process."""
     proto = load_protobuf()
     text, output = manifest.contract.text, manifest.contract.output
-    most = manifest.batch[2] if isinstance(manifest, PlanManifest) else BUNDLE_BATCH
+    most = max(PHOTOS, manifest.batch[2] if isinstance(manifest, PlanManifest) else 1)
     config = proto.ModelConfig(name=name, backend="python", max_batch_size=most, default_model_filename="model.py")
     for tensor, kind, dims in (("photo", "TYPE_STRING", [1]), ("pixels", "TYPE_UINT8", [-1, -1, 3]), ("camera", "TYPE_FP32", [4])):
         config.input.add(name=tensor, data_type=proto.DataType.Value(kind), dims=dims, optional=True)
@@ -105,6 +106,8 @@ def photo_config(name: str, manifest: Manifest, facts: dict[str, str]) -> Any:
     for tensor in config.input:
         tensor.allow_ragged_batch = True  # photos of any sizes go to the model together; it takes each request's tensors as they are
     _serve(config, manifest, most)
+    if not config.dynamic_batching.preferred_batch_size:
+        config.dynamic_batching.max_queue_delay_microseconds = 0  # whatever waits goes along, and nothing waits for it
     _parameters(config, facts)
     return config
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import AccuracyError, FathomError, InputError
 from ..photo.photo import decode_photo
-from ..photo.preprocess import check_photo
+from ..photo.preprocess import check_photo, windows_of
 from ..sequences import zip_equal
 
 if TYPE_CHECKING:
@@ -65,24 +65,20 @@ class PhotoService:
         return answers
 
     def _decoded(self, ask: Ask) -> list[np.ndarray] | FathomError:
-        try:
-            return [decode_photo(photo) if isinstance(photo, bytes) else check_photo(photo) for photo in ask.photos]
-        except FathomError as error:
-            return error
-        except ValueError as error:
-            return InputError(str(error))
+        return _result(lambda: [decode_photo(photo) if isinstance(photo, bytes) else check_photo(photo) for photo in ask.photos])
 
     def _predict(self, groups: list[list[np.ndarray]], prompt: str | None, camera: Any) -> list[Any]:
         """For each group of photos its maps or its error."""
-        try:
-            maps = iter(self.pipeline.predict_batch([photo for group in groups for photo in group], self.protocol, camera, prompt))
+        if self.pipeline.batch < 2 * len(windows_of(self.pipeline.protocol(self.protocol))):  # nothing to share: one is shaped while another is in the network
+            futures = [[self.pipeline.submit(photo, self.protocol, camera, prompt) for photo in group] for group in groups]
+            return [_result(lambda group=group: [future.result() for future in group]) for group in futures]
+        together = _result(lambda: self.pipeline.predict_batch([photo for group in groups for photo in group], self.protocol, camera, prompt))
+        if not isinstance(together, FathomError):
+            maps = iter(together)
             return [[next(maps) for _ in group] for group in groups]
-        except FathomError as error:
-            if len(groups) == 1 or not isinstance(error, (InputError, AccuracyError)):
-                return [error] * len(groups)
-            return [answer for group in groups for answer in self._predict([group], prompt, camera)]  # each alone, to know which
-        except ValueError as error:  # what a caller passed as camera
-            return [InputError(str(error))] * len(groups)
+        if len(groups) == 1 or not isinstance(together, (InputError, AccuracyError)):
+            return [together] * len(groups)
+        return [answer for group in groups for answer in self._predict([group], prompt, camera)]  # each alone, to know which
 
     def warm_up(self) -> None:
         """Run a made-up picture once, so that the first caller does not wait for what happens once.
@@ -117,6 +113,16 @@ def facts_of(depth: DepthMap) -> dict[str, Any]:
     head = {"kind": depth.kind, "unit": depth.unit, "larger_is": depth.larger_is, "width": width, "height": height, "protocol": depth.protocol}
     origin = {"network": depth.origin.network, "manifest_sha256": depth.origin.sha256, "untrained": depth.origin.untrained}
     return {**head, **origin, **depth.summary(), "network_ms": round(depth.network_ms, 3)}
+
+
+def _result(work: Callable[[], Any]) -> Any:
+    """What it returns, or its error, if that is the caller's to know."""
+    try:
+        return work()
+    except FathomError as error:
+        return error
+    except ValueError as error:  # such as a camera that cannot be
+        return InputError(str(error))
 
 
 def _large_enough(steps: Sequence[Any], window: tuple[int, int]) -> tuple[int, int]:
