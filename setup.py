@@ -42,6 +42,7 @@ TENSORRT = ["tensorrt>=10.3"]  # for desktops and servers; a Jetson has the one 
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
 ROS = ["rosbags>=0.11.9,<0.12"]
+TRITON = ["tritonclient[grpc]>=2.50,<3", "onnx>=1.20,<2"]
 BENCH = ["h5py>=3.10", "scipy>=1.11", "matplotlib>=3.9"]
 DEV = [
     "pytest>=9",
@@ -87,10 +88,11 @@ setup(
         "pycuda": PYCUDA,
         "video": VIDEO,
         "ros": ROS,
+        "triton": TRITON,
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],
-        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *ROS, *BENCH, *DEV, "tqdm>=4.60"],
+        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *ROS, *TRITON, *BENCH, *DEV, "tqdm>=4.60"],
     },
     entry_points={
         "console_scripts": [
@@ -101,6 +103,7 @@ setup(
             "depth-export = fathom.export.commands.export_command:main",
             "depth-build = fathom.export.commands.build_command:main",
             "depth-calibrate = fathom.export.commands.calibrate_command:main",
+            "depth-triton = fathom.export.commands.triton_command:main",
             "depth-bench = fathom.benchmarks.bench_command:main",
             "depth-train = fathom.models.training.train_command:main",
         ]

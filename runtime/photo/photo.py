@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -61,11 +63,19 @@ def read_photo(path: str | Path) -> np.ndarray:
     Raises:
         InputError: if the file is missing, no picture of a known format, truncated, broken, or larger than 16384 pixels per side.
     """
-    path = Path(path)
+    return _read(Path(path), Path(path))
+
+
+def decode_photo(raw: bytes, name: str = "the photo") -> np.ndarray:
+    """As ``read_photo``, from the bytes of a file; ``name`` stands for it in errors."""
+    return _read(io.BytesIO(raw), Path(name))
+
+
+def _read(source: Path | BinaryIO, path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and about sizes that are checked here
-            with Image.open(path, formats=_formats()) as image:
+            with Image.open(source, formats=_formats()) as image:
                 _check_size(path, image)
                 image.load()
                 orientation = _orientation(image)
