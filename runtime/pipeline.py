@@ -15,7 +15,7 @@ import numpy as np
 
 from .artefact.bundle import BundleDirectory
 from .artefact.contract import Protocol
-from .artefact.manifest import PlanManifest
+from .artefact.manifest import GREATEST_BATCH, PlanManifest
 from .artefact.plan import MANIFEST, PlanFile
 from .backend import Backend, open_backend
 from .errors import AccuracyError, UsageError
@@ -28,7 +28,6 @@ from .sequences import zip_equal
 from .submission import Submissions
 from .text.encoder import TextEncoder
 
-GREATEST_BATCH = 1024
 Camera = Union[Intrinsics, "Sequence[float]"]
 
 

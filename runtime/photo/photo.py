@@ -15,10 +15,12 @@ from PIL import Image
 
 from ..artefact.contract import MAX_PIXELS_PER_SIDE
 from ..errors import InputError, OutOfMemoryError
+from ..files import BoundedReader
 from ..sequences import zip_equal
 
 # Formats of photographs. Others that Pillow knows are left out: some call outside programs (EPS), TGA would take nearly any bytes for a picture.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 ORIENTATION = 0x0112
 UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
 RESULT = re.compile(r"(.+)_(depth|color)\.png")  # what depth-run writes beside a photo
@@ -65,7 +67,7 @@ def read_photo(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and about sizes that are checked here
-            with Image.open(path, formats=_formats()) as image:
+            with BoundedReader(path) as file, Image.open(file, formats=_formats()) as image:
                 _check_size(path, image)
                 image.load()
                 orientation = _orientation(image)
@@ -97,6 +99,9 @@ def _formats() -> list[str]:
 
 
 def _check_size(path: Path, image: Image.Image) -> None:
+    if image.format == "PNG" and image.width * image.height > PNG_PIXELS_PER_BYTE * (nbytes := path.stat().st_size):
+        was = f"{path} says that it has {image.size[0]}x{image.size[1]} pixels, which {nbytes} bytes cannot hold"
+        raise InputError(was, wanted="a whole picture", fix="copy or save it again")
     if max(image.size) > MAX_PIXELS_PER_SIDE or min(image.size) < 1:
         was = f"{path} has {image.size[0]}x{image.size[1]} pixels"
         raise InputError(was, wanted=f"1 to {MAX_PIXELS_PER_SIDE} per side", fix="resize it first")
