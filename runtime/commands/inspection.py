@@ -28,12 +28,16 @@ def read_manifest(path: str | Path) -> Any:
         InputError: if it is neither.
         ChecksumError: if bytes changed.
     """
+    with _open(path) as artefact:
+        return artefact.manifest
+
+
+def _open(path: str | Path) -> Any:
     from ..artefact.bundle import BundleDirectory
     from ..artefact.plan import PlanFile
 
     path = Path(path)
-    with BundleDirectory.open(path) if path.is_dir() else PlanFile.open(path) as artefact:
-        return artefact.manifest
+    return BundleDirectory.open(path) if path.is_dir() else PlanFile.open(path)
 
 
 def describe(manifest: Any) -> str:
@@ -97,13 +101,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
 
     def body() -> int:
-        manifest = read_manifest(arguments.artefact)
+        with _open(arguments.artefact) as artefact:
+            manifest, digest = artefact.manifest, artefact.manifest_sha256
         if arguments.json:
             from ..artefact.manifest_json import manifest_to_json
 
-            print(json.dumps(manifest_to_json(manifest), allow_nan=False))
+            print(json.dumps({**manifest_to_json(manifest), "manifest_sha256": digest}, allow_nan=False))
         else:
-            print(describe(manifest))
+            print(f"{describe(manifest)}\nmanifest  sha256 {digest}")
         return 0
 
     return run_command(body)

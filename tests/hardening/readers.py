@@ -177,6 +177,33 @@ def _read_csv(path: Path) -> Any:
     read_measurements(path)
 
 
+def _signature_seeds(folder: Path) -> list[bytes]:
+    import test_runtime_trust
+
+    return [(test_runtime_trust.DATA / "signed.txt.minisig").read_bytes(), (test_runtime_trust.DATA / "owner.pub").read_bytes()]
+
+
+def _read_signature(path: Path) -> Any:
+    """As a signature and as a key."""
+    import test_runtime_trust
+
+    from fathom.runtime.artefact.signature import check_signature, read_public_key
+    from fathom.runtime.errors import FathomError
+
+    refused = []
+    data = test_runtime_trust.DATA
+    for read in (
+        lambda: check_signature((data / "signed.txt").read_bytes(), path.with_name("x"), read_public_key(str(data / "owner.pub"))),
+        lambda: read_public_key(str(path)),
+    ):
+        try:
+            read()
+        except FathomError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
+
+
 # --- checkpoints
 
 
@@ -475,6 +502,7 @@ READERS: dict[str, Reader] = {
     "contract": Reader(_contract_seeds, _manifest_damage, _read_contract, "c.json", 15, ("fathom.export.foreign.contract_file",)),
     "camera and scale": Reader(_small_json_seeds, _manifest_damage, _read_small_json, "k.json", 6, ("fathom.runtime.scale.camera_scale",)),
     "measurements": Reader(_csv_seeds, damage_bytes, _read_csv, "m.csv", 3, ("fathom.runtime.scale.measurements",)),
+    "signature": Reader(_signature_seeds, damage_bytes, _read_signature, "x.minisig", 2, ("fathom.runtime.artefact.signature", "test_runtime_trust")),
     "safetensors": Reader(_safetensors_seeds, _safetensors_damage, _read_checkpoint, "x.safetensors", 9, TORCH),
     "torch checkpoint": Reader(_torch_seeds, _torch_damage, _read_checkpoint, "x.pt", 7, TORCH),
     "TorchScript archive": Reader(_torchscript_seeds, _torch_damage, _read_torchscript, "x.pt", 7, TORCH),
