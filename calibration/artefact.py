@@ -55,7 +55,7 @@ def read_artefact(path: str | Path, parse: Callable[[Any], T], refusal: str, lim
         return parse(json.loads(path.read_bytes()))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", fix=fix) from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} {refusal} ({error})", fix=fix) from error
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .matlab5 import read_arrays
 from .reading import below, list_lines, natural, read_depth_png, read_rgb
 from .sample import Provenance, Sample, fingerprint
 
 INTRINSICS = (518.8579, 519.46961, 325.58245, 253.73617)  # of the colour camera, 640x480, from the data set's toolbox
 VARIANTS = ("official", "raw", "inpainted")
 FRAME_ROWS, FRAME_COLUMNS = slice(7, 474), slice(7, 632)
+MAX_SIDE, MAX_PAIRS, MAX_LETTERS = 4096, 1_000_000, 1000  # beyond these a file is damaged, and would ask for absurd memory
 PREFIXES = ("", "official_splits/test", "official_splits/train", "sync")
 
 
@@ -33,7 +36,7 @@ class NyuLabeled:
     Raises:
         OSError: if a file is missing.
         ValueError: if a file is not of that form.
-        ImportError: if h5py or scipy is not installed.
+        ImportError: if h5py is not installed.
     """
 
     def __init__(self, path: Path | str, split: str = "test", variant: str = "official", splits: Path | str | None = None):
@@ -63,7 +66,21 @@ class NyuLabeled:
                 raise ValueError(f"{self.path} is no HDF5 file ({error}); the labelled NYU file is MATLAB 7.3") from error
         return self._file
 
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """h5py raises RuntimeError, KeyError and more where the file's inner links or numbers are broken."""
+        try:
+            yield
+        except (ValueError, IndexError, ImportError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.path} is damaged ({error}); copy or download it again") from error
+
     def _check(self) -> int:
+        with self._damage_told():
+            return self._count()
+
+    def _count(self) -> int:
         file = self._open()
         depth_name = "depths" if self.variant == "inpainted" else "rawDepths"
         for name, kind in (("images", np.uint8), (depth_name, np.float32)):
@@ -72,6 +89,8 @@ class NyuLabeled:
         images, depths = file["images"], file[depth_name]
         if images.ndim != 4 or images.shape[1] != 3 or depths.shape != (images.shape[0], *images.shape[2:]):
             raise ValueError(f"{self.path}: images {images.shape} and {depth_name} {depths.shape}, wanted (n, 3, width, height) and (n, width, height)")
+        if max(images.shape[2:]) > MAX_SIDE:
+            raise ValueError(f"{self.path} holds pictures of {images.shape[3]}x{images.shape[2]}; at most {MAX_SIDE} a side were wanted")
         return images.shape[0]
 
     @property
@@ -83,7 +102,8 @@ class NyuLabeled:
     def scene_of(self, number: int) -> str:
         """The scene of a pair, such as ``bedroom_0021``, without reading the pair."""
         index, file = int(self.indices[number]), self._open()
-        return _text(file, "scenes", index) or _text(file, "sceneTypes", index)
+        with self._damage_told():
+            return _text(file, "scenes", index) or _text(file, "sceneTypes", index)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -96,8 +116,9 @@ class NyuLabeled:
             raise IndexError(f"pair {number} of {len(self)}")
         index = int(self.indices[number])
         file = self._open()
-        rgb = np.ascontiguousarray(file["images"][index].T)  # (3, 640, 480) as stored -> (480, 640, 3)
-        depth = np.ascontiguousarray(file["depths" if self.variant == "inpainted" else "rawDepths"][index].T)
+        with self._damage_told():
+            rgb = np.ascontiguousarray(file["images"][index].T)  # (3, 640, 480) as stored -> (480, 640, 3)
+            depth = np.ascontiguousarray(file["depths" if self.variant == "inpainted" else "rawDepths"][index].T)
         if self.variant == "official":
             rgb = _official_photo(rgb)
             depth = (np.floor(depth.astype(np.float64) * 1000) / 1000).astype(np.float32)
@@ -119,19 +140,24 @@ def _text(file: Any, name: str, index: int) -> str:
     """A MATLAB cell string: a reference to the codes of its characters."""
     if name not in file:
         return ""
+    if file[name].size > MAX_PAIRS:
+        raise ValueError(f"{name} has {file[name].size} entries; at most {MAX_PAIRS} were wanted")
     references = np.asarray(file[name]).reshape(-1)
-    return "".join(chr(code) for code in np.asarray(file[references[index]]).reshape(-1)) if index < len(references) else ""
+    if index >= len(references):
+        return ""
+    codes = file[references[index]]
+    if codes.size > MAX_LETTERS:
+        raise ValueError(f"an entry of {name} has {codes.size} letters; at most {MAX_LETTERS} were wanted")
+    return "".join(chr(code) for code in np.asarray(codes).reshape(-1))
 
 
 def _split_indices(path: Path, split: str, count: int) -> np.ndarray:
     if not path.is_file():
         raise OSError(f"{path} does not exist; splits.mat of NYU Depth v2 says which pairs are for training and which for testing")
-    from scipy.io import loadmat
-
     name = "trainNdxs" if split == "train" else "testNdxs"
     try:
-        indices = np.asarray(loadmat(path)[name], np.int64).reshape(-1) - 1
-    except Exception as error:  # scipy raises whatever it stumbles over in a file that is not of this kind
+        indices = read_arrays(path)[name].reshape(-1).astype(np.int64) - 1
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no list '{name}' ({error}); splits.mat of NYU Depth v2 was wanted") from error
     if not len(indices) or indices.min() < 0 or indices.max() >= count:
         raise ValueError(f"{path}: '{name}' does not count pairs from 1 to {count}")

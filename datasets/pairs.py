@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from .reading import PHOTO_SUFFIXES, natural, read_depth_png, read_rgb
 from .sample import Provenance, Sample, fingerprint
 
+MOST = 1e12
 NYU_CLIP_M = 9.99  # where the sensor of NYU Depth v2 stops counting: such a pixel says "far", not a depth
 
 
@@ -74,7 +74,7 @@ class Pairs:
         pair = self.pairs[number]
         meta = _json(pair / "meta.json", dict)
         scale = meta.get("depth_scale")
-        if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not (math.isfinite(scale) and scale > 0):
+        if not _plain(scale) or scale <= 0:
             raise ValueError(f"{pair / 'meta.json'}: depth_scale {scale!r}, wanted a positive number (metres = value / scale)")
         rgb, depth = read_rgb(_photo(pair)), read_depth_png(pair / "depth.png", scale)
         if depth.shape != rgb.shape[:2]:
@@ -82,12 +82,17 @@ class Pairs:
         if meta.get("size") not in (None, [rgb.shape[1], rgb.shape[0]]):
             raise ValueError(f"{pair}: meta.json says {meta['size']} (width, height), the photo is {[rgb.shape[1], rgb.shape[0]]}")
         intrinsics = meta.get("intrinsics_fx_fy_cx_cy")
-        if intrinsics is not None and not (isinstance(intrinsics, list) and all(isinstance(v, (int, float)) for v in intrinsics)):
+        if intrinsics is not None and not (isinstance(intrinsics, list) and all(map(_plain, intrinsics))):
             raise ValueError(f"{pair / 'meta.json'}: intrinsics_fx_fy_cx_cy {intrinsics!r}, wanted four numbers or null")
         valid = depth > 0
         if str(meta.get("dataset", "")).startswith("NYU"):
             valid &= depth < NYU_CLIP_M
         return Sample(rgb, np.where(valid, depth, np.float32(0)), valid, tuple(intrinsics) if intrinsics else None, pair.name, str(meta.get("dataset", "")))
+
+
+def _plain(value: object) -> bool:
+    """Whether it is a number that a camera or a scale may have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST < value < MOST
 
 
 class Images:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import warnings
 from pathlib import Path
@@ -12,7 +14,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # What depth-run reads (runtime.photo), and nothing else: other formats that Pillow knows start outside programs (EPS) or take any bytes.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 MAX_LIST_NBYTES = 256 << 20
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that gives no more than it has: Pillow asks for as many bytes as a damaged header says, and Python makes room for them first."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self._nbytes = os.fstat(self.fileno()).st_size
+
+    def read(self, count: int | None = -1) -> bytes:
+        left = max(self._nbytes - self.tell(), 0)
+        return super().read(left if count is None or count < 0 else min(count, left))
 
 
 def _open(path: Path) -> Image.Image:
@@ -20,9 +35,14 @@ def _open(path: Path) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             Image.init()
-            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-            image.load()
-        except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
+            with _BoundedReader(path) as file:
+                image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+                if image.format == "PNG" and image.width * image.height > PNG_PIXELS_PER_BYTE * path.stat().st_size:
+                    raise ValueError(f"its header says {image.width}x{image.height} pixels, which {path.stat().st_size} bytes cannot hold")
+                image.load()
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} is no picture that can be read; wanted {', '.join(FORMATS)}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):

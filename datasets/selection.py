@@ -14,6 +14,10 @@ from .sample import Provenance, Sample, fingerprint
 WORD = re.compile(r"(scene|each|count|draw)=([^:]+)")
 
 
+class DataArgumentError(ValueError):
+    """The words of a ``--data`` argument are wrong; no file is to blame."""
+
+
 def room_type(scene: str) -> str:
     """The kind of room of a scene's name: ``bedroom`` for ``bedroom_0021b``.
 
@@ -34,7 +38,7 @@ class Selection:
         seed: of the draw; it decides nothing where all are taken.
 
     Raises:
-        ValueError: for a negative number.
+        DataArgumentError: for a negative number.
     """
 
     scenes: tuple[str, ...] = ()
@@ -44,7 +48,7 @@ class Selection:
 
     def __post_init__(self):
         if min(self.each, self.count, self.seed) < 0:
-            raise ValueError(f"numbers from 0 were wanted, got {self}")
+            raise DataArgumentError(f"numbers from 0 were wanted, got {self}")
 
     @property
     def words(self) -> str:
@@ -63,7 +67,7 @@ class Selection:
         found: dict[str, str] = {}
         while len(words) > 1 and (match := WORD.fullmatch(words[-1])):
             if match[1] in found:
-                raise ValueError(f"{match[1]}= was given twice")
+                raise DataArgumentError(f"{match[1]}= was given twice")
             found[match[1]] = match[2]
             words.pop()
         if not found:
@@ -71,7 +75,7 @@ class Selection:
         numbers = {name: found.get(name, "0") for name in ("each", "count", "draw")}
         for name, number in numbers.items():
             if not (number.isascii() and number.isdigit() and len(number) < 10):
-                raise ValueError(f"{name}={number} is no whole number")
+                raise DataArgumentError(f"{name}={number} is no whole number")
         scenes = tuple(found["scene"].split("+")) if "scene" in found else ()
         return cls(scenes, int(numbers["each"]), int(numbers["count"]), int(numbers["draw"]))
 
@@ -91,7 +95,7 @@ class Selected:
         kinds = [room_type(source.scene_of(number)) for number in range(len(source))]
         absent = sorted(set(selection.scenes) - set(kinds))
         if absent:
-            raise ValueError(f"no picture shows a {absent[0]}; there are {', '.join(sorted(set(kinds)))}")
+            raise DataArgumentError(f"no picture shows a {absent[0]}; there are {', '.join(sorted(set(kinds)))}")
         numbers = [number for number, kind in enumerate(kinds) if not selection.scenes or kind in selection.scenes]
         draw = random.Random(selection.seed)
         if selection.each:
@@ -124,5 +128,5 @@ class Selected:
 
 def _drawn(draw: random.Random, numbers: list[int], count: int, of: str) -> list[int]:
     if len(numbers) < count:
-        raise ValueError(f"{of} has {len(numbers)} pictures, {count} were asked for")
+        raise DataArgumentError(f"{of} has {len(numbers)} pictures, {count} were asked for")
     return draw.sample(numbers, count)

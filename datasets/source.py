@@ -12,7 +12,7 @@ from .nyu import VARIANTS, NyuFolder, NyuLabeled
 from .pairs import Images, Pairs
 from .rooms.rooms import Rooms
 from .sample import Provenance, Sample, fingerprint
-from .selection import Selected, Selection
+from .selection import DataArgumentError, Selected, Selection
 
 GRAMMAR = """\
 nyu:FILE.mat[:train|:test|:all][:official|:raw|:inpainted]   the labelled file of NYU Depth v2, splits.mat beside it
@@ -86,16 +86,17 @@ def open_source(text: str, default_split: str = "test") -> Source:
         default_split: of ``nyu:FILE.mat`` when the text names none: ``test`` where things are measured, ``train`` where they learn.
 
     Raises:
-        ValueError: if the text is not of that form, or a file is not what it should be.
+        DataArgumentError: if the text is not of that form; a ``ValueError``.
+        ValueError: if a file is not what it should be.
         OSError: if a file or folder is missing.
         ImportError: if h5py or scipy is not installed and the data needs it.
     """
     kind, _, rest = text.partition(":")
     words = rest.split(":")
     if kind == "refer":
-        raise ValueError(f"{text!r}: masks of words hold no depth; depth-bench accuracy measures networks for referring segmentation on them")
+        raise DataArgumentError(f"{text!r}: masks of words hold no depth; depth-bench accuracy measures networks for referring segmentation on them")
     if not rest or kind not in ("nyu", "nyu-folder", "kitti", "pairs", "images", "rooms"):
-        raise ValueError(f"{text!r} names no data; wanted one of\n{GRAMMAR}")
+        raise DataArgumentError(f"{text!r} names no data; wanted one of\n{GRAMMAR}")
     if kind in ("nyu", "nyu-folder") and (selection := Selection.parse(words)) is not None:
         return Selected(open_source(f"{kind}:{':'.join(words)}", default_split), selection)
     if kind == "nyu":
@@ -108,7 +109,7 @@ def open_source(text: str, default_split: str = "test") -> Source:
     if kind == "kitti":
         crop = _take(words, ("crop",)) is not None
         if len(words) < 2:
-            raise ValueError(f"{text!r} names no list; wanted kitti:DIR:LIST.txt[:crop]")
+            raise DataArgumentError(f"{text!r} names no list; wanted kitti:DIR:LIST.txt[:crop]")
         listing = words.pop()
         return KittiEigen(":".join(words), listing, crop)
     if kind == "pairs":
@@ -125,10 +126,10 @@ def _rooms(text: str, words: list[str]) -> Rooms:
     if len(words) > 1 and "x" in words[-1]:
         height, _, width = words.pop().partition("x")
         if not (_count(height) and _count(width)):
-            raise ValueError(f"{text!r}: {height}x{width} is no size; wanted HEIGHTxWIDTH in pixels")
+            raise DataArgumentError(f"{text!r}: {height}x{width} is no size; wanted HEIGHTxWIDTH in pixels")
         size = (int(height), int(width))
     if not 1 <= len(words) <= 2 or not all(map(_count, words)):
-        raise ValueError(f"{text!r} is not of the form rooms:N[:SEED][:HEIGHTxWIDTH][:holes]")
+        raise DataArgumentError(f"{text!r} is not of the form rooms:N[:SEED][:HEIGHTxWIDTH][:holes]")
     return Rooms(int(words[0]), int(words[1]) if len(words) == 2 else 0, size, holes)
 
 

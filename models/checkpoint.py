@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..runtime.errors import InputError
-from ..runtime.files import sha256_of
+from ..runtime.files import BoundedReader, sha256_of
 
 MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, as in the reference reader
 NAMES_SHOWN = 8
@@ -154,15 +154,22 @@ def _read_aligned(file: BinaryIO, checked: safe_open, name: str, entry: dict, st
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    zipped = zipfile.is_zipfile(path)
+    try:
+        zipped = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged end, of a file of many disks
+        zipped = False
     with path.open("rb") as file:
         if not zipped and file.read(4) == b"PK\x03\x04":
             raise InputError(f"{path.name} is cut short: it has {path.stat().st_size:,} bytes and no end", fix=AGAIN)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if zipped:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with BoundedReader(path) as file:  # the old format believes any length that it reads
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refuse_pickle(path, str(error)) from error
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # PyTorch raises nearly anything on broken bytes (AssertionError, struct.error, BadZipFile, ...)
         raise InputError(f"{path.name} is a broken checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})", fix=AGAIN) from error
     for wrapper in (*WRAPPERS, *EMA_WRAPPERS):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

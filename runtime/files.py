@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import mmap
 import os
 import secrets
@@ -107,6 +108,19 @@ def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> 
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+class BoundedReader(io.BufferedReader):
+    """A file that gives no more than it has: decoders ask for as many bytes as a damaged header says, and Python makes room for them first."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(io.FileIO(path))
+        self._nbytes = os.fstat(self.fileno()).st_size
+
+    def read(self, count: int | None = -1) -> bytes:
+        """Up to ``count`` bytes; all that are left for -1 or None."""
+        left = max(self._nbytes - self.tell(), 0)
+        return super().read(left if count is None or count < 0 else min(count, left))
 
 
 def read_text(path: str | Path, limit_nbytes: int) -> str:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Union
@@ -15,8 +14,9 @@ import numpy as np
 
 from .artefact.bundle import BundleDirectory
 from .artefact.contract import Protocol
-from .artefact.manifest import PlanManifest
-from .artefact.plan import MANIFEST, PlanFile
+from .artefact.manifest import GREATEST_BATCH, PlanManifest
+from .artefact.plan import PlanFile
+from .artefact.trust import ANY, Trust
 from .backend import Backend, open_backend
 from .errors import AccuracyError, UsageError
 from .photo.depth_map import DepthMap, Intrinsics, Origin
@@ -28,7 +28,6 @@ from .sequences import zip_equal
 from .submission import Submissions
 from .text.encoder import TextEncoder
 
-GREATEST_BATCH = 1024
 Camera = Union[Intrinsics, "Sequence[float]"]
 
 
@@ -58,7 +57,7 @@ class Pipeline:
         if not 1 <= self.batch <= self._max_batch:
             raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
         facts = self.manifest.network
-        self.origin = Origin(f"{facts.name} {facts.variant}".strip(), _manifest_sha256(artefact), facts.untrained)
+        self.origin = Origin(f"{facts.name} {facts.variant}".strip(), artefact.manifest_sha256, facts.untrained)
         self.scale, self.mask_edges, self._text = None, False, None
         if self.contract.text is not None:
             file = self.contract.text.tokenizer
@@ -76,6 +75,7 @@ class Pipeline:
         batch: int | None = None,
         verify: bool = True,
         streams: int = 1,
+        trust: Trust = ANY,
     ) -> Pipeline:
         """Open a plan (file) or a bundle (directory).
 
@@ -85,18 +85,22 @@ class Pipeline:
             batch: windows per network run; None for what the plan was built for, 1 for a bundle.
             verify: compare every file with its SHA-256 first.
             streams: TensorRT: network runs that may be on the GPU at the same time, each with its own memory.
+            trust: whose signature, or which manifest's SHA-256, is wanted; every file is then compared too, whatever ``verify`` says.
 
         Raises:
-            InputError: if it is neither, or broken.
+            InputError: if it is neither, or broken, or not signed by whom ``trust`` names.
             ChecksumError: if its bytes changed.
             EnvironmentMismatchError: if this machine cannot execute it.
             UsageError: if device, threads or batch do not fit.
         """
-        artefact = BundleDirectory.open(path, verify) if Path(path).is_dir() else PlanFile.open(path, verify)
+        artefact = BundleDirectory.open(path, verify, trust) if Path(path).is_dir() else PlanFile.open(path, verify, trust)
         backend = None
         try:
             backend = open_backend(artefact, device, threads, streams)
-            return cls(artefact, backend, batch)
+            opened = cls(artefact, backend, batch)
+            if artefact.signed:
+                opened._remark(artefact.signed)
+            return opened
         except BaseException:
             if backend is not None:
                 backend.close()
@@ -322,7 +326,3 @@ def _no_text(prompt: str | None) -> dict[str, np.ndarray]:
     if prompt is not None:
         raise UsageError("this network takes no words", fix="leave --prompt out")
     return {}
-
-
-def _manifest_sha256(artefact: PlanFile | BundleDirectory) -> str:
-    return artefact.manifest_sha256 if isinstance(artefact, BundleDirectory) else sha256(artefact.read(MANIFEST)).hexdigest()

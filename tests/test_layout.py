@@ -34,6 +34,7 @@ OTHERS = {
         "av",
         "cv2",
         "rosbags",
+        "cryptography",
         "triton_python_backend_utils",
     },
     "datasets": {"numpy", "PIL", "h5py", "scipy"},

@@ -269,11 +269,14 @@ def test_frames_that_the_header_promised_are_missed(tiny, tmp_path, capsys):
     assert 10 < facts["frames"] < 60 and facts["frames"] + facts["missing"] + facts["damaged"] == 60 and "did not come" in error
 
 
-def test_wide_pixels_stay_wide(tiny, tmp_path):
-    video(tmp_path / "wide.mp4", 6, aspect=Fraction(2, 1))
-    assert depth_run(tiny, tmp_path / "wide.mp4", "-o", tmp_path / "o", "-q") == 0
-    with av.open(str(tmp_path / "o" / "wide_color.mp4")) as container:
-        assert container.streams.video[0].sample_aspect_ratio == 2
+@pytest.mark.parametrize(("size", "aspect"), [((96, 128), Fraction(2, 1)), ((180, 320), None), ((320, 180), None)], ids=["wide pixels", "wide", "tall"])
+def test_a_colour_video_has_the_shape_of_its_video(tiny, tmp_path, size, aspect):
+    video(tmp_path / "v.mp4", 6, aspect=aspect, size=size)
+    assert depth_run(tiny, tmp_path / "v.mp4", "-o", tmp_path / "o", "-q") == 0
+    with av.open(str(tmp_path / "o" / "v_color.mp4")) as container:
+        stream = container.streams.video[0]
+        assert Fraction(stream.sample_aspect_ratio or 1) == (aspect or 1)
+        assert stream.width / stream.height == pytest.approx(size[1] / size[0], rel=0.01) and stream.height > size[0]  # the scale bar is there
 
 
 def test_clocks_that_begin_again_go_on(tmp_path):

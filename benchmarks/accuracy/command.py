@@ -162,7 +162,7 @@ def open_data(text: str) -> tuple[Any, dict[str, Any]]:
         UsageError: if there is no such kind of data, or it has no depth.
         EnvironmentMismatchError: if a package that reads it is missing.
     """
-    from ...datasets.source import GRAMMAR, open_source
+    from ...datasets.source import DataArgumentError, open_source
     from ...runtime.errors import missing_package
 
     try:
@@ -172,9 +172,10 @@ def open_data(text: str) -> tuple[Any, dict[str, Any]]:
         raise missing_package(error.name or "h5py", "bench", "to read this data set") from error
     except OSError as error:
         raise InputError(str(error), wanted="data as --data names them", fix="check the path") from error
+    except DataArgumentError as error:
+        raise UsageError(str(error)) from error
     except ValueError as error:
-        known = text.partition(":")[0] + ":" in GRAMMAR
-        raise (InputError if known and text.partition(":")[0] != "rooms" else UsageError)(str(error)) from error
+        raise InputError(str(error)) from error
     if provenance["kind"] == "images":
         raise UsageError("photos without depth cannot be measured", wanted="data with a true depth", fix="depth-run makes maps of them")
     return source, provenance

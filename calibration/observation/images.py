@@ -10,7 +10,7 @@ from ...datasets.kitti import KittiEigen
 from ...datasets.nyu import NyuFolder, NyuLabeled
 from ...datasets.pairs import Pairs
 from ...datasets.sample import Sample
-from ...datasets.source import Joined, open_source
+from ...datasets.source import DataArgumentError, Joined, open_source
 from ...runtime.errors import InputError, UsageError, missing_package
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ class Chosen:
 def _open(text: str) -> Source:
     try:
         return open_source(text, default_split="train")
-    except ValueError as error:
+    except DataArgumentError as error:
         raise UsageError(f"--data: {error}") from error
+    except ValueError as error:
+        raise InputError(f"--data {text}: {error}") from error
     except ImportError as error:
         raise missing_package(error.name or "h5py", "bench", "it reads this data") from error
     except OSError as error:

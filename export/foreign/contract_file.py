@@ -74,7 +74,7 @@ def read_contract(file: str | Path) -> ForeignContract:
         return foreign_contract(data)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror or error})", wanted="a contract as JSON") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{file} is not a contract: {error}", wanted="the keys input, output and protocols", fix="see docs/contract.md for an example"
         ) from error
@@ -85,6 +85,7 @@ def foreign_contract(data: Any) -> ForeignContract:
 
     Raises:
         ValueError: if a key is missing, unknown or of the wrong kind, or if the numbers cannot be meant.
+        OverflowError: if a whole number is too large for a float.
     """
     if not isinstance(data, dict):
         raise ValueError(f"an object was wanted, got {type(data).__name__}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import InputError
+from ...runtime.files import BoundedReader
 
 STORAGES = {
     "HalfStorage": torch.float16,
@@ -96,7 +97,7 @@ def read_torchscript(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with BoundedReader(path) as file, zipfile.ZipFile(file) as archive:
             members = _members(archive, path.stat().st_size)
             root = _interpret(archive.read(members["data.pkl"]))
             return _tensors(root, archive, members)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...datasets.source import Source, open_source
+from ...datasets.source import DataArgumentError, Source, open_source
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ...runtime.files import refuse_existing, sha256_of, whole_file
 from .. import catalog
@@ -232,7 +232,7 @@ def device_for(name: str) -> torch.device:
 def _source(text: str, split: str) -> Source:
     try:
         return open_source(text, split)
-    except ValueError as error:
+    except DataArgumentError as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
+    except (ValueError, OSError) as error:
         raise InputError(str(error)) from error

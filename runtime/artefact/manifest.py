@@ -15,7 +15,9 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GOLDENS = "goldens/case.bin"
 MAX_FILES = 4096
+GREATEST_BATCH = 1024
 MAX_FILE_BYTES = 1 << 40
+MAX_PARAMETERS = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class NetworkFacts:
     def __post_init__(self):
         kinds = {"kind": str, "file": str, "sha256": str, "licence": str, "warnings": list}
         fields(self.weights, "network.weights", **kinds)
+        if not 0 <= self.parameters < MAX_PARAMETERS:
+            raise ValueError(f"network.parameters: {self.parameters}")
 
     @property
     def untrained(self) -> bool:
@@ -142,11 +146,20 @@ class Manifest:
             raise ValueError(f"no stage takes the input tensor {self.contract.input.tensor!r}")
         if self.contract.output.tensor not in outputs:
             raise ValueError(f"no stage makes the output tensor {self.contract.output.tensor!r}")
+        self._check_picture(specs)
         text = self.contract.text
         if text and (
             not {name for name in (text.ids, text.mask) if name} <= inputs or text.tokenizer not in (*self.files, "" if text.kind == "choice" else None)
         ):
             raise ValueError(f"the text wants the input tensors {text.ids} {text.mask} and the file {text.tokenizer}, which are not all there")
+
+    def _check_picture(self, specs: tuple[StageSpec, ...]) -> None:
+        wanted = (3, *self.contract.input.canvas)
+        for tensor in (tensor for spec in specs for tensor in spec.inputs if tensor.name == self.contract.input.tensor):
+            if len(tensor.shape) != 4 or tensor.shape[1:] != wanted:
+                raise ValueError(f"the input tensor {tensor.name} has the shape {tensor.shape}, and the contract's picture is [batch, {wanted}]")
+            if isinstance(tensor.shape[0], int) and not 1 <= tensor.shape[0] <= GREATEST_BATCH:
+                raise ValueError(f"the input tensor {tensor.name} takes {tensor.shape[0]} windows at once, wanted 1 to {GREATEST_BATCH}")
 
     def stage_files(self, stage: Any) -> tuple[str, ...]:
         """The files of one stage."""
@@ -204,8 +217,15 @@ class PlanManifest(Manifest):
             raise ValueError(f"unknown backend {self.backend!r}, wanted one of {', '.join(BACKENDS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}")
-        if len(self.batch) != 3 or not all(isinstance(b, int) for b in self.batch) or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 1024:
-            raise ValueError(f"batch: 1 <= min <= opt <= max <= 1024 was wanted, got {self.batch}")
+        if (
+            len(self.batch) != 3
+            or not all(isinstance(b, int) for b in self.batch)
+            or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= GREATEST_BATCH
+        ):
+            raise ValueError(f"batch: 1 <= min <= opt <= max <= {GREATEST_BATCH} was wanted, got {self.batch}")
+        fixed = {t.shape[0] for stage in self.stages for t in stage.spec.inputs if t.name == self.contract.input.tensor and isinstance(t.shape[0], int)}
+        if fixed - {self.batch[0]} or (fixed and self.batch[0] != self.batch[2]):
+            raise ValueError(f"batch: {self.batch}, and the input tensor takes {fixed.pop()} windows at once")
         if not SHA256.fullmatch(self.bundle_sha256):
             raise ValueError(f"bundle_sha256: {self.bundle_sha256!r}")
         for stage in self.stages:

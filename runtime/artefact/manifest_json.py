@@ -98,7 +98,7 @@ def manifest_from_bytes(raw: bytes, kind: type[Manifest], where: str) -> Any:
         )
     try:
         return (_bundle if kind is BundleManifest else _plan)(data)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, re.error) as error:
         raise InputError(f"{where} is not a valid manifest: {error}", fix="export or build it again") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import struct
@@ -14,6 +15,7 @@ from ..errors import ChecksumError, InputError
 from ..files import check_sha256
 from .manifest import FILE_NAME, MAX_FILES, PlanManifest
 from .manifest_json import MAX_MANIFEST_BYTES, manifest_from_bytes
+from .trust import ANY, Trust
 
 MANIFEST = "plan.json"
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -49,30 +51,32 @@ def refuse_other_kinds(path: Path) -> None:
 
 
 class PlanFile:
-    """An open plan: manifest and read-only views of its files, mapped from disk, never copied.
+    """An open plan: manifest and read-only views of its files, mapped from disk, never copied. ``signed`` says who signed it, where that was checked.
 
     Use as a context manager, or call ``close()`` (which may be called twice).
     """
 
-    def __init__(self, path: Path, mapping: mmap.mmap, extents: dict[str, tuple[int, int]], manifest: PlanManifest):
-        self.path, self.manifest, self._mapping, self._extents = path, manifest, mapping, extents
+    def __init__(self, path: Path, mapping: mmap.mmap, extents: dict[str, tuple[int, int]], manifest: PlanManifest, signed: str = ""):
+        self.path, self.manifest, self.signed, self._mapping, self._extents = path, manifest, signed, mapping, extents
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = True) -> PlanFile:
-        """Map a plan and check its structure; with ``verify``, also every file's SHA-256.
+    def open(cls, path: str | Path, verify: bool = True, trust: Trust = ANY) -> PlanFile:
+        """Map a plan and check its structure; with ``verify``, or where ``trust`` wants anything, also every file's SHA-256.
 
         Raises:
             InputError: if it is missing, no plan, truncated, of an unknown version, or built to mislead (traversal names,
                 compressed or overlapping entries, sizes that do not add up).
             ChecksumError: if the bytes of a file changed.
+            InputError, ChecksumError, EnvironmentMismatchError: if it is not what ``trust`` wants.
         """
         path = Path(path)
         refuse_other_kinds(path)
         mapping = _map(path)
         try:
+            signed = trust.check_signed(mapping, path)
             extents, checksum = _extents(path, mapping)
-            manifest = cls._read_manifest(path, mapping, extents, checksum)
-            if verify:
+            manifest = cls._read_manifest(path, mapping, extents, checksum, trust)
+            if verify or trust != ANY:
                 for name, facts in manifest.files.items():
                     offset, size = extents[name]
                     with memoryview(mapping)[offset : offset + size] as view:
@@ -80,10 +84,10 @@ class PlanFile:
         except BaseException:
             mapping.close()
             raise
-        return cls(path, mapping, extents, manifest)
+        return cls(path, mapping, extents, manifest, signed)
 
     @staticmethod
-    def _read_manifest(path: Path, mapping: mmap.mmap, extents: dict[str, tuple[int, int]], checksum: int) -> PlanManifest:
+    def _read_manifest(path: Path, mapping: mmap.mmap, extents: dict[str, tuple[int, int]], checksum: int, trust: Trust) -> PlanManifest:
         if MANIFEST not in extents:
             raise InputError(f"{path} holds no {MANIFEST}", wanted="a plan made by depth-build")
         offset, size = extents[MANIFEST]
@@ -92,6 +96,7 @@ class PlanFile:
         raw = mapping[offset : offset + size]
         if zlib.crc32(raw) != checksum:
             raise ChecksumError(f"{MANIFEST} in {path} was changed or damaged", wanted="the bytes that depth-build wrote", fix="copy or build it again")
+        trust.check_manifest(raw, path)
         manifest = manifest_from_bytes(raw, PlanManifest, f"{MANIFEST} in {path}")
         listed, present = set(manifest.files) | {MANIFEST}, set(extents)
         if listed != present:
@@ -100,6 +105,11 @@ class PlanFile:
             if extents[name][1] != facts.size:
                 raise ChecksumError(f"{name} in {path} has {extents[name][1]} bytes", wanted=f"{facts.size}", fix="copy or build it again")
         return manifest
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of ``plan.json``, which names every other file's."""
+        return hashlib.sha256(self.read(MANIFEST)).hexdigest()
 
     def extent(self, name: str) -> tuple[int, int]:
         """Offset and size in bytes of one file inside the plan."""

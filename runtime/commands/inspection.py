@@ -32,12 +32,16 @@ def read_manifest(path: str | Path) -> Any:
         InputError: if it is neither.
         ChecksumError: if bytes changed.
     """
+    with _open(path) as artefact:
+        return artefact.manifest
+
+
+def _open(path: str | Path) -> Any:
     from ..artefact.bundle import BundleDirectory
     from ..artefact.plan import PlanFile
 
     path = Path(path)
-    with BundleDirectory.open(path) if path.is_dir() else PlanFile.open(path) as artefact:
-        return artefact.manifest
+    return BundleDirectory.open(path) if path.is_dir() else PlanFile.open(path)
 
 
 def describe(manifest: Any) -> str:
@@ -110,15 +114,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
 
     def body() -> int:
-        manifest = read_manifest(arguments.artefact)
+        with _open(arguments.artefact) as artefact:
+            manifest, digest = artefact.manifest, artefact.manifest_sha256
         layers = _read_layers(arguments.layers, manifest) if arguments.layers else None
         if arguments.json:
             from ..artefact.manifest_json import manifest_to_json
 
             told = {} if layers is None else {"layers": layer_facts(layers)}
-            print(json.dumps({**manifest_to_json(manifest), **told}, allow_nan=False))
+            print(json.dumps({**manifest_to_json(manifest), "manifest_sha256": digest, **told}, allow_nan=False))
         else:
-            print(describe(manifest))
+            print(f"{describe(manifest)}\nmanifest  sha256 {digest}")
             if layers is not None:
                 print("\n".join(["", *layer_table(layers)]))
         return 0

@@ -44,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="photo, folder of photos or videos, glob, video file, /dev/videoN, or rtsp://…")
     parser.add_argument("--engine", required=True, metavar="PLAN|BUNDLE", help="what depth-build (a plan) or depth-export (a bundle) made")
+    parser.add_argument("--require-key", metavar="KEY", help="run only what this minisign public key signed: its file, or its line (SECURITY.md)")
+    parser.add_argument("--require-sha256", metavar="HEX", help="run only the plan or bundle whose manifest has this SHA-256, which depth-inspect prints")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results; made if it is not there")
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the network (default: the artefact's first; depth-inspect lists them)")
@@ -77,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from ..artefact.trust import Trust
     from ..outputs.writers import refuse_ply
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import TILES, find_photos
@@ -91,6 +94,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
     correction = None if arguments.scale is None else read_scale(arguments.scale)
+    trust = Trust.of(arguments.require_sha256, arguments.require_key)
     out, bag = Path(arguments.output), any(is_bag(text) for text in arguments.inputs)
     if bag:
         place_bag(arguments, out)
@@ -120,7 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(inputs, remark)}
         tiles = [out / TILES] if arguments.show else []
         _refuse_existing([*(path for files in targets.values() for path in files.values()), *tiles], arguments.force)
-    with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams) as pipeline:
+    with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams, trust=trust) as pipeline:
         for words in pipeline.remarks:
             remark(words)
         if "ply" in kinds and not bag:

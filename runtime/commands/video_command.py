@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import FathomError, InputError, UsageError
 from ..outputs import writers
 from ..outputs.colormap import colorize
-from ..outputs.scale_bar import frame_for
+from ..outputs.scale_bar import PAPER, frame_for
 from ..photo.depth_map import DepthMap
 from ..sequences import zip_equal
 from ..video.video import ColorVideo, Frame, VideoSource, is_live, shown, stem_of
@@ -163,14 +164,11 @@ class _Video:
             colors = np.full(frame.pixels.shape, NO_DEPTH, np.uint8)
         else:
             colors = colorize(depth.values, depth.valid, *self.range, self.arguments.colormap, reverse=depth.larger_is == "far")
-            if self.surround is None:
-                image, place = frame_for(depth, *self.range, self.arguments.colormap)
-                self.surround = np.array(image), place
-        if self.surround is None:  # nothing has depth so far: the bar of an empty map
-            size, far = frame.pixels.shape[:2], np.float32(max(self.range[1], 1e-3))
-            blank = DepthMap.of(np.full(size, far), np.ones(size, bool), self.pipeline.contract.output)
-            image, place = frame_for(blank, *self.range, self.arguments.colormap)
-            self.surround = np.array(image), place
+        if self.surround is None:
+            if depth is None:  # nothing has depth so far: the bar of an empty map
+                size, far = frame.pixels.shape[:2], np.float32(max(self.range[1], 1e-3))
+                depth = DepthMap.of(np.full(size, far), np.ones(size, bool), self.pipeline.contract.output)
+            self.surround = _of_the_videos_shape(*frame_for(depth, *self.range, self.arguments.colormap), frame.pixels.shape[:2])
         (picture, (x, y)), (height, width) = self.surround, colors.shape[:2]
         picture[y : y + height, x : x + width] = colors
         self.color.aspect = self.source_video.aspect
@@ -196,6 +194,22 @@ class _Video:
         words = f"{facts.frames} frames in {facts.seconds:.1f} s, {facts.fps:.2f} fps end to end{dropped}{', UNTRAINED WEIGHTS' if untrained else ''}"
         words += f", {self.pipeline.scale.words}" if self.pipeline.scale else ""
         print(f"{shown(self.source)}  {words}", flush=True)
+
+
+def _of_the_videos_shape(image: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The frame with margins at its sides, so that width to height stays the video's: players, walls of screens and editors expect that shape.
+
+    Args:
+        place: of the map in it (x, y).
+        size: of the video, height and width.
+    """
+    height, width = size
+    wide = max(image.width, round(image.height * width / height / 2) * 2)
+    tall = max(image.height, round(wide * height / width / 2) * 2)
+    left = (wide - image.width) // 2
+    framed = Image.new("RGB", (wide, tall), PAPER)
+    framed.paste(image, (left, 0))
+    return np.array(framed), (place[0] + left, place[1])
 
 
 def _report(arguments: argparse.Namespace, source: str, error: FathomError) -> int:

@@ -40,7 +40,7 @@ def read_intrinsics(argument: str) -> Intrinsics:
         if isinstance(data, dict) and ("width" in data or "height" in data):
             camera = dataclasses.replace(camera, width=data.get("width", 0), height=data.get("height", 0))
         return camera
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, fix='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
 
 

@@ -17,10 +17,12 @@ from PIL import Image
 
 from ..artefact.contract import MAX_PIXELS_PER_SIDE
 from ..errors import InputError, OutOfMemoryError
+from ..files import BoundedReader
 from ..sequences import zip_equal
 
 # Formats of photographs. Others that Pillow knows are left out: some call outside programs (EPS), TGA would take nearly any bytes for a picture.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 ORIENTATION = 0x0112
 UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
 RESULT = re.compile(r"(.+)_(depth|color)\.png")  # what depth-run writes beside a photo
@@ -63,20 +65,20 @@ def read_photo(path: str | Path) -> np.ndarray:
     Raises:
         InputError: if the file is missing, no picture of a known format, truncated, broken, or larger than 16384 pixels per side.
     """
-    return _read(Path(path), Path(path))
+    return _read(lambda: BoundedReader(path), Path(path))
 
 
 def decode_photo(raw: bytes, name: str = "the photo") -> np.ndarray:
     """As ``read_photo``, from the bytes of a file; ``name`` stands for it in errors."""
-    return _read(io.BytesIO(raw), Path(name))
+    return _read(lambda: io.BytesIO(raw), Path(name))
 
 
-def _read(source: Path | BinaryIO, path: Path) -> np.ndarray:
+def _read(opened: Callable[[], BinaryIO], path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and about sizes that are checked here
-            with Image.open(source, formats=_formats()) as image:
-                _check_size(path, image)
+            with opened() as file, Image.open(file, formats=_formats()) as image:
+                _check_size(path, image, file)
                 image.load()
                 orientation = _orientation(image)
                 photo = _to_rgb(path, image)
@@ -106,10 +108,20 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # AVIF came to Pillow late, and some builds lack JPEG2000
 
 
-def _check_size(path: Path, image: Image.Image) -> None:
+def _check_size(path: Path, image: Image.Image, file: BinaryIO) -> None:
+    if image.format == "PNG" and image.width * image.height > PNG_PIXELS_PER_BYTE * (nbytes := _nbytes(file)):
+        was = f"{path} says that it has {image.size[0]}x{image.size[1]} pixels, which {nbytes} bytes cannot hold"
+        raise InputError(was, wanted="a whole picture", fix="copy or save it again")
     if max(image.size) > MAX_PIXELS_PER_SIDE or min(image.size) < 1:
         was = f"{path} has {image.size[0]}x{image.size[1]} pixels"
         raise InputError(was, wanted=f"1 to {MAX_PIXELS_PER_SIDE} per side", fix="resize it first")
+
+
+def _nbytes(file: BinaryIO) -> int:
+    place = file.tell()
+    nbytes = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    return nbytes
 
 
 def _orientation(image: Image.Image) -> int:

@@ -29,7 +29,7 @@ class BagSource:
 
     Raises:
         EnvironmentMismatchError: if ``rosbags`` is not installed.
-        InputError: if it is no whole MCAP of ROS 2.
+        InputError: if it is no whole MCAP of ROS 2, or holds no pictures.
         UsageError: if the topic is not there or carries no pictures, or none is named and there are several.
     """
 
@@ -46,6 +46,8 @@ class BagSource:
             raise InputError(f"{path} cannot be read ({error})", wanted="a whole MCAP file of ROS 2", fix="mcap recover, or record it again") from error
         try:
             pictures = {connection.topic: connection for connection in self._reader.connections if connection.msgtype in IMAGES}
+            if topic is None and not pictures:
+                raise InputError(f"{path} holds no pictures", wanted=f"a topic of {' or '.join(IMAGES)}")
             if topic is None and len(pictures) == 1:
                 (topic,) = pictures
             if topic not in pictures:

@@ -30,11 +30,14 @@ def photo_of(message: Any) -> np.ndarray:
     """
     if hasattr(message, "format"):
         return _decompressed(message)
-    height, width, step = int(message.height), int(message.width), int(message.step)
-    if message.encoding not in CHANNELS:
-        raise InputError(f"an image of encoding {message.encoding!r}", wanted=", ".join(CHANNELS), fix="publish one of these (image_proc converts Bayer)")
-    count, order = CHANNELS[message.encoding]
-    data = np.frombuffer(memoryview(message.data), np.uint8)
+    try:
+        height, width, step, encoding = int(message.height), int(message.width), int(message.step), message.encoding
+        data = np.frombuffer(memoryview(message.data), np.uint8)
+    except (AttributeError, TypeError, ValueError) as error:  # a bag brings its own description of its messages, and that can be damaged
+        raise InputError(f"a message that is no sensor_msgs/Image ({error})", wanted="height, width, step, encoding and data") from error
+    if encoding not in CHANNELS:
+        raise InputError(f"an image of encoding {encoding!r}", wanted=", ".join(CHANNELS), fix="publish one of these (image_proc converts Bayer)")
+    count, order = CHANNELS[encoding]
     if not (0 < height * width <= MOST_PIXELS and step >= width * count and data.size >= step * height):
         raise InputError(f"an image of {width}x{height} with step {step} and {data.size} bytes", wanted="bytes that fit the header")
     pixels = data[: step * height].reshape(height, step)[:, : width * count].reshape(height, width, count)

@@ -118,5 +118,5 @@ def read_scale(argument: str) -> CameraScale:
         if not isinstance(data, dict) or data.pop("form", None) != FORM:
             raise ValueError(f"its form is not {FORM}")
         return dataclasses.replace(CameraScale(**data), name=path.name)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} holds no scale ({error})", wanted="a file that depth-calibrate-scale wrote") from error

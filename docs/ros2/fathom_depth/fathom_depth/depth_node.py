@@ -6,11 +6,12 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 
 from fathom.runtime import Pipeline
+from fathom.runtime.artefact.trust import Trust
 from fathom.runtime.scale.camera_scale import read_scale
 
 from .newest import NewestDepth
 
-PARAMETERS = {"engine": "", "scale": "", "protocol": "", "mask_edges": True, "points": False, "compressed": False, "reliable": False}
+PARAMETERS = {"engine": "", "require_key": "", "scale": "", "protocol": "", "mask_edges": True, "points": False, "compressed": False, "reliable": False}
 
 
 class DepthNode(Node):
@@ -19,7 +20,7 @@ class DepthNode(Node):
     def __init__(self):
         super().__init__("fathom_depth")
         value = {name: self.declare_parameter(name, default).value for name, default in PARAMETERS.items()}
-        self.pipeline = Pipeline.open(value["engine"])
+        self.pipeline = Pipeline.open(value["engine"], trust=Trust.of(None, value["require_key"]))
         self.pipeline.mask_edges = value["mask_edges"]
         self.pipeline.scale = read_scale(value["scale"]) if value["scale"] else None
         protocol = value["protocol"] or None
