@@ -12,7 +12,6 @@ import numpy as np
 
 from ..artefact.contract import ImageInput, OutputContract, Pad, Resize
 from ..photo.preprocess import Placed, Window
-from ..sequences import zip_equal
 from .antialias import FILTERS
 
 KINDS = {"bilinear": 0, "bilinear-corners": 1, "nearest": 2}  # as in trt_plugins/csrc/sampling.cuh
@@ -54,11 +53,10 @@ class Gather:
     shaped: tuple[int, int]
     filtered: str = ""
 
-    def fill(self, record: np.ndarray) -> None:
-        """Write these numbers into a ``PREPROCESS`` or ``POSTPROCESS`` record."""
-        numbers = (*self.region, *self.resized, self.kind, *self.shift, *self.visible)
-        for (name, _), value in zip_equal(_PLACE, numbers):
-            record[name] = value
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """As ``PREPROCESS`` and ``POSTPROCESS`` have them, in the order of ``_PLACE``."""
+        return (*self.region, *self.resized, self.kind, *self.shift, *self.visible)
 
 
 def gather_of(placed: tuple[Placed, ...], photo_size: tuple[int, int]) -> Gather | None:
@@ -96,14 +94,8 @@ def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: 
     """
     if gather.filtered:
         gather = replace(gather, photo=gather.resized, region=(0, 0, *gather.resized), filtered="")
-    record = np.zeros((), PREPROCESS)
-    gather.fill(record)
-    record["photo"], record["out"], record["photo_width"] = photo, out, gather.photo[1]
-    record["window_left"], record["flip"], record["out_is_half"] = window.left, window.flip, is_fp16
-    record["window_height"], record["window_width"] = image.window
-    record["canvas_height"], record["canvas_width"] = image.canvas
-    record["mean"], record["std"] = image.mean, image.std
-    return record
+    looks = (window.left, *image.window, window.flip, *image.canvas, is_fp16)
+    return np.array((photo, out, gather.photo[1], *gather.numbers, *looks, image.mean, image.std), PREPROCESS)
 
 
 def postprocess_record(
@@ -125,11 +117,5 @@ def postprocess_record(
         windows: address of ``WINDOW`` records, one for each look.
         values, valid: addresses of float32 and uint8 [H, W].
     """
-    record = np.zeros((), POSTPROCESS)
-    gather.fill(record)
-    record["tensor"], record["windows"], record["values"], record["valid"] = tensor, windows, values, valid
-    record["count"], record["planes"], record["height"], record["width"] = shape
-    record["tensor_is_half"], record["upsample"] = is_fp16, KINDS[output.upsample]
-    record["window_height"], record["window_width"] = looked_at
-    record["photo_height"], record["photo_width"] = gather.photo
-    return record
+    facts = (*shape, is_fp16, KINDS[output.upsample], *looked_at)
+    return np.array((tensor, windows, values, valid, *facts, *gather.photo, *gather.numbers), POSTPROCESS)

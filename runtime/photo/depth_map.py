@@ -138,20 +138,23 @@ class DepthMap:
         Raises:
             AccuracyError: if a valid value is not finite, or no pixel is valid; the output tensor is named.
         """
-        if not (np.isfinite(values).all() or np.isfinite(values[valid]).all()):
+        chosen = values if valid.all() else values[valid]
+        least, greatest = (chosen.min(), chosen.max()) if chosen.size else (np.float32(0), np.float32(0))  # NaN goes through both
+        if not (np.isfinite(least) and np.isfinite(greatest)):
             raise AccuracyError(f"the map from output tensor {output.tensor} holds NaN or infinite values", wanted="finite numbers everywhere")
         not_positive = 0
-        if output.kind == "metric":
+        if output.kind == "metric" and least <= 0:
             wrong = valid & (values <= 0)
             not_positive = int(wrong.sum())
             if not_positive:
                 valid = valid & ~wrong
                 values[wrong] = 0
-        if not valid.any():
+        if not chosen.size or not valid.any():
             raise AccuracyError(f"the map from output tensor {output.tensor} has no valid pixel", wanted="depth above zero somewhere")
-        below, above = (0, 0)
-        if output.kind != "mask":
-            below, above = (int(np.count_nonzero(valid & beyond)) for beyond in (values < output.near, values > output.far))
+        below = above = 0
+        if output.kind != "mask":  # counted only where the extremes say that there are any
+            below = int(np.count_nonzero(valid & (values < output.near))) if least < output.near else 0
+            above = int(np.count_nonzero(valid & (values > output.far))) if greatest > output.far else 0
         return cls(
             values,
             valid,
