@@ -75,7 +75,7 @@ def add_builder(trt, version="8.5.2.2"):
     """Give a fake package (``fake_tensorrt.module``) everything that a build asks for; ``trt.built`` keeps the networks."""
     trt.built, trt.stubborn, trt.silent = [], {}, set()
     trt.BuilderFlag = enum.Enum("BuilderFlag", ["FP16", "INT8", "TF32", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"])
-    trt.TacticSource = enum.IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN"], start=0)
+    trt.TacticSource = enum.IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"], start=0)
     trt.LayerType = enum.Enum("LayerType", LAYERS)
     trt.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH", "EXPLICIT_PRECISION"], start=0)
     trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"])
@@ -165,7 +165,7 @@ def add_builder(trt, version="8.5.2.2"):
 
     class Config:
         def __init__(self):
-            self.flags, self.profiles, self.sources = {trt.BuilderFlag.TF32}, [], None
+            self.flags, self.profiles, self.sources = {trt.BuilderFlag.TF32}, [], 0b11111
             self.pools, self.cache = {}, None
 
         def set_memory_pool_limit(self, pool, nbytes):
@@ -187,6 +187,9 @@ def add_builder(trt, version="8.5.2.2"):
 
         def clear_flag(self, flag):
             self.flags.discard(flag)
+
+        def get_tactic_sources(self):
+            return self.sources
 
         def set_tactic_sources(self, sources):
             self.sources = sources

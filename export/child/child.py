@@ -33,6 +33,7 @@ SWAP_HINT = "close other programs, add swap or zram, or give --memory a larger n
 CHILD = "fathom.export.plan.build_child"
 TENSORRT_PYTHON, TENSORRT8_TASKS = "FATHOM_TENSORRT_PYTHON", ("tensorrt8", "tensorrt-version", "prove8")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+LAZY = {"CUDA_MODULE_LOADING": "LAZY"}  # TensorRT 8 holds thousands of kernels: all are loaded at its start unless CUDA waits until one is wanted
 BORROWED = """
 import runpy, sys
 from importlib import util
@@ -125,7 +126,7 @@ def run_child(request: dict[str, Any], *, what: str, limit_nbytes: int = 0, on_p
     """
     start = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        environment = {**os.environ, **only_device(device), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "0"}
+        environment = {**LAZY, **os.environ, **only_device(device), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "0"}
         child = subprocess.Popen(
             _command(request["task"]),
             stdin=subprocess.PIPE,

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
-from ...runtime.tensorrt.adapters.tactic_sources import tactic_sources
+from ...runtime.tensorrt.adapters.tactic_sources import limit_sources
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
 from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch
@@ -71,8 +71,7 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.errors()})")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-    sources = tactic_sources(trt)
-    config.set_tactic_sources(sources)
+    has_cublas = limit_sources(trt, config)
     if request["precision"] != "fp32":
         for flag in (trt.BuilderFlag.FP16, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS):
             config.set_flag(flag)
@@ -99,7 +98,7 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     del parser, network, builder, config  # each holds the weights, or more; the engine is looked into next
     if plan is None:
         was = f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {words or logger.errors()}"
-        raise BuildFailedError(was, fix=WANTS_CUBLAS if FUSED_REGION in was and not sources & 1 << int(trt.TacticSource.CUBLAS) else "")
+        raise BuildFailedError(was, fix=WANTS_CUBLAS if FUSED_REGION in was and not has_cublas else "")
     engine = load_engine(trt, logger, plan, stage)
     counts = _check_precision(layer_information(trt, engine, request.get("layers", "")), request)
     activations, nbytes = int(engine.device_memory_size), int(plan.nbytes)

@@ -21,6 +21,7 @@ def open_device(index: int = 0, binding: str | None = None) -> Device:
         UsageError: if there is no such binding.
         EnvironmentMismatchError: if package, driver or device is missing.
     """
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # CUDA's own default from 12.2 on, which TensorRT 8 is older than
     chosen = binding or os.environ.get("FATHOM_CUDA") or "cuda-bindings"
     if chosen not in BINDINGS:
         raise UsageError(f"FATHOM_CUDA is {chosen!r}", wanted=" or ".join(BINDINGS))

@@ -1,20 +1,27 @@
-"""Are the libraries here that TensorRT 8 takes kernels from beside its own: cuDNN and cuBLAS?"""
+"""Are the libraries here that TensorRT 8 takes kernels from beside its own, cuDNN and cuBLAS? A builder that asks for missing ones ends with an error."""
 
 from __future__ import annotations
 
 import ctypes
 from types import ModuleType
+from typing import Any
 
 CUDNN, CUBLAS = ("libcudnn.so.8",), ("libcublas.so.11", "libcublas.so.12")
 LEAST_CUDNN = 8000
 
 
-def tactic_sources(trt: ModuleType) -> int:
-    """The builder's mask of the sources whose libraries can be loaded here and answer a question."""
-    sources = [trt.TacticSource.CUBLAS, trt.TacticSource.CUBLAS_LT] if any(map(_is_cublas, CUBLAS)) else []
-    if any(map(_is_cudnn, CUDNN)):
-        sources.append(trt.TacticSource.CUDNN)
-    return sum(1 << int(source) for source in sources)
+def limit_sources(trt: ModuleType, config: Any) -> bool:
+    """Take the sources from a builder's configuration whose libraries cannot be loaded here or do not answer a question; it keeps the others, which
+    are TensorRT's own: without its edge-mask and just-in-time convolutions some layers have no kernel at all.
+
+    Returns:
+        whether cuBLAS is there.
+    """
+    has_cublas, has_cudnn = any(map(_is_cublas, CUBLAS)), any(map(_is_cudnn, CUDNN))
+    missing = [] if has_cublas else [trt.TacticSource.CUBLAS, trt.TacticSource.CUBLAS_LT]
+    missing += [] if has_cudnn else [trt.TacticSource.CUDNN]
+    config.set_tactic_sources(int(config.get_tactic_sources()) & ~sum(1 << int(source) for source in missing))
+    return has_cublas
 
 
 def _is_cudnn(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from .tactic_sources import tactic_sources
+from .tactic_sources import limit_sources
 
 
 class TensorRT8:
@@ -23,7 +23,7 @@ class TensorRT8:
 
     def limit_sources(self, config: Any) -> None:
         """See ``adapter.Adapter.limit_sources``."""
-        config.set_tactic_sources(tactic_sources(self._trt))
+        limit_sources(self._trt, config)
 
     def activation_nbytes(self, engine: Any) -> int:
         """See ``adapter.Adapter.activation_nbytes``."""
