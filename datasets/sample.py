@@ -20,6 +20,7 @@ class Sample:
         intrinsics: fx, fy, cx, cy in pixels of this photo (centre of the top left pixel is 0, 0), or None.
         id: unique within its source.
         scene: room, drive or folder the photo was taken in, or ``""``.
+        caption: what the photo shows, in a sentence, or ``""``.
 
     Raises:
         ValueError: if a shape or dtype differs, or a valid depth is not a positive finite number.
@@ -31,6 +32,7 @@ class Sample:
     intrinsics: tuple[float, float, float, float] | None
     id: str
     scene: str
+    caption: str = ""
 
     def __post_init__(self):
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3 or 0 in self.rgb.shape:

@@ -54,14 +54,16 @@ class NetworkEntry:
 NETWORKS: dict[str, NetworkEntry] = {
     "evp": NetworkEntry(
         summary="EVP: metric depth from Stable Diffusion features and caption text (934 M parameters)",
-        weights="model.safetensors of MykolaL/evp_depth on the Hugging Face hub: 3,735,516,436 bytes, SHA-256 913c380f… (earlier uploads 08c86d74…, 709bfd12…)",
+        weights="model.safetensors of MykolaL/evp_depth on the Hugging Face hub: 3,735,516,436 bytes, SHA-256 913c380f… (earlier 08c86d74…, 709bfd12…); "
+        "or best_model_nyu.ckpt of the space MykolaL/evp, SHA-256 90e5f3ac901b466b6a75d4715ccf5a86dd0cfdf04497b07e849392f907df934c",
         licence="MIT (EVP repository); made from Stable Diffusion 1.5, CreativeML OpenRAIL-M",
         variants=("nyu", "kitti"),
         module="diffusion.evp",
         config="OFFICIAL",
         load="load_evp",
         random="random_evp",
-        options=("text_pack", "texts"),
+        options=("text_pack", "texts", "tokenizer"),
+        settings=("captions",),
         hub=HubFile("MykolaL/evp_depth", "df101c7", "model.safetensors", 3_735_516_436, "913c380f"),
     ),
     "evp-tiny": NetworkEntry(
@@ -73,7 +75,8 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_evp",
         random="random_evp",
-        options=("text_pack", "texts"),
+        options=("text_pack", "texts", "tokenizer"),
+        settings=("captions",),
         demo=True,
     ),
     "evp-refer": NetworkEntry(
@@ -202,7 +205,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_llm_mde",
         random="random_llm_mde",
-        settings=("vit_rank", "vit_alpha", "llm_rank"),
+        settings=("vit_rank", "vit_alpha", "llm_rank", "prompting"),
     ),
     "llm-mde-tiny": NetworkEntry(
         summary="LLM-MDE's architecture with small widths, for demos and tests",
@@ -213,7 +216,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_llm_mde",
         random="random_llm_mde",
-        settings=("vit_rank", "vit_alpha", "llm_rank"),
+        settings=("vit_rank", "vit_alpha", "llm_rank", "prompting"),
         demo=True,
     ),
 }

@@ -45,6 +45,16 @@ class HubFile:
             raise ValueError(f"a commit, a size and a SHA-256 were wanted, got {self}")
 
     @property
+    def doubt(self) -> str:
+        """What of the pin is not known in full, as a sentence; empty for a whole commit and a whole SHA-256."""
+        pins = ((self.revision, 40, "commit"), (self.sha256, 64, "SHA-256"))
+        known = [f"{len(digits)} of {whole} digits of its {what}" for digits, whole, what in pins if len(digits) < whole]
+        if not known:
+            return ""
+        advice = "compare the whole SHA-256, which the bundle's manifest keeps, with the hub's page"
+        return f"{self.repository}/{self.file} is known by {' and '.join(known)}, and by its size: {advice}"
+
+    @property
     def url(self) -> str:
         """Where it is; ``$HF_ENDPOINT`` names another hub."""
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fathom.benchmarks import pytorch_reference
-from fathom.benchmarks.accuracy import accuracy
+from fathom.benchmarks.accuracy import accuracy, duration
 from fathom.benchmarks.accuracy.journal import Journal
 from fathom.benchmarks.accuracy.published import EVALUATIONS
 from fathom.benchmarks.bench_command import main
@@ -330,10 +330,18 @@ def test_pytorch_and_a_real_bundle_agree(tmp_path):
     assert run("--reference", tmp_path / "evp", "--engine", tmp_path / "evp", "--data", "rooms:2:1", "--budget", "abs_rel=0.1%") == 0
 
 
-def test_a_long_measurement_is_announced_after_its_first_image(tiny, monkeypatch, capsys):
+def test_a_long_measurement_is_announced_before_its_first_image(tiny, monkeypatch, capsys):
+    """Five days of a large network on a CPU are told at once, not after the first picture."""
     clock = iter(range(0, 10**6, 1800))  # every look at it is half an hour later
-    monkeypatch.setattr(accuracy, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert main(["accuracy", "--engine", str(tiny.plan), "--data", DATA, "--threads", "1"]) == 0
-    said = capsys.readouterr().err
-    assert "the other 4 images will take about 2 hours; --limit N measures fewer" in said
-    assert [accuracy.duration(seconds) for seconds in (90, 121, 7300, 432000)] == ["90 seconds", "2 minutes", "2 hours", "5 days"]
+    monkeypatch.setattr(duration, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accuracy, "_measure_group", interrupted)
+    words = ["accuracy", "--engine", str(tiny.plan), "--data", DATA, "--threads", "1", "--protocol"]
+    assert main([*words, "windows"]) == 130
+    assert "5 images will take about 15 hours; --limit N measures fewer" in capsys.readouterr().err  # 2 windows and one more, each mirrored: 30 looks
+    assert main([*words, "single-image"]) == 130
+    assert "will take" not in capsys.readouterr().err  # five looks are not worth a sixth
+    assert [duration.duration(seconds) for seconds in (90, 121, 7300, 432000)] == ["90 seconds", "2 minutes", "2 hours", "5 days"]

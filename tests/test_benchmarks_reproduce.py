@@ -14,6 +14,7 @@ from fathom.benchmarks.bench_command import main
 from fathom.benchmarks.reproduce import command, page
 from fathom.benchmarks.reproduce.papers import PAPERS, every_row, find_row
 from fathom.benchmarks.reproduce.steps import Files, steps_of
+from fathom.datasets.source import open_source
 from fathom.models.catalog import NETWORKS
 
 ROOT = Path(fathom.__file__).parent
@@ -77,7 +78,7 @@ def test_list(capsys):
         (["evp", "2", "evp", "--data", "nyu:x.mat"], 2, "KITTI"),
         (["depthblip2", "1", "depthblip2", "--data", "nyu:x.mat", "--weights", "setup.py"], 3, "clip_vit_L.pth"),
         (["moa-depthclip", "2", "8", "--data", "nyu:x.mat:test", "--weights", "v.pt"], 3, "--train-data"),
-        (["llm-mde", "3", "fixed", "--data", "nyu:x.mat"], 2, "fixed prompt"),
+        (["evp", "4", "9", "--data", "nyu:x.mat"], 2, "without its metric bins"),
         (["evp", "1", "nobody"], 2, "vpd, evp"),
         (["evp", "9"], 2, "no table '9'"),
         (["dpt"], 2, "no paper 'dpt'"),
@@ -160,6 +161,10 @@ def in_process(step, force, quiet):
 def run_row(name, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "execute", in_process)
     words = ["reproduce", *name.split(), "--data", data, "--tiny", "--limit", "1", "--steps", "2", "-o", str(tmp_path / "out"), "--json", "--quiet"]
+    if ROWS[name].settings.get("captions"):
+        assert main(words) == 3 and "a caption for every picture" in capsys.readouterr().err
+        (tmp_path / "captions.json").write_text(json.dumps({sample.id: f"a photo of a {sample.scene.split('_')[0]}" for sample in open_source(data)}))
+        words += ["--captions", str(tmp_path / "captions.json")]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     row = ROWS[name]
@@ -176,7 +181,7 @@ def run_row(name, data, tmp_path, monkeypatch, capsys):
     return record
 
 
-REPRESENTATIVE = ("depthblip2 4 kitchen-4", "moa-depthclip 2 8", "depthblip2 3 depthclip")  # fixed bins, training with settings, neither
+REPRESENTATIVE = ("depthblip2 4 kitchen-4", "moa-depthclip 2 8", "evp 4 12")  # fixed bins, training with settings, captions
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
@@ -203,8 +208,6 @@ def test_the_papers_protocol_is_the_default_on_the_papers_data(nyu, tmp_path, ca
 
 
 def test_a_part_of_the_data(nyu):
-    from fathom.datasets.source import open_source
-
     part = open_source(f"{nyu}:train:scene=bedroom+kitchen:each=3:draw=5")
     kinds = [sample.scene.rpartition("_")[0] for sample in part]
     assert sorted(kinds) == ["bedroom"] * 3 + ["kitchen"] * 3

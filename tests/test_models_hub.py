@@ -149,3 +149,9 @@ def test_depth_export_downloads_what_was_not_given(server, tmp_path, monkeypatch
 def test_only_commits_are_pinned():
     with pytest.raises(ValueError, match="a commit"):
         HubFile("owner/name", "main", "a.bin", 5, "0" * 64)
+
+
+def test_a_pin_that_is_known_in_part_says_so():
+    assert HubFile("owner/name", "a" * 40, "model.bin", 5, "0" * 64).doubt == ""
+    assert "7 of 40 digits of its commit and 8 of 64 digits of its SHA-256" in HubFile("owner/name", "df101c7", "model.bin", 5, "0" * 8).doubt
+    assert "40 digits" not in HubFile("owner/name", "a" * 40, "model.bin", 5, "0" * 8).doubt

@@ -129,11 +129,11 @@ def test_every_kind_of_synthetic_room_is_a_scene_of_vpd():
     """Training and measuring on rooms leave none of them out."""
     from types import SimpleNamespace
 
-    from fathom.benchmarks.accuracy.scenes import scene_of
+    from fathom.benchmarks.accuracy.words import words_of
     from fathom.datasets.rooms.furniture import BY_THE_WALL
     from fathom.models.diffusion.vpd import SCENES as KNOWN
 
     contract = SimpleNamespace(text=TextInput("choice", "scene", "", 1, 0, "", "{text}", KNOWN))
-    found = {kind: scene_of(contract, SimpleNamespace(scene=kind, id="room_8_000003")) for kind in BY_THE_WALL}
+    found = {kind: words_of(contract, SimpleNamespace(scene=kind, id="room_8_000003")) for kind in BY_THE_WALL}
     wanted = {"living": "living_room", "dining": "dining_room", "store": "furniture_store", "bedroom": "bedroom", "kitchen": "kitchen", "office": "office"}
     assert found == wanted

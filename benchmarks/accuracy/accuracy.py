@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,11 @@ import numpy as np
 from ...datasets.depth_metrics import METRICS, MeanScore, Score
 from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError, missing_package
 from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
+from .duration import duration, expected_s
 from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
-from .scenes import scene_of
 from .shaping import shape_pair
+from .words import words_of
 
 if TYPE_CHECKING:
     from ...datasets.sample import Sample
@@ -67,14 +67,6 @@ class RowResult:
     content_sha256: str
 
 
-def duration(seconds: float) -> str:
-    """In words, in the largest unit of which there are two."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def read_samples(source: Source, numbers: range) -> Iterator[Sample]:
     """Samples one by one, with the errors of ``datasets`` as errors for people.
 
@@ -104,7 +96,7 @@ def measure(
 
     Args:
         advance: told how many images are done.
-        on_message: told after a row's first images how long the others will take, if that is long.
+        on_message: told before a row's first image how long all will take, if that is long.
 
     Raises:
         InputError: if the data cannot be read, or no image fits. An image that does not fit, or on which a network fails, does not stop
@@ -120,12 +112,12 @@ def _measure_row(number, row, source, count, evaluation, journal, advance, on_me
     advance(sum(len(groups[index]) for index in range(len(groups)) if (number, index) in journal.done))
     if left:
         with row.open() as pipeline:
-            for place, index in enumerate(left):
-                begun = time.monotonic()
+            images = sum(len(groups[index]) for index in left)
+            if on_message and (expected := expected_s(pipeline, row.facts["protocol"], images)) > LONG_S:
+                on_message(f"{row.name}: {images} images will take about {duration(expected)}; --limit N measures fewer")
+            for index in left:
                 journal.add(number, index, _measure_group(pipeline, source, groups[index], evaluation, row.facts["protocol"]))
                 advance(len(groups[index]))
-                if on_message and place == 0 and (rest := (time.monotonic() - begun) * (len(left) - 1)) > LONG_S:
-                    on_message(f"{row.name}: the other {count - len(groups[index])} images will take about {duration(rest)}; --limit N measures fewer")
     entries = [journal.done[number, index] for index in range(len(groups))]
     scores = tuple(tuple(map(Score.from_json, entry["scores"])) for entry in entries)
     content = hashlib.sha256("".join(digest for entry in entries for digest in entry["digests"]).encode()).hexdigest()
@@ -147,7 +139,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
         try:
             rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
             mask = counted(evaluation, truth_m, valid)
-            scene = scene_of(pipeline.contract, sample)
+            scene = words_of(pipeline.contract, sample)
         except (FathomError, ValueError) as error:
             skipped.append((sample.id, f"does not fit the evaluation {evaluation.name}: {_was(error)}"))
             continue

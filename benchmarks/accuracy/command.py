@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
     data = "nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]; for networks that draw masks refer:DIR:refcoco[:testA]"
     parser.add_argument("--data", metavar="DATA", help=data)
+    parser.add_argument("--captions", metavar="FILE", help="for networks that read captions: a JSON object from the photos' ids to sentences")
     parser.add_argument(
         "--evaluation", metavar="NAME", help="which pixels count and how; --evaluation list shows all (default: by the kind of data, else full)"
     )
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     _check(arguments)
     output = Path(arguments.output) if arguments.output else None
-    source, provenance = open_data(arguments.data)
+    source, provenance = open_data(arguments.data, arguments.captions)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
     benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
@@ -154,8 +155,17 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
     return evaluation
 
 
-def open_data(text: str) -> tuple[Any, dict[str, Any]]:
-    """The source that ``--data`` names, and its provenance as JSON values.
+def _with_captions(source: Any, path: str) -> Any:
+    from ...datasets.captions import Captioned
+
+    try:
+        return Captioned(source, path)
+    except (OSError, ValueError) as error:
+        raise InputError(str(error), wanted="a JSON object from the photos' ids to captions", fix="check the file behind --captions") from error
+
+
+def open_data(text: str, captions: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """The source that ``--data`` names, with the captions of a file, and its provenance as JSON values.
 
     Raises:
         InputError: if it is missing or broken.
@@ -167,6 +177,8 @@ def open_data(text: str) -> tuple[Any, dict[str, Any]]:
 
     try:
         source = open_source(text)
+        if captions:
+            source = _with_captions(source, captions)
         provenance = source.provenance.to_json()
     except ImportError as error:
         raise missing_package(error.name or "h5py", "bench", "to read this data set") from error

@@ -13,7 +13,7 @@ from ...runtime.errors import AccuracyError, InputError, UsageError
 if TYPE_CHECKING:
     from ...datasets.referring.refer import Referring
 
-DEPTH_ONLY = ("alignment", "details", "budget")
+DEPTH_ONLY = ("alignment", "details", "budget", "captions")
 
 
 def measures_masks(data: str | None) -> bool:
@@ -57,7 +57,7 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
         with Progress(count * len(rows), "sentences", arguments.quiet) as progress:
             if journal.done:
                 progress.message(f"going on where the journal {path} ends")
-            results = measure_masks(rows, source, count, evaluation, journal, progress.advance)
+            results = measure_masks(rows, source, count, evaluation, journal, progress.advance, progress.message)
         record |= masks_json(rows, results, provenance, evaluation, count)
         if output:
             write_record(output, record, arguments.force)

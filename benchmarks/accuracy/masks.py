@@ -13,7 +13,8 @@ from ...datasets.mask_metrics import MaskTotals
 from ...runtime.errors import AccuracyError, InputError, UsageError
 from ...runtime.photo.preprocess import place_steps, shape_photo
 from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
-from .accuracy import Row
+from .accuracy import LONG_S, Row
+from .duration import duration, expected_s
 
 if TYPE_CHECKING:
     from ...datasets.referring.refer import Referred, Referring
@@ -40,7 +41,13 @@ def read_referred(source: Referring, numbers: range) -> Iterator[Referred]:
 
 
 def measure_masks(
-    rows: list[Row], source: Referring, count: int, evaluation: str, journal: Journal, advance: Callable[[int], None]
+    rows: list[Row],
+    source: Referring,
+    count: int,
+    evaluation: str,
+    journal: Journal,
+    advance: Callable[[int], None],
+    on_message: Callable[[str], None] = lambda words: None,
 ) -> list[list[dict[str, Any]]]:
     """Every row's samples: ``id``, ``digest``, ``intersection`` and ``union`` in pixels, ``failure`` where the network gave no mask.
 
@@ -48,6 +55,7 @@ def measure_masks(
         evaluation: of ``EVALUATIONS``.
         journal: keeps each sample.
         advance: told how many sentences are done.
+        on_message: told before a row's first sentence how long all will take, if that is long.
 
     Raises:
         InputError: if a photo cannot be read.
@@ -60,6 +68,8 @@ def measure_masks(
         advance(count - len(left))
         if left:
             with row.open() as pipeline:
+                if (expected := expected_s(pipeline, row.facts["protocol"], len(left))) > LONG_S:
+                    on_message(f"{row.name}: {len(left)} sentences will take about {duration(expected)}; --limit N measures fewer")
                 for index in left:
                     sample = next(read_referred(source, range(index, index + 1)))
                     journal.add(number, index, _score(pipeline, sample, evaluation, row.facts["protocol"]))

@@ -12,8 +12,8 @@ from PIL import Image
 from ...runtime.errors import FathomError
 from .alignment import align
 from .evaluation import Evaluation, counted
-from .scenes import scene_of
 from .shaping import shape_pair
+from .words import words_of
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
@@ -66,7 +66,7 @@ def draw_worst(rows: list[Row], ids: list[str], source: Source, count: int, eval
                 rgb, truth_m, valid = shape_pair(samples[name].rgb, samples[name].depth_m, samples[name].valid, evaluation.shape)
                 mask = counted(evaluation, truth_m, valid)
                 try:
-                    depth = pipeline.predict(rgb, protocol, prompt=scene_of(pipeline.contract, samples[name]))
+                    depth = pipeline.predict(rgb, protocol, prompt=words_of(pipeline.contract, samples[name]))
                 except FathomError:
                     continue
                 mask &= depth.valid & np.isfinite(depth.values)

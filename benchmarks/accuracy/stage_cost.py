@@ -67,14 +67,14 @@ def stage_costs(
     Raises:
         FathomError: if the stages cannot be run one by one.
     """
-    from .scenes import scene_of
     from .shaping import shape_pair
+    from .words import words_of
 
     photos: list[tuple[np.ndarray, str | None]] = []
     with Pipeline.open(engine, None, threads) as other:
         for number in range(min(count, PHOTOS)):
             sample = source[number]
-            photos.append((shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)[0], scene_of(other.contract, sample)))
+            photos.append((shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)[0], words_of(other.contract, sample)))
         precisions = {stage.spec.name: stage.precision for stage in other.manifest.stages}
         if not hasattr(other.backend, "run_stage"):
             raise FathomError("the engine's stages cannot be run one by one on this backend")

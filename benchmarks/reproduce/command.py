@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-data", metavar="DATA", help="what to learn from (default: the training part of nyu:FILE.mat)")
     parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from")
     parser.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
+    parser.add_argument("--captions", metavar="FILE", help="a JSON object from picture to caption, for rows with a caption for every picture")
     parser.add_argument(
         "--tiny", action="store_true", help="try the row with the small network of the same architecture: the way is the same, the numbers are not"
     )
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if len(arguments.row) > 3:
         raise UsageError(f"{len(arguments.row)} words were given", wanted="PAPER TABLE ROW")
     row = find_row(*arguments.row)
-    files = Files(arguments.data, arguments.train_data, arguments.weights, arguments.visual_weights)
+    files = Files(arguments.data, arguments.train_data, arguments.weights, arguments.visual_weights, arguments.captions)
     check_files(row, files, arguments.tiny)
     if row.note:
         warn(row.note)

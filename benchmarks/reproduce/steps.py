@@ -32,12 +32,14 @@ class Files:
         data: of the test, as ``--data`` names it.
         train_data: where the data has no training part of its own.
         weights, visual_weights: published files that the row starts from.
+        captions: of the test's pictures, for rows that take one for every picture.
     """
 
     data: str | None = None
     train_data: str | None = None
     weights: str | None = None
     visual_weights: str | None = None
+    captions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
         raise UsageError(f"--data {files.data} is not what this row is measured on", wanted=what, fix=f"give {flag}")
     if row.training and files.train_data is None and (words[0] != "nyu" or words[-1] in ("train", "test", "all")):
         raise InputError("the training data of this row is missing", wanted=f"{what}: its training part", fix="give it with --train-data")
+    if row.settings.get("captions") and files.captions is None:
+        fix = "give a JSON object from picture to caption with --captions FILE"
+        raise InputError("a file that this row reads is missing: a caption for every picture", fix=fix)
     if tiny:
         if files.weights or files.visual_weights:
             raise UsageError("--tiny takes no weights", fix="leave out --tiny or the weights")
@@ -104,6 +109,7 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
     options = [word for flag, value in row.options.items() for word in (f"--{flag}", value)]
     found.append(Step("depth-export", (*model, *start, *options, "-o", str(folder / "bundle"))))
     arguments = ["accuracy", "--engine", str(folder / "bundle"), "--data", _part(files.data, row.part)]
+    arguments += ["--captions", files.captions] if files.captions and row.settings.get("captions") else []
     arguments += ["--protocol", row.protocol] if row.protocol else []
     arguments += ["--evaluation", row.evaluation] if row.evaluation else []
     arguments += ["--limit", str(limit)] if limit else []

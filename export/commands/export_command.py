@@ -212,7 +212,10 @@ def _downloaded(arguments: argparse.Namespace, on_progress: Any) -> Path | None:
     entry = NETWORKS.get(arguments.model)
     if entry is None or entry.hub is None or arguments.random_init or arguments.variant not in (None, entry.variants[0]):
         return None
-    return download(entry.hub, cache_folder("hub"), lambda done, total: on_progress(f"downloading {entry.hub.repository}: {done:,} of {total:,} bytes", 0.0))
+    found = download(entry.hub, cache_folder("hub"), lambda done, total: on_progress(f"downloading {entry.hub.repository}: {done:,} of {total:,} bytes", 0.0))
+    if entry.hub.doubt:
+        warn(entry.hub.doubt)
+    return found
 
 
 def _result(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:

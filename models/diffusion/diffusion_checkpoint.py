@@ -18,6 +18,7 @@ CLIP_LAYERS = 12
 PUBLISHED_PREFIXES = {  # own prefix -> published prefix; below the first two, names follow ``stable_diffusion_keys``
     "vae.": "encoder.encoder_vq.",
     "unet.": "encoder.unet.unet.diffusion_model.",
+    "text.clip.": CLIP_PREFIX,
     "text.": "encoder.",
     "refinement.": "encoder.aggregation.",
     "aggregation.": "encoder.",

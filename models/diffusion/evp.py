@@ -22,10 +22,13 @@ from ...runtime.artefact.spec import StageSpec
 from ...runtime.errors import InputError, UsageError
 from ..checkpoint import Checkpoint, KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
+from ..position_buffers import restore_position_buffers
 from ..random_init import RANDOM_WARNING, randomise
+from .caption_text import CaptionWords
 from .depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
 from .depth_protocols import CANVAS_MARGIN, FEATURE_SCALE, depth_contract, kitti_benchmark, nyu_benchmark, nyu_single_image, squeezed_single_image
 from .diffusion_checkpoint import ANCHOR, CLIP_PREFIX, clip_names, key_table, origin_of, published_name, refuse_other_networks
+from .evp_refer import TOKENIZER
 from .folding import FoldedUNet, FoldedVAE
 from .metric_bins import BIN_COUNT, BinsConfig, MetricBins, MetricBinsExport
 from .refinement import Aggregation, Refinement
@@ -54,6 +57,7 @@ class EVPConfig:
         aggregation_groups: GroupNorm groups of the aggregation.
         decoder, bins: their widths.
         nyu_window, kitti_window: side of the square input window, in pixels; the canvas is 32 pixels larger.
+        captions: 1: CLIP stays in the network and every photo comes with its caption; 0: one text for all, folded.
     """
 
     name: str = "evp"
@@ -65,8 +69,11 @@ class EVPConfig:
     bins: BinsConfig = dataclasses.field(default_factory=BinsConfig)
     nyu_window: int = 480
     kitti_window: int = 352
+    captions: int = 0
 
     def __post_init__(self):
+        if self.captions not in (0, 1):
+            raise ValueError(f"captions {self.captions}, wanted 0 (one text) or 1 (one for each photo)")
         for window in (self.nyu_window, self.kitti_window):
             if window % FEATURE_SCALE or (window + CANVAS_MARGIN) % (2 * FEATURE_SCALE):
                 raise ValueError(f"a window of {window} pixels gives no whole number of latent pixels on every level")
@@ -126,12 +133,13 @@ class EVP(DepthNetwork):
     Args:
         config: ``OFFICIAL`` or ``TINY``, or another of the same architecture.
         variant: ``nyu`` or ``kitti``.
+        words: what becomes of captions, where ``config.captions``.
 
     Raises:
         ValueError: for an unknown variant.
     """
 
-    def __init__(self, config: EVPConfig, variant: str):
+    def __init__(self, config: EVPConfig, variant: str, words: CaptionWords | None = None):
         super().__init__()
         self.config, self.name, self.variant = config, config.name, variant
         self.constants = variant_of(config, variant)
@@ -139,7 +147,10 @@ class EVP(DepthNetwork):
         self.origin = WeightsOrigin("random-init")
         self.vae = VAEEncoder(config.backbone)
         self.unet = TapUNet(config.backbone, collect_maps=True)
-        self.text = TextContext((1, config.tokens, config.backbone.context_width))
+        self.words = words or CaptionWords.of(config.backbone, config.tokens) if config.captions else None
+        if self.words is not None:
+            self.contract = self.words.contract(self.contract)
+        self.text = TextContext((1, config.tokens, config.backbone.context_width)) if self.words is None else self.words.text()
         self.refinement = Refinement(config.tap_channels, config.refinement_groups)
         self.aggregation = Aggregation(config.tap_channels, config.decoder.in_channels, config.aggregation_groups)
         self.decoder = Decoder(config.decoder)
@@ -150,9 +161,18 @@ class EVP(DepthNetwork):
         constants = {"latent_divisor": self.constants.latent_divisor, "max_depth_m": self.constants.max_depth_m, "window": self.constants.window}
         return json.loads(json.dumps({**dataclasses.asdict(self.config), **constants}))  # tuples become lists
 
+    def artefact_files(self) -> dict[str, bytes]:
+        return {} if self.words is None else {TOKENIZER: self.words.tokenizer}
+
+    def example_inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        found = super().example_inputs(batch, seed)
+        return found if self.words is None else {**found, "ids": self.words.example_ids(batch, seed)}
+
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {"latent": self.vae(inputs["image"]) / self.constants.latent_divisor}
-        taps = self.unet(found["latent"], self.text())
+        context = self.text() if self.words is None else self.text(inputs["ids"])
+        found = {} if self.words is None else {"context": context}
+        found |= {"latent": self.vae(inputs["image"]) / self.constants.latent_divisor}
+        taps = self.unet(found["latent"], context)
         found |= zip(TAP_NAMES, taps, strict=True)
         side = self.constants.window // FEATURE_SCALE
         found["conv_feats"] = features = self.aggregation(*self.refinement(*taps))[..., :side, :side]
@@ -171,11 +191,13 @@ class EVP(DepthNetwork):
         levels = tuple(square_map(f"x{i}", c, side << i) for i, c in enumerate(config.bins.level_channels, 1))
         raw, depth = square_map("raw", 1, window), square_map("depth", 1, window)
         vae = FoldedVAE(self.vae, self.constants.latent_divisor)
-        unet = FoldedUNet(self.unet, self.text())
+        unet = FoldedUNet(self.unet, self.text() if self.words is None else None)
+        texts, told = ((), ()) if self.words is None else ((stage,) for stage in self.words.stage(self.text))
         decoder = FoldedDecoder(self.decoder, self.depth_head)
         return (
+            *texts,
             Stage(StageSpec("vae", (image,), (latent,)), vae.eval(), folded=vae.folded),
-            Stage(StageSpec("unet", (latent,), taps), unet.eval(), folded=unet.folded),
+            Stage(StageSpec("unet", (latent, *told), taps), unet.eval(), folded=unet.folded),
             Stage(StageSpec("refine", taps, (features,)), RefineStage(self.refinement, self.aggregation, side).eval()),
             Stage(StageSpec("decoder", (features,), (*levels, raw)), decoder.eval(), folded=decoder.folded),
             Stage(StageSpec("bins", (features, *levels, raw), (depth,)), MetricBinsExport(self.bins).eval(), FP32_ISLANDS),
@@ -203,10 +225,18 @@ def evp_keys(network: EVP) -> KeyTable:
         transform + "k_idx": torch.arange(BIN_COUNT).view(1, -1, 1, 1),
         transform + "K_minus_1": torch.full((1, 1, 1, 1), float(BIN_COUNT - 1)),
     }
-    return key_table(network, lambda own: published_name(own, DEPTH_HEAD), constants, dict.fromkeys([*clip_names(), CLIP_PREFIX + "embeddings.position_ids"]))
+    clip = () if network.words is not None else clip_names()
+    return key_table(network, lambda own: published_name(own, DEPTH_HEAD), constants, dict.fromkeys([*clip, CLIP_PREFIX + "embeddings.position_ids"]))
 
 
-def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIAL, text_pack: str | Path | None = None, texts: str | Path | None = None) -> EVP:
+def load_evp(
+    path: str | Path,
+    variant: str = "nyu",
+    config: EVPConfig = OFFICIAL,
+    text_pack: str | Path | None = None,
+    texts: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> EVP:
     """EVP with the weights of a published or self-trained checkpoint.
 
     Args:
@@ -216,16 +246,18 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
         text_pack: safetensors with ``context`` [1, tokens, width], instead of the checkpoint's own text. Needed for checkpoints
             that carry CLIP instead of the mean caption, if ``texts`` is not given.
         texts: captions (see ``text_tower.read_captions``); the mean of what the file's own CLIP says of them is the text.
+        tokenizer: CLIP's ``tokenizer.json``, for captions at run time; by default made from the vocabulary in the open_clip package.
 
     Raises:
         InputError: if the file is broken or unsafe, is another network's, does not fit exactly, or carries no CLIP for ``texts``.
-        UsageError: if ``text_pack`` and ``texts`` are both given.
+        UsageError: if ``text_pack`` and ``texts`` are both given, or one of them with captions at run time.
         ValueError: for an unknown variant.
     """
     if text_pack is not None and texts is not None:
         raise UsageError("--text-pack and --texts contradict each other", fix="give one of them")
+    words = _caption_words(config, text_pack or texts, tokenizer)
     with torch.device("meta"):
-        network = EVP(config, variant)
+        network = EVP(config, variant, words)
     table, text = evp_keys(network), published_name("text.class_embeddings", DEPTH_HEAD)
     pack = None if text_pack is None else read_text_pack(text_pack, "context", table.wanted[text].shape)
     checkpoint = read_checkpoint(path, ANCHOR)
@@ -234,15 +266,29 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
         checkpoint.tensors[text] = caption_context(checkpoint, texts, config)
     elif pack is not None:
         checkpoint.tensors[text] = pack
-    elif text not in checkpoint.tensors and any(name.startswith(CLIP_PREFIX) for name in checkpoint.tensors):
+    elif words is None and text not in checkpoint.tensors and any(name.startswith(CLIP_PREFIX) for name in checkpoint.tensors):
         raise InputError(
             f"{checkpoint.file} carries CLIP for one caption per image, and no {text}",
             wanted="the text that every image shall get",
-            fix=f"give --texts FILE with captions, or --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
+            fix="--set captions=1 keeps CLIP, so that each photo comes with its caption; for one text for all "
+            f"give --texts FILE with captions, or --text-pack FILE, a .safetensors with 'context' {list(table.wanted[text].shape)}",
         )
     fill(network, checkpoint, table, config.name)
+    if words is not None:
+        restore_position_buffers(network)
     network.origin = origin_of(checkpoint, PUBLISHED, PUBLISHED_LICENCE, network.text.gamma, network.decoder)
     return network
+
+
+def _caption_words(config: EVPConfig, fixed: str | Path | None, tokenizer: str | Path | None) -> CaptionWords | None:
+    """What becomes of captions at run time; None for a network with one text."""
+    if not config.captions:
+        if tokenizer is not None:
+            raise UsageError("--tokenizer is for captions at run time", fix="--set captions=1, or leave it out")
+        return None
+    if fixed is not None:
+        raise UsageError("captions at run time and one text for all contradict each other", fix="leave out --texts and --text-pack, or --set captions=1")
+    return CaptionWords.of(config.backbone, config.tokens, tokenizer)
 
 
 def caption_context(checkpoint: Checkpoint, texts: str | Path, config: EVPConfig) -> Tensor:
@@ -259,18 +305,29 @@ def caption_context(checkpoint: Checkpoint, texts: str | Path, config: EVPConfig
     return mean_states(clip_tower(checkpoint, CLIP_PREFIX, config.backbone.context_width), captions, config.tokens)
 
 
-def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0, text_pack: str | Path | None = None, texts: str | Path | None = None) -> EVP:
+def random_evp(
+    variant: str = "nyu",
+    config: EVPConfig = OFFICIAL,
+    seed: int = 0,
+    text_pack: str | Path | None = None,
+    texts: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> EVP:
     """EVP with seeded random weights: right in shape, speed and finiteness, meaningless in depth. For benchmarks and tests.
 
     Raises:
-        UsageError: if ``texts`` are given: there is no CLIP to read them with.
+        UsageError: if ``texts`` are given: there is no CLIP to read them with; see also ``load_evp``.
     """
     if texts is not None:
         raise UsageError("random weights hold no CLIP to read --texts with", fix="leave --texts out")
+    words = _caption_words(config, text_pack, tokenizer)
     with torch.device("meta"):
-        network = EVP(config, variant)
+        network = EVP(config, variant, words)
     randomise(network, seed)
-    network.text.randomise(seed)
+    if words is None:
+        network.text.randomise(seed)
+    else:
+        words.randomise(network.text, seed)
     if text_pack is not None:
         network.text.class_embeddings.copy_(read_text_pack(text_pack, "context", tuple(network.text.class_embeddings.shape)))
     bins, far = network.bins, network.constants.max_depth_m
@@ -282,4 +339,4 @@ def random_evp(variant: str = "nyu", config: EVPConfig = OFFICIAL, seed: int = 0
     transform.k_idx.copy_(torch.arange(BIN_COUNT).view(1, -1, 1, 1))
     transform.K_minus_1.fill_(BIN_COUNT - 1)
     network.origin = WeightsOrigin("random-init", warnings=(RANDOM_WARNING,))
-    return network
+    return network.requires_grad_(False).eval()

@@ -17,9 +17,9 @@ from ...runtime.errors import InputError
 from ..checkpoint import Checkpoint, Key, KeyTable, complain, fill
 from ..clip.clip_tokenizer import VOCABULARY, published_tokenizer
 from ..position_buffers import restore_position_buffers
+from .caption_text import HEAD_WIDTH
 from .evp_refer import TINY_TOKENIZER
 
-HEAD_WIDTH = 64  # of every CLIP text tower
 BATCH = 64
 MAX_CAPTION_FILE = 1 << 28
 POSITIONS = "embeddings.position_ids"  # counts from 0

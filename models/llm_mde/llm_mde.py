@@ -5,6 +5,9 @@ to picture, so it has a fixed budget of tokens with a mask, and the image's toke
 an unpadded prompt. What the head then looks at is a choice (``LlmMdeConfig.head_sees``): the published code keeps the first 310 outputs,
 so behind a prompt of 116 tokens the image's last two are lost and all others are two places late (``first``, the official variants give
 its numbers for one picture at any length); the paper variants give every image token its own place (``image``).
+
+The paper also tries a prompt that is the same for every picture, and none at all (``LlmMdeConfig.prompting``). Then there is no padding and no
+text at run time, and the head has a place for every output.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import embedding, interpolate
+from torch.nn.functional import interpolate
 from transformers import BertConfig, BertModel
 
 from ...runtime.artefact.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, ImageInput, OutputContract, Protocol, Require, Resize, TextInput
@@ -30,11 +34,11 @@ from ..prompt_tokens import BERT_VOCABULARY, DEPTH_CLASSES, PAD, bert_words, com
 from ..random_init import draw_weights
 from .head_outputs import SEEN
 from .language_depth_decoder import LanguageDepthDecoder, LanguageToDepth
+from .language_stages import FixedInFront, MaskedBert, PlainBert, PromptInFront
 from .reprogramming import FoldedReprogramming, Reprogramming, ReprogrammingConfig
 from .vit import VisionTransformer, VitConfig
 
 TOKENIZER = "constants/tokenizer.json"
-HIDDEN = -1e4  # added to the scores of padding; e^-10000 is exactly 0 in FP32 and in FP16
 DATASET = "Dataset description: Monocular depth estimation is the process of inferring the distance of objects in a scene from a single 2D image."
 TEMPLATES = {  # the first is the published sentence, run-on words and odd brackets included: BERT has been trained on it
     "position-statistics": f"<|start_prompt|>{DATASET}Task description: estimate the photo's depthInput statistics:"
@@ -43,6 +47,8 @@ TEMPLATES = {  # the first is the published sentence, run-on words and odd brack
     "level-statistics": f"<|start_prompt|>{DATASET} Task description: estimate the depth of the photo. Input statistics: "
     "min pixel value {min}, max pixel value {max}, median pixel value {median}, the depth class of input is {class}<|<end_prompt>|>",
 }
+FIXED = f"<|start_prompt|>{DATASET} Task description: estimate the depth of the photo.<|<end_prompt>|>"  # what does not depend on the picture
+PROMPTING = ("none", "fixed", "adaptive")
 CLASS_TOPS = {"position-statistics": (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0), "level-statistics": (36.0, 72.0, 109.0, 145.0, 182.0, 218.0, 255.0)}
 
 
@@ -65,6 +71,7 @@ class LlmMdeConfig:
         far_m: 0 for relative depth in [0, 1]; else the sigmoid counts from 0 to this many metres.
         vit_rank, vit_alpha, llm_rank: of the adapters, instead of the variant's; rank 0 keeps that part frozen. The factor of the ViT's is
             alpha / rank, the language model's alpha is 1.
+        prompting: number in ``PROMPTING``, None for ``adaptive``: the picture writes the prompt.
         compact_vocabulary: token ids count only the words that occur, as tiny networks do.
 
     Raises:
@@ -91,18 +98,24 @@ class LlmMdeConfig:
     vit_rank: int | None = None
     vit_alpha: int | None = None
     llm_rank: int | None = None
+    prompting: int | None = None
 
     def __post_init__(self):
-        if self.drop not in ("last", "class") or self.prompt not in TEMPLATES:
-            raise ValueError(f"drop {self.drop!r} or prompt {self.prompt!r} is unknown")
+        if self.drop not in ("last", "class") or self.prompt not in TEMPLATES or self.prompting not in (None, *range(len(PROMPTING))):
+            raise ValueError(f"drop {self.drop!r}, prompt {self.prompt!r} or prompting {self.prompting!r} (0 to {len(PROMPTING) - 1}) is unknown")
         if self.head_sees not in SEEN:
             raise ValueError(f"head_sees {self.head_sees!r} is unknown, wanted one of {', '.join(SEEN)}")
         if self.reprogramming.image_width != self.vit.width or self.reprogramming.text_width % self.llm_heads:
             raise ValueError("reprogramming must take the ViT's width, and heads divide the width of the words")
-        if not 0 < self.head_prompt_tokens <= self.prompt_tokens or self.prompt_tokens + self.vit.patches > self.positions:
+        if (not 0 < self.head_prompt_tokens <= self.prompt_tokens and self.adaptive) or self.prompt_tokens + self.vit.patches > self.positions:
             raise ValueError("the head's prompt tokens must fit the budget, and the whole sequence the positions")
         if min(*self.window, self.llm_layers, self.llm_mlp, self.vocabulary, self.code) < 1 or self.llm_lora_rank < 0 or self.far_m < 0:
             raise ValueError("positive sizes were wanted")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the picture writes the prompt."""
+        return self.prompting in (None, PROMPTING.index("adaptive"))
 
     @property
     def width(self) -> int:
@@ -162,14 +175,23 @@ def of_variant(config: LlmMdeConfig, variant: str) -> LlmMdeConfig:
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}, wanted one of {', '.join(VARIANTS)}")
-    chosen = {name: getattr(config, name) for name in ("vit_rank", "vit_alpha", "llm_rank")}
+    chosen = {name: getattr(config, name) for name in ("vit_rank", "vit_alpha", "llm_rank", "prompting")}
     config = replace(config, **dict.fromkeys(chosen))
     config = replace(PAPERS[config] if variant.startswith("paper") else config, **chosen)
     vit, rank = config.vit, config.vit.lora_rank if config.vit_rank is None else config.vit_rank
     scale = vit.lora_scale if config.vit_alpha is None or not rank else config.vit_alpha / rank
     llm = config.llm_lora_rank if config.llm_rank is None else config.llm_rank
     config = replace(config, vit=replace(vit, lora_rank=rank, lora_scale=scale), llm_lora_rank=llm)
+    if not config.adaptive:
+        config = replace(config, prompt_tokens=len(fixed_ids(config)), head_prompt_tokens=len(fixed_ids(config)))
     return replace(config, far_m=FAR_M) if variant.endswith("-metric") else config
+
+
+def fixed_ids(config: LlmMdeConfig) -> tuple[int, ...]:
+    """Token ids of the prompt that is the same for every picture; empty for none, or where the picture writes it."""
+    if config.prompting != PROMPTING.index("fixed"):
+        return ()
+    return tuple(Tokenizer.from_str(tokenizer_json(compact_words() if config.compact_vocabulary else bert_words()).decode()).encode(FIXED).ids)
 
 
 def contract(config: LlmMdeConfig) -> Contract:
@@ -186,7 +208,9 @@ def contract(config: LlmMdeConfig) -> Contract:
             Protocol("single-image", (Resize(height, width, "bilinear-antialias"),), (0,), (), False, "the whole photo, one look"),
             Protocol("nyu-benchmark", exact, (0,), (), False, "LLM-MDE, published evaluation code; it scores maps stretched to [0, 1] per image"),
         ),
-        TextInput(
+        None
+        if not config.adaptive
+        else TextInput(
             config.prompt,
             "prompt_ids",
             "prompt_mask",
@@ -235,12 +259,16 @@ class LlmMde(DepthNetwork):
         return asdict(self.config)
 
     def artefact_files(self) -> dict[str, bytes]:
-        """The tokenizer."""
+        """The tokenizer, where there are words at run time."""
+        if not self.config.adaptive:
+            return {}
         return {TOKENIZER: tokenizer_json(compact_words() if self.config.compact_vocabulary else bert_words())}
 
     def example_inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Smooth seeded pictures and the prompts that they write."""
         inputs = super().example_inputs(batch, seed)
+        if not self.config.adaptive:
+            return inputs
         self._text = self._text or TextEncoder(self.contract.text, self.contract.input, self.artefact_files()[TOKENIZER])
         text = self._text(inputs["image"].numpy())
         return inputs | {name: torch.from_numpy(values) for name, values in text.items()}
@@ -254,15 +282,17 @@ class LlmMde(DepthNetwork):
         return vit_tokens(self.vit, image, self.config)
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every stage's tensors, of ``image`` [B,3,H,W], ``prompt_ids`` [B,P] and ``prompt_mask`` [B,P]."""
-        config, image, ids, mask = self.config, inputs["image"], inputs["prompt_ids"], inputs["prompt_mask"]
+        """Every stage's tensors, of ``image`` [B,3,H,W] and, where the picture writes the prompt, ``prompt_ids`` [B,P] and ``prompt_mask`` [B,P]."""
+        config, image = self.config, inputs["image"]
+        fixed = torch.tensor(fixed_ids(config), dtype=torch.int64, device=image.device).expand(len(image), -1)  # [B,P]
+        ids, mask = (inputs["prompt_ids"], inputs["prompt_mask"]) if config.adaptive else (fixed, torch.ones(fixed.shape, device=image.device))
         found = {"vit_tokens": self.tokens(image)}
         found["reprog"] = self.reprogramming(found["vit_tokens"], self.mixed_words())
         found["llm_in"] = torch.cat([self.llm.embeddings.word_embeddings(ids), self.l2d(found["reprog"])], dim=1)
         batch, budget, patches = len(image), config.prompt_tokens, config.vit.patches
-        behind = mask.sum(dim=1, keepdim=True).long() + torch.arange(patches)  # right behind the prompt's last real token
-        places = torch.cat([torch.arange(budget).expand(batch, -1), behind], dim=1)
-        whole = torch.cat([mask, torch.ones(batch, patches)], dim=1)
+        behind = mask.sum(dim=1, keepdim=True).long() + torch.arange(patches, device=image.device)  # right behind the prompt's last real token
+        places = torch.cat([torch.arange(budget, device=image.device).expand(batch, -1), behind], dim=1)
+        whole = torch.cat([mask, torch.ones(batch, patches, device=image.device)], dim=1)
         out = self.llm(inputs_embeds=found["llm_in"], attention_mask=whole, position_ids=places).last_hidden_state
         found["llm_out"] = SEEN[config.head_sees](out, mask, config.head_tokens)
         return found | {"depth": self.head(found["llm_out"], image)}
@@ -273,21 +303,29 @@ class LlmMde(DepthNetwork):
         image = TensorSpec("image", "float32", ("batch", 3, *config.window))
         tokens = TensorSpec("vit_tokens", "float32", ("batch", config.vit.patches, config.vit.width))
         reprog = TensorSpec("reprog", "float32", ("batch", config.vit.patches, config.width))
-        ids, mask = (TensorSpec(f"prompt_{name}", dtype, ("batch", config.prompt_tokens)) for name, dtype in (("ids", "int64"), ("mask", "float32")))
         llm_in = TensorSpec("llm_in", "float32", ("batch", config.prompt_tokens + config.vit.patches, config.width))
         llm_out = TensorSpec("llm_out", "float32", ("batch", config.head_tokens, config.width))
         depth = TensorSpec("depth", "float32", ("batch", 1, *config.window))
         vit, vit_adapters = merge_adapters(self.vit)
         encoder, llm_adapters = merge_adapters(self.llm.encoder)
         prototypes = config.reprogramming.prototypes
+        words, embeddings = self.llm.embeddings.word_embeddings, self.llm.embeddings
+        if config.adaptive:
+            prompt, folded = PromptInFront(words, self.l2d), {}
+            bert = MaskedBert(embeddings, encoder, config.prompt_tokens, config.vit.patches, config.head_tokens, SEEN[config.head_sees])
+        else:
+            prompt = FixedInFront(words(torch.tensor(fixed_ids(config), dtype=torch.int64, device=words.weight.device)), self.l2d)
+            bert, folded = PlainBert(embeddings, encoder, config.head_tokens), {"prompt_tokens": config.prompt_tokens} if config.prompt_tokens else {}
+        kinds = (("ids", "int64"), ("mask", "float32")) if config.adaptive else ()
+        told = [TensorSpec(f"prompt_{name}", dtype, ("batch", config.prompt_tokens)) for name, dtype in kinds]
         adapters = [{"adapters": count} if count else {} for count in (vit_adapters, llm_adapters)]
         return (
             Stage(StageSpec("vit", (image,), (tokens,)), VitTokens(vit, config), (), adapters[0]),
             Stage(
                 StageSpec("reprogramming", (tokens,), (reprog,)), FoldedReprogramming(self.reprogramming, self.mixed_words()), (), {"prototypes": prototypes}
             ),
-            Stage(StageSpec("prompt", (reprog, ids), (llm_in,)), PromptInFront(self)),
-            Stage(StageSpec("llm", (llm_in, mask), (llm_out,)), MaskedBert(self, encoder), (), adapters[1]),
+            Stage(StageSpec("prompt", (reprog, *told[:1]), (llm_in,)), prompt, (), folded),
+            Stage(StageSpec("llm", (llm_in, *told[1:]), (llm_out,)), bert, (), adapters[1]),
             Stage(StageSpec("head", (llm_out, image), (depth,)), self.head.folded(), (), {"batch_norms": 6}),
         )
 
@@ -336,40 +374,6 @@ class VitTokens(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return vit_tokens(self.vit, image, self.config)
-
-
-class PromptInFront(nn.Module):
-    """The stage ``prompt``: words of the prompt, then the image's tokens after l2d."""
-
-    def __init__(self, network: LlmMde):
-        super().__init__()
-        self.words, self.l2d = network.llm.embeddings.word_embeddings, network.l2d
-        self.eval()
-
-    def forward(self, reprog: Tensor, prompt_ids: Tensor) -> Tensor:
-        return torch.cat([self.words(prompt_ids), self.l2d(reprog)], dim=1)
-
-
-class MaskedBert(nn.Module):
-    """The stage ``llm``: position and segment embeddings as one table, padding out of sight, only what the head looks at comes out."""
-
-    def __init__(self, network: LlmMde, encoder: nn.Module):
-        super().__init__()
-        config = network.config
-        self.budget, self.patches, self.head_tokens, self.seen = config.prompt_tokens, config.vit.patches, config.head_tokens, SEEN[config.head_sees]
-        embeddings = network.llm.embeddings
-        self.norm, self.encoder = embeddings.LayerNorm, encoder
-        places = embeddings.position_embeddings.weight[: self.budget + self.patches] + embeddings.token_type_embeddings.weight[0]
-        self.register_buffer("places", places.detach().clone())  # [P+N,D]
-        self.register_buffer("steps", torch.arange(self.patches))
-        self.eval()
-
-    def forward(self, llm_in: Tensor, prompt_mask: Tensor) -> Tensor:
-        behind = embedding(prompt_mask.sum(dim=1, keepdim=True).long() + self.steps, self.places)  # [B,N,D]
-        places = torch.cat([self.places[: self.budget].expand(prompt_mask.shape[0], -1, -1), behind], dim=1)
-        hidden = torch.cat([(1 - prompt_mask) * HIDDEN, torch.zeros_like(behind[..., 0])], dim=1)[:, None, None]  # [B,1,1,P+N]
-        out = self.encoder(self.norm(llm_in + places), attention_mask=hidden).last_hidden_state
-        return self.seen(out, prompt_mask, self.head_tokens)
 
 
 def random_llm_mde(variant: str = "official", config: LlmMdeConfig = OFFICIAL, seed: int = 0) -> LlmMde:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import lru_cache
 from importlib import machinery, metadata
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def two_onnxruntimes() -> dict[str, str] | None:
     return {"says": says, "fix": onnxruntime_gpu_fix()}
 
 
+@lru_cache(maxsize=None)  # importing torchvision takes seconds
 def torchvision_for_another_torch() -> dict[str, str] | None:
     """A torchvision that is compiled for another CUDA than torch cannot be imported, and takes open_clip and parts of transformers with it.
 

@@ -27,10 +27,12 @@ class LlmMdeLearner(Learner):
         super().__init__(network, recipe)
         self.hint = HINT_WEIGHT if recipe.hint else 0.0
         text = network.contract.text
-        self.write = TextEncoder(text, network.contract.input, network.artefact_files()[text.tokenizer])
+        self.write = TextEncoder(text, network.contract.input, network.artefact_files()[text.tokenizer]) if text is not None else None
 
     def words(self, batch: Batch) -> dict[str, Tensor]:
-        """The prompts of the pictures."""
+        """The prompts of the pictures; nothing where they are fixed."""
+        if self.write is None:
+            return {}
         return {name: torch.from_numpy(values).to(batch.image.device) for name, values in self.write(batch.image.cpu().numpy()).items()}
 
     def predict(self, batch: Batch) -> Tensor:

@@ -49,6 +49,8 @@ def started_network(
         UsageError: if files do not go together, or ``catalog.load`` raises it.
     """
     entry = catalog.NETWORKS[name]
+    if (settings or {}).get("captions"):
+        raise UsageError("EVP with a caption for every photo is not trained here", fix="leave --set captions=1 out: one text for all is learned with")
     if "scene" in entry.options:
         scene = scene or SCENE
     kind = entry.module.rpartition(".")[2]

@@ -1,0 +1,66 @@
+"""A caption for every photo of a data set, out of a JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from .sample import Provenance, Sample, fingerprint
+
+if TYPE_CHECKING:
+    from .source import Source
+
+MAX_NBYTES = 1 << 28
+
+
+class Captioned:
+    """A source whose samples carry captions.
+
+    Args:
+        source: the photos.
+        path: a JSON object from photos to sentences. A photo is named by its sample's id, or by a path that ends with it; the file's ending does not count.
+            What names several photos names none.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is of another form.
+    """
+
+    def __init__(self, source: Source, path: str | Path):
+        raw = Path(path).read_bytes()
+        if len(raw) > MAX_NBYTES:
+            raise ValueError(f"{path} has {len(raw)} bytes, wanted at most {MAX_NBYTES}")
+        try:
+            found = json.loads(raw.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no JSON ({error})") from error
+        if not isinstance(found, dict) or not all(isinstance(words, str) and words.strip() for words in found.values()):
+            raise ValueError(f"{path} is not of the form {{id of a photo: caption}}")
+        self.source, self._sha256 = source, hashlib.sha256(raw).hexdigest()
+        self._captions: dict[str, str] = {}
+        for name, words in found.items():
+            parts = PurePosixPath(name).with_suffix("").parts
+            for start in range(len(parts)):
+                tail = "/".join(parts[start:])
+                self._captions[tail] = words if self._captions.get(tail, words) == words else ""
+        self._captions |= found
+
+    @property
+    def provenance(self) -> Provenance:
+        """Which photos and which captions these are."""
+        base = self.source.provenance
+        return replace(base, name=f"{base.name}, with captions", sha256=fingerprint(base.sha256, self._sha256))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> Sample:
+        sample = self.source[number]
+        return replace(sample, caption=self._captions.get(sample.id, ""))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
