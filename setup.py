@@ -42,6 +42,7 @@ TENSORRT = ["tensorrt>=10.3"]  # for desktops and servers; a Jetson has the one 
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
 ROS = ["rosbags>=0.11.9,<0.12"]
+RAY = ["ray[data]>=2.50,<3"]
 TRITON = ["tritonclient[grpc]>=2.50,<3", "onnx>=1.20,<2"]
 BENCH = ["h5py>=3.10", "scipy>=1.11", "matplotlib>=3.9"]
 DEV = [
@@ -89,6 +90,7 @@ setup(
         "video": VIDEO,
         "ros": ROS,
         "triton": TRITON,
+        "ray": RAY,
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],

@@ -21,8 +21,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_manifest(path: str | Path) -> Any:
-    """The checked manifest of a bundle directory or plan file; every SHA-256 is compared.
+def read_manifest(path: str | Path, verify: bool = True) -> Any:
+    """The checked manifest of a bundle directory or plan file; with ``verify`` every SHA-256 is compared.
 
     Raises:
         InputError: if it is neither.
@@ -32,7 +32,7 @@ def read_manifest(path: str | Path) -> Any:
     from ..artefact.plan import PlanFile
 
     path = Path(path)
-    with BundleDirectory.open(path) if path.is_dir() else PlanFile.open(path) as artefact:
+    with BundleDirectory.open(path, verify) if path.is_dir() else PlanFile.open(path, verify) as artefact:
         return artefact.manifest
 
 
