@@ -15,7 +15,7 @@ from ..errors import EnvironmentMismatchError, FathomError, UsageError, missing_
 
 ADDRESS = re.compile(r"auto|ray://[^/\s]+|[A-Za-z0-9_.\[\]:-]+:[0-9]{1,5}")
 LOCAL = "local"
-CPUS_LEFT = 0.1  # share of the CPUs that is left to Ray's readers
+CPUS_LEFT = 1.1  # of each machine, as Ray counts: its listing of files takes a whole one, and waits for ever where the actors hold them all
 READER_CPUS = 0.1
 ALIVE = "Alive"
 
@@ -109,13 +109,13 @@ def shares(ray: Any, gpu: bool, threads: int | None) -> Shares:
             raise EnvironmentMismatchError(
                 "this Ray knows of no GPU", wanted="one GPU for each pipeline", fix="ray start --num-gpus N, or a plan for onnxruntime"
             )
-        return Shares(actors, max(0.0, (1 - CPUS_LEFT) * min(1.0, have.get("CPU", 0) / actors)), 1.0, threads)
+        return Shares(actors, READER_CPUS, 1.0, threads)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node.get(ALIVE)]
     each = threads or max(1, min(4, max(cpus, default=1)))
     actors = sum(count // each for count in cpus)
     if not actors:
         raise EnvironmentMismatchError(f"no machine of this Ray has {each} CPUs", wanted="as many as --threads", fix="a smaller --threads")
-    return Shares(actors, each * (1 - CPUS_LEFT), 0.0, each)
+    return Shares(actors, round(max(0.0, min((count - CPUS_LEFT) / (count // each) for count in cpus if count >= each)), 4), 0.0, each)
 
 
 @contextmanager

@@ -112,7 +112,8 @@ def _datasets(ray: Any, sources: Sources, names: dict[str, str]) -> list[tuple[t
 
 
 def _read_rows(ray: Any, rows: Rows) -> Any:
-    return ray.data.read_parquet(rows.path, filesystem=rows.filesystem, columns=[rows.picture, rows.name], num_cpus=READER_CPUS)
+    read = ray.data.read_parquet(rows.path, filesystem=rows.filesystem, columns=[rows.picture, rows.name], num_cpus=READER_CPUS)
+    return read.repartition(target_num_rows_per_block=2 * BATCH)  # else a large file would be the work of one actor
 
 
 def _mapped(ray: Any, dataset: Any, shared: Shares, arguments: tuple[Any, ...]) -> Any:
