@@ -22,7 +22,7 @@ from ..fleet.cluster import check_address, joined, shares
 from ..fleet.job import BROKEN, LOCK, MOST_RECORD_BYTES, RECORD, FleetJob
 from ..fleet.plan_on_node import manifest_sha256
 from ..fleet.run_on_ray import Outcome, finished_rows, run_files, run_rows
-from ..fleet.sources import PARQUET, Sources, find_sources, is_uri, load_arrow
+from ..fleet.sources import Sources, find_sources, is_parquet, is_uri, load_arrow
 from ..outputs.writers import refuse_ply
 from .inspection import read_manifest
 from .progress import Progress
@@ -40,7 +40,7 @@ def run_ray(arguments: argparse.Namespace, suffixes: dict[str, str], camera: Any
     start, address = time.monotonic(), check_address(arguments.ray)
     if arguments.show or arguments.topic is not None:
         raise UsageError("--show and --topic with --ray", wanted="photos to files or Parquet", fix="leave them out")
-    rows = arguments.output.rstrip("/").endswith(PARQUET)
+    rows = is_parquet(arguments.output)
     if is_uri(arguments.output) and not rows:
         raise UsageError(f"-o {arguments.output} for files", wanted="a folder that all machines share, or a name that ends in .parquet")
     if rows and arguments.save:
@@ -89,7 +89,9 @@ def run_ray(arguments: argparse.Namespace, suffixes: dict[str, str], camera: Any
                 place.job = dataclasses.replace(job, threads=shared.threads, batch=job.batch or (None if gpu else _least_batch(manifest)))
                 with Progress(len(missing), "photos", arguments.quiet or rows or sys.stderr.isatty()) as progress:  # on a terminal Ray draws its own
                     outcome = place.work(ray, sources, missing, shared, progress.advance)
-        lost = {key: ("it was not there when it was to be read", InputError.exit_code) for key in missing if key not in outcome.done | set(outcome.broken)}
+        lost = {
+            key: ("it was not there when it was to be read", InputError.exit_code) for key in missing if key not in outcome.done and key not in outcome.broken
+        }
         outcome.broken.update(lost)
         place.finish(outcome)
     return _report(arguments, outcome, len(sources.names), there, shared, nodes, (started - start, time.monotonic() - started), origin, correction)
@@ -111,7 +113,7 @@ class _Files:
         path = self.out / LOCK
         with open(path, "w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX + fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(f"another depth-run is writing to {self.out}", wanted="one at a time", fix="wait for it, or another --output") from error
             try:

@@ -159,5 +159,5 @@ def finished_rows(out: str, filesystem: Any) -> tuple[set[str], list[str]]:
             continue
         if len(set(keys)) < len(keys) or found & set(keys):
             raise InputError(f"{item.path} holds a photo that is in {out} twice", wanted="one row for each photo", fix="--force makes it anew")
-        found |= set(keys)
+        found.update(keys)
     return found, halves

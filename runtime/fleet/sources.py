@@ -70,6 +70,11 @@ def is_uri(text: str) -> bool:
     return bool(URI.fullmatch(text))
 
 
+def is_parquet(text: str) -> bool:
+    """Whether it names Parquet: a file or a folder, here or in a bucket (whose address may end in ``?key=value``)."""
+    return (text.partition("?")[0] if is_uri(text) else text).rstrip("/").endswith(PARQUET)
+
+
 def find_sources(arguments: list[str], on_message: Callable[[str], None] = lambda text: None) -> Sources:
     """Expand what a user typed. ``x.txt`` is a list of photos, one per line; ``x.parquet`` a file or folder of rows.
 
@@ -79,7 +84,7 @@ def find_sources(arguments: list[str], on_message: Callable[[str], None] = lambd
     sources, local = Sources(), []
     found: list[tuple[str, str]] = []  # key, and what to name its outputs after
     for argument in _unlisted(arguments):
-        if argument.rstrip("/").endswith(PARQUET):
+        if is_parquet(argument):
             rows = _rows(argument)
             sources.rows.append(rows)
             found += [(word, word if is_named_as_photo(Path(word)) else f"{word}.row") for word in _called(rows)]
@@ -130,9 +135,10 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 def _expand(uri: str) -> tuple[Any, list[tuple[str, str]]]:
     """File system, and of each photo the path and what to name its outputs after."""
     fs = load_arrow().fs
-    parts = uri.split("/")
-    fixed = next((index for index, part in enumerate(parts) if index > 2 and glob.has_magic(part.partition("?endpoint")[0])), None)
-    filesystem, base = _filesystem(uri if fixed is None else "/".join(parts[:fixed]))
+    plain, mark, query = uri.partition("?")  # such as endpoint_override: no wildcard in addresses
+    parts = plain.split("/")
+    fixed = next((index for index, part in enumerate(parts) if index > 2 and glob.has_magic(part)), None)
+    filesystem, base = _filesystem("/".join(parts[:fixed]) + mark + query)
     base = base.rstrip("/")
     try:
         if fixed is None:
