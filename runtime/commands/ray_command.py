@@ -77,7 +77,7 @@ def run_ray(arguments: argparse.Namespace, suffixes: dict[str, str], camera: Any
         **named,
     )
     place = _Parquet(arguments.output, job) if rows else _Files(arguments.output, job)
-    with place.alone():
+    with _told_by_file_systems(arguments.output), place.alone():
         missing = place.missing(sources)
         there = len(sources.names) - len(missing)
         if there:
@@ -95,6 +95,15 @@ def run_ray(arguments: argparse.Namespace, suffixes: dict[str, str], camera: Any
         outcome.broken.update(lost)
         place.finish(outcome)
     return _report(arguments, outcome, len(sources.names), there, shared, nodes, (started - start, time.monotonic() - started), origin, correction)
+
+
+@contextmanager
+def _told_by_file_systems(output: str) -> Iterator[None]:
+    """What pyarrow's file systems and the operating system say of the output, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{output} cannot be read or written ({' '.join(str(error).split())[:300]})", fix="check its address, room and permissions") from error
 
 
 class _Files:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..errors import EnvironmentMismatchError, FathomError, UsageError, missing_
 ADDRESS = re.compile(r"auto|ray://[^/\s]+|[A-Za-z0-9_.\[\]:-]+:[0-9]{1,5}")
 LOCAL = "local"
 CPUS_LEFT = 1.1  # of each machine, as Ray counts: its listing of files takes a whole one, and waits for ever where the actors hold them all
-READER_CPUS = 0.1
+READER_CPUS = 0.25
 ALIVE = "Alive"
 
 
@@ -73,7 +74,8 @@ def joined(address: str, quiet: bool) -> Iterator[Any]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = not quiet
         context.print_on_execution_start = False
-        yield ray
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; results alone go to stdout
+            yield ray
     finally:
         with suppress(Exception):  # a cluster that is gone cannot be left
             ray.shutdown()
@@ -109,7 +111,7 @@ def shares(ray: Any, gpu: bool, threads: int | None) -> Shares:
             raise EnvironmentMismatchError(
                 "this Ray knows of no GPU", wanted="one GPU for each pipeline", fix="ray start --num-gpus N, or a plan for onnxruntime"
             )
-        return Shares(actors, READER_CPUS, 1.0, threads)
+        return Shares(actors, 0.0, 1.0, threads)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node.get(ALIVE)]
     each = threads or max(1, min(4, max(cpus, default=1)))
     actors = sum(count // each for count in cpus)
