@@ -19,6 +19,7 @@ pytest.importorskip("pyarrow")
 
 import pyarrow
 import pyarrow.dataset
+import pyarrow.fs
 import pyarrow.parquet
 from test_runtime_run import depth_run
 
@@ -107,6 +108,7 @@ def test_the_plan_is_read_once_and_travels_where_it_is_not(tiny, tmp_path, monke
     [
         (["--ray", "photos"], 2, "write the inputs before --ray"),
         (["--ray", "--show"], 2, "--show"),
+        (["--device", "cuda:1", "--ray"], 2, "a GPU of its own"),
         (["-o", "s3://bucket/out", "--ray"], 2, "ends in .parquet"),
         (["-o", "x.parquet", "--save", "npy", "--ray"], 2, "a row holds the map"),
         (["--protocol", "none", "--ray"], 2, "no protocol"),
@@ -174,6 +176,56 @@ def test_rows_in_and_out(tiny, photos, tmp_path):
     facts = json_of(depth_run(*common))
     assert (facts["done"], facts["there"]) == (lost, 60 - lost)
     check()
+
+
+@slow
+def test_buckets(tiny, photos, tmp_path, monkeypatch):
+    server_module, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        place = f"127.0.0.1:{server.get_host_and_port()[1]}"
+        client = boto3.client("s3", endpoint_url=f"http://{place}")
+        client.create_bucket(Bucket="rooms")
+        for path in photos.rglob("*.png"):
+            client.put_object(Bucket="rooms", Key=f"in/{path.parent.name}/{path.name}", Body=path.read_bytes())
+        query = f"?scheme=http&endpoint_override={place}&allow_delayed_open=true"  # the stand-in's answer to uploads in parts is none that Arrow takes
+        common = ("--engine", tiny.plan, f"s3://rooms/in/**/*.png{query}", "--threads", 1, "--batch", 1, "--json")
+        assert json_of(depth_run(*common, "--save", "npy", "-o", tmp_path / "far", "--ray"))["done"] == 60
+        for there in (0, 60):
+            facts = json_of(depth_run(*common, "-o", f"s3://rooms/out.parquet{query}", "--ray"))
+            assert (facts["done"], facts["there"]) == (60 - there, there)
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(f"s3://rooms/out.parquet{query}")
+        rows = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").to_table().to_pylist()
+    finally:
+        server.stop()
+    near = depth_run("--engine", tiny.plan, f"{photos}/**/*.png", "--threads", 1, "--batch", 1, "--save", "npy", "-o", tmp_path / "near")
+    assert near.returncode == 0 and contents(tmp_path / "far") == contents(tmp_path / "near") and len(rows) == 60
+    for row in rows:
+        depth = np.float32(row["depth_m"]).reshape(row["height"], row["width"])
+        assert depth.tobytes() == np.load(tmp_path / "near" / f"{row['name']}_depth.npy").tobytes()
+
+
+@slow
+def test_a_cluster_that_is_there_already(tiny, photos, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=2)
+        common = ("--engine", tiny.plan, f"{photos}/**/*.png", "--threads", 1, "--batch", 1, "--save", "npy")
+        facts = json_of(depth_run(*common, "-o", tmp_path / "far", "--json", f"--ray={cluster.address}"))
+        assert (facts["done"], facts["nodes"], facts["actors"]) == (60, 2, 3)
+    finally:
+        cluster.shutdown()
+    assert depth_run(*common, "-o", tmp_path / "near").returncode == 0 and contents(tmp_path / "far") == contents(tmp_path / "near")
+
+
+def test_no_ray_at_that_address_is_told_at_once(tiny, photos, tmp_path, capsys):
+    assert main(["--engine", str(tiny.plan), str(photos / "scene0"), "-o", str(tmp_path / "none"), "--ray=127.0.0.1:1"]) == 6
+    assert "no Ray at 127.0.0.1:1" in capsys.readouterr().err
 
 
 def descendants(pid):

@@ -40,6 +40,8 @@ def run_ray(arguments: argparse.Namespace, suffixes: dict[str, str], camera: Any
     start, address = time.monotonic(), check_address(arguments.ray)
     if arguments.show or arguments.topic is not None:
         raise UsageError("--show and --topic with --ray", wanted="photos to files or Parquet", fix="leave them out")
+    if arguments.device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {arguments.device} with --ray", wanted="cpu or cuda: Ray gives each pipeline a GPU of its own", fix="leave it out")
     rows = is_parquet(arguments.output)
     if is_uri(arguments.output) and not rows:
         raise UsageError(f"-o {arguments.output} for files", wanted="a folder that all machines share, or a name that ends in .parquet")
@@ -265,7 +267,8 @@ def _report(
         print(f"broken: {key}: {words}", file=sys.stderr)
     if outcome.broken:
         more = f", {len(outcome.broken) - TABLE_ROWS} more" if len(outcome.broken) > TABLE_ROWS else ""
-        print(f"{len(outcome.broken)} of {asked} photos are broken{more}: {arguments.output.rstrip('/')}/{BROKEN}", file=sys.stderr)
+        out = arguments.output.partition("?")[0] if is_uri(arguments.output) else arguments.output
+        print(f"{len(outcome.broken)} of {asked} photos are broken{more}: {out.rstrip('/')}/{BROKEN}", file=sys.stderr)
     done, (starting_s, working_s) = len(outcome.done), seconds
     facts: dict[str, Any] = {"output": arguments.output, "photos": asked, "done": done, "there": there, "broken": len(outcome.broken)}
     facts.update({"ray": arguments.ray, "nodes": nodes, "actors": shared.actors if shared else 0, "threads": shared.threads if shared else None})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ LOCAL = "local"
 CPUS_LEFT = 1.1  # of each machine, as Ray counts: its listing of files takes a whole one, and waits for ever where the actors hold them all
 READER_CPUS = 0.25
 ALIVE = "Alive"
+CONNECT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def joined(address: str, quiet: bool) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise missing_package("ray", "ray", "Ray Data, which --ray hands the photos to") from error
+    _reach(address)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -79,6 +82,17 @@ def joined(address: str, quiet: bool) -> Iterator[Any]:
     finally:
         with suppress(Exception):  # a cluster that is gone cannot be left
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray waits for minutes for an address at which nothing is."""
+    host, colon, port = address.partition("://")[2 if "://" in address else 0].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise EnvironmentMismatchError(f"no Ray at {address} ({error})", wanted="a cluster that is up", fix="ray start --head, and its address") from error
 
 
 @contextmanager
