@@ -80,7 +80,7 @@ def joined(address: str, quiet: bool) -> Iterator[Any]:
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; results alone go to stdout
             yield ray
     finally:
-        with suppress(Exception):  # a cluster that is gone cannot be left
+        with redirect_stdout(sys.stderr), suppress(Exception):  # a cluster that is gone cannot be left
             ray.shutdown()
 
 
