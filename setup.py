@@ -43,6 +43,7 @@ PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolk
 VIDEO = ["av>=12"]
 SIGNED = ["cryptography>=42"]
 ROS = ["rosbags>=0.11.9,<0.12"]
+RAY = ["ray[data]>=2.50,<3"]
 TRITON = ["tritonclient[grpc]>=2.50,<3", "onnx>=1.20,<2"]
 BENCH = ["h5py>=3.10", "scipy>=1.11", "matplotlib>=3.9"]
 DEV = [
@@ -91,6 +92,7 @@ setup(
         "ros": ROS,
         "triton": TRITON,
         "signed": SIGNED,
+        "ray": RAY,
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],

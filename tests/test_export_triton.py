@@ -29,7 +29,7 @@ from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.triton.photo_service import OUTPUTS
+from fathom.runtime.serving.photo_service import OUTPUTS
 
 PHOTO = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
 

@@ -35,26 +35,16 @@ OTHERS = {
         "cv2",
         "rosbags",
         "cryptography",
+        "ray",
+        "pyarrow",
         "triton_python_backend_utils",
     },
     "datasets": {"numpy", "PIL", "h5py", "scipy"},
     "models": {"torch", "transformers", "diffusers", "open_clip", "safetensors", "tokenizers", "numpy", "huggingface_hub"},
     "trt_plugins": {"onnx", "cuda"},
     "calibration": {"numpy", "onnx", "onnxruntime", "tqdm"},
-    "export": {
-        "torch",
-        "onnx",
-        "onnxscript",
-        "onnx_ir",
-        "onnxruntime",
-        "tensorrt",
-        "tensorrt_rtx",
-        "numpy",
-        "safetensors",
-        "ml_dtypes",
-        "tritonclient",
-        "google",
-    },
+    "export": {"torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "safetensors", "ml_dtypes"}
+    | {"tritonclient", "google"},  # google: protobuf
     "benchmarks": {"numpy", "h5py", "onnxruntime", "matplotlib", "PIL"},
 }
 AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used

@@ -169,3 +169,10 @@ def test_depth_run_takes_what_was_signed_or_pinned(signed, tmp_path, capsys):
     shutil.copy(f"{plan}.minisig", f"{forged}.minisig")
     assert depth_run("--require-key", owner.key, engine=forged) == 10
     assert depth_run(engine=forged) == 0
+
+
+def test_a_cluster_runs_what_was_pinned_too(tiny, tmp_path, capsys):
+    """Asked before Ray is: many machines on a plan that nobody meant are no better than one."""
+    command = ["--engine", str(tiny.plan), str(tmp_path), "-o", str(tmp_path / "out"), "--ray", "-q"]
+    assert run.main([*command, "--require-sha256", "0" * 64]) == 10
+    assert "wanted: 000000000000…" in capsys.readouterr().err and not (tmp_path / "out").exists()

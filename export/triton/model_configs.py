@@ -11,8 +11,8 @@ from typing import Any
 from ...runtime.artefact.manifest import Manifest, PlanManifest
 from ...runtime.artefact.spec import StageSpec, TensorSpec, network_inputs
 from ...runtime.errors import InputError, UsageError
-from ...runtime.triton.photo_model import FACTS
-from ...runtime.triton.photo_service import OUTPUTS
+from ...runtime.serving.photo_model import FACTS
+from ...runtime.serving.photo_service import OUTPUTS
 from .config_text import load_protobuf
 
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64", "int32": "TYPE_INT32", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL"}

@@ -17,14 +17,14 @@ from ...runtime.artefact.manifest import Manifest, PlanManifest
 from ...runtime.artefact.plan import MANIFEST, PlanFile
 from ...runtime.errors import InputError, UsageError
 from ...runtime.files import whole_directory
-from ...runtime.triton.photo_model import ARTEFACTS
+from ...runtime.serving.photo_model import ARTEFACTS
 from .check import CONFIG, VERSION, check_models
 from .config_text import config_text, load_protobuf, read_config
 from .model_configs import BACKENDS, PREFIX, ensemble_config, facts_of, photo_config, stage_config
 
 WHAT = ("photo", "ensemble")
 MODEL_PY = '"""Photos to depth by Fathom: pip install fathom-depth where Triton\'s Python backend runs."""\n\n' + (
-    'from fathom.runtime.triton.photo_model import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
+    'from fathom.runtime.serving.photo_model import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 )
 
 

@@ -26,22 +26,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_manifest(path: str | Path) -> Any:
-    """The checked manifest of a bundle directory or plan file; every SHA-256 is compared.
+    """The checked manifest of a bundle directory or plan file, after every SHA-256 was compared.
 
     Raises:
         InputError: if it is neither.
         ChecksumError: if bytes changed.
     """
-    with _open(path) as artefact:
+    with open_artefact(path) as artefact:
         return artefact.manifest
 
 
-def _open(path: str | Path) -> Any:
+def open_artefact(path: str | Path, verify: bool = True, trust: Any = None) -> Any:
+    """A bundle directory or plan file; see ``BundleDirectory.open`` and ``PlanFile.open``."""
     from ..artefact.bundle import BundleDirectory
     from ..artefact.plan import PlanFile
+    from ..artefact.trust import ANY
 
-    path = Path(path)
-    return BundleDirectory.open(path) if path.is_dir() else PlanFile.open(path)
+    path, trust = Path(path), trust or ANY
+    return BundleDirectory.open(path, verify, trust) if path.is_dir() else PlanFile.open(path, verify, trust)
 
 
 def describe(manifest: Any) -> str:
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
 
     def body() -> int:
-        with _open(arguments.artefact) as artefact:
+        with open_artefact(arguments.artefact) as artefact:
             manifest, digest = artefact.manifest, artefact.manifest_sha256
         layers = _read_layers(arguments.layers, manifest) if arguments.layers else None
         if arguments.json:

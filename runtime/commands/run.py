@@ -29,6 +29,8 @@ from a folder or glob keep their sub-folders. Results go to stdout, one line per
 object per photo); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
 With --scale every result names the correction, and scale.json in OUT holds it.
+With --ray (extra [ray]) the photos go through a pool of pipelines on Ray: one per GPU, or one for every --threads CPUs. INPUT may also be a list (x.txt),
+rows of Parquet (x.parquet) or a bucket (s3://…, gs://…), OUT a folder of Parquet (x.parquet). A second start does what is missing.
 If an output exists already and --force is not given, nothing is started and the exit code is 3.
 """
 
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--colormap", choices=COLORMAPS, default="turbo", help="colours, near to far from its warm or bright end (default: %(default)s)")
     parser.add_argument("--near", type=float, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
     parser.add_argument("--far", type=float, metavar="VALUE", help="far end of the colour scale; colours only (default: 1st and 99th percentile of each photo)")
+    parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray: a cluster (auto, HOST:PORT), or one of its own; put it last")
     parser.add_argument("--show", action="store_true", help="open the results for a quick look; without a display: tile them on one PNG in OUT, and name it")
     common_flags(parser)
     return parser
@@ -84,8 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import TILES, find_photos
     from ..pipeline import Pipeline
-    from ..scale.camera_scale import SCALE_NAME, beside, read_scale
-    from ..scale.correction import refuse_scale
+    from ..scale.camera_scale import SCALE_NAME, read_scale
     from ..video.video import find_videos, is_video
     from .bag_command import is_bag, place_bag, run_bag
     from .photo_session import PhotoSession
@@ -95,6 +97,10 @@ def _run(arguments: argparse.Namespace) -> int:
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
     correction = None if arguments.scale is None else read_scale(arguments.scale)
     trust = Trust.of(arguments.require_sha256, arguments.require_key)
+    if arguments.ray is not None:
+        from .ray_command import run_ray
+
+        return run_ray(arguments, trust, SUFFIX, camera, correction, lambda pipeline: _before_photos(pipeline, arguments, correction))
     out, bag = Path(arguments.output), any(is_bag(text) for text in arguments.inputs)
     if bag:
         place_bag(arguments, out)
@@ -129,16 +135,8 @@ def _run(arguments: argparse.Namespace) -> int:
             remark(words)
         if "ply" in kinds and not bag:
             refuse_ply(pipeline.contract.output.kind, camera)
-        pipeline.protocol(arguments.protocol)
-        _tell_scene(pipeline, arguments)
-        if correction is not None:
-            refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, pipeline.protocol(arguments.protocol).name)
-            pipeline.scale = correction
-        elif (left := beside(arguments.engine)).is_file():
-            remark(f"{left} is not used; --scale {left} corrects the metres by it")
-        if pipeline.origin.untrained:
-            warn(UNTRAINED)
-        pipeline.mask_edges = arguments.mask_edges
+        _before_photos(pipeline, arguments, correction)
+        pipeline.scale, pipeline.mask_edges = correction, arguments.mask_edges
         if bag:
             return run_bag(pipeline, arguments, camera, out)
         made = _make_folders(out, targets)
@@ -156,6 +154,21 @@ def _run(arguments: argparse.Namespace) -> int:
             for folder in reversed(made):
                 if not any(folder.iterdir()):
                     folder.rmdir()
+
+
+def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any) -> None:
+    """Refuse what does not fit the network, and say what a user should know, before the first photo."""
+    from ..scale.camera_scale import beside
+    from ..scale.correction import refuse_scale
+
+    protocol = pipeline.protocol(arguments.protocol).name
+    _tell_scene(pipeline, arguments)
+    if correction is not None:
+        refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, protocol)
+    elif (left := beside(arguments.engine)).is_file() and not arguments.quiet:
+        print(f"{left} is not used; --scale {left} corrects the metres by it", file=sys.stderr)
+    if pipeline.origin.untrained:
+        warn(UNTRAINED)
 
 
 def _tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:

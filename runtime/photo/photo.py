@@ -182,16 +182,17 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
                 raise InputError(f"nothing matches {argument}", wanted="photos")
         for file in sorted(files, key=lambda item: _natural(item.as_posix())):
             found.setdefault(os.path.realpath(file), (file, file.relative_to(base).as_posix()))
-    return [PhotoFile(path, stem) for (path, _), stem in zip_equal(found.values(), _stems(list(found.items())))]
+    return [PhotoFile(path, stem) for (path, _), stem in zip_equal(found.values(), unique_stems([(real, relative) for real, (_, relative) in found.items()]))]
 
 
-def _looks_like_photo(path: Path) -> bool:
-    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".") and path.is_file()
+def is_named_as_photo(path: Path) -> bool:
+    """Whether its ending is that of a photo format, and it is not hidden."""
+    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".")
 
 
 def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
     """The photos among the files of a folder or glob."""
-    photos = [item for item in items if _looks_like_photo(item)]
+    photos = [item for item in items if is_named_as_photo(item) and item.is_file()]
     stems = {(item.parent, item.stem) for item in photos}
     own = [item for item in photos if item.name == TILES or ((match := RESULT.fullmatch(item.name)) and (item.parent, match[1]) in stems)]
     if own:
@@ -210,10 +211,14 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def _stems(found: list[tuple[str, tuple[Path, str]]]) -> list[str]:
-    """One name per photo, as short as uniqueness allows; letter case does not count, for file systems that ignore it."""
+def unique_stems(found: list[tuple[str, str]]) -> list[str]:
+    """One name per photo, as short as uniqueness allows; letter case does not count, for file systems that ignore it.
+
+    Args:
+        found: for each photo its whole path, and the part of it to be named after.
+    """
     ladders = []
-    for real, (_, relative) in found:
+    for real, relative in found:
         parents = PurePosixPath(Path(real).as_posix()).parts[1:-1]
         inside = PurePosixPath(relative)
         longer = [PurePosixPath(*parents[-k:], inside.name) for k in range(1, len(parents) + 1)]

@@ -93,15 +93,15 @@ class TritonPythonModel:
             return [FathomError(f"internal error ({type(error).__name__}: {error})")] * len(asks)
 
     def _response(self, request: Any, answer: Any) -> Any:
-        if not isinstance(answer, FathomError) and len({depth.values.shape for depth in answer}) > 1:
+        if not isinstance(answer, FathomError) and len({depth.values.shape for _, depth in answer}) > 1:
             answer = InputError("the photos of this request have several sizes", wanted="one size per request, as one tensor holds all maps")
         if isinstance(answer, FathomError):
             return self._triton.InferenceResponse(output_tensors=[], error=self._error(answer))
         wanted, tensors = set(request.requested_output_names()), []
         if not wanted or self._output in wanted:
-            tensors.append(self._triton.Tensor(self._output, np.stack([map_of(depth) for depth in answer])))
+            tensors.append(self._triton.Tensor(self._output, np.stack([map_of(depth) for _, depth in answer])))
         if not wanted or FACTS in wanted:
-            texts = [[json.dumps(facts_of(depth)).encode()] for depth in answer]
+            texts = [[json.dumps(facts_of(depth)).encode()] for _, depth in answer]
             tensors.append(self._triton.Tensor(FACTS, np.array(texts, dtype=np.object_)))
         return self._triton.InferenceResponse(output_tensors=tensors)
 

@@ -16,7 +16,7 @@ from ..photo.preprocess import check_photo, windows_of
 from ..sequences import zip_equal
 
 if TYPE_CHECKING:
-    from ..photo.depth_map import DepthMap
+    from ..photo.depth_map import DepthMap, Intrinsics
     from ..pipeline import Pipeline
 
 OUTPUTS = {"metric": "depth_m", "relative": "depth_relative", "mask": "mask"}  # kind -> name of the output tensor: the name says what the numbers are
@@ -30,12 +30,12 @@ class Ask:
     Args:
         photos: each the bytes of a picture file, or uint8 [H, W, 3] RGB.
         prompt: words, or the kind of scene, for a network that takes them.
-        camera: fx, fy, cx, cy in pixels of the upright photo.
+        camera: as such, or fx, fy, cx, cy in pixels of the upright photo.
     """
 
     photos: tuple[bytes | np.ndarray, ...]
     prompt: str | None = None
-    camera: tuple[float, ...] | None = None
+    camera: Intrinsics | tuple[float, ...] | None = None
 
 
 class PhotoService:
@@ -50,8 +50,12 @@ class PhotoService:
         self.pipeline, self.protocol = pipeline, pipeline.protocol(protocol).name
         self._decoders = ThreadPoolExecutor(DECODERS, "fathom-decode")
 
-    def answer(self, asks: Sequence[Ask]) -> list[list[DepthMap] | FathomError]:
-        """The maps of each request, or its error; one request's error costs no other request anything."""
+    def answer(self, asks: Sequence[Ask]) -> list[list[tuple[np.ndarray, DepthMap]] | FathomError]:
+        """The photos of each request with their maps, or its error; one request's error costs no other request anything.
+
+        Returns:
+            for each request pairs of uint8 [H, W, 3] and its map, or a ``FathomError``.
+        """
         answers: list[Any] = [self._decoders.submit(self._decoded, ask) for ask in asks]
         answers = [future.result() for future in answers]
         alike: dict[Any, list[int]] = {}
@@ -61,7 +65,8 @@ class PhotoService:
         for (prompt, camera), members in alike.items():
             maps = iter(self._predict([answers[index] for index in members], prompt, camera))
             for index in members:
-                answers[index] = next(maps)
+                found = next(maps)
+                answers[index] = found if isinstance(found, FathomError) else list(zip_equal(answers[index], found))
         return answers
 
     def _decoded(self, ask: Ask) -> list[np.ndarray] | FathomError:

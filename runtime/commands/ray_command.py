@@ -1,0 +1,282 @@
+"""``depth-run --ray``: the photos of a whole cluster's worth of work; a second start does what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ..artefact.manifest import PlanManifest
+from ..artefact.trust import Trust
+from ..errors import InputError, UsageError
+from ..files import PART, PART_END, whole_file
+from ..fleet.cluster import check_address, joined, shares
+from ..fleet.job import BROKEN, LOCK, MOST_RECORD_BYTES, RECORD, FleetJob
+from ..fleet.run_on_ray import Outcome, finished_rows, run_files, run_rows
+from ..fleet.sources import Sources, find_sources, is_parquet, is_uri, load_arrow
+from ..outputs.writers import refuse_ply
+from .inspection import open_artefact
+from .progress import Progress
+
+TABLE_ROWS = 20
+
+
+def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str], camera: Any, correction: Any, check: Any) -> int:
+    """Do what the command line says; returns the exit code. Broken photos are a table at the end, and a Parquet; not a failure.
+
+    Args:
+        trust: whose plan it has to be.
+        suffixes: kind of file -> its ending.
+        check: of ``depth-run``: what a pipeline is asked before the first photo (scene, scale, weights); takes anything with ``contract`` and ``origin``.
+    """
+    with open_artefact(arguments.engine, False, trust) as artefact:  # every machine compares every byte with this manifest
+        manifest, sha256 = artefact.manifest, artefact.manifest_sha256
+    start, address = time.monotonic(), check_address(arguments.ray)
+    if arguments.show or arguments.topic is not None:
+        raise UsageError("--show and --topic with --ray", wanted="photos to files or Parquet", fix="leave them out")
+    if arguments.device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {arguments.device} with --ray", wanted="cpu or cuda: Ray gives each pipeline a GPU of its own", fix="leave it out")
+    rows = is_parquet(arguments.output)
+    if is_uri(arguments.output) and not rows:
+        raise UsageError(f"-o {arguments.output} for files", wanted="a folder that all machines share, or a name that ends in .parquet")
+    if rows and arguments.save:
+        raise UsageError("--save with Parquet", wanted="one of them: a row holds the map itself", fix="leave --save out")
+    load_arrow()
+    contract, facts = manifest.contract, manifest.network
+    protocol = next((known for known in contract.protocols if arguments.protocol in (None, known.name)), None)
+    if protocol is None:
+        raise UsageError(f"there is no protocol {arguments.protocol!r}", wanted=" or ".join(known.name for known in contract.protocols))
+    origin = SimpleNamespace(network=f"{facts.name} {facts.variant}".strip(), untrained=facts.untrained)
+    check(SimpleNamespace(contract=contract, origin=origin, protocol=lambda name: protocol))
+    kinds = () if rows else arguments.save or ("png16", "color", *(("ply",) if camera else ()))
+    if "ply" in kinds:
+        refuse_ply(contract.output.kind, camera)
+    gpu = _on_gpu(manifest, arguments.device)
+
+    def remark(text: str) -> None:
+        if not arguments.quiet:
+            print(text, file=sys.stderr)
+
+    sources = find_sources(arguments.inputs, remark)
+    named = {key: getattr(arguments, key) for key in ("mask_edges", "prompt", "colormap", "near", "far", "device", "batch", "streams", "force")}
+    job = FleetJob(
+        secrets.token_hex(8),
+        str(Path(arguments.engine).resolve()),
+        sha256,
+        "" if rows else str(Path(arguments.output).resolve()),
+        tuple((kind, suffixes[kind]) for kind in kinds),
+        protocol.name,
+        camera,
+        correction,
+        threads=arguments.threads,
+        **named,
+    )
+    place = _Parquet(arguments.output, job) if rows else _Files(arguments.output, job)
+    with _told_by_file_systems(arguments.output), place.alone():
+        missing = place.missing(sources)
+        there = len(sources.names) - len(missing)
+        if there:
+            remark(f"{there} of {len(sources.names)} photos are done already")
+        outcome, shared, nodes, started = Outcome(), None, 0, time.monotonic()
+        if missing:
+            with joined(address, arguments.quiet or not sys.stderr.isatty()) as ray:
+                shared, nodes, started = shares(ray, gpu, arguments.threads), sum(bool(node.get("Alive")) for node in ray.nodes()), time.monotonic()
+                place.job = dataclasses.replace(job, threads=shared.threads, batch=job.batch or (None if gpu else _least_batch(manifest)))
+                with Progress(len(missing), "photos", arguments.quiet or rows or sys.stderr.isatty()) as progress:  # on a terminal Ray draws its own
+                    outcome = place.work(ray, sources, missing, shared, progress.advance)
+        lost = {
+            key: ("it was not there when it was to be read", InputError.exit_code) for key in missing if key not in outcome.done and key not in outcome.broken
+        }
+        outcome.broken.update(lost)
+        place.finish(outcome)
+    return _report(arguments, outcome, len(sources.names), there, shared, nodes, (started - start, time.monotonic() - started), origin, correction)
+
+
+@contextmanager
+def _told_by_file_systems(output: str) -> Iterator[None]:
+    """What pyarrow's file systems and the operating system say of the output, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{output} cannot be read or written ({' '.join(str(error).split())[:300]})", fix="check its address, room and permissions") from error
+
+
+class _Files:
+    """Files in a folder, as ``depth-run`` writes them."""
+
+    def __init__(self, output: str, job: FleetJob):
+        self.out, self.job = Path(output), job
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{output} cannot be made ({error.strerror})", fix="another --output, or its permissions") from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other run writes into the folder meanwhile."""
+        path = self.out / LOCK
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX + fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"another depth-run is writing to {self.out}", wanted="one at a time", fix="wait for it, or another --output") from error
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+
+    def missing(self, sources: Sources) -> dict[str, str]:
+        """Key and name of each photo that lacks a file.
+
+        Raises:
+            InputError: if the folder holds results of another meaning.
+        """
+        record, job = self.out / RECORD, self.job
+        if not job.force and record.is_file():
+            job.refuse_other(record.read_bytes()[:MOST_RECORD_BYTES], str(record))
+        there = {key for key, name in sources.names.items() if all(path.exists() for path in job.targets(name).values())}
+        if there and not job.force and not record.is_file():
+            path = next(iter(job.targets(sources.names[min(there)]).values()))
+            raise InputError(
+                f"{path} exists already, and nothing says what made it", wanted=f"free names, or a folder with {RECORD}", fix="another --output, or --force"
+            )
+        with whole_file(record, force=True) as part:
+            part.write_bytes(job.record_bytes())
+        if job.scale is not None:
+            from ..scale.camera_scale import SCALE_NAME
+
+            job.scale.write(self.out / SCALE_NAME, force=True)
+        return {key: name for key, name in sources.names.items() if job.force or key not in there}
+
+    def work(self, ray: Any, sources: Sources, missing: dict[str, str], shared: Any, on_done: Any) -> Outcome:
+        return run_files(ray, self.job, sources, missing, shared, on_done)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write the table of broken photos, and remove what killed workers left half-written."""
+        path = self.out / BROKEN
+        if outcome.broken:
+            with whole_file(path, force=True) as part:
+                _write_broken(outcome, str(part), None)
+        else:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        for left in self.out.rglob(f"{PART}*{PART_END}"):
+            with suppress(OSError):
+                left.unlink()
+
+
+class _Parquet(_Files):
+    """A folder of Parquet, here or in a bucket."""
+
+    def __init__(self, output: str, job: FleetJob):
+        self.job, self.before = job, set()
+        fs = load_arrow().fs
+        if is_uri(output):
+            self.filesystem, self.path = fs.FileSystem.from_uri(output)
+            self.out = None
+        else:
+            super().__init__(output, job)
+            self.filesystem, self.path = None, str(self.out.resolve())
+        self.system = self.filesystem or fs.LocalFileSystem()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        if self.out is None:  # a bucket knows no locks
+            yield
+            return
+        with super().alone():
+            yield
+
+    def missing(self, sources: Sources) -> dict[str, str]:
+        fs, record = load_arrow().fs, f"{self.path.rstrip('/')}/{RECORD}"
+        known = self.system.get_file_info(record).type == fs.FileType.File
+        if self.job.force:
+            for item in self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
+                if item.extension == "parquet":
+                    self.system.delete_file(item.path)
+        elif known:
+            with self.system.open_input_stream(record) as file:
+                self.job.refuse_other(file.read(MOST_RECORD_BYTES), record)
+        self.before, halves = finished_rows(self.path, self.filesystem)
+        if (self.before or halves) and not known and not self.job.force:
+            raise InputError(f"{self.path} holds Parquet, and nothing says what made it", wanted=f"a new folder, or one with {RECORD}", fix="another --output")
+        for path in halves:
+            self.system.delete_file(path)
+        self.system.create_dir(self.path, recursive=True)
+        with self.system.open_output_stream(record) as file:
+            file.write(self.job.record_bytes())
+        return {key: name for key, name in sources.names.items() if key not in self.before}
+
+    def work(self, ray: Any, sources: Sources, missing: dict[str, str], shared: Any, on_done: Any) -> Outcome:
+        outcome = run_rows(ray, self.job, sources, missing, shared, self.path, self.filesystem)
+        found, _ = finished_rows(self.path, self.filesystem)
+        outcome.done = found - self.before
+        return outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        path = f"{self.path.rstrip('/')}/{BROKEN}"
+        if outcome.broken:
+            _write_broken(outcome, path, self.system)
+        elif self.system.get_file_info(path).type == load_arrow().fs.FileType.File:
+            self.system.delete_file(path)
+
+
+def _write_broken(outcome: Outcome, path: str, filesystem: Any) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = sorted((key, words, code) for key, (words, code) in outcome.broken.items())
+    columns = (("photo", pyarrow.string()), ("error", pyarrow.string()), ("exit_code", pyarrow.int32()))
+    table = pyarrow.table({name: pyarrow.array([row[index] for row in rows], kind) for index, (name, kind) in enumerate(columns)})
+    pyarrow.parquet.write_table(table, path, filesystem=filesystem)
+
+
+def _least_batch(manifest: Any) -> int:
+    """Windows per run on CPUs, which gain nothing by more: then no photo's last bits depend on which others Ray put beside it."""
+    return manifest.batch[0] if isinstance(manifest, PlanManifest) else 1
+
+
+def _on_gpu(manifest: Any, device: str | None) -> bool:
+    if device is not None:
+        return device != "cpu"
+    return isinstance(manifest, PlanManifest) and (manifest.backend != "onnxruntime" or "cuda" in manifest.targets)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    outcome: Outcome,
+    asked: int,
+    there: int,
+    shared: Any,
+    nodes: int,
+    seconds: tuple[float, float],
+    origin: Any,
+    correction: Any,
+) -> int:
+    for key, words in sorted(outcome.warnings.items()):
+        print(f"warning: {key}: {words}", file=sys.stderr)
+    for key, (words, _) in sorted(outcome.broken.items())[:TABLE_ROWS]:
+        print(f"broken: {key}: {words}", file=sys.stderr)
+    if outcome.broken:
+        more = f", {len(outcome.broken) - TABLE_ROWS} more" if len(outcome.broken) > TABLE_ROWS else ""
+        out = arguments.output.partition("?")[0] if is_uri(arguments.output) else arguments.output
+        print(f"{len(outcome.broken)} of {asked} photos are broken{more}: {out.rstrip('/')}/{BROKEN}", file=sys.stderr)
+    done, (starting_s, working_s) = len(outcome.done), seconds
+    facts: dict[str, Any] = {"output": arguments.output, "photos": asked, "done": done, "there": there, "broken": len(outcome.broken)}
+    facts.update({"ray": arguments.ray, "nodes": nodes, "actors": shared.actors if shared else 0, "threads": shared.threads if shared else None})
+    facts.update({"starting_s": round(starting_s, 2), "working_s": round(working_s, 2), "plan_reads": outcome.plan_reads})
+    facts.update({"network": origin.network, "untrained": origin.untrained, **({"correction": correction.words} if correction else {})})
+    words = f"{done} photos done, {there} done before, {len(outcome.broken)} broken"
+    rate = f" in {working_s:.1f} s ({done / working_s:.1f}/s) by {shared.actors} pipelines" if shared and done else ""
+    print(json.dumps(facts) if arguments.json else f"{words}{rate}{', UNTRAINED WEIGHTS' if origin.untrained else ''} -> {arguments.output}", flush=True)
+    return 0 if done or there or not outcome.broken else max(code for _, code in outcome.broken.values())

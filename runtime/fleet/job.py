@@ -1,0 +1,88 @@
+"""What every worker of a run is told, and the record that says what the files in a folder are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..photo.depth_map import Intrinsics
+    from ..scale.camera_scale import CameraScale
+
+RECORD, LOCK, BROKEN = "_depth-run.json", "_depth-run.lock", "_broken.parquet"  # readers of Parquet folders pass over names that begin so
+MOST_RECORD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class FleetJob:
+    """One run, the same for every worker.
+
+    Args:
+        run: random name of this run.
+        plan: path of the plan or bundle.
+        manifest_sha256: of its manifest.
+        out: folder of the files, or ``""`` if maps travel on as rows.
+        suffixes: kind of file -> its ending, for the kinds that are written.
+        protocol, camera, scale, mask_edges, prompt: as in ``Pipeline``.
+        colormap, near, far: of colour pictures.
+        device, threads, batch, streams: as in ``Pipeline.open``.
+        force: redo what is there.
+    """
+
+    run: str
+    plan: str
+    manifest_sha256: str
+    out: str
+    suffixes: tuple[tuple[str, str], ...]
+    protocol: str
+    camera: Intrinsics | None = None
+    scale: CameraScale | None = None
+    mask_edges: bool = False
+    prompt: str | None = None
+    colormap: str = "turbo"
+    near: float | None = None
+    far: float | None = None
+    device: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+    streams: int = 1
+    force: bool = False
+
+    def targets(self, name: str) -> dict[str, Path]:
+        """The files of one photo by kind."""
+        return {kind: Path(self.out) / (name + suffix) for kind, suffix in self.suffixes}
+
+    def record(self) -> dict[str, Any]:
+        """Everything that changes what the results say, as JSON values."""
+        camera = None if self.camera is None else {key: getattr(self.camera, key) for key in self.camera.__dataclass_fields__}
+        scale = "" if self.scale is None else self.scale.words
+        colors = {"colormap": self.colormap, "near": self.near, "far": self.far} if "color" in dict(self.suffixes) else {}
+        facts = {"manifest_sha256": self.manifest_sha256, "save": [kind for kind, _ in self.suffixes] or ["parquet"], "protocol": self.protocol}
+        return {**facts, "intrinsics": camera, "scale": scale, "mask_edges": self.mask_edges, "prompt": self.prompt, **colors}
+
+    def record_bytes(self) -> bytes:
+        """The record as it is written."""
+        return (json.dumps(self.record(), indent=1, sort_keys=True) + "\n").encode()
+
+    def refuse_other(self, raw: bytes, where: str) -> None:
+        """Results of one folder mean the same, or the run does not start.
+
+        Args:
+            raw: the record of an earlier run.
+
+        Raises:
+            InputError: if it was made with another plan or other options; the first difference is named.
+        """
+        try:
+            before = json.loads(raw[:MOST_RECORD_BYTES])
+        except ValueError as error:
+            raise InputError(f"{where} is no record of depth-run ({error})", fix="another --output") from error
+        now = self.record()
+        for key in sorted({*before, *now}) if isinstance(before, dict) else ("record",):
+            if not isinstance(before, dict) or before.get(key) != now.get(key):
+                was = f"the results in {where.rpartition('/')[0]} were made with another {key.replace('_', ' ')}"
+                raise InputError(was, wanted="one meaning per folder", fix="another --output, or --force to make them all again")

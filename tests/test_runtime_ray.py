@@ -1,0 +1,292 @@
+"""depth-run on a real local Ray: the same files, exactly once in effect, whatever is killed."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("ray.data")
+pytest.importorskip("pyarrow")
+
+import pyarrow
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet
+from test_runtime_run import depth_run
+
+from fathom.runtime.commands.run import main
+from fathom.runtime.errors import EnvironmentMismatchError, InputError
+from fathom.runtime.fleet.plan_on_node import manifest_sha256, plan_on_node
+from fathom.runtime.fleet.sources import find_sources
+
+slow = pytest.mark.slow
+
+
+def write_photos(folder, count, size=(60, 80)):
+    rng = np.random.default_rng(4)
+    for index in range(count):
+        path = folder / f"scene{index % 7}" / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiles = rng.integers(0, 256, (size[0] // 10, size[1] // 10, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(tiles, np.ones((10, 10, 1), np.uint8))).save(path)
+    return folder
+
+
+def contents(folder):
+    """Every result by name; not the record of the run."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name[0] != "_"}
+
+
+def json_of(done):
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("ray") / "photos", 60)
+
+
+def test_names_of_files_lists_and_rows(photos, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"# two photos\n{photos}/scene0/0000.png\n\n{photos}/scene1/0001.png\n")
+    assert list(find_sources([str(listed)]).names.values()) == ["0000", "0001"]
+    assert set(find_sources([f"{photos}/**/*.png"]).names.values()) == {f"scene{index % 7}/{index:04d}" for index in range(60)}
+    far = find_sources([f"file://{photos}/**/*.png"])  # pyarrow's file systems, as for s3://
+    assert set(far.names.values()) == {f"scene{index % 7}/{index:04d}" for index in range(60)} and len(far.files[0][1]) == 60
+    assert sorted(find_sources([f"file://{photos}/scene0"]).names.values())[0] == "0000"
+    table = pyarrow.table({"image": [{"bytes": b"x", "path": "p"}] * 3, "id": ["a.1", "a.2", "b.jpg"]})
+    pyarrow.parquet.write_table(table, tmp_path / "some.parquet")
+    assert find_sources([str(tmp_path / "some.parquet")]).names == {"a.1": "a.1", "a.2": "a.2", "b.jpg": "b"}
+
+
+def test_sources_that_are_none(photos, tmp_path):
+    for columns, words in (
+        ({"image": [b"x", b"y"], "id": ["a", "a"]}, "called 'a'"),
+        ({"image": ["x"], "id": ["a"]}, "bytes of picture"),
+        ({"x": [b""]}, "a name for"),
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "wrong.parquet")
+        with pytest.raises(InputError, match=words):
+            find_sources([str(tmp_path / "wrong.parquet")])
+    for wrong in (f"file://{photos}/none", f"file://{photos}/*.jpg", "nonsense://bucket/x", "s3://"):
+        with pytest.raises(InputError):
+            find_sources([wrong])
+
+
+def test_the_plan_is_read_once_and_travels_where_it_is_not(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    sha256, asked = manifest_sha256(tiny.plan), []
+
+    def fetch():
+        asked.append(1)
+        return tiny.plan.read_bytes()
+
+    assert plan_on_node(str(tiny.plan), sha256, "a", fetch) == (tiny.plan, 1) and not asked
+    path, reads = plan_on_node("/not/here.plan", sha256, "b", fetch)
+    assert path.read_bytes() == tiny.plan.read_bytes() and reads == 1
+    assert plan_on_node("/not/here.plan", sha256, "b", fetch) == (path, 1) and asked == [1]
+    other = tmp_path / "other.plan"
+    other.write_bytes(tiny.gpu_plan.read_bytes())  # another plan under the name of this one is not taken
+    assert plan_on_node(str(other), sha256, "b", fetch)[0] == path
+    with pytest.raises(EnvironmentMismatchError, match="not on this machine"):
+        plan_on_node("/not/here.plan", "0" * 64, "c", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--ray", "photos"], 2, "write the inputs before --ray"),
+        (["--ray", "--show"], 2, "--show"),
+        (["--device", "cuda:1", "--ray"], 2, "a GPU of its own"),
+        (["-o", "s3://bucket/out", "--ray"], 2, "ends in .parquet"),
+        (["-o", "x.parquet", "--save", "npy", "--ray"], 2, "a row holds the map"),
+        (["--protocol", "none", "--ray"], 2, "no protocol"),
+        (["--save", "ply", "--ray"], 2, "intrinsics"),
+    ],
+)
+def test_wrong_command_lines(tiny, photos, tmp_path, capsys, monkeypatch, flags, code, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--engine", str(tiny.plan), str(photos / "scene0"), "-o", str(tmp_path / "out"), *flags]) == code
+    assert words in capsys.readouterr().err
+
+
+@slow
+def test_the_same_files_as_without_ray_and_a_second_start_does_what_is_missing(tiny, photos, tmp_path):
+    bad = photos / "scene0" / "broken.png"
+    bad.write_bytes(b"no picture")
+    common = ("--engine", tiny.plan, f"{photos}/**/*.png", "--save", "npy,png16,color", "--threads", 1, "--batch", 1, "--json")
+    try:
+        plain = depth_run(*common, "-o", tmp_path / "plain")
+        first = depth_run(*common, "-o", tmp_path / "ray", "--ray")
+        facts = json_of(first)
+        assert plain.returncode == 3 and contents(tmp_path / "ray") == contents(tmp_path / "plain")
+        assert (facts["photos"], facts["done"], facts["there"], facts["broken"]) == (61, 60, 0, 1) and "broken.png" in first.stderr
+        assert list(facts["plan_reads"].values()) == [1]
+        (row,) = pyarrow.parquet.read_table(tmp_path / "ray" / "_broken.parquet").to_pylist()
+        assert row["photo"] == str(bad) and row["exit_code"] == 3 and "not a picture" in row["error"]
+    finally:
+        bad.unlink()
+    (tmp_path / "ray/scene1/0001_depth.npy").unlink()
+    facts = json_of(depth_run(*common, "-o", tmp_path / "ray", "--ray"))
+    assert (facts["done"], facts["there"]) == (1, 59) and contents(tmp_path / "ray") == contents(tmp_path / "plain")
+    assert not (tmp_path / "ray/_broken.parquet").exists()
+    facts = json_of(depth_run(*common, "-o", tmp_path / "ray", "--ray"))
+    assert (facts["done"], facts["there"], facts["actors"]) == (0, 60, 0)  # Ray was not even started
+    refused = depth_run(*common, "-o", tmp_path / "ray", "--protocol", "windows", "--ray")
+    assert refused.returncode == 3 and "another protocol" in refused.stderr
+    refused = depth_run(*common, "-o", tmp_path / "plain", "--ray")
+    assert refused.returncode == 3 and "nothing says what made it" in refused.stderr
+
+
+@slow
+def test_rows_in_and_out(tiny, photos, tmp_path):
+    files = sorted(photos.rglob("*.png"))
+    rows = [{"image": path.read_bytes(), "name": path.stem} for path in files] + [{"image": b"?", "name": "bad"}, {"image": None, "name": "empty"}]
+    (tmp_path / "in.parquet").mkdir()
+    for part in range(3):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[part::3]), tmp_path / "in.parquet" / f"{part}.parquet")
+    common = ("--engine", tiny.plan, tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--threads", 1, "--json", "--ray")
+    facts = json_of(depth_run(*common))
+    assert (facts["done"], facts["broken"]) == (60, 2) and list(facts["plan_reads"].values()) == [1]
+    assert depth_run("--engine", tiny.plan, f"{photos}/**/*.png", "-o", tmp_path / "plain", "--save", "npy", "--threads", 1, "--batch", 1).returncode == 0
+
+    def check():
+        table = pyarrow.dataset.dataset(tmp_path / "out.parquet").to_table().to_pylist()
+        assert sorted(row["name"] for row in table) == [path.stem for path in sorted(files, key=lambda path: path.stem)]
+        for row in table:
+            depth = np.float32(row["depth_m"]).reshape(row["height"], row["width"])
+            (wanted,) = (tmp_path / "plain").rglob(f"{row['name']}_depth.npy")
+            assert depth.tobytes() == np.load(wanted).tobytes() and (row["kind"], row["unit"], row["untrained"]) == ("metric", "m", False)
+
+    check()
+    victim = next(path for path in (tmp_path / "out.parquet").iterdir() if path.name[0] != "_")
+    lost = len(pyarrow.parquet.read_table(victim))
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])  # as a killed run leaves it
+    facts = json_of(depth_run(*common))
+    assert (facts["done"], facts["there"]) == (lost, 60 - lost)
+    check()
+
+
+@slow
+def test_buckets(tiny, photos, tmp_path, monkeypatch):
+    server_module, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        place = f"127.0.0.1:{server.get_host_and_port()[1]}"
+        client = boto3.client("s3", endpoint_url=f"http://{place}")
+        client.create_bucket(Bucket="rooms")
+        for path in photos.rglob("*.png"):
+            client.put_object(Bucket="rooms", Key=f"in/{path.parent.name}/{path.name}", Body=path.read_bytes())
+        query = f"?scheme=http&endpoint_override={place}&allow_delayed_open=true"  # the stand-in's answer to uploads in parts is none that Arrow takes
+        common = ("--engine", tiny.plan, f"s3://rooms/in/**/*.png{query}", "--threads", 1, "--batch", 1, "--json")
+        assert json_of(depth_run(*common, "--save", "npy", "-o", tmp_path / "far", "--ray"))["done"] == 60
+        for there in (0, 60):
+            facts = json_of(depth_run(*common, "-o", f"s3://rooms/out.parquet{query}", "--ray"))
+            assert (facts["done"], facts["there"]) == (60 - there, there)
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(f"s3://rooms/out.parquet{query}")
+        rows = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").to_table().to_pylist()
+    finally:
+        server.stop()
+    near = depth_run("--engine", tiny.plan, f"{photos}/**/*.png", "--threads", 1, "--batch", 1, "--save", "npy", "-o", tmp_path / "near")
+    assert near.returncode == 0 and contents(tmp_path / "far") == contents(tmp_path / "near") and len(rows) == 60
+    for row in rows:
+        depth = np.float32(row["depth_m"]).reshape(row["height"], row["width"])
+        assert depth.tobytes() == np.load(tmp_path / "near" / f"{row['name']}_depth.npy").tobytes()
+
+
+@slow
+def test_a_cluster_that_is_there_already(tiny, photos, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=2)
+        common = ("--engine", tiny.plan, f"{photos}/**/*.png", "--threads", 1, "--batch", 1, "--save", "npy")
+        facts = json_of(depth_run(*common, "-o", tmp_path / "far", "--json", f"--ray={cluster.address}"))
+        assert (facts["done"], facts["nodes"], facts["actors"]) == (60, 2, 3)
+    finally:
+        cluster.shutdown()
+    assert depth_run(*common, "-o", tmp_path / "near").returncode == 0 and contents(tmp_path / "far") == contents(tmp_path / "near")
+
+
+def test_no_ray_at_that_address_is_told_at_once(tiny, photos, tmp_path, capsys):
+    assert main(["--engine", str(tiny.plan), str(photos / "scene0"), "-o", str(tmp_path / "none"), "--ray=127.0.0.1:1"]) == 6
+    assert "no Ray at 127.0.0.1:1" in capsys.readouterr().err
+
+
+def descendants(pid):
+    """Processes below one, by /proc."""
+    parents = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+    found, below = set(), {pid}
+    while below:
+        below = {child for child, parent in parents.items() if parent in below} - found
+        found |= below
+    return found
+
+
+def workers(pid):
+    found = []
+    for child in descendants(pid):
+        try:
+            title = Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"MapWorker" in title or b"ray::Map" in title:
+            found.append(child)
+    return found
+
+
+@slow
+def test_50_kills_change_nothing(tiny, tmp_path):
+    photos, out = write_photos(tmp_path / "photos", 2000), tmp_path / "out"
+    command = ["--engine", tiny.plan, f"{photos}/**/*.png", "--save", "npy,png16", "--threads", 1, "--batch", 1, "--json"]
+    assert depth_run(*command, "-o", tmp_path / "calm").returncode == 0
+    start, kills, rng = time.monotonic(), [], random.Random(1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for number in itertools.count():
+        assert number < 30 and time.monotonic() - start < 1500
+        arguments = [sys.executable, "-m", "fathom.runtime.commands.run", *map(str, command), "-o", str(out), "--ray"]
+        driver = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        last = sum(1 for _ in out.rglob("*_depth.png"))
+        while driver.poll() is None:
+            time.sleep(0.02)
+            count = sum(1 for _ in out.rglob("*_depth.png"))
+            if len(kills) < 50 and count - last >= 12:
+                victims = workers(driver.pid)
+                if len(kills) % 8 == 7:
+                    kills.append("driver")
+                    driver.kill()
+                elif victims:
+                    kills.append("worker")
+                    os.kill(rng.choice(victims), signal.SIGKILL)
+                last = count
+        words, errors = driver.communicate()
+        for path in out.rglob("*.np*"):
+            assert path.name.startswith(".fathom-") or np.load(path).shape == (60, 80)  # whole or absent, at any time
+        if driver.returncode == 0:
+            break
+        assert driver.returncode == -signal.SIGKILL, errors[-3000:]
+        time.sleep(1)
+    print(f"{kills.count('worker')} workers and {kills.count('driver')} drivers killed in {time.monotonic() - start:.0f} s, {number + 1} starts; {words}")
+    assert len(kills) == 50 and contents(out) == contents(tmp_path / "calm")
+    assert json.loads(words)["broken"] == 0  # and nothing else on stdout, whatever Ray has to say
