@@ -1,8 +1,8 @@
-"""One base error and one child per exit code; every message says what was, what was wanted, and how to mend it."""
+"""One base error and one child per exit code; every message says what was, what was wanted, and how to fix it."""
 
 
 class FathomError(Exception):
-    """Base of all errors a user can meet.
+    """Base of all errors that are reported to the user with an exit code.
 
     Args:
         was: what was found, as a full clause without a final stop.
@@ -84,7 +84,7 @@ INTERRUPTED = 130
 
 
 def missing_package(module: str, extra: str, why: str) -> EnvironmentMismatchError:
-    """The error for a package that is not installed: names the ``pip install`` that mends it."""
+    """The error for a package that is not installed, with the ``pip install`` that fixes it; ``why`` says what it is needed for."""
     return EnvironmentMismatchError(
         f"the package '{module}' is not installed", wanted=why, fix=f"pip install 'fathom-depth[{extra}]'" if extra else f"pip install {module}"
     )
