@@ -113,7 +113,8 @@ def compare(prediction: np.ndarray, truth: np.ndarray) -> Score:
     """Score pixels, counting what is no depth instead of repairing it.
 
     Args:
-        prediction: [n], any numbers. truth: [n], positive and finite.
+        prediction: [n], any numbers.
+        truth: [n], positive and finite.
     """
     prediction = np.asarray(prediction)
     finite = np.isfinite(prediction)

@@ -48,11 +48,6 @@ class Sample:
         if self.intrinsics is not None and (len(self.intrinsics) != 4 or not all(map(math.isfinite, self.intrinsics)) or min(self.intrinsics[:2]) <= 0):
             raise ValueError(f"sample {self.id}: intrinsics {self.intrinsics}, wanted finite fx, fy, cx, cy with positive fx and fy")
 
-    @property
-    def has_depth(self) -> bool:
-        """Whether any pixel has a depth."""
-        return bool(self.valid.any())
-
     def digest(self) -> str:
         """SHA-256 over photo and valid depth, hex: two samples with the same digest hold the same numbers."""
         state = hashlib.sha256(repr(self.rgb.shape).encode())

@@ -140,7 +140,7 @@ def _read_aligned(file: BinaryIO, checked: safe_open, name: str, entry: dict, st
     """One tensor in memory of its own, which PyTorch aligns to 64 bytes.
 
     A mapped tensor lies wherever the file has it: kernels that meet unaligned memory are slower and add in another order, and
-    somebody who overwrites the file changes a network that is running.
+    overwriting the file changes a network that is running.
     """
     dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
     if dtype is None:
@@ -280,5 +280,5 @@ def complain(kind: str, what: str, names: Iterable[str]) -> None:
 
 
 def finite(tensor: Tensor) -> bool:
-    """True if no element is NaN or Inf. One sum, and a close look only where that overflows."""
+    """True if no element is NaN or Inf. One sum, and every element only where that overflows."""
     return not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())

@@ -1,4 +1,4 @@
-"""One pinned file of the Hugging Face hub: resumed where a download broke off, and only believed when its SHA-256 is right."""
+"""One pinned file of the Hugging Face hub: resumed where a download broke off, and accepted only if its SHA-256 is right."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def download(wanted: HubFile, folder: Path, on_progress: Callable[[int, int], No
     What arrived is kept beside it as ``.part`` when the connection breaks or the user interrupts; the next call asks only for the rest.
 
     Args:
-        on_progress: told the bytes that are there, and those of the whole file.
+        on_progress: called with the bytes that are there, and those of the whole file.
 
     Raises:
         InputError: if ``$HF_HUB_OFFLINE`` is set, the hub cannot be reached, does not have the file or breaks off, or the disk is full;

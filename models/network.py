@@ -75,7 +75,7 @@ class DepthNetwork(nn.Module):
 
     @abstractmethod
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every tensor at a stage boundary, by name, computed by the *unfolded* network: the truth that export is held against.
+        """Every tensor at a stage boundary, by name, computed by the *unfolded* network: the reference that exported stages are compared with.
 
         Args:
             inputs: the tensors that come from outside; the image as [batch, 3, canvas height, canvas width] float32, normalised.

@@ -1,4 +1,4 @@
-"""The small number tables in transformers' modules that no file holds."""
+"""Position numbers that transformers' modules keep as buffers and that checkpoints do not hold."""
 
 from __future__ import annotations
 

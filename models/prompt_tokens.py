@@ -1,4 +1,4 @@
-"""The words that the BERT-fed networks ever say, and their token ids.
+"""The words that occur in prompts of the networks with a BERT vocabulary, and their token ids.
 
 Their prompts are assembled from a closed set: fixed sentences, seven distance words and whole numbers from 0 to 255. The ids of just
 these word pieces, as bert-base-uncased numbers them, are facts kept in ``keys/bert_prompt_words.json``; greedy longest-match

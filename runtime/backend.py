@@ -1,4 +1,4 @@
-"""What the pipeline wants from whatever executes the engines."""
+"""The interface between the pipeline and what executes the engines: ONNX Runtime or TensorRT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Backend(Protocol):
     Attributes:
         stages: in running order.
         concurrent: how many calls of ``run`` may be under way at the same time.
-        remarks: what was opened and what it takes, in words.
+        remarks: what was opened and what memory it takes, in words.
     """
 
     stages: tuple[StageSpec, ...]
@@ -38,8 +38,8 @@ class Backend(Protocol):
         Args:
             inputs: every tensor that no stage makes, by name, with the dtype and shape of its spec. An array that is not
                 C-contiguous is copied.
-            keep: names of the tensors to return; if empty, the outputs that no later stage takes. All others are freed as soon
-                as no later stage needs them.
+            keep: names of the tensors to return; if empty, the outputs that no later stage takes. All others are released as
+                soon as no later stage needs them.
 
         Raises:
             ValueError: if an input is missing, unknown, or of another dtype or shape, or ``keep`` names no tensor a stage makes.
@@ -52,7 +52,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Release everything; may be called twice."""
         ...
 
 
@@ -66,7 +66,7 @@ def open_backend(artefact: PlanFile | BundleDirectory, device: str | int | None 
         streams: TensorRT: runs that may be on the GPU at the same time, each with its own memory.
 
     Raises:
-        UsageError: if the device, the number of threads or of streams makes no sense.
+        UsageError: if there is no such device, or threads or streams are out of range.
         EnvironmentMismatchError: if this machine or installation cannot execute it.
         InputError: if an engine is broken.
         AccuracyError: if TensorRT engines do not give the plan's golden tensors here; asked once per plan, release, GPU and driver.

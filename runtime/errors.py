@@ -1,8 +1,8 @@
-"""One base error and one child per exit code; every message says what was, what was wanted, and how to mend it."""
+"""One base error and one child per exit code; every message says what was, what was wanted, and how to fix it."""
 
 
 class FathomError(Exception):
-    """Base of all errors a user can meet.
+    """Base of all errors that are reported to the user with an exit code.
 
     Args:
         was: what was found, as a full clause without a final stop.

@@ -62,7 +62,7 @@ def examine_file(request: dict[str, Any], send: Callable[..., None]) -> dict[str
 
 
 def examine_plan(plan: PlanFile, index: int = 0) -> Examination:
-    """Open a plan twice and run its own case each time; what holds is kept as a certificate.
+    """Open a plan twice and run its golden tensors each time; if both hold, the proof is kept as a certificate.
 
     Args:
         plan: open, with golden tensors.

@@ -163,7 +163,7 @@ def check_sha256(view: memoryview | mmap.mmap | bytes, wanted: str, what: str) -
 
 
 def sweep(folder: Path) -> None:
-    """Remove what runs that were killed left half-written in a folder, once it is older than a day."""
+    """Remove half-written files that killed runs left in a folder, once they are older than a day."""
     with suppress(OSError):
         for left in folder.glob(f"{PART}*{PART_END}"):
             with suppress(OSError):
@@ -173,7 +173,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def full_disk_told(path: Path) -> Iterator[None]:
-    """Whatever fails inside because the disk of ``path`` is full is told as a full disk.
+    """Report any error raised inside as ``DiskFullError`` if the disk of ``path`` is full.
 
     Raises:
         DiskFullError: instead of the error, which libraries word in many ways, when there is no room left.
@@ -203,7 +203,7 @@ def _part_beside(path: Path) -> Path:
 
 
 def _check_name(path: Path) -> None:
-    """Refuse a name that the file system cannot hold, before it says so in its own words."""
+    """Refuse a name that the file system cannot hold, before a system call fails with a less clear error."""
     try:
         longest = os.pathconf(path.absolute().parent, "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):

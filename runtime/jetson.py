@@ -1,4 +1,4 @@
-"""What a Jetson tells about itself, and which package of JetPack mends what is missing.
+"""Facts about the Jetson that this runs on, and which package of JetPack fixes what is missing.
 
 On a Jetson TensorRT, CUDA and the driver come with JetPack, from NVIDIA's apt server; the wheels of PyPI for aarch64 are made for servers
 and hold no kernels for Orin. Everything is read from small files, so that it also works in containers and without root.
@@ -61,9 +61,9 @@ class Jetson:
 
     Args:
         model: of the device tree; empty in most containers.
-        l4t: release of Jetson Linux, such as (36, 4, 3); empty if nobody tells.
+        l4t: release of Jetson Linux, such as (36, 4, 3); empty if unknown.
         packages: name -> version of what dpkg holds of JetPack.
-        power_mode, fastest: (number, name) of the power mode that is set, and of the one without limits; None if nobody tells.
+        power_mode, fastest: (number, name) of the power mode that is set, and of the one without limits; None if unknown.
         container: whether this is inside one.
         python: release of this Python.
         hides_system: whether this is a virtual environment that does not see the system's packages.
@@ -117,7 +117,7 @@ class Jetson:
         found = []
         if not self.l4t:
             where = "mount /etc/nv_tegra_release into the container" if self.container else "sudo apt install --reinstall nvidia-l4t-core"
-            found.append(Remark("nothing tells which Jetson Linux this is", where))
+            found.append(Remark("the release of Jetson Linux is not known", where))
         elif not self.jetpack:
             found.append(Remark(f"L4T {'.'.join(map(str, self.l4t))} is in no JetPack that is known here", "JetPack 6.1 or later, by NVIDIA's SDK Manager"))
         core = release_of(self.packages.get("nvidia-l4t-core", ""))

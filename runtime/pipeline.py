@@ -1,4 +1,4 @@
-"""From a photo to its depth map: the one class that users of the runtime meet."""
+"""From a photo to its depth map: the one class that users of the runtime need."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class Pipeline:
         contract: input, output and protocols.
         origin: which network this is.
         batch: how many windows go through the network together.
-        remarks: what was opened and what it takes, in words; grows when photos have to be shaped on the CPU.
-        concurrent: useful concurrency: how many predictions in flight keep the device busy.
-        scale, mask_edges: what happens to every map that is made while they are set: the camera's correction; a ``CameraScale``.
+        remarks: what was opened and what memory it takes, in words; grows when photos have to be shaped on the CPU.
+        concurrent: how many predictions in flight keep the device busy.
+        scale: a ``CameraScale`` that corrects every map made while it is set; None for no correction.
+        mask_edges: while True, flying pixels of every map made are marked not valid.
     """
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
@@ -129,8 +130,8 @@ class Pipeline:
     def submit(self, image: np.ndarray, protocol: str | None = None, intrinsics: Camera | None = None, prompt: str | None = None) -> Future[DepthMap]:
         """``predict`` in the background, so that the next photo is prepared while the network works on this one.
 
-        Where the network takes no fewer than so many windows, photos that wait fill one run together. Blocks while as many photos wait as are
-        under way. Errors come out of the future; arguments as in ``predict``.
+        If the engine has a minimum batch above 1, waiting photos share one run. Blocks while (``concurrent`` + 1) times the minimum batch of
+        photos wait. Errors come out of the future; arguments as in ``predict``.
 
         Raises:
             ValueError: if the pipeline is closed.
@@ -149,14 +150,14 @@ class Pipeline:
         protocol: str | None = None,
         intrinsics: Camera | None = None,
         prompt: str | None = None,
-        seen: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> list[DepthMap]:
         """Depth of several photos of any sizes, whose windows share the network's batches; see ``predict``.
 
         Args:
-            seen: told after every network run how many windows have gone through so far.
+            on_progress: called after every network run with the number of windows that have gone through so far.
         """
-        return self._predict(images, [intrinsics] * len(images), protocol, prompt, seen)
+        return self._predict(images, [intrinsics] * len(images), protocol, prompt, on_progress)
 
     def _predict(
         self,
@@ -164,22 +165,22 @@ class Pipeline:
         cameras: Sequence[Camera | None],
         protocol: str | None,
         prompt: str | None,
-        seen: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> list[DepthMap]:
         chosen = self.protocol(protocol)
         photos = [ShapedPhoto(check_photo(image), self.contract, chosen) for image in images]
         known = [Intrinsics.of_photo(camera, photo.photo) for camera, photo in zip_equal(cameras, photos)]
         scales = [focal_scale(self.contract.output, photo.placed, camera) for camera, photo in zip_equal(known, photos)]
-        maps = self._on_gpu(photos, chosen, prompt, seen)
+        maps = self._on_gpu(photos, chosen, prompt, on_progress)
         if maps is None:
             done = 0
             windows = ((photo, window) for photo in photos for window in photo.windows)
             while some := list(islice(windows, self.batch)):
                 for (photo, window), item in zip(some, self._run(some, prompt)):  # what follows is padding of the batch
                     photo.assembly.add(window, item)
-                if seen is not None:
+                if on_progress is not None:
                     done += len(some)
-                    seen(done)
+                    on_progress(done)
             maps = [photo.assembly.finish() for photo in photos]
         facts = {"protocol": chosen.name, "origin": self.origin}
         finished = []
@@ -190,9 +191,9 @@ class Pipeline:
         return corrected(finished, self.scale, self.mask_edges)
 
     def _on_gpu(
-        self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, seen: Callable[[int], None] | None
+        self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, on_progress: Callable[[int], None] | None
     ) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """Maps that were made without leaving the GPU, or None if the backend does not do that, or said why not."""
+        """Maps that were made without leaving the GPU, or None if the backend cannot do that, or not with these photos."""
         predict_photos = getattr(self._backend, "predict_photos", None)
         if predict_photos is None:
             return None
@@ -213,8 +214,8 @@ class Pipeline:
             for photo in some:
                 photo.network_ms = found.network_ms / len(some)
                 photo.waiting_ms = max((time.perf_counter() - asked) * 1e3 - found.network_ms, 0.0)
-            if seen is not None:
-                seen(len(maps) * windows)
+            if on_progress is not None:
+                on_progress(len(maps) * windows)
         return maps
 
     def _words(self, photos: list[ShapedPhoto], prompt: str | None) -> dict[str, np.ndarray]:
@@ -303,7 +304,7 @@ class Pipeline:
             backend.interrupt()
 
     def close(self) -> None:
-        """Wait for what is under way and free everything; may be called twice. Submitted photos that did not start are dropped."""
+        """Wait for what is under way and release everything; may be called twice. Submitted photos that did not start are dropped."""
         with self._closing:
             self._submissions.close()
             for _ in range(self.concurrent):

@@ -1,4 +1,4 @@
-"""Two ways of going through sequences that Python has since 3.10; JetPack 5 brings 3.8."""
+"""``zip(strict=True)`` and ``itertools.pairwise``, which Python has since 3.10, for the Python 3.8 of JetPack 5."""
 
 from __future__ import annotations
 

@@ -69,10 +69,6 @@ class Submissions:
         if some:
             _carry_out(some)
 
-    def _leave(self, future: Future) -> None:
-        self._waiting.discard(future)
-        self._places.release()
-
     def close(self) -> None:
         """Drop what did not start, wait for the rest; may be called twice."""
         with self._lock:

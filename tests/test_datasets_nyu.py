@@ -126,7 +126,7 @@ def test_folders_with_and_without_a_list(tmp_path):
         write_pair(tmp_path / "nyu" / "sync" / scene, stem, np.full((4, 6), value))
     data = NyuFolder(tmp_path / "nyu")
     assert [sample.id for sample in data] == ["sync/bath_0001/rgb_00002", "sync/bath_0001/rgb_00010", "sync/cafe_0001/rgb_00000"]
-    assert data[0].depth_m[0, 0] == np.float32(1.5) and data[0].scene == "bath_0001" and not data[2].has_depth
+    assert data[0].depth_m[0, 0] == np.float32(1.5) and data[0].scene == "bath_0001" and not data[2].valid.any()
     listing = tmp_path / "list.txt"
     listing.write_text("/cafe_0001/rgb_00000.jpg /cafe_0001/sync_depth_00000.png\nbath_0001/rgb_00010.jpg bath_0001/sync_depth_00010.png 518.8579\n\n")
     assert [sample.scene for sample in NyuFolder(tmp_path / "nyu", listing)] == ["cafe_0001", "bath_0001"]

@@ -50,7 +50,7 @@ def test_pairs_without_a_manifest_are_sorted_as_people_count(tmp_path):
 def test_the_sensor_clip_of_nyu_is_no_depth(tmp_path):
     write_pair(tmp_path / "far", value=9995, dataset="NYU Depth v2")
     write_pair(tmp_path / "other", value=9995, dataset="SUN RGB-D")
-    assert not Pairs(tmp_path / "far")[0].has_depth and Pairs(tmp_path / "other")[0].has_depth
+    assert not Pairs(tmp_path / "far")[0].valid.any() and Pairs(tmp_path / "other")[0].valid.any()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_photos_without_depth(tmp_path):
     (tmp_path / "note.txt").write_text("no photo")
     data = open_source(f"images:{tmp_path}")
     assert isinstance(data, Images) and [sample.id for sample in data] == ["9.JPG", "10.png", "deep/1.webp"]
-    assert not any(sample.has_depth for sample in data)
+    assert not any(sample.valid.any() for sample in data)
     assert len(Images(tmp_path / "10.png")) == 1
 
 
@@ -122,7 +122,7 @@ def test_photos_are_turned_upright(tmp_path):
 def test_a_sample_checks_itself():
     rgb, depth, valid = np.zeros((3, 4, 3), np.uint8), np.ones((3, 4), np.float32), np.ones((3, 4), bool)
     good = Sample(rgb, depth, valid, None, "x", "")
-    assert good.has_depth and good.digest() == Sample(rgb, depth, valid, (1.0, 1.0, 0, 0), "y", "z").digest()
+    assert good.valid.any() and good.digest() == Sample(rgb, depth, valid, (1.0, 1.0, 0, 0), "y", "z").digest()
     assert good.digest() != Sample(rgb, 2 * depth, valid, None, "x", "").digest()
     for change in (
         {"rgb": rgb.astype(np.float32)},

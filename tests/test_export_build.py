@@ -15,7 +15,7 @@ import pytest
 
 from fathom.export.child import child
 from fathom.export.child.child import run_child
-from fathom.export.graph.product_types import product_types
+from fathom.export.graph.product_types import products_by_type
 from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.runtime.artefact.manifest import BundleManifest, FileFacts
 from fathom.runtime.artefact.manifest_json import manifest_bytes, manifest_from_bytes
@@ -129,8 +129,8 @@ def test_an_operator_that_the_compiler_lacks_is_reported_with_stage_and_node(rtx
 
 def test_a_graph_of_another_type_than_was_promised_is_not_honoured(rtx, small_bundle, tmp_path):
     file = small_bundle / "stages/encoder.onnx"
-    half, full = product_types(file)
-    assert not half and len(full) == 7
+    ((kind, full),) = products_by_type(file).items()
+    assert kind == onnx.TensorProto.FLOAT and len(full) == 7
     request = {"task": "tensorrt", "stage": "encoder", "backend": "tensorrt-rtx", "source": str(file), "target": str(tmp_path / "e"), "targets": ["sm86"]}
     request |= {"batch": [1, 1, 1], "precision": "fp16", "fp16": full, "fp32": []}
     with pytest.raises(PrecisionError, match=r"stage encoder: .*conv_in/Conv_0 computes in float"):

@@ -80,10 +80,10 @@ ROOTS = {
     "orin-nano-6.2-wheels-of-pypi": Root(ORIN_NANO, "36.4.3", jetpack="6.2", wheels=("tensorrt-cu12",), fixes=("pip uninstall -y tensorrt-cu12",)),
     "thor-7.0": Root("NVIDIA Jetson AGX Thor Developer Kit", "38.2.0", kernel="6.8.12-tegra", python=(3, 12), jetpack="7.0", silent=("DLA", "missing")),
     "container": Root(
-        "", "", container=True, missing=jetson.PACKAGES, says=("in a container", "nothing tells which Jetson Linux"),
+        "", "", container=True, missing=jetson.PACKAGES, says=("in a container", "the release of Jetson Linux is not known"),
         fixes=("nvcr.io/nvidia/l4t-jetpack", "mount /etc/nv_tegra_release"),
     ),
-    "no-release-file": Root(ORIN_NANO, "", core="36.4.7-20250918154033", jetpack="6.2.1", silent=("nothing tells",)),
+    "no-release-file": Root(ORIN_NANO, "", core="36.4.7-20250918154033", jetpack="6.2.1", silent=("Jetson Linux is not known",)),
     "half-upgraded": Root(ORIN_NANO, "36.4.0", core="36.4.7-20250918154033", jetpack="6.1", says=("an upgrade was not finished",), fixes=("full-upgrade",)),
     "unknown-l4t": Root(ORIN_NANO, "40.1.0", core="40.1.0-20270101000000", says=("in no JetPack that is known",)),
 }  # fmt: skip

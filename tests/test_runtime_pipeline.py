@@ -42,7 +42,7 @@ def test_many_photos_of_different_sizes_share_batches(tiny):
     photos = [photo(40 + 7 * k, 90 - 5 * k, k) for k in range(7)]
     with Pipeline.open(tiny.plan, batch=3) as pipeline:
         counts = []
-        together = pipeline.predict_batch(photos, seen=counts.append)
+        together = pipeline.predict_batch(photos, on_progress=counts.append)
         assert counts == [3, 6, 7]
         for picture, depth in zip(photos, together, strict=True):
             np.testing.assert_allclose(depth.depth_m, by_hand(tiny, picture), rtol=1e-4)

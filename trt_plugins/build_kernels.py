@@ -1,6 +1,6 @@
 """Compile the kernels of pre- and post-processing and of the operators ahead of time: one fatbin of cubins and one portable PTX each.
 
-``python -m fathom.trt_plugins.build_kernels`` writes them where the runtime looks for them, so nobody needs a compiler to run them. The
+``python -m fathom.trt_plugins.build_kernels`` writes them where the runtime looks for them, so no compiler is needed to run them. The
 PTX is for GPUs and drivers that the cubins do not fit: it is marked with the oldest PTX version that knows its target, because a driver
 refuses PTX that is newer than itself even where every instruction is old.
 """

@@ -163,7 +163,7 @@ def add_functions(model: onnx.ModelProto) -> None:
 
 
 def without_bodies(model: onnx.ModelProto) -> None:
-    """Take the bodies away again, for a parser that has the plugins: one that sees a body expands it."""
+    """Remove the bodies, for a parser that has the plugins: it would expand a body instead of calling the plugin."""
     kept = [function for function in model.functions if function.domain != DOMAIN]
     del model.functions[:]
     model.functions.extend(kept)

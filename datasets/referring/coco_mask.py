@@ -107,7 +107,7 @@ def _letters(text: str) -> list[int]:
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("run lengths hold a letter that none is written with")
+            raise ValueError("run lengths hold a character that COCO's encoding does not use")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -1,4 +1,4 @@
-"""The two cameras of a synthetic frame: where they stand, how the colour one develops its picture, what the depth one cannot see."""
+"""The colour and the depth camera of a synthetic frame: their pose, the colour camera's exposure and noise, where the depth camera has a value."""
 
 from __future__ import annotations
 
@@ -88,17 +88,21 @@ def develop(radiance: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return np.clip(255 * np.clip(tone, 0, 1) ** np.float32(1 / 2.2) + 0.5, 0, 255).astype(np.uint8)
 
 
-def holes(depth: np.ndarray, facing: np.ndarray, glow: np.ndarray, focal: float, draw: np.random.Generator) -> np.ndarray:
+def sensor_sees(depth: np.ndarray, facing: np.ndarray, glow: np.ndarray, focal: float, draw: np.random.Generator) -> np.ndarray:
     """Where a structured-light sensor gives a depth.
 
     Missing are: the shadow that near things throw in the projector's light, surfaces seen at a grazing angle, lamps and
     windows, the far end, the frame that two cameras do not share, and patches.
 
     Args:
-        depth: metres, float32 [H, W]. facing: cosine toward the ray. glow: whether the surface shines. focal: pixels.
+        depth: metres, float32 [H, W].
+        facing: cosine between the surface normal and the ray, float32 [H, W].
+        glow: bool [H, W], whether the surface shines.
+        focal: in pixels.
+        draw: the source of the patches.
 
     Returns:
-        bool [H, W].
+        bool [H, W], True where it gives one.
     """
     from scipy import ndimage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..rooms import furniture as furniture
+from . import furniture
 from .palette import Palette, Part, Piece
 from .textures import Material
 from .walls import (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..sample import Provenance, Sample, fingerprint
-from .camera import develop, holes, stand
+from .camera import develop, sensor_sees, stand
 from .layout import make_room
 from .lighting import shade
 from .raycast import View, cast
@@ -59,7 +59,7 @@ class Rooms:
         valid = np.isfinite(depth)
         if self.holes:
             shines = np.array([scene.materials[shape.surface].glow > 0 for group in scene.groups for shape in group.shapes] + [False])
-            valid &= holes(depth, facing, shines[index], view.intrinsics[0], draw)
+            valid &= sensor_sees(depth, facing, shines[index], view.intrinsics[0], draw)
         return Sample(rgb, np.where(valid, depth, np.float32(0)), valid, view.intrinsics, f"room_{self.seed}_{number:06d}", scene.kind)
 
     def things(self, number: int) -> Things:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..rooms import furniture as furniture
+from . import furniture
 from .palette import Palette, Part
 from .raycast import Group, Shape
 from .textures import Material
@@ -50,7 +50,7 @@ class Scene:
 
 
 class Builder:
-    """Collects solids and looks while a room is drawn up."""
+    """Collects the solids, materials and lamps of a scene while its rooms are laid out."""
 
     def __init__(self):
         self.materials: list[Material] = []
@@ -59,19 +59,21 @@ class Builder:
         self.lights: list[Light] = []
 
     def surface(self, material: Material) -> int:
+        """The number of a material in the scene; the same one for equal materials."""
         if material not in self.numbers:
             self.numbers[material] = len(self.materials)
             self.materials.append(material)
         return self.numbers[material]
 
     def shape(self, part: Part, origin: np.ndarray, axes: np.ndarray, name: str, shift=(0.0, 0.0, 0.0)) -> Shape:
+        """A part as a solid of the scene: ``origin`` [3] and ``axes`` [3, 3] (rows) are its piece's frame, ``shift`` [3] that of its texture; metres."""
         own = turned(part.turn, part.lean) @ axes
         center = origin + np.asarray(part.center, np.float64) @ axes
         half, shift = np.asarray(part.half, np.float64), np.asarray(shift, np.float64)
         return Shape(part.kind, center, half, own, self.surface(part.material), shift, part.name or name)
 
     def add(self, name: str, parts, origin: np.ndarray, axes: np.ndarray, casts: bool = True) -> None:
-        """One thing; parts that have a name of their own keep it."""
+        """Add one object with its parts; parts that have a name of their own keep it. ``casts``: whether it throws shadows."""
         self.groups.append(Group(tuple(self.shape(part, origin, axes, name) for part in parts), casts))
 
 
@@ -82,6 +84,7 @@ def turned(turn: float, lean: float) -> np.ndarray:
 
 
 def wall_axes(wall: int) -> np.ndarray:
+    """The frame of a wall (0 to 3) as rows [3, 3]: along it, into the room, up."""
     return np.stack([ALONG[wall], INWARD[wall], UP])
 
 
@@ -122,6 +125,7 @@ def shell(
 
 
 def paints_for(p: Palette, kind: str) -> list[Material]:
+    """One material for each of the four walls of a room of that kind: all alike, or one that stands out."""
     draw = p.draw
     light = p.colour(0.25, 0.15, 0.8)
     pattern = str(draw.choice(["plaster", "plaster", "plaster", "stripes", "dots", "planks", "tiles" if kind == "kitchen" else "plaster"]))
@@ -136,6 +140,7 @@ def paints_for(p: Palette, kind: str) -> list[Material]:
 
 
 def floor_for(p: Palette, kind: str) -> Material:
+    """The floor of a room of that kind: tiles, planks, carpet or marble, each as likely as it is there."""
     pattern = str(p.draw.choice(["tiles", "planks", "carpet", "marble"], p=[0.6, 0.3, 0.0, 0.1] if kind == "kitchen" else [0.15, 0.45, 0.35, 0.05]))
     if pattern == "planks":
         tone = p.draw.uniform(0.08, 0.45)
@@ -147,6 +152,13 @@ def floor_for(p: Palette, kind: str) -> Material:
 
 
 def window(build: Builder, p: Palette, start: np.ndarray, wall: int, hole, day: float) -> None:
+    """Add a window with its frame, perhaps curtains or a radiator, and its light.
+
+    Args:
+        start: world metres [3], where the wall begins.
+        hole: the opening (s0, s1, z0, z1) in metres along the wall and above the floor.
+        day: how bright it is outside.
+    """
     s0, s1, z0, z1 = hole
     frame = Material("plain", (0.8, 0.8, 0.78)) if p.draw.random() < 0.7 else p.wood
     sky = Material("sky", (0.75, 0.85, 1.0), (0.12, 0.2, 0.08), (z1 - z0), p.number(), glow=2.2 * day)
@@ -176,6 +188,7 @@ def window(build: Builder, p: Palette, start: np.ndarray, wall: int, hole, day: 
 
 
 def door(build: Builder, p: Palette, start: np.ndarray, wall: int, hole, leads: bool) -> None:
+    """Add a door with its frame; open if it ``leads`` to another room, else shut. ``start`` and ``hole`` as for ``window``."""
     s0, s1, _, z1 = hole
     mid, wide = (s0 + s1) / 2, (s1 - s0) / 2
     leaf = Material("plain", (0.75, 0.75, 0.72)) if p.draw.random() < 0.5 else p.wood
@@ -230,6 +243,7 @@ def on_top(part: Part, x: float, y: float, z: float, name: str, turn: float = 0.
 
 
 def ceiling_lamps(build: Builder, p: Palette, size: np.ndarray, night: float) -> None:
+    """Add the lamps of a room of ``size`` [3] metres and their light, brighter the larger ``night`` is (0.1 to 1.2)."""
     draw = p.draw
     warm = np.array([1.0, draw.uniform(0.75, 1.0), draw.uniform(0.5, 1.0)])
     glow = Material("plain", tuple((0.95 * warm).tolist()), glow=1.2 + 1.5 * night)

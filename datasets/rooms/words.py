@@ -1,4 +1,4 @@
-"""What things in a room are called, and which pixels a few words mean: pictures for networks that are asked in words."""
+"""What things in a room are called, and which pixels a few words mean: pictures for networks that take words."""
 
 from __future__ import annotations
 

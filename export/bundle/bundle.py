@@ -43,8 +43,8 @@ def write_bundle(
         tolerances: see ``parity.Tolerances``.
         release: give up the network's weights once they are written, so that the comparison has the memory. The network cannot be
             used afterwards.
-        on_message: told remarks for people, the parity table among them.
-        on_progress: told (what is done now, part done from 0 to 1).
+        on_message: called with remarks for people, the parity table among them.
+        on_progress: called with (what is done now, part done from 0 to 1).
 
     Raises:
         InputError: if the path may not be written.

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ...calibration.precision.operator_types import opsets
 from ...runtime.artefact.contract import Contract
 from ...runtime.errors import InputError
+from ..graph.set_nodes import set_nodes
 from .contract_file import GraphForm
 from .embedded import drop_unread, names_read, rename
 
@@ -103,17 +104,15 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
     batch = sizes[0] if isinstance(sizes[0], int) else "batch"
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info(contract.input.tensor, TensorProto.FLOAT, [batch, 3, *canvas]))
-    own = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
-    del graph.node[:]
-    graph.node.extend([*nodes.made, *own])
-    del graph.value_info[:]  # said what sizes were before they were fixed
+    set_nodes(graph, [*nodes.made, *graph.node])
+    del graph.value_info[:]  # shapes from before the sizes were fixed
     return batch
 
 
 def _cast_at_once(graph: onnx.GraphProto, name: str) -> bool:
-    """Whether all that happens to a tensor is moving it about and casting it: then its numbers may be floats from the start.
+    """Whether a tensor is only reshaped, transposed and the like until it is cast: then its numbers may be floats from the start.
 
-    TensorRT has no bytes inside a network.
+    Needed because TensorRT computes nothing in uint8 inside a network.
     """
     waiting, seen = [name], set()
     while waiting:
@@ -147,7 +146,7 @@ def keep_output(model: onnx.ModelProto, form: GraphForm, file: str) -> list[int 
     drop_unread(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output[0].type.tensor_type
-    except Exception:  # a graph that ONNX cannot follow is asked by running it
+    except Exception:  # ONNX cannot infer every shape; the caller then runs the graph
         return None
     if not kept.type.tensor_type.elem_type:
         kept.type.tensor_type.elem_type = inferred.elem_type

@@ -1,4 +1,4 @@
-"""What an ONNX file hides away, brought to where every later step looks: local functions, Constant nodes, weights outside of branches."""
+"""Local functions, Constant nodes and weights inside branches, moved to the main graph, where every later step expects nodes and weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import onnx
 import onnx.inliner
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from ..graph.inner_graphs import inner_graphs
 from ..graph.onnx_weights import read_array
+from ..graph.set_nodes import set_nodes
 
 
 def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
@@ -54,9 +56,7 @@ def _lift_constants(model: onnx.ModelProto) -> None:
             kept.append(node)
         else:
             model.graph.initializer.append(values)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    set_nodes(model.graph, kept)
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:
@@ -70,12 +70,6 @@ def _constant(node: onnx.NodeProto) -> TensorProto | None:
     if attribute.name not in kinds:  # strings and sparse tensors stay where they are
         return None
     return numpy_helper.from_array(np.array(value, kinds[attribute.name]), name)
-
-
-def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs that a node holds: branches and loop bodies."""
-    found = [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
-    return found + [graph for attribute in node.attribute for graph in attribute.graphs]
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
@@ -110,9 +104,8 @@ def drop_unread(model: onnx.ModelProto) -> None:
     for node in reversed(model.graph.node):
         if any(name in wanted for name in node.output):
             wanted |= names_read(node)
-            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
+            kept.append(node)
+    set_nodes(model.graph, reversed(kept))
     weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
     if len(weights) < len(model.graph.initializer):
         weights = [TensorProto.FromString(tensor.SerializeToString()) for tensor in weights]

@@ -72,7 +72,7 @@ def write_foreign_bundle(
         (folder / STAGES).mkdir()
         (folder / GOLDEN).parent.mkdir()
         file = folder / STAGES / f"{STAGE}.onnx"
-        if shape is None or (len(shape) == 4 and shape[1] is None):  # which axis is which can only be seen in an answer
+        if shape is None or (len(shape) == 4 and shape[1] is None):  # which axis is which can only be seen in an output
             _rewrite(_copy(model), graph.parent, file)
             shape = _answer(file, contract, form.output, batch, folder / GOLDEN)
         batch = adapt_output(model, contract, form, shape, batch, graph.name)
@@ -120,7 +120,7 @@ def _answer(file: Path, contract: Contract, output: str, batch: int | str, golde
 
 
 def _first_run(file: Path, contract: Contract, batch: int | str, golden: Path) -> StageSpec:
-    """Keep the first answer as golden tensors; returns the spec with the sizes that the output really has."""
+    """Keep the first output as golden tensors; returns the spec with the sizes that the output really has."""
     image, output = contract.input, contract.output
     shape = _answer(file, contract, output.tensor, batch, golden)
     channels = 2 if output.kind == "mask" else 1

@@ -1,4 +1,4 @@
-"""What must hold for a graph before anybody relies on it."""
+"""Checks of an exported graph: what must hold before a bundle is written."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ... import __version__
 from ...models.network import Stage
 from ...runtime.artefact.spec import StageSpec
 from ...runtime.errors import BuildFailedError, FathomError
-from ..graph import translations
+from . import translations
 from .model_writer import write_model
 from .onnx_checks import check_graph, check_norms
 
@@ -196,7 +196,7 @@ def _name_initialisers(graph: ir.Graph, parameters: set[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks about packages that are not there help nobody here."""
+    """Drop the exporter's remarks about optional packages that are not installed."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "torch._export")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""In what type the convolutions and matrix products of a typed graph compute: what the compiler must then hold."""
+"""In what type the convolutions and matrix products of a typed graph compute, which the compiled engine must keep."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import onnx
 from onnx import TensorProto
 
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
-
-
-def product_types(graph: Path) -> tuple[list[str], list[str]]:
-    """Names of the convolutions and matrix products of a graph that compute in FP16, and in FP32."""
-    found = products_by_type(graph)
-    return found.get(TensorProto.FLOAT16, []), found.get(TensorProto.FLOAT, [])
 
 
 def products_by_type(graph: Path) -> dict[int, list[str]]:

@@ -14,6 +14,7 @@ from ...calibration.graph.stage_graph import StageGraph
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, external_extent, point_outside, safe_data_path
+from ..graph.set_nodes import set_nodes
 from .operator_checks import unreadable
 from .rules.editor import Editor, initialiser
 from .rules.rules import RULES
@@ -68,9 +69,7 @@ def lower_stage(source: Path, folder: Path, spec: StageSpec, release: str) -> Lo
         replaced = rule(node, editor) if rule else None
         rewrites[node.op_type] += replaced is not None
         nodes += [node] if replaced is None else replaced
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, nodes)
     _narrow_boundaries(model)
     graph = folder / f"{spec.name}.onnx"
     _write(model, editor, source.parent, graph)
@@ -107,7 +106,7 @@ def _narrow_boundaries(model: onnx.ModelProto) -> None:
             for place, name in enumerate(side):
                 if name == value.name:
                     side[place] = inner
-            if not outside:  # whoever else reads the output reads the wide one
+            if not outside:  # all other readers of the output read the FP32 one
                 for place, name in enumerate(node.input):
                     if name == value.name:
                         node.input[place] = inner
@@ -116,9 +115,7 @@ def _narrow_boundaries(model: onnx.ModelProto) -> None:
         cast = helper.make_node("Cast", *ends, name=f"{value.name}.narrow", to=TensorProto.INT64 if outside else TensorProto.INT32)
         (before if outside else after).append(cast)
     if before or after:
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in [*before, *graph.node, *after]]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        set_nodes(graph, [*before, *graph.node, *after])
 
 
 def _write(model: onnx.ModelProto, editor: Editor, source: Path, graph: Path) -> None:

@@ -1,4 +1,4 @@
-"""Is a graph what onnx-tensorrt says that its parser for TensorRT 8.5 or 8.6 reads? Asked of the published table, before anybody owns a board.
+"""Check a graph against the operators that the parser of TensorRT 8.5 or 8.6 reads, by onnx-tensorrt's published table; needs no TensorRT.
 
 The tables lie beside this file as data: operator -> types, and limits by name. INT64 counts as INT32 and float64 as FP32, as the parser casts them.
 """

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from ..graph.set_nodes import set_nodes
+
 HEADS_FIRST, KEYS_TRANSPOSED = [0, 2, 1, 3], [0, 2, 3, 1]
 DOMAIN = "com.microsoft"
 
@@ -30,10 +32,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
             done += 1
     if done:
         dead = graph.unread(model)
-        kept = [node for node in model.graph.node if id(node) not in dead]
-        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        del model.graph.node[:]
-        model.graph.node.extend(kept)
+        set_nodes(model.graph, [node for node in model.graph.node if id(node) not in dead])
         if not any(entry.domain == DOMAIN for entry in model.opset_import):
             model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return done
@@ -95,14 +94,14 @@ class _Graph:
         return joined, [name for name, _ in parts], heads.pop(), float(onnx.numpy_helper.to_array(factor).reshape(()))
 
     def replace(self, joined: onnx.NodeProto, sources: list[str], heads: int, scale: float) -> None:
-        """The last node of the pattern becomes the fused one; the others fall away when nobody reads them."""
+        """The last node of the pattern becomes the fused one; the others are removed if no other node reads them."""
         path = joined.name.rpartition("/")[0]
         fused = helper.make_node("MultiHeadAttention", sources, list(joined.output), domain=DOMAIN, num_heads=heads, scale=scale)
         fused.name = f"{path}/{joined.name.rpartition('/')[2]}_MultiHeadAttention"
         joined.CopyFrom(fused)
 
     def unread(self, model: onnx.ModelProto) -> set[int]:
-        """Nodes whose results nobody reads any more."""
+        """Nodes whose results no node reads any more."""
         wanted, dead = set(self.outputs), set()
         for node in reversed(model.graph.node):
             if any(name in wanted for name in node.output):

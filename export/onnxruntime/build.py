@@ -40,7 +40,7 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
         send: sends one event to the parent.
 
     Returns:
-        ``version``, ``initializers`` (name, dtype, shape, offset) and ``rewrites`` (how often each pass of ``ort_rewrites`` did something).
+        ``version``, ``initializers`` (name, dtype, shape, offset) and ``rewrites`` (how often each pass of ``rewrites`` did something).
 
     Raises:
         BuildFailedError: if ONNX Runtime refuses the graph.

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-LONGEST_PLAIN = 1 << 16  # up to here the plain kernel is exact to a few 1e-6, and faster
-LONGEST_ROW = 4096
+from ..graph.long_sums import LONGEST_PLAIN, row_length
+from ..graph.set_nodes import set_nodes
 
 
 def exact_norms(model: onnx.ModelProto) -> int:
@@ -46,15 +46,13 @@ def exact_norms(model: onnx.ModelProto) -> int:
             continue
         scaled = readers.get(after[0].output[0], [])
         mul = scaled[0] if len(scaled) == 1 and scaled[0].op_type == "Mul" and _per_channel(constants, scaled[0].input[1], channels) else None
-        row = max(size for size in range(1, LONGEST_ROW + 1) if length % size == 0)
+        row = row_length(length)
         replaced[id(norm)] = _two_steps(model, constants, norm, before.input[0], groups, row, length, shape, mul, after[0])
         gone |= {id(norm), id(after[0])} | ({id(mul)} if mul is not None else set())
         if len(readers[before.output[0]]) == 1:
             gone.add(id(before))
     nodes = [new for node in model.graph.node for new in replaced.get(id(node), [] if id(node) in gone else [node])]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, nodes)
     return len(replaced)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from ..graph.inner_graphs import inner_graphs
 from .attention import fuse_attention
 from .norms import exact_norms
 
@@ -12,7 +13,7 @@ GATE_PASSES = (exact_norms,)  # the parity gate must judge the export, not a ker
 
 
 def rewrite(model: onnx.ModelProto, passes=ENGINE_PASSES) -> dict[str, int]:
-    """Apply the passes and drop the initialisers that nobody reads any more; returns what each pass did.
+    """Apply the passes and drop the initialisers that no node reads any more; returns what each pass did.
 
     The passes follow readers from node to node; a graph with branches or loops, which read by name, is left to ONNX Runtime.
     """
@@ -25,13 +26,8 @@ def rewrite(model: onnx.ModelProto, passes=ENGINE_PASSES) -> dict[str, int]:
     return done
 
 
-def _inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    found = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-    return found + [graph for attribute in node.attribute for graph in attribute.graphs]
-
-
 def _has_subgraph(graph: onnx.GraphProto) -> bool:
-    return any(_inner_graphs(node) for node in graph.node)
+    return any(inner_graphs(node) for node in graph.node)
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:
@@ -39,6 +35,6 @@ def _read(graph: onnx.GraphProto) -> set[str]:
     found = {value.name for value in graph.output}
     for node in graph.node:
         found.update(node.input)
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             found |= _read(inner)
     return found

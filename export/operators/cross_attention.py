@@ -12,7 +12,7 @@ def fuse_cross_attention(model: onnx.ModelProto) -> int:
     """Replace every match, in place; returns how many.
 
     ``MatMul(query, keys)``, Softmax over the last axis, and its two readers: ``MatMul(probabilities, values)`` and the ReduceMean over
-    axis 1. Attention whose map nobody collects stays as it is: compilers have fused kernels for that.
+    axis 1. Attention whose map is not collected stays as it is: compilers have fused kernels for that.
     """
     done = 0
     for output in [node.output[0] for node in model.graph.node if node.op_type == "Softmax"]:

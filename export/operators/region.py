@@ -1,4 +1,4 @@
-"""A part of a graph that one operator replaces: found by walking back from its end, taken out only if nobody else reads inside it."""
+"""A part of a graph that one operator replaces: found by walking back from its end, taken out only if no other node reads a tensor inside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ...trt_plugins.functions import DOMAIN
+from ..graph.set_nodes import set_nodes
 
 
 class Surroundings:
@@ -68,6 +69,4 @@ def replace(model: onnx.ModelProto, region: list[onnx.NodeProto], op: str, input
     node = helper.make_node(op, inputs, outputs, name=f"{region[-1].name}_{op}", domain=DOMAIN, **attributes)
     gone, last = {id(n) for n in region}, id(region[-1])
     nodes = [n for old in model.graph.node for n in ([node] if id(old) == last else [] if id(old) in gone else [old])]
-    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, nodes)

@@ -80,7 +80,7 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why it does not pass, worst first in running order; empty if it passes."""
+        """Why it does not pass: tensors that are broken, then those over tolerance, each in running order, then the output; empty if it passes."""
         limits = self.tolerances
         judged = "isolated" if any(row.mode == "isolated" for row in self.rows) else "chained"
         found = [f"stage {row.stage}, {row.tensor} ({row.mode}): {row.problem}" for row in self.rows if row.problem]
@@ -161,7 +161,7 @@ def measure_parity(
 
     Raises:
         BuildFailedError, OutOfMemoryError: if the child fails.
-        AccuracyError: if a golden tensor is missing or sick. A report over tolerance is returned; call ``require()``.
+        AccuracyError: if a golden tensor is missing, not finite or constant. A report over tolerance is returned; call ``require()``.
     """
     request = {
         "task": "parity",

@@ -65,7 +65,7 @@ def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, 
 
 
 def first_run(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
-    """Run a network that was made elsewhere once and keep its answer as golden tensor.
+    """Run a network that was made elsewhere once and keep its output as golden tensor.
 
     Args:
         request: ``stage``, ``file``, ``golden`` (safetensors file that holds the input; the output is added), ``output`` (its name).

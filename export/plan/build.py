@@ -58,8 +58,8 @@ def build_plan(
         path: of the plan.
         options: see ``BuildOptions``.
         force: replace an existing file.
-        on_message: told remarks for people.
-        on_progress: told (what is done now, part done from 0 to 1).
+        on_message: called with remarks for people.
+        on_progress: called with (what is done now, part done from 0 to 1).
 
     Raises:
         InputError, ChecksumError: if the bundle is not sound or the plan may not be written.

@@ -13,10 +13,10 @@ from ...runtime.errors import EnvironmentMismatchError, FathomError, OutOfMemory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Say = Callable[..., None]
+    Send = Callable[..., None]
 
 
-def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
+def _task(name: str) -> Callable[[dict[str, Any], Send], dict[str, Any]]:
     if name == "tensorrt":
         from ..tensorrt.build import build_engine as task
     elif name == "tensorrt8":

@@ -1,4 +1,4 @@
-"""What ``depth-build`` is asked to make, checked before any work."""
+"""The options of ``depth-build``, checked before any work."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class StageBuilder:
         bundle: open; its stages are FP32.
         options: see there.
         scratch: an empty folder.
-        on_progress: told (what is done now, part done from 0 to 1).
+        on_progress: called with (what is done now, part done from 0 to 1).
         calibration: what the stages are typed by, or None.
         compare: hold typed graphs and engines against the golden tensors; off only where the depth is not looked at.
     """
@@ -93,7 +93,7 @@ class StageBuilder:
         return report or lowered
 
     def _lower_stages(self, constrained: ConstrainedStages) -> ParityReport | None:
-        """TensorRT 8 reads graphs without types but with Q/DQ, and hears the precision of each node beside them."""
+        """TensorRT 8 reads graphs without types but with Q/DQ; the precision of each node is passed to it separately."""
         found, int8 = self.calibration, self.options.precision == "int8"
         plain = self.scratch / "plain"
         if int8:
@@ -214,7 +214,7 @@ class StageBuilder:
         return entry, files, facts
 
     def _request(self, name: str, graph: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-        """What the child is asked to do, and which files it will make, by their names in the plan."""
+        """The request to the child, and which files it will make, by their names in the plan."""
         if self.options.backend == "onnxruntime":
             folder = self.scratch / f"{name}.scratch"
             folder.mkdir()

@@ -44,8 +44,8 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
         bundle_path: directory made by ``depth-export``; need not be calibrated.
         beside: engines are built in a scratch folder beside this path.
         options: backend, batch and memory; precision and targets are chosen here.
-        on_message: told remarks for people.
-        on_progress: told (what is done now, part done from 0 to 1).
+        on_message: called with remarks for people.
+        on_progress: called with (what is done now, part done from 0 to 1).
 
     Returns:
         the median of ``RUNS`` runs of every stage between two CUDA events; no INT8 where a stage has no layer for it.
@@ -95,7 +95,7 @@ def times_if_possible(bundle_path: Path, beside: Path, options: BuildOptions, *,
 
 
 def int8_everywhere(bundle: BundleDirectory) -> Calibration:
-    """A plan with INT8 in every layer that can have it, and ranges that nobody saw: good for timing, and for nothing else."""
+    """A plan with INT8 in every layer that can have it, and made-up ranges: good for timing, and for nothing else."""
     regions, ranges = [], {}
     for stage in bundle.manifest.stages:
         graph, name = StageGraph.load(bundle.path(stage.file)), stage.spec.name

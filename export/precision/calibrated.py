@@ -29,9 +29,9 @@ class Calibration:
     def regions(self, stage: str, precision: str) -> tuple[RegionPlan, ...]:
         """The regions of a stage; INT8 ones become FP16 if only ``fp16`` was asked for."""
         half = Choice("fp16")
-        wide = precision == "fp16"
+        only_fp16 = precision == "fp16"
         return tuple(
-            RegionPlan(r.stage, r.path, r.kind, r.nodes, half, r.reason, r.evidence, r.macs) if wide and r.choice.precision == "int8" else r
+            RegionPlan(r.stage, r.path, r.kind, r.nodes, half, r.reason, r.evidence, r.macs) if only_fp16 and r.choice.precision == "int8" else r
             for r in self.plan.of_stage(stage)
         )
 
@@ -60,7 +60,7 @@ def type_all_by_plan(
 
     Args:
         plain: leave everything that is not INT8 in FP32.
-        on_progress: told (what is done now, part done from 0 to 1).
+        on_progress: called with (what is done now, part done from 0 to 1).
     """
     types = None if plain else planned_boundaries(bundle, calibration)
     found = {}
@@ -115,8 +115,8 @@ def calibrate_bundle(
         data: ``--data`` arguments.
         settings: see there.
         folder: for the journal.
-        on_message: told the warnings about the images and the report.
-        on_progress: told (what is done now, part done from 0 to 1).
+        on_message: called with the warnings about the images and the report.
+        on_progress: called with (what is done now, part done from 0 to 1).
 
     Raises:
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.

@@ -17,7 +17,7 @@ def write_rounded_stage(source: Path, target: Path, stage: BundleStage, regions:
     """Write the form of an FP32 stage that loses what its FP16 form loses; returns how many roundings it has.
 
     ONNX Runtime has no FP16 kernels on a CPU: of a truly typed graph it computes neighbouring operators in FP32 without the roundings
-    in between, which would flatter the result (see ``calibration.rounding``).
+    in between, which would flatter the result (see ``calibration.precision.rounding``).
 
     Args:
         source: the FP32 graph of the bundle.

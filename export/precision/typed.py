@@ -63,7 +63,7 @@ def type_stage(
     boundaries: dict[str, str] | None = None,
     precisions: dict[str, str] | None = None,
 ) -> TypedStage:
-    """Write the FP16 form of an FP32 stage: half-precision weights, casts around the nodes that stay FP32.
+    """Write the FP16 form of an FP32 stage: FP16 weights, casts around the nodes that stay FP32.
 
     Initialisers are read from a map of the source's weights file and written one at a time; both sets are never in memory.
 
@@ -76,7 +76,7 @@ def type_stage(
         precisions: node name -> ``fp32`` or ``bf16`` where a precision plan wants that instead of FP16.
 
     What cannot be typed stays FP32 and is named among the reasons: operators that ONNX does not let compute in FP16, control flow, and
-    what touches a tensor whose type nobody can tell. If the typed graph is invalid all the same, the whole stage stays FP32.
+    what touches a tensor whose type is not known. If the typed graph is invalid all the same, the whole stage stays FP32.
     """
     model = onnx.load(str(source), load_external_data=False)
     plain_constants(model)
@@ -87,7 +87,7 @@ def type_stage(
     reasons = {**{name: "precision plan" for name, kind in (precisions or {}).items() if kind == "fp32"}, **reasons}
     for node in model.graph.node:
         if unknown := next((name for name in (*node.input, *node.output) if name and not types.get(name)), None):
-            reasons[node.name] = f"the type of {unknown} cannot be told"
+            reasons[node.name] = f"the type of {unknown} is not known"
     made = _type(model, types, constants, reasons, boundaries or {}, precisions or {}, target)
     bf16 = "bf16" in (precisions or {}).values()  # TensorRT takes BF16 convolutions, which ONNX allows from opset 22 only
     if not bf16 and (invalid := _complaint(target, source)):
@@ -115,12 +115,12 @@ def _type(
     bf16 = {name for name, kind in precisions.items() if kind == "bf16"}
     typed = _Typing(model, floats, set(constants), reasons, boundaries, bf16)
     typed.rewrite()
-    _tell_types(model, types, typed.stored)
+    _write_types(model, types, typed.stored)
     return typed, _write(model, typed.initialisers, constants, target)
 
 
 def _complaint(typed: Path, source: Path) -> str:
-    """What ONNX's strict inference says against a typed graph, in one line; nothing where it objects to the FP32 graph as well."""
+    """The error of ONNX's strict shape inference on a typed graph, in one line; nothing where it objects to the FP32 graph as well."""
 
     def judge(file: Path) -> str:
         try:
@@ -142,8 +142,8 @@ def plain_constants(model: onnx.ModelProto) -> None:
             attribute.CopyFrom(helper.make_attribute("value", onnx.numpy_helper.from_array(np.asarray(values, np.float32))))
 
 
-def _tell_types(model: onnx.ModelProto, types: dict[str, int], stored: dict[str, int]) -> None:
-    """Write the type of every tensor into the graph: later readers (``product_types``) need not infer it."""
+def _write_types(model: onnx.ModelProto, types: dict[str, int], stored: dict[str, int]) -> None:
+    """Write the type of every tensor into the graph: later readers (``products_by_type``) need not infer it."""
     told = {value.name for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]}
     for name in (name for node in model.graph.node for name in node.output):
         if name and name not in told and (kind := stored.get(name) or types.get(name)):

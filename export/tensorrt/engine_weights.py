@@ -79,7 +79,7 @@ def _weights(graph: Path) -> Iterator[tuple[str, np.ndarray, tuple[int, ...]]]:
 
 
 def _innermost(node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Axes: of a convolution its channels; either way round where it is a matrix product in truth."""
+    """The axes that may be innermost in the engine: a convolution's input channels, both of a 1x1 convolution or Gemm, which may be stored transposed."""
     if node.op_type.startswith("Conv"):
         return (1,) if any(size > 1 for size in shape[2:]) else (1, 0)
     return (0, 1) if node.op_type == "Gemm" else (len(shape) - 1,)

@@ -27,7 +27,7 @@ class AdaptiveBins(nn.Module):
 
 
 def folded_bins(mlp: AdaptiveBins) -> Tensor:
-    """What a trained network says, once and for all: [7] in metres."""
+    """The bins of a trained network, which depend on no input: [7] in metres."""
     with torch.no_grad():
         return mlp.eval()(torch.tensor(PREFIX_BINS_M))
 
@@ -48,10 +48,10 @@ def check_bins(bins_m: Tensor, near_m: float = NEAR_M, far_m: float = FAR_M) -> 
 def fit_bins(cases: Iterable[tuple[Tensor, Tensor, Tensor]], epochs: int = 50, batch: int = 16, seed: int = 0) -> AdaptiveBins:
     """Train the bins with the paper's recipe: AdamW, lr 1e-3 falling tenfold every 20 epochs, loss half L1 and half RMSE.
 
-    The rest of the network is frozen, so it need only be asked once: what it says comes in as ``cases``.
+    The rest of the network is frozen, so its outputs are computed once and passed as ``cases``.
 
     Args:
-        cases: per picture the class chances [7, h, w], the true depth in metres [H, W] and where it is known, bool [H, W].
+        cases: per picture the class probabilities [7, h, w], the true depth in metres [H, W] and where it is known, bool [H, W].
             Pictures have one size.
         epochs: passes over the cases.
         batch: pictures per step.
@@ -64,7 +64,7 @@ def fit_bins(cases: Iterable[tuple[Tensor, Tensor, Tensor]], epochs: int = 50, b
     found = []
     for chances, depth_m, valid in cases:
         if not bool(valid.any()):
-            raise ValueError("a picture without a valid pixel teaches nothing")
+            raise ValueError("a picture has no valid pixel")
         found.append((interpolate(chances[None], depth_m.shape, mode="bilinear", align_corners=True)[0].half(), depth_m, valid))
     if not found:
         raise ValueError("no picture to learn from")

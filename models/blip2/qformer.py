@@ -1,6 +1,6 @@
 """BLIP-2's Q-Former: queries and a prompt attend to each other, and every second layer the queries look at the image.
 
-``QFormer`` is transformers' network, one prompt at a time: the truth. ``PromptedQFormer`` holds the same layers and computes all
+``QFormer`` is transformers' network, one prompt at a time: the reference. ``PromptedQFormer`` holds the same layers and computes all
 prompts of a fixed set together: the image's keys and values are made once per image, and because the queries of different prompts
 never meet in cross-attention, they stand in one long row against them.
 """
@@ -21,7 +21,11 @@ HIDDEN = -1e4  # added to the scores of padding; e^-10000 is exactly 0 in FP32 a
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Sizes of a Q-Former; BERT-base with an image ``image_width`` wide by default."""
+    """Sizes of a Q-Former; by default BERT-base with image tokens ``image_width`` wide.
+
+    Raises:
+        ValueError: if a size is not positive, or the heads do not divide the width.
+    """
 
     image_width: int
     width: int = 768

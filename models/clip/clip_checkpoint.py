@@ -57,7 +57,7 @@ def assemble_clip(checkpoint: Checkpoint, config: ClipConfig) -> nn.Module:
 
 
 def clip_origin(checkpoint: Checkpoint, config: ClipConfig) -> WeightsOrigin:
-    """Where CLIP's weights come from. OpenAI publishes them under MIT; whether a file is OpenAI's, its SHA-256 tells."""
+    """Where CLIP's weights come from. OpenAI publishes them under MIT; whether a file is OpenAI's is known by its SHA-256."""
     file, sha256 = checkpoint.file, checkpoint.sha256
     if sha256 == OPENAI_SHA256.get(config.name):
         return WeightsOrigin("published", file, sha256, "MIT")

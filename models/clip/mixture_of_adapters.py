@@ -25,13 +25,13 @@ class MixtureOfAdapters(nn.Module):
         self.gate = nn.Sequential(nn.Linear(width, gate_width), nn.ReLU(), nn.Linear(gate_width, experts))
 
     def gates(self, tokens: Tensor) -> Tensor:
-        """Weight of each expert per token: [B,N,C] -> [B,N,K]. Their entropy tells whether experts are in use (equation 4)."""
+        """Weight of each expert per token: [B,N,C] -> [B,N,K]. Their entropy shows whether all experts are in use (equation 4)."""
         return (self.gate(tokens) / self.temperature).softmax(dim=-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B,N,C] -> [B,N,C]."""
-        opinions = torch.stack([expert(tokens) for expert in self.experts], dim=-1)  # [B,N,C,K]
-        return tokens + (opinions * self.gates(tokens).unsqueeze(-2)).sum(dim=-1)
+        outputs = torch.stack([expert(tokens) for expert in self.experts], dim=-1)  # [B,N,C,K]
+        return tokens + (outputs * self.gates(tokens).unsqueeze(-2)).sum(dim=-1)
 
     def start_as_identity(self) -> None:
         """Zero what the experts add, so that training starts from CLIP's own features."""

@@ -18,6 +18,7 @@ from torch.nn.functional import conv2d, interpolate, normalize, relu
 
 from ...runtime.artefact.contract import Contract, ImageInput, OutputContract, Protocol, Require, Resize
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from .. import nyu_scenes
 from ..checkpoint import fill
 from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..random_init import draw_weights
@@ -26,11 +27,7 @@ from .clip_text import prompt_features
 from .clip_towers import OPENAI_MEAN, OPENAI_STD, VIT_B_32, ClipConfig, PlainBlock, build_image_tower, image_tower_tensors
 from .mixture_of_adapters import FoldedAdapters, MixtureOfAdapters
 
-SCENES = (
-    "printer room", "bathroom", "living room", "study", "conference room", "study room", "kitchen", "home office", "bedroom", "dinette",
-    "playroom", "indoor balcony", "laundry room", "basement", "excercise room", "foyer", "home storage", "cafe", "furniture store",
-    "office kitchen", "student lounge", "dining room", "reception room", "computer lab", "classroom", "office", "bookstore", "nyu office",
-)  # fmt: skip  # of NYU Depth v2, in its own spelling; the last is the 28th prefix of the raw set
+SCENES = (*(scene.replace("_", " ") for scene in nyu_scenes.SCENES), "nyu office")  # the last is the 28th prefix of the raw data set
 UNTRAINED = "Only CLIP's part of the network is trained: the adapters and both depth heads are at their start."
 
 
@@ -279,7 +276,7 @@ class HeadStage(nn.Module):
 
 
 class FoldedHead(nn.Module):
-    """A head whose context channels became a map of biases; at the border the 3x3 window sees zeros instead of context."""
+    """A head with its constant context folded into a map of biases; at the border the 3x3 window sees zeros instead of context."""
 
     def __init__(self, head: DepthHead, context: Tensor, grid: tuple[int, int]):
         super().__init__()

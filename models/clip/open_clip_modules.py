@@ -15,12 +15,12 @@ from types import ModuleType
 
 from torch import nn
 
-PACKAGE = "fathom_open_clip"  # open_clip's folder under a name of our own, so that whoever imports open_clip itself gets all of it
+PACKAGE = "fathom_open_clip"  # open_clip's folder under a name of our own, so that ``import open_clip`` elsewhere still gets all of it
 MODULES = ("utils", "transformer", "modified_resnet", "model", "tokenizer")
 
 
-class Elsewhere(nn.Module):
-    """Stands for a class that is named where the towers are defined, and that no network here is made of."""
+class NotLoaded(nn.Module):
+    """Stands in for a class that open_clip's towers import and that no network here uses."""
 
     def __init__(self, *_, **__):
         raise NotImplementedError("this part of open_clip is not loaded")
@@ -39,7 +39,7 @@ def load_open_clip() -> ModuleType:
         raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
     package = _module(PACKAGE)
     package.__path__ = list(found.submodule_search_locations)
-    adapters = {f"{PACKAGE}.timm_model": _module("timm_model", TimmModel=Elsewhere), f"{PACKAGE}.hf_model": _module("hf_model", HFTextEncoder=Elsewhere)}
+    adapters = {f"{PACKAGE}.timm_model": _module("timm_model", TimmModel=NotLoaded), f"{PACKAGE}.hf_model": _module("hf_model", HFTextEncoder=NotLoaded)}
     sys.modules.update({PACKAGE: package, **adapters})
     try:
         with _frozen_batch_norm():
@@ -65,7 +65,7 @@ def _frozen_batch_norm():
     """While it lasts ``torchvision.ops.misc`` holds one class and nothing of torchvision is loaded."""
     names = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    stand_ins = [_module(name, FrozenBatchNorm2d=Elsewhere) for name in names]
+    stand_ins = [_module(name, FrozenBatchNorm2d=NotLoaded) for name in names]
     sys.modules.update(zip(names, stand_ins, strict=True))
     try:
         yield

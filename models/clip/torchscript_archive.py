@@ -104,13 +104,13 @@ def read_torchscript(path: Path | str) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror or error}", wanted="a TorchScript archive") from error
     except InputError as error:
-        raise InputError(f"{path.name}: {error.was}", wanted=_WANTED, fix=_MEND) from error
+        raise InputError(f"{path.name}: {error.was}", wanted=_WANTED, fix=_FIX) from error
     except (zipfile.BadZipFile, ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise InputError(f"{path.name} is broken: {error}", wanted=_WANTED, fix=_MEND) from error
+        raise InputError(f"{path.name} is broken: {error}", wanted=_WANTED, fix=_FIX) from error
 
 
 _WANTED = "a TorchScript archive with plain modules and tensors, as OpenAI publishes CLIP"
-_MEND = "download the file again and compare its SHA-256 with the published one"
+_FIX = "download the file again and compare its SHA-256 with the published one"
 
 
 def _members(archive: zipfile.ZipFile, file_nbytes: int) -> dict[str, zipfile.ZipInfo]:

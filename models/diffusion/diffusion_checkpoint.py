@@ -1,4 +1,4 @@
-"""What the published EVP and VPD checkpoints have in common: names, ways to tell them apart, and signs that one never learned."""
+"""What the published EVP and VPD checkpoints have in common: names, ways to tell them apart, and signs that one was never trained."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def refuse_other_networks(checkpoint: Checkpoint, wanted: str, model: str) -> No
 
 
 def origin_of(checkpoint: Checkpoint, published: dict[str, str], licence: str, gamma: Tensor, decoder: nn.Module) -> WeightsOrigin:
-    """Where the weights come from, with a warning for every sign that they never learned anything.
+    """Where the weights come from, with a warning for every sign that they were never trained.
 
     Args:
         published: SHA-256, or its known start, -> where that file was published.

@@ -255,7 +255,7 @@ def load_evp_refer(path: str | Path, variant: str = "refcoco", config: EVPReferC
     """
     with torch.device("meta"):
         network = EVPRefer(config, _tokenizer(config, tokenizer), variant)
-    checkpoint = read_checkpoint(path, f"encoder.{ANCHOR}", ANCHOR)  # the first is EVP's for depth, which is told below
+    checkpoint = read_checkpoint(path, f"encoder.{ANCHOR}", ANCHOR)  # the first is EVP's for depth, which is reported below
     refuse_other_networks(checkpoint, "evp-refer", config.name)
     fill(network, checkpoint, evp_refer_keys(network), config.name)
     restore_position_buffers(network)

@@ -74,7 +74,7 @@ class Upsample(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Tokens [B, N, C] to [B, N, C] by one fusable attention; probabilities are never named."""
+    """Tokens [B, N, C] to [B, N, C] by one attention operator that compilers can fuse; its probabilities are no tensor of the graph."""
 
     def __init__(self, attention: nn.Module):
         super().__init__()
@@ -82,9 +82,11 @@ class SelfAttention(nn.Module):
         self.heads = attention.heads
 
     def split(self, x: Tensor) -> Tensor:
+        """[B, N, C] to the heads."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, d]
 
     def join(self, x: Tensor) -> Tensor:
+        """[B, heads, N, d] to [B, N, C], through the output projection."""
         return self.to_out[0](x.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,9 +105,11 @@ class FixedCrossAttention(nn.Module):
         self.register_buffer("value", value)
 
     def query(self, x: Tensor) -> Tensor:
+        """Queries of tokens [B, N, C]."""
         return self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, d]
 
     def out(self, x: Tensor) -> Tensor:
+        """[B, heads, N, d] to [B, N, C], through the output projection."""
         return self.to_out[0](x.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, context: None = None) -> tuple[Tensor, None]:
@@ -125,7 +129,7 @@ class CollectedCrossAttention(FixedCrossAttention):
 
 
 class LiveCrossAttention(SelfAttention):
-    """Cross-attention to a context [B, T, width] that comes with the picture; with ``collected``, as explicit as the class above."""
+    """Cross-attention to a context [B, T, width] that is an input; with ``collected``, its probabilities are explicit and returned as by the class above."""
 
     def __init__(self, attention: nn.Module, collected: bool):
         super().__init__(attention)

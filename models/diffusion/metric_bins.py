@@ -58,7 +58,7 @@ class PointwiseNet(nn.Module):
 
 
 class LogBinomial(nn.Module):
-    """The two constants that published checkpoints carry: the bin numbers and their greatest."""
+    """The two constants that published checkpoints carry: the bin numbers and their maximum."""
 
     def __init__(self):
         super().__init__()

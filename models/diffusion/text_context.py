@@ -23,7 +23,7 @@ class TextAdapter(nn.Module):
 
 
 class TextContext(nn.Module):
-    """c + gamma * adapter(c) of stored embeddings: what every cross-attention of the U-Net sees.
+    """c + gamma * adapter(c) of stored embeddings: the context of every cross-attention of the U-Net.
 
     Args:
         shape: of the stored embeddings: [1, tokens, width] (EVP: hidden states of the caption mean) or [classes, width] (VPD: one
@@ -42,7 +42,7 @@ class TextContext(nn.Module):
         return text + self.gamma * self.text_adapter(text)
 
     def randomise(self, seed: int) -> None:
-        """Embeddings as varied as CLIP's, and an adapter that matters."""
+        """Random embeddings with the spread of CLIP's, and a ``gamma`` with which the adapter's weights show in the output."""
         generator = torch.Generator().manual_seed(seed)
         self.gamma.uniform_(-0.5, 0.5, generator=generator)
         self.class_embeddings.normal_(generator=generator)

@@ -1,4 +1,4 @@
-"""CLIP's text tower as files of Stable Diffusion and EVP carry it, and what it says of sentences."""
+"""CLIP's text tower as files of Stable Diffusion and EVP carry it, and the features that it gives sentences."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ POSITIONS = "embeddings.position_ids"  # counts from 0
 
 
 def clip_tower(checkpoint: Checkpoint, prefix: str, width: int) -> CLIPTextModel:
-    """The text tower of a file, whose sizes its own tensors say.
+    """The text tower of a file; its sizes are read from the shapes of its tensors.
 
     Args:
         prefix: before every name of the tower, up to ``text_model.``.
-        width: of the words that the network takes.
+        width: of the token embeddings that the network takes.
 
     Raises:
         InputError: if a tensor is missing, unexpected, misshapen or not finite.
@@ -40,7 +40,7 @@ def clip_tower(checkpoint: Checkpoint, prefix: str, width: int) -> CLIPTextModel
     complain(f"{checkpoint.file} does not fit CLIP's text tower", "missing", [prefix + name for name in sizes if name not in tensors])
     (vocabulary, wide), (positions, _), (mlp, _) = (tensors[name].shape for name in sizes)
     if wide != width:
-        raise InputError(f"{checkpoint.file} has words of {wide} numbers", wanted=f"{width}", fix="give the file of Stable Diffusion 1.5")
+        raise InputError(f"{checkpoint.file} has token embeddings of width {wide}", wanted=f"{width}", fix="give the file of Stable Diffusion 1.5")
     layers = 1 + max(int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d+)\.", name)))
     with torch.device("meta"):
         tower = CLIPTextModel(

@@ -21,6 +21,7 @@ from ...runtime.artefact.text_input import TextInput
 from ...runtime.errors import UsageError
 from ..checkpoint import KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
+from ..nyu_scenes import SCENES
 from ..random_init import RANDOM_WARNING, randomise
 from .depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
 from .depth_protocols import CANVAS_MARGIN, FEATURE_SCALE, depth_contract, nyu_benchmark, squeezed_single_image
@@ -32,12 +33,6 @@ from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, TINY_BACKBONE, Backbon
 from .text_context import TextContext, read_text_pack
 
 MAX_DEPTH_M = 10.0
-SCENES = (  # row of the class embeddings, spelled as in the published list
-    *("printer_room", "bathroom", "living_room", "study", "conference_room", "study_room", "kitchen", "home_office", "bedroom"),
-    *("dinette", "playroom", "indoor_balcony", "laundry_room", "basement", "excercise_room", "foyer", "home_storage", "cafe"),
-    *("furniture_store", "office_kitchen", "student_lounge", "dining_room", "reception_room", "computer_lab", "classroom", "office"),
-    "bookstore",
-)
 DEPTH_HEAD = "last_layer_depth."  # its published prefix
 
 

@@ -1,4 +1,4 @@
-"""Which of the language model's outputs LLM-MDE's head looks at: the published cut, and one that keeps every image token in its place."""
+"""Which of the language model's outputs LLM-MDE's head uses: the published cut, and one that keeps every image token in its place."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ def image_outputs(out: Tensor, mask: Tensor, count: int) -> Tensor:
     return torch.cat([out[:, :head] * mask[:, :head, None], out[:, budget:]], dim=1)
 
 
-SEEN = {"first": first_outputs, "image": image_outputs}  # what the head looks at, by LlmMdeConfig.head_sees
+SEEN = {"first": first_outputs, "image": image_outputs}  # the outputs that the head uses, by LlmMdeConfig.head_sees

@@ -1,4 +1,4 @@
-"""DepthBLIP-2's few-shot recipe as a run: the frozen network is asked once about every picture, then its seven bins are fitted."""
+"""DepthBLIP-2's few-shot recipe as a run: the frozen network runs once on every picture, then its seven bins are fitted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train_bins(run: Run, on_progress: Callable[[int], None] = lambda step: None)
     """Fit the bins and write them under the names of the published code (``depth-export --bins`` reads them).
 
     Returns:
-        What ``training.train`` returns.
+        What ``loop.train`` returns.
 
     Raises:
         InputError: if a picture has no valid depth.

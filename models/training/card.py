@@ -10,7 +10,7 @@ from .learners import mask_validation, validation
 
 @dataclass(frozen=True)
 class Table:
-    """How results are told.
+    """How results are reported.
 
     Args:
         metrics: names, in the order of the columns.

@@ -91,7 +91,7 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
-        """Meet the others as the environment says (WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT)."""
+        """Join the process group that the environment describes (WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT)."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             return cls()
@@ -140,12 +140,12 @@ def train(
     if resume:
         step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
-    unused = recipe.hint_alone > 0  # for a while, most of the network
+    unused = recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
-    started, side, batches, checked, tired = time.monotonic(), 0, None, False, False
+    started, side, batches, checked, out_of_patience = time.monotonic(), 0, None, False, False
     losses = [line["loss"] for line in lines if "loss" in line]
     on_message(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
-    while step < run.steps and not tired:
+    while step < run.steps and not out_of_patience:
         share = step / run.steps
         wanted, learner.cells = recipe.phase_at(share)
         learner.alone = share < recipe.hint_alone
@@ -188,13 +188,13 @@ def train(
             lines.append({"step": step, **numbers, "lr": rate, "window": learner.network.contract.input.window[0], "wall_s": round(spent_s, 1)})
         if (step % run.every == 0 or step == run.steps) and ranks.rank == 0:
             with averaged.applied():
-                tired = _look(learner, run, step, lines, losses, on_message)
+                out_of_patience = _validate(learner, run, step, lines, losses, on_message)
             save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts, averaged.tensors, scaler)
             write_log(log_path(run.output), run.facts, lines)
         if ranks.world > 1 and step % run.every == 0:
-            said = torch.tensor(float(tired), device=run.device)
+            said = torch.tensor(float(out_of_patience), device=run.device)
             torch.distributed.broadcast(said, 0)
-            tired = bool(said)
+            out_of_patience = bool(said)
         on_progress(step)
     if batches is not None:
         batches.close()
@@ -237,7 +237,7 @@ def parameter_groups(names: dict[Tensor, str], recipe: Recipe) -> list[dict]:
     """AdamW's groups: slow or not, with weight decay or not (vectors have none)."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for parameter, name in names.items():
-        groups.setdefault((_any(recipe.slow, name), parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((_matches(recipe.slow, name), parameter.ndim > 1), []).append(parameter)
     return [
         {"params": members, "weight_decay": recipe.decay if decays else 0.0, "factor": recipe.slow_factor if slow else 1.0}
         for (slow, decays), members in groups.items()
@@ -263,7 +263,7 @@ def read_log(path: Path) -> list[dict]:
 def _open_for_training(network: DepthNetwork, recipe: Recipe) -> dict[Tensor, str]:
     names = {}
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(_any(recipe.trained, name))
+        parameter.requires_grad_(_matches(recipe.trained, name))
         if parameter.requires_grad:
             names[parameter] = name
     idle = [pattern for pattern in (*recipe.trained, *recipe.slow) if not any(re.match(pattern, name) for name in names.values())]
@@ -272,7 +272,7 @@ def _open_for_training(network: DepthNetwork, recipe: Recipe) -> dict[Tensor, st
     return names
 
 
-def _any(patterns: tuple[str, ...], name: str) -> bool:
+def _matches(patterns: tuple[str, ...], name: str) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
 
 
@@ -292,7 +292,7 @@ def _check_gradients(names: dict[Tensor, str]) -> None:
 
 
 def _batches_of(examples, run: Run, ranks: Ranks) -> Callable[[int], list]:
-    """What makes a step's parts: each its share of the step's pictures, and a batch."""
+    """A function from a step to its parts: (share of the step's pictures, batch) each."""
 
     def make(step: int) -> list:
         mine = numbers_of_step(step, run.recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
@@ -304,7 +304,7 @@ def _batches_of(examples, run: Run, ranks: Ranks) -> Callable[[int], list]:
     return make
 
 
-def _look(learner: Learner, run: Run, step: int, lines: list[dict], losses: list[float], on_message: Callable[[str], None]) -> bool:
+def _validate(learner: Learner, run: Run, step: int, lines: list[dict], losses: list[float], on_message: Callable[[str], None]) -> bool:
     """Validate, keep the best weights so far, and say whether nothing got better for as long as the recipe's patience."""
     learner.network.eval()
     window = learner.network.contract.input.window[0]
@@ -320,7 +320,7 @@ def _look(learner: Learner, run: Run, step: int, lines: list[dict], losses: list
 
 
 def _score(found: dict[str, float]) -> float:
-    """Lower is better: abs_rel of depth, what mIoU lacks to 1."""
+    """Lower is better: abs_rel of depth, 1 - mIoU of masks."""
     return found["abs_rel"] if "abs_rel" in found else 1 - found["mIoU"]
 
 

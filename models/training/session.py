@@ -23,7 +23,7 @@ from .learners.learners import learner_for
 from .loop import Run, train
 from .recipes.recipe import Recipe
 from .recipes.recipes import RECIPES, recipe_of
-from .starts.starts import STARTS, started_network
+from .starts.starts import SCENE, STARTS, started_network
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
 WORDS = (
@@ -36,7 +36,16 @@ NOTES = {"relative": ALIGNED, "mask": WORDS}  # by the kind of output
 
 @dataclass(frozen=True)
 class Session:
-    """A run, and what its card says beside it."""
+    """A run, and what its card says beside it.
+
+    Args:
+        run: what the loop trains.
+        command: the command that makes the same weights.
+        start: where the initial weights come from, in words.
+        held_out: the data sets that are measured on at the end.
+        options: of ``catalog.load`` that belong to the network: variant, scene, visual weights, settings.
+        began: those that say which weights the run began with.
+    """
 
     run: Run
     command: str
@@ -83,7 +92,7 @@ class Session:
         if arguments.set:
             options["settings"] = catalog.parse_settings(arguments.set)
         if "scene" in entry.options:
-            options["scene"] = arguments.scene or "living_room"
+            options["scene"] = arguments.scene or SCENE
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
         start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"))
@@ -179,7 +188,7 @@ def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
     entry = catalog.NETWORKS.get(name)
     if entry is None or not entry.demo or arguments.weights is not None:
         raise UsageError(f"--backbone {name}", wanted="a small network of the catalog, such as evp-tiny, and no --weights")
-    backbone = catalog.load(name, scene=(arguments.scene or "living_room") if "scene" in entry.options else None)
+    backbone = catalog.load(name, scene=(arguments.scene or SCENE) if "scene" in entry.options else None)
     if not backbone.origin.sha256:
         raise UsageError(f"--backbone {name}: there are no demo weights of it", fix="train it first, or leave out --backbone")
     return backbone

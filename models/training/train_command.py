@@ -13,7 +13,7 @@ from ...runtime.commands.progress import Progress
 from ...runtime.errors import UsageError, missing_package
 
 DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0, "hold_back": 0, "ema": 0.0, "accumulate": 1}
-WORDS = (  # of the command that is written on the card, in its order
+WORDS = (  # flags in the command that is written on the card, in its order
     *("shots", "weights", "visual_weights", "backbone", "variant", "scene", "steps", "batch", "lr"),
     *("precision", "ema", "hold_back", "accumulate", "seed", "store"),
 )
@@ -123,23 +123,7 @@ def command_words(arguments: argparse.Namespace) -> str:
     for flag in ("data", "val", "set"):
         for value in getattr(arguments, flag):
             words += [f"--{flag}", value]
-    for flag in (
-        "shots",
-        "weights",
-        "visual_weights",
-        "backbone",
-        "variant",
-        "scene",
-        "steps",
-        "batch",
-        "lr",
-        "precision",
-        "ema",
-        "hold_back",
-        "accumulate",
-        "seed",
-        "store",
-    ):
+    for flag in WORDS:
         value = getattr(arguments, flag)
         if value not in (None, DEFAULTS.get(flag)):
             words += [f"--{flag.replace('_', '-')}", str(value)]

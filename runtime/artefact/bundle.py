@@ -51,10 +51,10 @@ class BundleDirectory:
         return bundle
 
     def path(self, name: str) -> Path:
-        """Where a listed file lies.
+        """The path of a listed file.
 
         Raises:
-            InputError: if it is missing, no plain file, or reached through a link.
+            InputError: if the manifest does not list it, or it is missing, no plain file, or reached through a link.
         """
         if name not in self.manifest.files:
             raise InputError(f"{self.path_of_bundle} lists no file {name!r}")
@@ -77,7 +77,7 @@ class BundleDirectory:
             raise InputError(f"{name} cannot be read ({error.strerror})") from error
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing, because no file is held open; plans and bundles are used alike."""
 
     def __enter__(self) -> BundleDirectory:
         return self

@@ -1,7 +1,7 @@
-"""What a network wants to see and what its numbers mean, as data that travels in the bundle and the plan.
+"""How a network's input is made and what its output means, as data that travels in the bundle and the plan.
 
-The way of one photo: ``Protocol.steps`` shape it, ``Protocol.lefts`` cut windows from it, ``ImageInput`` makes each window a
-tensor; the depth of the windows goes back through the same steps, in reverse, onto the photo's own pixels.
+``Protocol.steps`` shape a photo, ``Protocol.lefts`` cut windows from it, ``ImageInput`` makes each window a tensor; the depth of the
+windows goes back through the same steps, in reverse, onto the photo's own pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def _finite(values: tuple[float, ...], what: str, count: int) -> None:
 
 @dataclass(frozen=True)
 class Require:
-    """The picture must have exactly this size, else the protocol does not apply to it."""
+    """The picture must have exactly this size in pixels, else the protocol does not apply to it. This and every step raises ValueError if a
+    number is none of pixels, from 0 or 1 to ``MAX_PIXELS_PER_SIDE``."""
 
     height: int
     width: int
@@ -127,9 +128,12 @@ class ImageInput:
 
     Args:
         tensor: name of the input tensor.
-        window: height and width in pixels that the network looks at.
+        window: height and width in pixels of what the network is given of the shaped picture at once.
         canvas: height and width of the tensor; the window lies at the top left, the rest is 0 *after* normalisation.
         mean, std: per channel, for values in [0, 1]: ``(x - mean) / std``.
+
+    Raises:
+        ValueError: if a value is not of that form, or the window is larger than the canvas.
     """
 
     tensor: str
@@ -181,6 +185,9 @@ class OutputContract:
         upsample: interpolation that brings [h, w] to the window's size.
         focal_px: 0, or for metric output the focal length of the camera that the numbers are for: metres are value fx / focal_px, with
             fx of the photo's camera in pixels of the shaped picture.
+
+    Raises:
+        ValueError: if a value is not of that form, or unit, ``larger_is`` or ``focal_px`` does not go with the kind.
     """
 
     tensor: str
@@ -230,15 +237,18 @@ class OutputContract:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a whole photo is shown to the network and its map put together again.
+    """How a whole photo is shaped and cut into windows for the network, and its map put together from theirs.
 
     Args:
         name: lower-case words joined by hyphens.
         steps: applied to the photo in order; undone in reverse on the depth map.
         lefts: left edges of full-height windows on the shaped picture; their overlaps are averaged.
         fill_lefts: windows that only fill columns no window of ``lefts`` covers (the published code leaves them NaN).
-        flip: every window is also seen mirrored, and both maps averaged.
+        flip: every window also runs mirrored, and both maps are averaged.
         source: where the protocol comes from.
+
+    Raises:
+        ValueError: if a value is not of that form, or there are more than 16 steps or 256 windows.
     """
 
     name: str

@@ -8,10 +8,9 @@ from typing import Any
 
 from ..sequences import zip_equal
 from .contract import Contract
-from .spec import DTYPES, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
+from .spec import DTYPES, FILE_NAME, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GOLDENS = "goldens/case.bin"
 MAX_FILES = 4096
@@ -22,14 +21,18 @@ MAX_PARAMETERS = 1 << 50
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Size in bytes and SHA-256 of one file of an artefact."""
+    """Size in bytes and SHA-256 (64 hexadecimal digits) of one file of an artefact.
+
+    Raises:
+        ValueError: if a value is out of range or not of that form.
+    """
 
     size: int
     sha256: str
 
     def __post_init__(self):
         if not 0 <= self.size <= MAX_FILE_BYTES:
-            raise ValueError(f"absurd file size {self.size}")
+            raise ValueError(f"file size {self.size}, wanted 0 to {MAX_FILE_BYTES}")
         if not SHA256.fullmatch(self.sha256):
             raise ValueError(f"not a SHA-256: {self.sha256!r}")
 

@@ -23,12 +23,12 @@ MAX_DIRECTORY_BYTES = 4 << 20
 
 
 OF_WEIGHTS = "depth-export --model NAME --weights FILE makes a bundle of it"
-KINDS = (  # how files begin that people take for plans: bytes, their offset, endings, what it is, what to do
+KINDS = (  # files that are often given instead of a plan: first bytes, their offset, endings, what it is, fix
     ((b"{",), 8, (".safetensors",), "a safetensors checkpoint", OF_WEIGHTS),
     ((b"\x80\x02", b"\x80\x04", b"PK\x03\x04"), 0, (".pt", ".pth", ".ckpt", ".tar"), "a PyTorch checkpoint", OF_WEIGHTS),
     ((b"\x08",), 0, (".onnx",), "an ONNX file", "depth-export --onnx FILE --contract CONTRACT.json -o bundle/ makes a bundle of it"),
 )
-ENGINES = (b"ftrt", b"ptrt", b"vtrt")
+ENGINES = (b"ftrt", b"ptrt", b"vtrt")  # magic numbers of serialised engines
 
 
 def refuse_other_kinds(path: Path) -> None:
@@ -41,7 +41,7 @@ def refuse_other_kinds(path: Path) -> None:
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError:
-        return  # whoever opens it says why
+        return  # opening it reports why
     wanted = "a plan made by depth-build, or a bundle made by depth-export"
     if head.startswith(ENGINES):
         raise InputError(f"{path} is a TensorRT engine alone", wanted=wanted, fix="depth-build makes plans: engines with what their numbers mean")
@@ -126,7 +126,7 @@ class PlanFile:
             return bytes(view)
 
     def drop_pages(self, name: str) -> None:
-        """Let the system have the memory back in which pages of one file lie; whoever touches them reads them from disk again."""
+        """Give the memory of one file's pages back to the system; a later access reads them from disk again."""
         if hasattr(self._mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
             offset, size = self._extents[name]
             start = offset - offset % mmap.PAGESIZE
@@ -134,7 +134,7 @@ class PlanFile:
 
     def close(self) -> None:
         """Unmap; views that are still in use keep the mapping alive until they are gone."""
-        with suppress(BufferError):  # somebody still reads from it; the mapping goes with the last reader
+        with suppress(BufferError):  # a view is still in use; the mapping goes with the last one
             self._mapping.close()
 
     def __enter__(self) -> PlanFile:
@@ -157,9 +157,9 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _extents(path: Path, mapping: mmap.mmap) -> tuple[dict[str, tuple[int, int]], int]:
-    """Where each entry's bytes lie, and the CRC-32 of the manifest, which lists a SHA-256 of everything but itself.
+    """Offset and size of each entry, and the CRC-32 of the manifest (which lists a SHA-256 of every file but itself).
 
-    The zip is believed only where central directory, local header and file size agree.
+    An entry is accepted only if central directory, local header and file size agree.
     """
     try:
         with zipfile.ZipFile(path) as archive:

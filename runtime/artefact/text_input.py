@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..sequences import pairwise, zip_equal
-from .spec import NAME, TENSOR_NAME, fields
+from .spec import FILE_NAME, NAME, TENSOR_NAME, fields
 
 PLACEHOLDERS = {
     "prompt": ("text",),
@@ -19,7 +19,6 @@ PLACEHOLDERS = {
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 MAX_TOKENS = 1024
 MAX_TEMPLATE = 4096
-FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,3}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TextInput:
         for what, value, least, most in (("length", self.length, 1, MAX_TOKENS), ("pad_id", self.pad_id, 0, 1 << 24), ("size", self.size, 0, 1 << 14)):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise ValueError(f"text.{what}: {value!r} is no number from {least} to {most}")
-        if not isinstance(self.tokenizer, str) or not (self.tokenizer == "" if self.kind == "choice" else FILE.fullmatch(self.tokenizer)):
+        if not isinstance(self.tokenizer, str) or not (self.tokenizer == "" if self.kind == "choice" else FILE_NAME.fullmatch(self.tokenizer)):
             raise ValueError(f"text.tokenizer: {self.tokenizer!r} is no file of an artefact")
         found = PLACEHOLDER.findall(self.template)
         if len(self.template) > MAX_TEMPLATE or set(found) != set(PLACEHOLDERS[self.kind]):
@@ -87,7 +86,7 @@ class TextInput:
 
     @property
     def asked(self) -> bool:
-        """Whether the user says the words."""
+        """Whether the user has to give the words."""
         return self.kind in ("prompt", "choice")
 
     def some_words(self, prompt: str) -> str | None:

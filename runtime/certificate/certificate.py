@@ -27,7 +27,7 @@ class Certificate:
 
     Args:
         plan: open.
-        environment: TensorRT release, GPU, its target and the driver, in words, by what they are.
+        environment: what the proof depends on beside the plan, as strings under ``tensorrt``, ``gpu``, ``target`` and ``driver``.
     """
 
     def __init__(self, plan: PlanFile, environment: dict[str, str]):
@@ -39,7 +39,7 @@ class Certificate:
         return cache_folder("certificates") / f"{name}.json"
 
     def read(self) -> str:
-        """What was proved, in words; empty if this plan was not proved here. A file that is broken or says otherwise counts for nothing."""
+        """What was proved, in words; empty if this plan was not proved here. A file that is broken or is for something else is ignored."""
         try:
             path = self._path()
             if path.stat().st_size > MAX_NBYTES:

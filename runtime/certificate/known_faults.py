@@ -1,6 +1,6 @@
-"""Releases of TensorRT and GPUs for which somebody reported engines that build, run, and are wrong.
+"""Releases of TensorRT and GPUs for which engines were reported that build and run but give wrong results.
 
-A warning, never a refusal: whether an engine is right is asked of the engine itself (``certificate``).
+A warning, never a refusal: whether this engine is right is found by running the plan's golden tensors (``certificate``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FILE = Path(__file__).with_name("known_faults.json")
 
 @dataclass(frozen=True)
 class KnownFault:
-    """One report.
+    """One report of wrong results.
 
     Args:
         backend: ``tensorrt`` or ``tensorrt-rtx``; empty for both.
@@ -36,7 +36,7 @@ class KnownFault:
     thread: str
 
     def concerns(self, backend: str, version: str, targets: tuple[str, ...], precision: str) -> bool:
-        """Whether a plan may meet it; ``version`` or ``targets`` empty if nobody knows them yet: then only faults of every release, or GPU."""
+        """Whether a plan may meet it; ``version`` or ``targets`` empty if not known yet: then only faults of every release, or GPU."""
         of_release = (not self.first and not self.before) or bool(version)
         if of_release and version:
             of_release = (not self.first or release(version) >= release(self.first)) and (not self.before or release(version) < release(self.before))
@@ -45,8 +45,8 @@ class KnownFault:
 
     @property
     def words(self) -> str:
-        """For people."""
-        return f"known to go wrong on such a release or GPU: {self.says} ({self.thread}); the plan's own case will tell"
+        """The warning: what was reported, and where."""
+        return f"known to go wrong on such a release or GPU: {self.says} ({self.thread}); the plan's golden tensors decide"
 
 
 def known_faults(backend: str, version: str, targets: tuple[str, ...], precision: str) -> tuple[KnownFault, ...]:

@@ -16,8 +16,8 @@ class Tolerance:
       room for Winograd convolutions; ONNX Runtime is held to the same share of the greatest value. A single weight tensor that is off by
       1 % shows.
     - fp16: one rounding is at most 4.9e-4; some hundred of them in a row add up like sqrt(n): 7e-3 for 200. 2e-2 is three times that,
-      as for graphs. Roundings go up as often as down, so the gain stays within 1e-3; 4e-3 tells a stage that is off by 1 %;
-      of a single tensor whose influence is smaller than rounding nothing can.
+      as for graphs. Roundings go up as often as down, so the gain stays within 1e-3; 4e-3 detects a stage that is off by
+      1 %; no bound detects a tensor whose influence is smaller than rounding.
     - bf16: one rounding is at most 3.9e-3, eight times that of FP16; on average over all values the gain still shows 1 %.
     - int8: engine and graph round the same numbers to the same steps, except where a sum in another order falls on the other side of a
       half: single values one step of 1/127 off, in some hundredths of them, and more in what follows. 0.1 and 6e-3.
@@ -25,7 +25,7 @@ class Tolerance:
     The depth at the end may differ by its mean relative error; of a mask, that share of pixels may change its class.
 
     Args:
-        rms, gain: of every tensor between stages.
+        rms, gain: limits for every tensor between stages.
         depth: ``abs_rel`` of the depth, or ``changed_pixels`` of a mask.
     """
 

@@ -17,7 +17,7 @@ from ..errors import DeviceLostError, FathomError
 
 
 class Device(ABC):
-    """One GPU. Use as a context manager around every use; ``close()`` frees what is still open.
+    """One GPU. Use as a context manager around every use; ``close()`` releases what is still open.
 
     Attributes:
         index: number of the device, as CUDA counts.
@@ -25,6 +25,8 @@ class Device(ABC):
         capability: compute capability, major and minor.
         driver: greatest CUDA version that the driver knows, major and minor.
         total_nbytes: memory of the device.
+        binding: name of the Python package that makes the calls.
+        used_nbytes, peak_nbytes: device memory allocated through this object now, and at most so far.
         supports_graphs: whether ``Stream.capture`` works with this binding.
         any_thread: whether this binding may be used from several threads.
         lost: True after an error from which the context does not recover.

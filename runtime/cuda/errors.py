@@ -40,7 +40,7 @@ MACHINE = {
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the NVIDIA driver, or run python -m fathom.trt_plugins.build_kernels on this machine",
     "CUDA_ERROR_INVALID_PTX": "python -m fathom.trt_plugins.build_kernels on this machine",
 }
-WORDS = {  # pycuda tells the driver's description only
+WORDS = {  # pycuda reports only the driver's description
     "out of memory": "CUDA_ERROR_OUT_OF_MEMORY",
     "an illegal memory access was encountered": "CUDA_ERROR_ILLEGAL_ADDRESS",
     "unspecified launch failure": "CUDA_ERROR_LAUNCH_FAILED",

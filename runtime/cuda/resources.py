@@ -46,7 +46,7 @@ class PinnedBuffer(Resource):
 
 
 class Event(Resource):
-    """A moment in a stream."""
+    """A marker in a stream: reached when everything sent before it is done."""
 
     def __init__(self, device: Device):
         super().__init__(device, device.create_event())

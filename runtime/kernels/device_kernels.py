@@ -68,7 +68,11 @@ class DeviceKernels:
 
 
 def open_kernels(device: Device, wanted: bool, needed: bool) -> tuple[DeviceKernels | None, str]:
-    """Our kernels, or the remark why photos go without: ``wanted`` for photos, which can do without, ``needed`` by a kernel stage, which cannot.
+    """Our kernels, or None and the remark why photos are shaped on the CPU.
+
+    Args:
+        wanted: for photos, which can be shaped without them.
+        needed: by a kernel stage, which cannot run without them.
 
     Raises:
         EnvironmentMismatchError: if they are needed and do not fit this device and driver.
@@ -90,7 +94,7 @@ def launch_antialias(launch: Launch, record: np.ndarray) -> None:
 
 
 def launch_preprocess(launch: Launch, record: np.ndarray) -> None:
-    """One look: uint8 photo to [3, canvas height, canvas width]; see ``records.preprocess_record``."""
+    """One window: uint8 photo to [3, canvas height, canvas width]; see ``records.preprocess_record``."""
     assert record.dtype == PREPROCESS
     launch("fathom_preprocess", _grid(int(record["canvas_width"]), int(record["canvas_height"])), BLOCK, record)
 
@@ -114,7 +118,7 @@ def launch_inspect(launch: Launch, tensor: int, found: int, items: int, item_siz
 
 
 def read_inspection(found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From int32 [items, 3]: values that are not finite (int), least and greatest finite value (float32) of each item."""
+    """From int32 [items, 3]: number of values that are not finite (int), smallest and largest finite value (float32) of each item."""
     bits = np.where(found[:, 1:] >= 0, found[:, 1:], found[:, 1:] ^ 0x7FFFFFFF).astype(np.int32)
     extremes = np.ascontiguousarray(bits).view(np.float32)
     return found[:, 0], extremes[:, 0], extremes[:, 1]

@@ -54,7 +54,7 @@ def launch_bins_expectation(
     Args:
         addresses: of shape, centers, attractors and depth.
         shapes: of the first three: [B, 4, H, W], [B, 64, h, w] and [B, n, u, v]; the depth is [B, 1, H, W].
-        constants: strength of the attractors, least and greatest temperature.
+        constants: strength of the attractors, minimum and maximum temperature.
         channels_last: channels innermost; with FP16 padded to a multiple of eight.
 
     Raises:

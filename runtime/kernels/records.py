@@ -87,7 +87,7 @@ def gather_of(placed: tuple[Placed, ...], photo_size: tuple[int, int]) -> Gather
 
 
 def preprocess_record(gather: Gather, window: Window, image: ImageInput, photo: int, out: int, is_fp16: bool) -> np.ndarray:
-    """The struct for ``fathom_preprocess``: one look, from the photo at one address to [3, canvas height, canvas width] at another.
+    """The struct for ``fathom_preprocess``: one window, from the photo at one address to [3, canvas height, canvas width] at another.
 
     Args:
         photo: of the photo's bytes; with a filtered gather of the resized part's, uint8 [resized height, resized width, 3].
@@ -114,7 +114,7 @@ def postprocess_record(
     Args:
         gather, looked_at: of what ``postprocess.way_back`` says is to be undone.
         shape: of the output tensor.
-        windows: address of ``WINDOW`` records, one for each look.
+        windows: address of ``WINDOW`` records, one for each window and its mirror image.
         values, valid: addresses of float32 and uint8 [H, W].
     """
     facts = (*shape, is_fp16, KINDS[output.upsample], *looked_at)

@@ -1,6 +1,6 @@
 """Stages on ONNX Runtime. The weights of a plan are handed over where they lie in the mapped file.
 
-What it takes was measured with full-size LLM-MDE (0.81 GiB of weights) and EVP (3.3 GiB), ONNX Runtime 1.32, two threads, peaks in GiB:
+Memory, measured with full-size LLM-MDE (0.81 GiB of weights) and EVP (3.3 GiB), ONNX Runtime 1.32, two threads, peaks in GiB:
 
 - handing weights over and nothing else: 2.1 and 10.7
 - dropping mapped pages once they are copied (``page_dropper``): 1.34 and 7.6, in the same time
@@ -248,7 +248,7 @@ class OnnxRuntimeBackend:
         """See ``backend.Backend.close``."""
         self._sessions.clear()
         while self._views:
-            with suppress(BufferError):  # an array still looks at it; it goes with the array
+            with suppress(BufferError):  # an array still uses this memory, which is released with the array
                 self._views.pop().release()
         _give_back_free_memory()
 
@@ -274,7 +274,7 @@ def _import_onnxruntime() -> Any:
 
 
 def _check_session(session: Any, spec: StageSpec) -> None:
-    """The graph must take and make what the manifest says."""
+    """Check that the graph's inputs and outputs are those of the manifest."""
     for what, nodes, tensors in (("takes", session.get_inputs(), spec.inputs), ("makes", session.get_outputs(), spec.outputs)):
         found = {node.name: ORT_TYPES.get(node.type, node.type) for node in nodes}
         wanted = {tensor.name: tensor.dtype for tensor in tensors}
@@ -303,7 +303,7 @@ def _short(error: Exception) -> str:
 
 
 def _give_back_free_memory() -> None:
-    """ONNX Runtime leaves the heap full of holes when it has rewritten the weights: half of what it holds. glibc can return them."""
+    """Return unused heap to the system: rewriting the weights leaves the heap fragmented to half its size, and glibc can return that."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

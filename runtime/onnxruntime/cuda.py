@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider, asked so that it cannot fall back to the CPU unnoticed."""
+"""ONNX Runtime's CUDA provider, opened so that a fall-back to the CPU is an error."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HEAVY = {  # kinds of nodes that take time; sizes and indices belong on the CPU
 
 
 def gpu_package() -> str:
-    """How a build of ONNX Runtime for CUDA gets here."""
+    """How to install a build of ONNX Runtime for CUDA."""
     if read_jetson():
         return "the onnxruntime-gpu that jetson-ai-lab builds for this JetPack (PyPI has none for Jetson)"
     return "pip uninstall -y onnxruntime && pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 def load_cuda(ort: Any) -> str:
-    """Load CUDA and cuDNN from their pip packages, before the first session; returns what ONNX Runtime says of it.
+    """Load CUDA and cuDNN from their pip packages, before the first session; returns ONNX Runtime's messages about it.
 
     Without this the provider finds only system-wide libraries, and ONNX Runtime goes on with the CPU. The call exists since release 1.21.
 
@@ -43,7 +43,7 @@ def load_cuda(ort: Any) -> str:
     if not hasattr(ort, "preload_dlls"):
         return ""
     said = io.StringIO()
-    with redirect_stdout(said):  # results go there
+    with redirect_stdout(said):  # stdout is for results only
         ort.preload_dlls()
     return " ".join(said.getvalue().split())
 
@@ -72,7 +72,7 @@ def require_cuda(session: Any, said: str) -> None:
 
 
 def left_on_cpu(session: Any) -> list[str]:
-    """Kinds of heavy nodes that CUDA does not compute, each with its count; empty before release 1.24, which does not tell."""
+    """Kinds of heavy nodes that CUDA does not compute, each with its count; empty before release 1.24, which does not report it."""
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     if ask is None:
         return []

@@ -14,8 +14,9 @@ EVERY_S = 0.02
 class PageDropper:
     """Use around the opening of a stage.
 
-    ONNX Runtime copies most weights into a layout of its own. The pages that it has read stay in memory until somebody wants the space,
-    so that a large stage takes its weights twice. Here they are dropped again and again; the few that are still wanted are read anew.
+    ONNX Runtime copies most weights into a layout of its own. The mapped pages that it has read stay in memory until the system needs the
+    space, so that a large stage takes its weights twice. A thread drops them every ``EVERY_S`` seconds; the few that are still needed are read
+    again.
 
     Args:
         plan: open.

@@ -1,4 +1,4 @@
-"""Colour tables of 256 steps, worked out from published facts; nothing is copied in as pixels."""
+"""Colour tables of 256 steps, computed from published anchors and polynomials; no table is copied."""
 
 from __future__ import annotations
 

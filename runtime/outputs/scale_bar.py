@@ -78,7 +78,7 @@ def _ticks(draw: ImageDraw.ImageDraw, font, low: float, high: float, span: tuple
     left, right = span
     most = max(2, min(8, (right - left) // int(font.getlength("00.00") * 1.6)))
     marks = ticks(low, high, most)
-    if len(marks) < 2:  # a scale that tells one value tells nothing
+    if len(marks) < 2:  # one tick shows no scale
         marks = ticks(low, high, 2 * most)
     step = marks[1] - marks[0] if len(marks) > 1 else high - low
     for value in marks:

@@ -36,7 +36,7 @@ def save_png16(depth: DepthMap, path: Path, force: bool = False) -> Saved:
     """16-bit PNG, 0 where there is no depth.
 
     Metric maps in millimetres, rounded to the nearest. Depth over 65.535 m, or under half a millimetre, has no number in this format; such
-    pixels become 0, and a warning tells how many. Relative maps are spread over 1 to 65535 from their least to their greatest value, the
+    pixels become 0, and a warning tells how many. Relative maps are spread over 1 to 65535 from their minimum to their maximum, the
     two ends in the text chunks, and say there that they have no unit. A mask is 0 or 65535.
 
     Raises:
@@ -88,6 +88,7 @@ def save_color(depth: DepthMap, path: Path, force: bool = False, colormap: str =
     Raises:
         InputError: if the file cannot be written.
         UsageError: if near is not below far.
+        ValueError: if there is no such colour map.
     """
     low, high = color_range(depth, near, far)
     colors = colorize(depth.values, depth.valid, low, high, colormap, reverse=depth.larger_is == "far")
@@ -126,7 +127,7 @@ def save_ply(depth: DepthMap, photo: np.ndarray, path: Path, force: bool = False
 
 
 def refuse_ply(kind: str, intrinsics: Intrinsics | None) -> None:
-    """Raise what ``save_ply`` would raise, before any work is done."""
+    """Raise the error that ``save_ply`` would raise, before any work is done."""
     if kind != "metric":
         raise InputError(f"the network's output is {kind}, without a unit", wanted="metric depth for a point cloud", fix="leave ply out of --save")
     if intrinsics is None:

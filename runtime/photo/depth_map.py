@@ -107,7 +107,7 @@ class DepthMap:
         below_near, above_far: how many valid pixels leave the range the network was trained for; they are reported, not clamped.
         not_positive: how many pixels of metric output were zero or negative, and therefore are not valid.
         network_ms: what the network took for this photo: its share of the runs it was part of, on the device's clock where there is one.
-        waiting_ms: how long it stood in line for the network, and for copies from and to the device.
+        waiting_ms: time queued for the network, and spent on copies from and to the device.
     """
 
     values: np.ndarray
@@ -129,7 +129,7 @@ class DepthMap:
 
     @classmethod
     def of(cls, values: np.ndarray, valid: np.ndarray, output: OutputContract, **facts: object) -> DepthMap:
-        """Judge a map by its contract.
+        """Make a map and check it against its contract.
 
         Args:
             values, valid: from ``postprocess.Assembly.finish``; taken over, not copied.
@@ -181,7 +181,7 @@ class DepthMap:
     def corrected(self, scale: float, shift_m: float, words: str) -> DepthMap:
         """The same map with ``scale * value + shift_m``; pixels that are not above zero then are not valid.
 
-        ``below_near`` and ``above_far`` go on counting what the network itself said.
+        ``below_near`` and ``above_far`` still count the network's own output.
 
         Raises:
             ValueError: if the map is not metric.
@@ -207,7 +207,7 @@ class DepthMap:
         return self.values
 
     def summary(self) -> dict[str, float | int]:
-        """Least, median and greatest valid value, share of valid pixels, and what left the trained range."""
+        """Minimum, median and maximum of the valid values, share of valid pixels, and what left the trained range."""
         seen = self.values[self.valid]
         return {
             "min": round(float(seen.min()), 6),

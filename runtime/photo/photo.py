@@ -52,7 +52,7 @@ class PhotoFile:
 
 
 def read_photo(path: str | Path) -> np.ndarray:
-    """Read a photo upright, as the network wants to see it.
+    """Read a photo as RGB, turned upright as its EXIF says.
 
     EXIF orientation is applied. Grey becomes three equal channels; 16-bit grey is divided by 257, so that full scale stays full
     scale. Palette and CMYK are converted. Where a picture is transparent it is laid over black, the value that padding has too:
@@ -155,7 +155,7 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
     raw) and the results of an earlier run beside their photos are left out.
 
     Args:
-        on_message: told how many were left out, and why.
+        on_message: called with a sentence that says how many were left out, and why.
 
     Raises:
         InputError: if an argument names nothing, or a folder or glob holds no photo.
@@ -180,7 +180,7 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
             files = _choose([Path(name) for name in sorted(glob.iglob(argument, recursive=True))], on_message)
             if not files:
                 raise InputError(f"nothing matches {argument}", wanted="photos")
-        for file in sorted(files, key=lambda item: _natural(item.as_posix())):
+        for file in sorted(files, key=lambda item: natural_key(item.as_posix())):
             found.setdefault(os.path.realpath(file), (file, file.relative_to(base).as_posix()))
     return [PhotoFile(path, stem) for (path, _), stem in zip_equal(found.values(), unique_stems([(real, relative) for real, (_, relative) in found.items()]))]
 
@@ -207,7 +207,8 @@ def _endings(items: Iterable[Path]) -> str:
     return ", ".join(sorted({item.suffix.lower().lstrip(".").upper() for item in items if item.suffix.lower() in UNREAD}))
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A sort key of a file name by which numbers count as numbers: ``photo2`` comes before ``photo10``."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 

@@ -46,7 +46,7 @@ class Assembly:
 
     def __init__(self, contract: Contract, protocol: Protocol, placed: tuple[Placed, ...], photo_size: tuple[int, int]):
         self._contract = contract
-        self._placed, self._looked_at = way_back(placed, protocol, contract.input.window)
+        self._placed, self._map_size = way_back(placed, protocol, contract.input.window)
         size = self._placed[-1].after if self._placed else photo_size
         channels = 2 if contract.output.kind == "mask" else 1
         self._sum = np.zeros((channels, *size), np.float32)
@@ -64,7 +64,7 @@ class Assembly:
         """
         output = self._contract.output
         check_output(tensor[None], output)
-        height, width = self._looked_at
+        height, width = self._map_size
         total, count = (self._fill_sum, self._fill_count) if window.fill else (self._sum, self._count)
         for plane, values in zip_equal(total, tensor):
             whole = resize(values.astype(np.float32, copy=False), height, width, output.upsample)
@@ -95,7 +95,8 @@ class Assembly:
 def way_back(placed: tuple[Placed, ...], protocol: Protocol, window: tuple[int, int]) -> tuple[tuple[Placed, ...], tuple[int, int]]:
     """The steps to undo on the map, and the size that the output of one window is brought to before that.
 
-    The published codes enlarge the network's small map once, to what a filter shrank as a whole; a stop at the window would blur it.
+    Where one window shows the whole picture and the last step shrank it with a filter, the published codes enlarge the network's map in one
+    step to the size before that resize; two steps, first to the window, would blur it.
     """
     if placed and _shrunk_whole(placed[-1], protocol, window):
         return placed[:-1], placed[-1].before

@@ -146,4 +146,4 @@ class BagWriter:
 def rosbags() -> None:
     """Raise EnvironmentMismatchError unless the package ``rosbags`` is there."""
     if find_spec("rosbags") is None:
-        raise missing_package("rosbags", "ros", "it, for MCAP files")
+        raise missing_package("rosbags", "ros", "rosbags, which reads and writes MCAP files")

@@ -72,7 +72,7 @@ def camera_of(info: Any, width: int, height: int) -> Intrinsics | None:
 
 
 def distorted(info: Any) -> bool:
-    """Whether the lens bends: depth at a pixel is then not where a pinhole camera looks."""
+    """Whether the lens has distortion: a pixel's ray is then not that of a pinhole camera."""
     return bool(np.any(np.asarray(info.d) != 0))
 
 

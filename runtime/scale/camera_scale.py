@@ -1,4 +1,4 @@
-"""The correction of one camera's metres: depth_m = scale * (what the network says) + shift_m. Stored beside a plan, never in it."""
+"""The correction of one camera's metres: depth_m = scale * (depth from the network) + shift_m. Stored beside a plan, never in it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class CameraScale:
             part.write_text(self.json())
 
     def json(self) -> str:
-        """What ``write`` writes."""
+        """The JSON text that ``write`` writes."""
         return json.dumps({"form": FORM, **dataclasses.asdict(self)}, indent=1) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Maps corrected by a camera's scale and shift, once it is sure that the correction is theirs."""
+"""Maps corrected by a camera's scale and shift, after a check that the correction was made for this network, protocol and camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One scale and shift from measured distances: the least correction that the measurements prove."""
+"""One scale and shift from measured distances: no more of a correction than the measurements support at 99 %."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Fit:
 
     Args:
         scale, shift_m: the correction; 1 and 0 if ``changed`` is False.
-        changed: the measurements prove that the network's metres are off.
+        changed: whether the measurements show at 99 % that the network's metres are off.
         interval: of the scale alone, at 99 %.
         error_before, error_after: mean of |log(measured / depth)|.
     """
@@ -45,8 +45,8 @@ def fit_scale(depth_m: np.ndarray, measured_m: np.ndarray, photo: np.ndarray) ->
     """Fit ``measured = scale * depth + shift``.
 
     Errors of depth networks are relative, so logarithms are compared, by Huber's loss; measurements in one photo share its errors, so the
-    photo is the unit of the test (the measurement, where there is one photo). A scale is kept only if no scale is refuted at 99 %; a shift
-    only on top of that, or instead, if it makes photos that were left out better in the same sense.
+    photo is the unit of the test (the measurement, where there is one photo). A scale is used only if a scale of 1 is rejected at 99 %; a
+    shift, beside it or alone, only if it lowers the error of photos left out of the fit at 99 % too.
 
     Args:
         depth_m: float [n], what the network said, above 0.
@@ -93,14 +93,14 @@ def critical_t(freedom: float) -> float:
 
 
 def _reach(residuals: np.ndarray) -> float:
-    """Half the 99 % interval of a mean, from what the single values miss it by."""
+    """Half-width of the 99 % confidence interval of a mean, from the deviations of the single values."""
     freedom = PRIOR_FREEDOM + residuals.size - 1
     variance = (PRIOR_FREEDOM * PRIOR_SPREAD**2 + float((residuals**2).sum())) / freedom
     return critical_t(freedom) * float(np.sqrt(variance / residuals.size))
 
 
 def _weights(residuals: np.ndarray) -> np.ndarray:
-    """Huber's weights; the standard deviation comes from the median, but is no less than a per mille."""
+    """Huber's weights; the standard deviation is estimated from the median deviation, and is at least 0.001."""
     spread = max(1.4826 * float(np.median(np.abs(residuals))), 1e-3)
     return np.minimum(1.0, HUBER * spread / np.maximum(np.abs(residuals), 1e-12))
 
@@ -117,7 +117,8 @@ def _center(values: np.ndarray) -> float:
 
 
 def _scale_and_shift(depth: np.ndarray, measured: np.ndarray) -> tuple[float, float] | None:
-    """Gauss and Newton's way to the least Huber loss of log(scale * depth + shift) - log(measured); None if it leads nowhere."""
+    """Scale and shift that minimise the Huber loss of log(scale * depth + shift) - log(measured), by Gauss-Newton; None if no step keeps all depths
+    positive."""
     log_scale, shift = _center(np.log(measured / depth)), 0.0
     for _ in range(ROUNDS):
         found = np.exp(log_scale) * depth + shift
@@ -139,7 +140,7 @@ def _scale_and_shift(depth: np.ndarray, measured: np.ndarray) -> tuple[float, fl
 
 
 def _shift_helps(depth: np.ndarray, measured: np.ndarray, unit: np.ndarray, scaled: bool) -> bool:
-    """True if on units left out of the fit the shift takes more from the error than chance would, at 99 %."""
+    """Whether a shift lowers the error on units left out of the fit by more than chance, at 99 %; ``scaled``: compared with a scale alone."""
     gains = []
     for one in np.unique(unit):
         rest, out = unit != one, unit == one

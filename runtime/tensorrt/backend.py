@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artefact.spec import DTYPES, StageSpec, TensorSpec
+from ..artefact.spec import DTYPES, StageSpec, TensorSpec, network_inputs
 from ..photo.raw_maps import RawMaps
 from .device_photos import PhotoJob
 from .gpu_worker import GpuWorker
@@ -25,7 +25,7 @@ class TensorRTBackend:
 
     Attributes:
         stages: in running order.
-        concurrent: useful concurrency: how many runs in flight keep the device busy.
+        concurrent: how many runs in flight keep the device busy.
         remarks: what was opened, in words: memory, graphs, kernel cache, warm-up.
         environment: what the numbers depend on beside the plan, in words: ``tensorrt``, ``gpu``, ``target``, ``driver``.
     """
@@ -48,7 +48,7 @@ class TensorRTBackend:
         self.stages: tuple[StageSpec, ...] = plan.manifest.specs()
         self.concurrent = 2 * streams  # one on the device, one on its way to or from it
         self._made = {tensor.name: tensor for stage in self.stages for tensor in stage.outputs}
-        self._inputs = {tensor.name: tensor for stage in self.stages for tensor in stage.inputs if tensor.name not in self._made}
+        self._inputs = network_inputs(self.stages)
         taken = {tensor.name for stage in self.stages for tensor in stage.inputs}
         self._ends = frozenset(self._made.keys() - taken)
         self._batch = plan.manifest.batch
@@ -89,7 +89,7 @@ class TensorRTBackend:
 
         Args:
             name: of the stage.
-            inputs: every tensor that it takes, whoever makes it otherwise.
+            inputs: every tensor that it takes, by name, whether it comes from outside or from an earlier stage.
 
         Returns:
             every tensor that it makes, by name.
@@ -108,12 +108,12 @@ class TensorRTBackend:
         return self._worker.submit(StageJob(index, shapes, inputs)).result()
 
     def device_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> list[float]:
-        """How long the device takes for all stages, run after run, without the copies from and to the host; arguments as in ``run``."""
+        """Milliseconds that the device takes for all stages, run after run, without the copies from and to the host; arguments as in ``run``."""
         self._check(inputs)
         return self._worker.submit(TimeJob(inputs, runs)).result()
 
     def stage_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> dict[str, list[float]]:
-        """How long the device takes for each stage, run after run; arguments as in ``run``. The stages are started one by one, not as one
+        """Milliseconds that the device takes for each stage, run after run; arguments as in ``run``. The stages are started one by one, not as one
         CUDA graph."""
         self._check(inputs)
         times_ms = self._worker.submit(TimeJob(inputs, runs, by_stage=True)).result()

@@ -67,7 +67,7 @@ class RuntimeCache:
         return f"kernel cache: hit ({len(raw) >> 10} KiB)"
 
     def refused_by(self, stage: str) -> None:
-        """An engine did not take it."""
+        """Note in ``remark`` that an engine refused the cache."""
         self.remark = f"kernel cache: stage {stage} does not take it and compiles its kernels at every start"
 
     def save(self) -> None:

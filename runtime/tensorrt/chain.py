@@ -99,7 +99,7 @@ class Chain:
         for name, spec in specs.items():
             uses = [k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.inputs)]
             made = next((k for k, stage in enumerate(stages) if any(tensor.name == name for tensor in stage.outputs)), -1)
-            # Indices from outside keep their place: warm-up and timing run again on the same inputs, and other bytes are no indices.
+            # Index inputs share memory with nothing: warm-up and timing run again on the same inputs, and bytes that another tensor left are no indices.
             stays = name in self.outputs or (made < 0 and np.issubdtype(DTYPES[spec.dtype], np.integer))
             lifetimes.append(Lifetime(name, self.nbytes_of(name, spec), made, len(stages) if stays else max([made, *uses])))
         offsets, size = plan_memory(lifetimes)
@@ -120,7 +120,7 @@ class Chain:
         return int(np.prod(self.shapes[name], dtype=np.int64)) * DTYPES[spec.dtype].itemsize
 
     def upload(self, name: str, source: np.ndarray) -> None:
-        """Copy an input to its place, in stream order."""
+        """Copy an input to its device memory, in stream order."""
         self.device.upload(self.addresses[name], source, self.stream.handle)
 
     def download(self, name: str, target: np.ndarray) -> None:
@@ -165,7 +165,7 @@ class Chain:
 
     @property
     def replays(self) -> str:
-        """How the work gets to the device, in words."""
+        """Whether the stages run as one CUDA graph, in words."""
         if self._graph is not None:
             return "one CUDA graph over all stages"
         if self._captures_itself:
@@ -173,7 +173,7 @@ class Chain:
         return "stage by stage"
 
     def close(self) -> None:
-        """Free contexts and memory; may be called twice."""
+        """Release contexts and memory; may be called twice."""
         if not self.device.lost and not self.stream.closed:
             with suppress(Exception):  # already reported where it happened; only memory is left to release
                 self.stream.synchronize()

@@ -1,4 +1,4 @@
-"""Does a plan fit this machine? Asked before any engine is deserialised, because TensorRT's own answer is an assertion."""
+"""Checks whether a plan fits this machine, before any engine is deserialised: TensorRT itself fails with an assertion."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .rtx_targets import why_not_here
 
 RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
-DRIVERS = {12: "525", 13: "580"}  # NVIDIA's least driver branch for a CUDA major release
+DRIVERS = {12: "525", 13: "580"}  # NVIDIA's oldest driver branch for a CUDA major release
 
 
 def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:
     """Compare what the plan was built with and for with what is here.
 
     Raises:
-        EnvironmentMismatchError: if version, GPU or driver do not fit, with the command that mends it.
+        EnvironmentMismatchError: if version, GPU or driver do not fit, with the command that fixes it.
     """
     backend, built, here = manifest.backend, manifest.backend_version, trt.__version__
     rebuild = f"depth-build BUNDLE --backend {backend} -o x.plan with the {backend} that is installed here"
@@ -92,7 +92,7 @@ def check_header(trt: ModuleType, runtime: Any, engine: memoryview, stage: str) 
 
 
 def cuda_major(module: str) -> int | None:
-    """The CUDA major release that the installed wheels of a package were built for, if they tell."""
+    """The CUDA major release that the installed wheels of a package were built for; None if they do not say."""
     for major in CUDA_MAJORS:
         try:
             metadata.distribution(f"{module}_cu{major}")

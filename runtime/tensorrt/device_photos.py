@@ -19,16 +19,15 @@ from ..photo.postprocess import way_back
 from ..photo.preprocess import Placed, windows_of
 from ..photo.raw_maps import RawMaps
 from ..sequences import zip_equal
+from .memory_plan import ALIGNMENT
 
 if TYPE_CHECKING:
     from .chain import Chain
 
-ALIGNMENT = 256
-
 
 @dataclass(frozen=True)
 class PhotoJob:
-    """Photos in, maps out.
+    """Photos that go from pixels to maps on the GPU.
 
     Args:
         photos: uint8 [H, W, 3] each.
@@ -53,7 +52,7 @@ class PhotoJob:
         return total
 
 
-class Ways:
+class SlotEvents:
     """The stream for one slot's copies, and the events that order it with the lane's stream."""
 
     def __init__(self, device: Device):
@@ -64,22 +63,22 @@ class Ways:
 class DevicePhotos:
     """The buffers of one slot, sized to the largest job so far; never shrunk."""
 
-    def __init__(self, device: Device, chain: Chain, contract: Contract, least: int, kernels: DeviceKernels, ways: Ways):
-        self._device, self._chain, self._contract, self._least, self._ways = device, chain, contract, least, ways
+    def __init__(self, device: Device, chain: Chain, contract: Contract, min_batch: int, kernels: DeviceKernels, events: SlotEvents):
+        self._device, self._chain, self._contract, self._min_batch, self._events = device, chain, contract, min_batch, events
         self._launch = kernels.on(chain.stream)
         self._buffers: dict[str, DeviceBuffer] = {}
         self._pinned: dict[str, PinnedBuffer] = {}
 
     def send(self, job: PhotoJob) -> Callable[[], RawMaps]:
-        """Send everything to the streams, ``batch`` windows per run; returns what collects the maps once ``ways.done`` is reached."""
+        """Send everything to the streams, ``batch`` windows per run; returns what collects the maps once ``SlotEvents.done`` is reached."""
         placed, gathers = [], []
         for photo, steps in zip_equal(job.photos, job.placed):
-            before, (back, looked_at) = gather_of(steps, photo.shape[:2]), way_back(steps, job.protocol, self._contract.input.window)
+            before, (back, map_size) = gather_of(steps, photo.shape[:2]), way_back(steps, job.protocol, self._contract.input.window)
             after = gather_of(back, photo.shape[:2])
             if before is None or after is None:
                 return _cpu(f"the protocol {job.protocol.name} resizes more than once, or pads before it resizes")
             gathers.append(before)
-            placed.append((after, looked_at))
+            placed.append((after, map_size))
         unknown = self._chain.inputs.keys() - {self._contract.input.tensor} - job.text.keys()
         if unknown:
             return _cpu(f"the network takes the tensor {min(unknown)}, which is neither the photo nor words")
@@ -104,7 +103,7 @@ class DevicePhotos:
         address = self._reserve({name: size for name, size in sizes.items() if size})
         table_at = {key: address["filters"] + place for key, place in table_at.items()}
 
-        ways, copies = self._ways, self._ways.copies
+        events, copies = self._events, self._events.copies
         source = self._pin("photos")
         for photo, start in zip(job.photos, starts):
             source[start * 3 : start * 3 + photo.size].reshape(photo.shape)[:] = photo
@@ -112,8 +111,8 @@ class DevicePhotos:
         for name, array in sources.items():
             self._pin(name)[: array.nbytes] = array.view(np.uint8).reshape(-1)
             self._upload(name, array.nbytes)
-        ways.arrived.record(copies)
-        chain.stream.wait_for(ways.arrived)
+        events.arrived.record(copies)
+        chain.stream.wait_for(events.arrived)
 
         pixels = [address["photos"] + start * 3 for start in starts[:-1]]
         for number, gather in enumerate(gathers):
@@ -122,16 +121,16 @@ class DevicePhotos:
         self._run(job, gathers, windows, pixels, address, item_nbytes)
         is_fp16 = output.dtype == "float16"
         launch_inspect(self._launch, address["outputs"], address["found"], count, int(np.prod(item_shape)), is_fp16)
-        for number, (gather, looked_at) in enumerate(placed):
+        for number, (gather, map_size) in enumerate(placed):
             tensor = address["outputs"] + number * len(windows) * item_nbytes
             places = (address["values"] + starts[number] * 4, address["valid"] + starts[number])
             shape = (len(windows), *item_shape)
-            launch_postprocess(self._launch, postprocess_record(gather, looked_at, contract.output, shape, is_fp16, tensor, address["windows"], *places))
-        ways.computed.record(chain.stream)
-        copies.wait_for(ways.computed)
+            launch_postprocess(self._launch, postprocess_record(gather, map_size, contract.output, shape, is_fp16, tensor, address["windows"], *places))
+        events.computed.record(chain.stream)
+        copies.wait_for(events.computed)
         for name, nbytes in (("found", count * 12), ("values", starts[-1] * 4), ("valid", starts[-1])):
             self._device.download(self._pin(name)[:nbytes], address[name], copies.handle)
-        ways.done.record(copies)
+        events.done.record(copies)
         return lambda: self._collect(gathers, starts, count)
 
     def _resize(self, gather: Gather, photo: int, table_at: dict[tuple, int], between: int, target: int) -> int:
@@ -149,14 +148,14 @@ class DevicePhotos:
 
     def _run(self, job: PhotoJob, gathers: list[Gather], windows: tuple, pixels: list[int], address: dict[str, int], item_nbytes: int) -> None:
         """All windows of all photos through the network, as many at a time as it takes; outputs are collected in that order."""
-        chain, contract, ways = self._chain, self._contract, self._ways
+        chain, contract, events = self._chain, self._contract, self._events
         image, output = chain.inputs[contract.input.tensor], chain.outputs[contract.output.tensor]
         order = [(number, window) for number in range(len(gathers)) for window in windows]
         canvas_nbytes = 3 * contract.input.canvas[0] * contract.input.canvas[1] * DTYPES[image.dtype].itemsize
         rows = {name: array[0].size * DTYPES[chain.inputs[name].dtype].itemsize for name, array in job.text.items()}
         for start in range(0, len(order), job.batch):
             some = order[start : start + job.batch]
-            size = max(len(some), self._least)
+            size = max(len(some), self._min_batch)
             shapes = {name: (size, *array.shape[1:]) for name, array in job.text.items()}
             chain.set_shapes({image.name: (size, 3, *contract.input.canvas), **shapes})
             for place in range(size):
@@ -167,14 +166,14 @@ class DevicePhotos:
                 for name, nbytes in rows.items():
                     chain.stream.copy(address[f"text {name}"] + (start + item) * nbytes, chain.addresses[name] + place * nbytes, nbytes)
             if start == 0:
-                ways.began.record(chain.stream)
+                events.began.record(chain.stream)
             chain.run()
             if start + job.batch >= len(order):
-                ways.ended.record(chain.stream)
+                events.ended.record(chain.stream)
             chain.stream.copy(chain.addresses[output.name], address["outputs"] + start * item_nbytes, len(some) * item_nbytes)
 
     def _reserve(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Addresses of buffers that are at least so large. The slot is idle: nobody uses what is replaced."""
+        """Addresses of buffers that are at least so large. The slot is idle: the buffers that are replaced are not in use."""
         for name, size in sizes.items():
             on_host = name not in ("outputs", "between", "resized")
             if name in self._buffers and self._buffers[name].nbytes >= size and (name in self._pinned or not on_host):
@@ -191,17 +190,17 @@ class DevicePhotos:
         return self._pinned[name].array
 
     def _upload(self, name: str, nbytes: int) -> None:
-        self._device.upload(self._buffers[name].address, self._pin(name)[:nbytes], self._ways.copies.handle)
+        self._device.upload(self._buffers[name].address, self._pin(name)[:nbytes], self._events.copies.handle)
 
     def _collect(self, gathers: list[Gather], starts: list[int], count: int) -> RawMaps:
-        bad, least, greatest = read_inspection(self._pin("found")[: count * 12].view(np.int32).reshape(count, 3))
-        if bad.any() or (least == greatest).any():
+        bad, low, high = read_inspection(self._pin("found")[: count * 12].view(np.int32).reshape(count, 3))
+        if bad.any() or (low == high).any():
             return RawMaps(why_cpu="an output holds NaN, infinite or only equal values, and is looked into stage by stage")
         values, valid = self._pin("values")[: starts[-1] * 4].view(np.float32), self._pin("valid")[: starts[-1]].view(np.bool_)
         maps = [
             (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy()) for gather, a, b in zip_equal(gathers, starts[:-1], starts[1:])
         ]
-        return RawMaps(maps, self._ways.ended.since_ms(self._ways.began))
+        return RawMaps(maps, self._events.ended.since_ms(self._events.began))
 
 
 def _cpu(why: str) -> Callable[[], RawMaps]:

@@ -19,7 +19,7 @@ NO_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "cudaerrormemoryal
 
 
 def failure(what: str, logger: Any, fix: str = "") -> FathomError:
-    """The error for something that TensorRT could not do, in its own words."""
+    """The error for a failed call of TensorRT, with the messages that TensorRT logged."""
     words = logger.errors()
     if any(sign in words.lower() for sign in NO_MEMORY):
         return OutOfMemoryError(f"{what} ({words})", fix="close other programs on this GPU, use a smaller --batch or fewer --streams, or a plan in fp16")
@@ -87,17 +87,17 @@ class Engine:
             raise self._wrong(f"has shape {shape} in tensor {tensor.name}", f"{tensor.shape}")
 
     def _check_profile(self, tensor: TensorSpec, batch: tuple[int, int, int]) -> None:
-        least, _, greatest = map(tuple, self.engine.get_tensor_profile_shape(tensor.name, 0))
-        for size, low, high in zip_equal(tensor.shape, least, greatest):
+        min_shape, _, max_shape = map(tuple, self.engine.get_tensor_profile_shape(tensor.name, 0))
+        for size, low, high in zip_equal(tensor.shape, min_shape, max_shape):
             wanted = (batch[0], batch[2]) if isinstance(size, str) else (size, size)
             if not low <= wanted[0] <= wanted[1] <= high:
-                raise self._wrong(f"takes tensor {tensor.name} from {least} to {greatest}", f"{tensor.shape} with batches of {batch[0]} to {batch[2]}")
+                raise self._wrong(f"takes tensor {tensor.name} from {min_shape} to {max_shape}", f"{tensor.shape} with batches of {batch[0]} to {batch[2]}")
 
     def _wrong(self, was: str, wanted: str) -> InputError:
         return InputError(f"the engine of stage {self.spec.name} {was}", wanted=f"{wanted}, as the manifest says", fix="build the plan again")
 
     def create_context(self, cache: RuntimeCache | None = None, graphs: bool = True) -> Any:
-        """An execution context that brings no memory of its own.
+        """An execution context that allocates no device memory of its own.
 
         Args:
             cache: TensorRT-RTX's compiled kernels, or None. An engine that does not take them compiles its own.
@@ -120,5 +120,5 @@ class Engine:
         return context.execute_async_v3(stream.address)
 
     def close(self) -> None:
-        """Let the engine go."""
+        """Release the engine."""
         self.engine = None

@@ -1,7 +1,7 @@
-"""One thread that owns a GPU session: every CUDA call of a pipeline is made by it, whoever asks.
+"""One thread that owns a GPU session: every CUDA call of a pipeline is made by it, whichever thread calls the pipeline.
 
 It sends the next job to the device before the one before is done, so that the device is not idle while the host prepares. A second thread
-does nothing but sleep until the oldest job is done and say so; nobody polls. Whatever fails in here reaches the callers who wait.
+does nothing but sleep until the oldest job is done and say so; nothing polls. Whatever fails in here reaches the callers who wait.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Session(Protocol):
 
 
 class _Inbox:
-    """What the thread is told: jobs with their futures, jobs that are done, interruption, the end. Refuses jobs once nobody reads."""
+    """Messages to the thread: jobs with their futures, jobs that are done, interruption, the end. Refuses jobs once they are not read any more."""
 
     def __init__(self) -> None:
         self.messages: queue.SimpleQueue = queue.SimpleQueue()
@@ -66,24 +66,27 @@ class _Inbox:
         self._refusal: Exception | None = None
 
     def put_job(self, job: Any, future: Future) -> None:
+        """Append a job; raises the reason if jobs are refused."""
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
             self.messages.put((job, future))
 
     def interrupt(self) -> None:
+        """Refuse further jobs, and wake the thread so that it fails those that wait."""
         with self._lock:
             self.interrupted = True
             self._refusal = self._refusal or FathomError(INTERRUPTED)
             self.messages.put(_WAKE)
 
     def end(self) -> None:
+        """Refuse further jobs, and let the thread end after those that wait."""
         with self._lock:
             self._refusal = ValueError("the pipeline is closed")
             self.messages.put(_END)
 
-    def strand_nobody(self, error: BaseException) -> None:
-        """Fail everything that nobody will read any more, and refuse more."""
+    def fail_unread(self, error: BaseException) -> None:
+        """Set the error of every job that will not be read any more, and refuse more."""
         with self._lock:
             self._refusal = self._refusal or FathomError(f"the GPU's thread ended ({type(error).__name__}: {error})", fix="open the pipeline again")
             while not self.messages.empty():
@@ -127,7 +130,7 @@ class GpuWorker:
         self._inbox.interrupt()
 
     def close(self) -> None:
-        """Finish what was handed over, free everything and end the thread."""
+        """Finish what was handed over, release everything and end the thread."""
         with self._closing:
             self._finalizer()
 
@@ -142,7 +145,7 @@ def _serve(open_session: Callable[[], Session], opened: Future, inbox: _Inbox) -
     try:
         session = open_session()
     except BaseException as error:
-        _tell(opened, error)
+        _set_error(opened, error)
         return
     del open_session
     opened.set_result(None)
@@ -164,11 +167,11 @@ def _serve(open_session: Callable[[], Session], opened: Future, inbox: _Inbox) -
             _finish(pending)
         if waiter.ident is not None:
             waiter.join()
-        with suppress(BaseException):  # what can be freed is; there is nobody left to tell
+        with suppress(BaseException):  # release what can be released; there is nothing left to report to
             session.close()
         for _, future in waiting:
             _fail(future, failure)
-        inbox.strand_nobody(failure)
+        inbox.fail_unread(failure)
 
 
 def _work(session: Session, inbox: _Inbox, waiting: deque, pending: deque, sent: queue.SimpleQueue) -> None:
@@ -199,7 +202,7 @@ def _begin(session: Session, job: Any, future: Future, pending: deque, sent: que
     try:
         begun = session.begin(job)
     except BaseException as error:
-        _tell(future, error)
+        _set_error(future, error)
         return
     pending.append((begun, future))
     sent.put(begun)
@@ -210,18 +213,18 @@ def _finish(pending: deque) -> None:
     try:
         result = done.finish()
     except BaseException as error:
-        _tell(future, error)
+        _set_error(future, error)
     else:
         future.set_result(result)
 
 
 def _fail(future: Future, error: BaseException) -> None:
     if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
-        _tell(future, error)
+        _set_error(future, error)
 
 
-def _tell(future: Future, error: BaseException) -> None:
-    """Hand an error over without what its frames hold: an engine must not live as long as somebody looks at the error."""
+def _set_error(future: Future, error: BaseException) -> None:
+    """Give a future its error without the variables of its frames: an engine must not live as long as the error does."""
     traceback.clear_frames(error.__traceback__)
     future.set_exception(error)
 

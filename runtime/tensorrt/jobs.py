@@ -1,4 +1,4 @@
-"""What the GPU thread may be asked to do with tensors; photos have ``device_photos.PhotoJob``."""
+"""Jobs of the GPU thread on tensors; the one on photos is ``device_photos.PhotoJob``."""
 
 from __future__ import annotations
 

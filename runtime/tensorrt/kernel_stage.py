@@ -1,4 +1,4 @@
-"""A kernel stage: one of our own kernels between two engines, in the place and with the manners of an engine.
+"""A kernel stage: one of our own kernels between two engines, with the interface of an engine.
 
 Its file in the plan, ``<stage>.kernel.json``, names the operator and its parameters. TensorRT-RTX takes no plugins, so there this is the
 only way an operator of ours runs inside a network.
@@ -57,7 +57,7 @@ class KernelStage:
         return True
 
     def close(self) -> None:
-        """Nothing to let go: the kernels belong to the device."""
+        """Nothing to release: the kernels belong to the device."""
 
 
 class KernelContext:
@@ -69,7 +69,7 @@ class KernelContext:
         self.addresses: dict[str, int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether the shape fits the stage's spec."""
+        """Set the shape of an input; False if it does not fit the stage's spec."""
         tensor = next(tensor for tensor in self._spec.inputs if tensor.name == name)
         self.shapes[name] = tuple(shape)
         return len(shape) == len(tensor.shape) and all(isinstance(size, str) or size == got for size, got in zip_equal(tensor.shape, shape))
@@ -84,13 +84,13 @@ class KernelContext:
         return self.shapes.get(name, (batch, 1, height, width))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where a tensor lies."""
+        """Set the address of a tensor."""
         self.addresses[name] = address
         return True
 
 
 class NoAdapter:
-    """What the chain asks of an engine's adapter."""
+    """The part of an engine's adapter that the chain uses."""
 
     captures_itself = False
 

@@ -1,11 +1,11 @@
-"""What TensorRT says while it builds and runs, for builder and runtime alike; needs nothing but the standard library."""
+"""TensorRT's messages while it builds and runs, for builder and runtime alike; needs nothing but the standard library."""
 
 from __future__ import annotations
 
 from types import ModuleType
 from typing import Any, Callable
 
-KEPT = 5  # errors; of which the last three are told
+KEPT = 5  # errors; of which the last three are reported
 
 
 def make_logger(trt: ModuleType, on_message: Callable[[bool, str], None] = lambda is_error, text: None) -> Any:
@@ -15,7 +15,7 @@ def make_logger(trt: ModuleType, on_message: Callable[[bool, str], None] = lambd
     its reason.
 
     Args:
-        on_message: told every message, and whether it is an error.
+        on_message: called with every message, and whether it is an error.
     """
 
     class Logger(trt.ILogger):

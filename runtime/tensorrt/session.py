@@ -24,7 +24,7 @@ from ..sequences import pairwise
 from .cache import RuntimeCache
 from .chain import Chain
 from .compatibility import check_header, check_plan, check_streams
-from .device_photos import DevicePhotos, PhotoJob, Ways
+from .device_photos import DevicePhotos, PhotoJob, SlotEvents
 from .engine import Engine
 from .jobs import RunJob, StageJob, TimeJob
 from .kernel_stage import SUFFIX, KernelStage
@@ -42,7 +42,7 @@ class Slot:
     """Page-locked memory for one job on its way, and the events along it."""
 
     def __init__(self, device: Device, chain: Chain):
-        self.busy, self.ways = False, Ways(device)
+        self.busy, self.events = False, SlotEvents(device)
         self.tensors = {name: PinnedBuffer(device, chain.shapes[name], DTYPES[spec.dtype]) for name, spec in {**chain.inputs, **chain.outputs}.items()}
 
     def part(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -61,7 +61,7 @@ class Lane:
             self.slots += [Slot(session.device, self.chain) for _ in range(SLOTS)]
             if session.kernels:
                 for slot in self.slots:
-                    self.photos.append(DevicePhotos(session.device, self.chain, session.contract, session.batch[0], session.kernels, slot.ways))
+                    self.photos.append(DevicePhotos(session.device, self.chain, session.contract, session.batch[0], session.kernels, slot.events))
         except BaseException:
             self.close()
             raise
@@ -72,13 +72,13 @@ class Lane:
 
     def settle(self, slot: Slot) -> None:
         """After a failure: wait until nothing on the device uses this slot's memory any more."""
-        for stream in (self.chain.stream, slot.ways.copies):
+        for stream in (self.chain.stream, slot.events.copies):
             with suppress(Exception), self.chain.device:  # the failure itself is reported
                 stream.synchronize()
         slot.busy = False
 
     def close(self) -> None:
-        """Let the contexts go while the device still works; the device frees the rest."""
+        """Release the contexts while the device still works; closing the device releases the rest."""
         self.chain.close()
 
 
@@ -94,13 +94,13 @@ class Sent:
     def wait(self) -> None:
         """See ``gpu_worker.Pending.wait``."""
         with self.device:
-            self.slot.ways.done.wait()
+            self.slot.events.done.wait()
 
     def finish(self) -> Any:
         """See ``gpu_worker.Pending.finish``."""
         try:
             with self.device:
-                self.slot.ways.done.wait()
+                self.slot.events.done.wait()
                 result = self.collect()
         except BaseException:
             self.lane.settle(self.slot)
@@ -157,7 +157,7 @@ class TensorRTSession:
             self.cache_file = RuntimeCache(trt, first, plan.manifest, self.device)
 
     def prepare(self, warm_up: int) -> None:
-        """Make the lanes and run them on zeros."""
+        """Make the lanes and run each ``warm_up`` times on zeros."""
         with self.device:
             for _ in range(self.streams):
                 self.lanes.append(Lane(self))
@@ -183,7 +183,7 @@ class TensorRTSession:
         return words + ([self.kernels_remark] if self.kernels_remark else [])
 
     def environment(self) -> dict[str, str]:
-        """What the results of the engines depend on beside the plan."""
+        """What the results of the engines depend on beside the plan: strings under ``tensorrt``, ``gpu``, ``target`` and ``driver``."""
         device = self.device
         driver = " ".join(filter(None, (driver_release(), f"for CUDA {device.driver[0]}.{device.driver[1]}")))
         return {"tensorrt": self.release, "gpu": device.name, "target": device.target, "driver": driver}
@@ -207,17 +207,17 @@ class TensorRTSession:
                         collect = self._send(lane.chain, slot, job)
                     else:
                         collect = self._time(lane.chain, job) if isinstance(job, TimeJob) else self._send_stage(lane.chain, job)
-                    slot.ways.done.record(lane.chain.stream)
+                    slot.events.done.record(lane.chain.stream)
         except BaseException:
             lane.settle(slot)
             raise
         return Sent(self.device, lane, slot, collect)
 
     def _send_photos(self, lane: Lane, number: int, job: PhotoJob) -> Callable[[], RawMaps]:
-        ways, why = lane.slots[number].ways, self.kernels_remark.replace("photos are shaped on the CPU: ", "", 1)
+        events, why = lane.slots[number].events, self.kernels_remark.replace("photos are shaped on the CPU: ", "", 1)
         if not why and (nbytes := job.nbytes()) > self.photo_limit_nbytes:
             why = f"a photo takes {nbytes / 2**20:.0f} MiB on the GPU, and {self.photo_limit_nbytes / 2**20:.0f} MiB are the limit here"
-        ways.done.record(ways.copies)  # for a job that stays here; the others record it at their end
+        events.done.record(events.copies)  # for a job that stays here; the others record it at their end
         return (lambda: RawMaps(why_cpu=why)) if why else lane.photos[number].send(job)
 
     def _time(self, chain: Chain, job: TimeJob) -> Callable[[], list[float]]:
@@ -250,23 +250,23 @@ class TensorRTSession:
 
     def _send(self, chain: Chain, slot: Slot, job: RunJob) -> Callable[[], tuple[dict[str, np.ndarray], float]]:
         """Copies go through the lane's stream too: the places of inputs and outputs belong to one run at a time."""
-        ways = slot.ways
+        events = slot.events
         chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
         for name, array in job.inputs.items():
             pinned = slot.part(name, array.shape)
             np.copyto(pinned, array)  # any strides become contiguous here
             chain.upload(name, pinned)
-        ways.began.record(chain.stream)
+        events.began.record(chain.stream)
         if not job.keep <= chain.outputs.keys():
-            kept = self._run_slowly(chain, job.keep)
-            ways.ended.record(chain.stream)
-            return lambda: (kept, ways.ended.since_ms(ways.began))
+            kept = self._run_stagewise(chain, job.keep)
+            events.ended.record(chain.stream)
+            return lambda: (kept, events.ended.since_ms(events.began))
         chain.run()
-        ways.ended.record(chain.stream)
+        events.ended.record(chain.stream)
         parts = {name: slot.part(name, chain.shapes[name]) for name in job.keep}
         for name, pinned in parts.items():
             chain.download(name, pinned)
-        return lambda: ({name: pinned.copy() for name, pinned in parts.items()}, ways.ended.since_ms(ways.began))
+        return lambda: ({name: pinned.copy() for name, pinned in parts.items()}, events.ended.since_ms(events.began))
 
     def _send_stage(self, chain: Chain, job: StageJob) -> Callable[[], dict[str, np.ndarray]]:
         chain.set_shapes(job.shapes)
@@ -279,7 +279,7 @@ class TensorRTSession:
         chain.stream.synchronize()
         return lambda: outputs
 
-    def _run_slowly(self, chain: Chain, keep: frozenset[str]) -> dict[str, np.ndarray]:
+    def _run_stagewise(self, chain: Chain, keep: frozenset[str]) -> dict[str, np.ndarray]:
         """Stage by stage, each output read before its place is used again."""
         kept = {}
         for index, engine in enumerate(self.engines):

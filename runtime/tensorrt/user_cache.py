@@ -1,4 +1,4 @@
-"""A folder of this user's own for what can be made again: never shared, never trusted when somebody else could have written it."""
+"""A folder of this user's own for what can be made again: never shared, and refused if another user could have written to it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class TextEncoder:
         text: how the text is made.
         image: how the picture became a tensor; the statistics look at its window.
         tokenizer_json: the ``tokenizer.json`` of the artefact; empty for a choice.
-        ids: ``int64``, or ``int32`` for engines that know nothing wider.
+        ids: ``int64``, or ``int32`` for engines without int64 (TensorRT 8).
 
     Raises:
         EnvironmentMismatchError: if ``tokenizers`` is not installed.

@@ -1,4 +1,4 @@
-"""What a picture says about itself in numbers, for prompts that describe it (LLM-MDE's adaptive prompt generation)."""
+"""Statistics of a picture, for prompts that describe it (LLM-MDE's adaptive prompt generation)."""
 
 from __future__ import annotations
 

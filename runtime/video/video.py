@@ -17,6 +17,7 @@ import numpy as np
 from ..artefact.contract import MAX_PIXELS_PER_SIDE
 from ..errors import EnvironmentMismatchError, InputError, missing_package
 from ..files import whole_file
+from ..photo.photo import natural_key
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -55,16 +56,12 @@ def find_videos(inputs: list[str]) -> list[str]:
             inside = []
         videos = [str(item) for item in inside if item.suffix.lower() in SUFFIXES and not RESULT.fullmatch(item.name)]
         pictures = [item for item in inside if item.suffix.lower() in PICTURES]
-        found += sorted(videos, key=_natural) if videos and not pictures else [text]
+        found += sorted(videos, key=natural_key) if videos and not pictures else [text]
     return found
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
-
-
 def is_live(text: str) -> bool:
-    """Whether it goes on by itself: a camera, or a stream."""
+    """Whether frames come in real time: a camera, or a stream."""
     return bool(STREAM.fullmatch(text) or CAMERA.fullmatch(text))
 
 
@@ -170,7 +167,7 @@ class VideoSource:
                     yield frame
 
     def missing(self) -> int:
-        """How many frames the header promised that neither came nor were damaged, once all were read."""
+        """Frames that the header announces but that were neither read nor damaged; known once all were read."""
         return 0 if self.live else max(self.frames - self.given - self.damaged, 0)
 
     def close(self) -> None:
@@ -257,7 +254,7 @@ class ColorVideo:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """What PyAV says about a full disk and the like, as one of our errors."""
+        """PyAV's error for a full disk and the like as one of our errors."""
         try:
             yield
         except _av_errors(self._av) as error:

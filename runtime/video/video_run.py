@@ -46,16 +46,16 @@ class VideoFacts:
 
 
 def run_video(
-    source: VideoSource, predict: Callable[[Any], Future], write: Sink, interrupt: Callable[[], None], seen: Callable[[int], None] | None = None
+    source: VideoSource, predict: Callable[[Any], Future], write: Sink, interrupt: Callable[[], None], on_progress: Callable[[int], None] | None = None
 ) -> VideoFacts:
-    """Show all frames of a source to the network.
+    """Run all frames of a source through the network.
 
     Args:
-        source: open; a live one drops frames that nobody has time for, a file waits.
+        source: open; a live one drops frames that come too fast, a file waits.
         predict: pixels -> Future of a map (``Pipeline.submit``).
         write: takes every frame with its map (None if that frame failed), in order, always from the same thread.
         interrupt: makes predictions that are under way end (``Pipeline.interrupt``); called if the run fails.
-        seen: told after each frame how many are written.
+        on_progress: called after each frame with the number written so far.
 
     Returns:
         The facts, also when a live source was ended with Ctrl-C.
@@ -63,12 +63,14 @@ def run_video(
     Raises:
         FathomError: if decoding, the network or writing fails; what was written before stays for the caller to keep or drop.
     """
-    return _VideoRun(source, predict, write, interrupt, seen).work()
+    return _VideoRun(source, predict, write, interrupt, on_progress).work()
 
 
 class _VideoRun:
-    def __init__(self, source: VideoSource, predict: Callable[[Any], Future], write: Sink, interrupt: Callable[[], None], seen: Callable[[int], None] | None):
-        self.source, self.predict, self.write, self.interrupt, self.seen = source, predict, write, interrupt, seen
+    def __init__(
+        self, source: VideoSource, predict: Callable[[Any], Future], write: Sink, interrupt: Callable[[], None], on_progress: Callable[[int], None] | None
+    ):
+        self.source, self.predict, self.write, self.interrupt, self.on_progress = source, predict, write, interrupt, on_progress
         self.decoded: queue.Queue = queue.Queue(WAITING)
         self.predicted: queue.Queue = queue.Queue(WAITING)
         self.stop = threading.Event()
@@ -138,8 +140,8 @@ class _VideoRun:
                 self.first_failure = self.first_failure or error
             self.write(frame, depth)
             self.written += 1
-            if self.seen is not None:
-                self.seen(self.written)
+            if self.on_progress is not None:
+                self.on_progress(self.written)
 
     def _put(self, place: queue.Queue, item: Any) -> None:
         """Wait for room, but not after the end."""

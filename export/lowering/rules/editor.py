@@ -1,4 +1,4 @@
-"""What a lowering rule may ask of the graph, and how it adds to it."""
+"""What lowering rules read from a graph (types, shapes, constants), and how they add nodes to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InstanceNormalization, which TensorRT 8.5 hands to a plugin that wants cuDNN and ranks of 3 to 5: written out like the others."""
+"""InstanceNormalization, which TensorRT 8.5 hands to a plugin that needs cuDNN and ranks of 3 to 5: written out like the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attributes that came after opset 17 and say nothing new when they hold their default."""
+"""Attributes newer than opset 17 that hold their default, and so may be dropped."""
 
 from __future__ import annotations
 

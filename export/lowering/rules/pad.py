@@ -1,4 +1,4 @@
-"""Pad of opset 18 and later names the axes it pads; before, it says something about every axis."""
+"""Pad of opset 18 and later may name the axes it pads; before, its pads list every axis."""
 
 from __future__ import annotations
 

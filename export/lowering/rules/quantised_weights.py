@@ -13,7 +13,7 @@ from .editor import Editor, attributes, without
 
 
 def quantised_weights(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
-    """``DequantizeLinear(INT8 constant)`` -> ``DequantizeLinear(QuantizeLinear(FP32 constant))``, and a zero point for who has none."""
+    """``DequantizeLinear(INT8 constant)`` -> ``DequantizeLinear(QuantizeLinear(FP32 constant))``, and a zero point where there is none."""
     facts, scale = attributes(node), editor.constant(node.input[1])
     zero = editor.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if scale is None or scale.dtype != np.float32:

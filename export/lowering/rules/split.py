@@ -1,4 +1,4 @@
-"""Split of opset 18 says how many parts; before, the outputs are counted, and parts that are not equal need their sizes."""
+"""Split of opset 18 states the number of parts; before, the outputs are counted, and unequal parts need their sizes."""
 
 from __future__ import annotations
 

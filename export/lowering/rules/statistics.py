@@ -1,17 +1,15 @@
 """Mean and variance written out: what the rules for the three norms share.
 
-In FP16 the squares overflow from 256 on, so these nodes always compute in FP32. A sum over a long span is taken in two steps: one pass over a
-million numbers loses the fifth digit.
+In FP16 the squares overflow from 256 on, so these nodes always compute in FP32. A sum over a long span is taken in two steps
+(``graph.long_sums``).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from ...graph.long_sums import row_length
 from .editor import Steps
-
-LONGEST_PLAIN = 1 << 16
-LONGEST_ROW = 4096
 
 
 def normalise(steps: Steps, source: str, axes: list[int], epsilon: float) -> str:
@@ -30,7 +28,7 @@ def normalise_groups(steps: Steps, source: str, groups: int, length: int, epsilo
         groups: how many spans each picture has.
         length: numbers in a span.
     """
-    row = length if length <= LONGEST_PLAIN else max(size for size in range(1, LONGEST_ROW + 1) if length % size == 0)
+    row = row_length(length)
     shape = steps.constant("rows_shape", [0, groups, length // row, row], np.int64)
     rows = steps.add("Reshape", [source, shape], "rows")
     if row == length or row == 1:

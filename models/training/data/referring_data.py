@@ -1,4 +1,4 @@
-"""Pictures with words and the pixels they mean, for networks that are asked in words."""
+"""Pictures with words and the pixels they mean, for networks that take words."""
 
 from __future__ import annotations
 

@@ -23,13 +23,13 @@ def patch_hint(tokens: Tensor, truth_m: Tensor, valid: Tensor, side: int) -> Ten
     """
     said = tokens[:, 1:, 0]  # [B,patches]
     logarithm, known = (part.flatten(1)[:, : said.shape[1]] for part in pooled(truth_m, valid, side))
-    return _off(said, logarithm, known)
+    return _masked_l1(said, logarithm, known)
 
 
 def map_hint(features: Tensor, truth_m: Tensor, valid: Tensor, canvas: int) -> Tensor:
     """The same for the first channel of a square map [B, C, h, h] of a canvas of so many pixels, of which the truth is the top left."""
     side = max(1, round(features.shape[-1] * truth_m.shape[-1] / canvas))
-    return _off(features[:, :1, :side, :side], *pooled(truth_m, valid, side))
+    return _masked_l1(features[:, :1, :side, :side], *pooled(truth_m, valid, side))
 
 
 def pooled(truth_m: Tensor, valid: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def pooled(truth_m: Tensor, valid: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return adaptive_avg_pool2d(torch.where(valid, truth_m, 1).clamp_min(FLOOR_M).log(), side) / known.clamp_min(0.5), known
 
 
-def _off(said: Tensor, logarithm: Tensor, known: Tensor) -> Tensor:
+def _masked_l1(said: Tensor, logarithm: Tensor, known: Tensor) -> Tensor:
     counts = known > 0.5
     return ((HINT_MIDDLE + HINT_SPREAD * said - logarithm).abs() * counts).sum() / counts.sum().clamp_min(1)
 

@@ -22,7 +22,7 @@ SEED_SHARE = 0.1  # scale of the random weights that place the initial bin centr
 
 
 class EvpLearner(Learner):
-    """EVP, whose modules do not depend on the window, and whose decoder sees only a little around each place."""
+    """EVP, whose modules do not depend on the window, and whose decoder has a small receptive field."""
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
@@ -90,10 +90,10 @@ class EvpLearner(Learner):
         return dataclasses.replace(self.network.config, **{f"{self.network.variant}_window": side})
 
     def start(self, seed: int) -> None:
-        """He's weights without biases, norms that change nothing, residual branches that add nothing yet, and bins everywhere in a room.
+        """He initialisation, zero biases, identity norms, residual branches that add nothing yet, and bins spread over the depths of a room.
 
-        The random weights of a network without a checkpoint are made to show every mistake, not to learn from: with them, what differs
-        between two pictures is a small part of what reaches the decoder.
+        The random weights of a network without a checkpoint are chosen so that tests detect every mistake of an export, not for training: with
+        them, two pictures differ little in what reaches the decoder.
         """
         torch.manual_seed(seed)
         with torch.no_grad():

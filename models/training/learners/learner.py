@@ -18,7 +18,7 @@ class Learner(nn.Module):
     Attributes:
         cells: how many feature cells a side are decoded, where the network can decode a part; 0 for all.
         alone: only the backbone is computed, and only the hint learned, where the network has one.
-        measures: ``depth`` or ``masks``, what its metrics are about (``training_card.TABLES``).
+        measures: ``depth`` or ``masks``, what its metrics are about (``card.TABLES``).
     """
 
     measures = "depth"
@@ -36,7 +36,7 @@ class Learner(nn.Module):
         return {"loss": self.loss(self.predict(batch).float(), batch.truth_m, batch.valid)}
 
     def start(self, seed: int) -> None:
-        """Called once before the first step of a network with random weights."""
+        """Initialise a network with random weights for training; called once before the first step."""
 
     def examples(self, samples: KeptSamples, geometry: str = "protocol") -> Examples:
         """The samples as this network learns from them."""

@@ -15,8 +15,8 @@ from .depth_hint import map_hint, patch_hint, scattered_waves
 from .learner import Learner
 
 RELATIVE_FAR_M = 10.0
-NEAREST_M = 0.1  # nothing is learned from what is nearer
-WORD_SHARE, LOUD_PROTOTYPES, SHARP = 0.2, 10.0, 2.0  # so that the reprogramming chooses between its prototypes
+NEAREST_M = 0.1  # nearer pixels are left out of the loss
+WORD_SHARE, PROTOTYPE_GAIN, KEY_GAIN = 0.2, 10.0, 2.0  # so that the reprogramming chooses between its prototypes
 HINT_WEIGHT = 4.0  # the loss is counted ten times
 
 
@@ -59,8 +59,8 @@ class LlmMdeLearner(Learner):
         return {"loss": loss + self.hint * (hint + code), "ssi": loss, "hint": hint, "code_hint": code}
 
     def start(self, seed: int) -> None:
-        """He's weights without biases, norms and adapters that change nothing, places told apart by waves, and prototypes that differ: the
-        image tokens reach the language model through the prototypes, behind a long prompt that is mostly the same.
+        """He initialisation, zero biases, identity norms, adapters that add nothing yet, position embeddings made of waves, and prototypes that
+        differ: the image tokens reach the language model through the prototypes, behind a long prompt that is mostly the same.
         """
         network = self.network
         with torch.no_grad():
@@ -76,7 +76,7 @@ class LlmMdeLearner(Learner):
                 if name.endswith((".attn.proj", ".mlp.fc2", ".linear_b_q", ".linear_b_v")):
                     nn.init.zeros_(module.weight)
             network.llm.embeddings.word_embeddings.weight.mul_(WORD_SHARE)
-            network.prototypes.weight.mul_(LOUD_PROTOTYPES)
-            network.reprogramming.key_projection.weight.mul_(SHARP)
+            network.prototypes.weight.mul_(PROTOTYPE_GAIN)
+            network.reprogramming.key_projection.weight.mul_(KEY_GAIN)
             places = network.vit.pos_embed[0]
             places[1:] = scattered_waves(math.isqrt(len(places) - 1), places.shape[1], seed).to(places.device)

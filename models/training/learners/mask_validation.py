@@ -1,4 +1,4 @@
-"""Does it find what the words mean? Mask metrics on held-out rooms, beside two guesses that never look at the picture."""
+"""Mask metrics on held-out rooms, beside those of two guesses that do not use the picture."""
 
 from __future__ import annotations
 

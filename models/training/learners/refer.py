@@ -17,10 +17,10 @@ from .depth_hint import map_hint
 from .diffusion import EvpLearner
 from .mask_validation import blind_masks, validate_masks
 
-CLASS_WEIGHTS = (0.9, 1.1)  # of what is not meant and of what is
-PLACES = 0.1  # of the random embeddings of a word's place
+CLASS_WEIGHTS = (0.9, 1.1)  # of background and object pixels in the loss
+POSITION_SCALE = 0.1  # of the random embeddings of a token's position
 DEPTH_HINT, MASK_HINT = 0.1, 0.5
-HEARD = 0.25  # of the usual size of random weights, where attention joins the picture
+ATTENTION_GAIN = 0.25  # of the usual size of random weights, where attention joins the picture
 
 
 class ReferLearner(EvpLearner):
@@ -71,11 +71,11 @@ class ReferLearner(EvpLearner):
         super().start(seed)
         embeddings, draw = self.network.text.clip.embeddings, torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            embeddings.position_embedding.weight.mul_(PLACES)
+            embeddings.position_embedding.weight.mul_(POSITION_SCALE)
             embeddings.token_embedding.weight[self.network.contract.text.pad_id].zero_()
             for name, module in self.network.unet.named_modules():
                 if name.endswith(".proj_out"):
-                    module.weight.copy_(torch.randn(module.weight.shape, generator=draw) * HEARD / module.weight.shape[1] ** 0.5)
+                    module.weight.copy_(torch.randn(module.weight.shape, generator=draw) * ATTENTION_GAIN / module.weight.shape[1] ** 0.5)
 
     def spread_bins(self) -> None:
         """There are none."""

@@ -1,4 +1,4 @@
-"""Does it learn? Three depth metrics on held-out pictures, beside two guesses that never look at the picture."""
+"""Three depth metrics on held-out pictures, beside those of two guesses that do not use the picture."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def baselines(examples: Examples) -> dict[str, dict[str, float]]:
     data set (all rooms are one; real pairs are grouped by where they come from; one that stands alone takes the guess of all others).
 
     ``constant`` is the median over all other depths; ``mean_map`` their mean at each pixel (the constant where no other one knows it).
-    Beside a network of relative depth, both are told the truth's median too, as ``validate`` tells the network.
+    Beside a network of relative depth, both are multiplied to the truth's median too, as ``validate`` does with the network.
     """
     relative = examples.contract.output.kind == "relative"
     one_group = {source.provenance.kind for source in examples.samples.sources} != {"pairs"}

@@ -16,13 +16,10 @@ from ..recipes.recipe import Recipe
 from .depth_hint import patch_hint, scattered_waves
 from .learner import Learner
 
-START_SPREAD, LOUD_WORDS, LOUD_PICTURE = (
-    8.0,
-    4.0,
-    2.0,
-)  # of DepthBLIP-2: spread of the initial logits; initial gains of attention to the prompt and to the picture
+START_SPREAD = 8.0  # of the initial logits of DepthBLIP-2
+PROMPT_GAIN, PICTURE_GAIN = 4.0, 2.0  # of its attention to the prompt and to the picture, at the start
 HINT_WEIGHT = 0.5  # of the auxiliary loss on patch depths
-PLACE_LOUDNESS = 0.7
+POSITION_GAIN = 0.7
 
 
 class WordsLearner(Learner):
@@ -45,7 +42,8 @@ class DepthClipLearner(WordsLearner):
         network.visual.to(memory_format=torch.channels_last)  # two thirds of the time on a CPU
 
     def start(self, seed: int) -> None:
-        """Norms that change nothing, residual branches that add nothing, and words on half a circle: neighbours are the most alike."""
+        """Identity norms, residual branches that add nothing yet, and the features of the words on half a circle, so that neighbours are the most
+        alike."""
         words = self.network.text_features
         draw = torch.randn(words.shape[1], 3, generator=torch.Generator().manual_seed(seed))
         ones = torch.ones(words.shape[1], 1)  # features are all positive: their mean shall favour no word
@@ -81,9 +79,8 @@ class DepthBlip2Learner(WordsLearner):
         return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint} if self.hint else {"loss": loss}
 
     def start(self, seed: int) -> None:
-        """Norms that change nothing, an encoder whose branches add nothing yet, places told apart by waves, and attention outputs scaled up
-        so that prompts influence queries: where all prompts look at a picture alike, all words grow alike with it, and a softmax over words
-        forgets what they have in common.
+        """Identity norms, an encoder whose branches add nothing yet, position embeddings made of waves, and attention outputs scaled up so that
+        prompts influence queries: if all prompts attend to a picture alike, all words get the same score, and the softmax over words cancels it.
         """
         network = self.network
         with torch.no_grad():
@@ -96,10 +93,10 @@ class DepthBlip2Learner(WordsLearner):
                     nn.init.zeros_(module.bias)
             places = network.image_encoder.embeddings.position_embedding
             places = places.weight if isinstance(places, nn.Embedding) else places[0]  # [1 + patches, width]
-            places[1:] = PLACE_LOUDNESS * scattered_waves(math.isqrt(len(places) - 1), places.shape[1], seed).to(places.device)
+            places[1:] = POSITION_GAIN * scattered_waves(math.isqrt(len(places) - 1), places.shape[1], seed).to(places.device)
             layers = network.qformer.former.encoder.layer
             for layer in layers:
-                layer.attention.output.dense.weight.mul_(LOUD_WORDS)
+                layer.attention.output.dense.weight.mul_(PROMPT_GAIN)
                 if layer.has_cross_attention:
-                    layer.crossattention.output.dense.weight.mul_(LOUD_PICTURE)
+                    layer.crossattention.output.dense.weight.mul_(PICTURE_GAIN)
             layers[-1].output_query.LayerNorm.weight.fill_(START_SPREAD * network.config.temperature)

@@ -51,7 +51,7 @@ class Recipe:
     precision: str = "fp32"
     patience: int = 0
 
-    # What only networks that start from nothing have (``tiny.TinyRecipe``).
+    # Defaults of what only ``tiny.TinyRecipe`` has, for networks that start from nothing.
     hint, hint_alone, sentences = False, 0.0, 1
 
     def __post_init__(self):

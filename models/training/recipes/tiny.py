@@ -100,6 +100,6 @@ TINY: dict[str, TinyRecipe] = {
         epochs=10,
         hint=True,
         hint_alone=0.5,
-        trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # nobody looks at the words of the last layer
+        trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # the last layer's words are not read
     ),
 }

@@ -17,6 +17,7 @@ from ...llm_mde.llm_mde import LlmMde
 from ...lora import LoraLinear, LoraQkv
 from ...network import WeightsOrigin
 from ...position_buffers import restore_position_buffers
+from .new_layers import reset
 
 LICENCE = "Apache-2.0 (vit_base_patch16_224 and bert-base-uncased)"
 VIT_SPARE = re.compile(r"head\.(weight|bias)|pre_logits\..+|fc_norm\..+")
@@ -59,10 +60,7 @@ def start_from_vit_and_bert(network: LlmMde, vit: Checkpoint, bert: Checkpoint, 
     torch.manual_seed(seed)
     for name, module in network.named_children():
         if name not in ("vit", "llm"):
-            module.to_empty(device="cpu")
-            for part in module.modules():
-                if hasattr(part, "reset_parameters"):
-                    part.reset_parameters()
+            reset(module)
     with torch.no_grad():
         for part in network.modules():
             if isinstance(part, LoraLinear):

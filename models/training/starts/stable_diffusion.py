@@ -18,6 +18,7 @@ from ...diffusion.stable_diffusion_keys import unet_ldm_key, vae_ldm_key, vae_ld
 from ...diffusion.text_tower import clip_tower, mean_states, states_of
 from ...diffusion.vpd import SCENES, VPD
 from ...network import WeightsOrigin
+from .new_layers import reset
 
 LICENCE = "CreativeML OpenRAIL-M (Stable Diffusion 1.5)"
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
@@ -59,7 +60,7 @@ def start_from_stable_diffusion(network: EVP | VPD, checkpoint: Checkpoint, seed
     torch.manual_seed(seed)
     for name, module in network.named_children():
         if name not in ("vae", "unet"):
-            _new(module)
+            reset(module)
     with torch.no_grad():
         nn.init.constant_(network.text.gamma, 1e-4)
         for module in network.decoder.modules():
@@ -77,19 +78,10 @@ def start_from_stable_diffusion(network: EVP | VPD, checkpoint: Checkpoint, seed
     network.requires_grad_(False).eval()
 
 
-def _new(module: nn.Module) -> None:
-    """PyTorch's own starting values; parameters and buffers that belong to no such layer are left to the caller."""
-    module.to_empty(device="cpu")
-    with torch.no_grad():
-        for part in module.modules():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
-
-
 SENTENCES = tuple(TEMPLATE.format(scene.replace("_", " ")) for scene in SCENES)
 
 
 def scene_vectors(tower: CLIPTextModel) -> Tensor:
-    """What CLIP says of a photo of each scene: the hidden state at its sentence's end token [scenes, width], without a projection."""
+    """CLIP's text features of a sentence about each scene: the hidden state at its end token [scenes, width], without a projection."""
     found = [states[torch.arange(len(states)), ends] for states, ends in states_of(tower, SENTENCES, tower.config.max_position_embeddings)]
     return torch.cat(found)

@@ -11,10 +11,10 @@ import torch
 from ....runtime.errors import UsageError
 from ... import catalog
 from ...checkpoint import Checkpoint, read_checkpoint
-from ...diffusion.diffusion_checkpoint import network_of
+from ...diffusion.diffusion_checkpoint import ANCHOR, network_of
 from ...network import DepthNetwork
 
-SCENE = "living_room"  # VPD learns each picture's own; this one counts where a picture has none
+SCENE = "living_room"  # VPD learns from each picture with its own scene; this is for pictures without one
 STARTS = {  # what the authors began with
     "evp": "v1-5-pruned-emaonly.safetensors or .ckpt of Stable Diffusion 1.5, or a finished file of EVP",
     "vpd": "v1-5-pruned-emaonly.safetensors or .ckpt of Stable Diffusion 1.5, or a finished file of VPD",
@@ -55,7 +55,7 @@ def started_network(
         scene = scene or SCENE
     kind = entry.module.rpartition(".")[2]
     if weights is not None and kind in ("evp", "vpd"):
-        checkpoint = read_checkpoint(weights, "encoder.gamma")
+        checkpoint = read_checkpoint(weights, ANCHOR)
         if network_of(checkpoint.tensors) == "stable-diffusion":
             return _diffusion(entry, kind, checkpoint, seed, variant, scene)
     if weights is not None and kind == "llm_mde" and visual is not None:

@@ -1,4 +1,4 @@
-"""What differs between releases of TensorRT when an engine runs, behind one interface; ``open_adapter`` chooses. Nothing else asks for a version."""
+"""What differs between releases of TensorRT when an engine runs, behind one interface; ``open_adapter`` chooses. No other file asks for a version."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Adapter(Protocol):
         """For ``Builder.create_network``: explicit batch, and types that are kept where the release can promise that."""
 
     def limit_sources(self, config: Any) -> None:
-        """Let a builder ask for no kernels of libraries that are not here: one that does ends with an error even if it would take none."""
+        """Keep a builder from asking for kernels of libraries that are not installed: its build would fail even if it chose none of them."""
 
     def activation_nbytes(self, engine: Any) -> int:
         """Device memory that a run of an engine needs beside its weights."""
 
     def create_context(self, engine: Any, cache: Any, graphs: bool) -> tuple[Any, bool]:
-        """An execution context that brings no memory of its own.
+        """An execution context that allocates no device memory of its own.
 
         Args:
             cache: TensorRT-RTX's runtime cache, or None.
