@@ -84,7 +84,7 @@ INTERRUPTED = 130
 
 
 def missing_package(module: str, extra: str, why: str) -> EnvironmentMismatchError:
-    """The error for a package that is not installed, with the ``pip install`` that fixes it; ``why`` says what it is needed for."""
+    """The error for a package that is not installed: names the ``pip install`` that mends it."""
     return EnvironmentMismatchError(
         f"the package '{module}' is not installed", wanted=why, fix=f"pip install 'fathom-depth[{extra}]'" if extra else f"pip install {module}"
     )

@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start backgro
 
 
 def _graphs():
-    """Two stages: features = relu(conv(image)), depth = exp-like of their mean; weights lie outside the first graph."""
+    """Two stages: features = relu(conv(image)), depth = their mean over the channels + 1; weights lie outside the first graph."""
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""Plans for TensorRT whose engines are the small network of ``conftest`` in the fake package's clothes."""
+"""Plans for TensorRT whose engines are the small network of ``conftest`` as the fake package serialises them."""
 
 import dataclasses
 

@@ -10,7 +10,6 @@ import numpy as np
 import fathom
 
 SOURCES = Path(fathom.__file__).parent / "trt_plugins" / "csrc"
-FLAGS = ("-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing")  # shared memory is read as more than one type
 SHIM = r"""
 #include <cmath>
 #include <cstdint>

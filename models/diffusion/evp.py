@@ -215,7 +215,7 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
         config: sizes the file was trained with.
         text_pack: safetensors with ``context`` [1, tokens, width], instead of the checkpoint's own text. Needed for checkpoints
             that carry CLIP instead of the mean caption, if ``texts`` is not given.
-        texts: captions (see ``text_tower.read_captions``); the mean of the hidden states that the file's own CLIP gives them is the text.
+        texts: captions (see ``text_tower.read_captions``); the mean of what the file's own CLIP says of them is the text.
 
     Raises:
         InputError: if the file is broken or unsafe, is another network's, does not fit exactly, or carries no CLIP for ``texts``.
@@ -246,7 +246,7 @@ def load_evp(path: str | Path, variant: str = "nyu", config: EVPConfig = OFFICIA
 
 
 def caption_context(checkpoint: Checkpoint, texts: str | Path, config: EVPConfig) -> Tensor:
-    """The mean of the CLIP hidden states of captions, by the CLIP in an EVP file: [1, tokens, width].
+    """What the CLIP in an EVP file says of captions, averaged: [1, tokens, width].
 
     Raises:
         InputError: if the file carries no CLIP, or the captions cannot be read.
