@@ -17,11 +17,12 @@ from .graph.chain import Chain
 from .observation.flow import Flow
 from .observation.images import Chosen
 from .observation.journal import Journal
-from .observation.observe import DEFAULT_MEMORY_NBYTES, OnProgress, StageObservation, left_out, observe, prepare_photos, silent
+from .observation.observe import DEFAULT_MEMORY_NBYTES, OnProgress, left_out, observe, prepare_photos, silent
 from .observation.photo import Photo
 from .observation.split import Split, split
+from .observation.stage_observation import StageObservation
 from .precision.precision_plan import PrecisionPlan, write_plan
-from .ranges.observers import OBSERVERS
+from .ranges.observers import RULES
 from .ranges.table import CalibrationTable, write_table
 from .schedule import Schedule
 from .search.cards import CARDS, DEFAULT_CARD, Card
@@ -33,7 +34,7 @@ from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
-SCORES = 3  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
+SCORES = 4  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,15 @@ def calibrate(
     used = sorted([*parts.observe, *parts.select], key=lambda photo: photo.number)
     hold = {photo.number for photo in parts.select}
     seen = observe(chain, used, data, journal, hold=hold, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
+    for stage, looked in seen.items():
+        looked.suit(chain.graphs[stage])
     schedule.done("observing")
 
     def judge(some: tuple[Photo, ...], purpose: str) -> Evaluator:
         return Evaluator(chain, seen, list(some), data.__getitem__, flow, settings.also, purpose)
 
     evaluator = judge(parts.select, "select")
-    screener = judge(parts.select[:1], "screen")
+    screener = judge((evaluator.telling(),), "screen")
     found = Search(
         evaluator,
         model,
@@ -144,6 +147,7 @@ def calibrate(
     table = make_table(model, chain, parts, provenance, seen)
     for stage, ranges in found.ranges.items():
         table = table.with_ranges(stage, ranges)
+    table = replace(table, shifts=found.shifts)
     journal.remove()
     return Calibrated(table, found.plan, evaluator.tried + screener.tried)
 
@@ -156,8 +160,8 @@ def make_table(
     Raises:
         ValueError: if the observer is unknown.
     """
-    if observer not in OBSERVERS:
-        raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(OBSERVERS)}")
+    if observer not in RULES:
+        raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(RULES)}")
     stages = {name: found.ranges(observer) for name, found in seen.items()}
     peaks = {name: found.peaks for name, found in seen.items()}
     windows = sum(photo.windows for photo in chosen.observe)

@@ -14,6 +14,7 @@ from .observation.observe import passes
 from .observation.split import Split
 
 PACE = "pace"
+SURE_FROM_S = 10.0  # shorter phases say little about the others
 
 
 class Schedule:
@@ -76,7 +77,7 @@ class Schedule:
     def done(self, phase: str) -> None:
         """A phase is over: what is left is told, as fast as this one went."""
         took, reckoned = time.monotonic() - self._begun, self._phases.pop(phase)
-        factor = took / reckoned if reckoned > 0 and took > 1 else 1.0
+        factor = took / reckoned if reckoned > SURE_FROM_S else 1.0
         self._begun = time.monotonic()
         left = {name: seconds * factor for name, seconds in self._phases.items()}
         self._on_message(f"{phase} took {words({phase: took}).split(':')[0].removeprefix('about ')}; left: {words(left)}")

@@ -77,7 +77,7 @@ def test_an_overflowing_layer_norm_is_found_by_name_and_kept_fp32(bundle, run, h
     assert next(r for r in narrow.plan.regions if r.path == "blocks.0.norm").choice.precision == "fp32"
 
 
-def test_the_part_that_int8_ruins_is_named_first_and_kept_higher(bundle, run, calibration_bundles):
+def test_the_part_that_int8_ruins_is_named_and_mended_or_kept_higher(bundle, run, calibration_bundles):
     """One giant weight per output channel leaves the others of that channel no INT8 steps; its input is almost nothing."""
     models = calibration_bundles.token_models()
     for tensor in models[1].graph.initializer:
@@ -91,14 +91,16 @@ def test_the_part_that_int8_ruins_is_named_first_and_kept_higher(bundle, run, ca
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     result = run(bundle(models), budget=Budget(0.01, 0.02))
     region = next(r for r in result.plan.regions if r.path == "out_conv")
-    assert region.choice.precision != "int8"
-    tried = {
-        (r.stage, r.path): [np.inf if s["failure"] else s["disagreement"] for words, s in r.evidence.items() if words.startswith("int8")]
-        for r in result.plan.regions
-    }
-    harm = {where: min(values) for where, values in tried.items() if values}
-    assert max(harm, key=harm.get) == ("head", "out_conv")
-    assert next(r for r in result.plan.regions if r.stage == "head").path == "out_conv"  # the plan lists the worst first
+    assert region.choice.precision != "int8" or region.choice.smooth > 0
+
+    def moved(score):
+        return np.inf if score["failure"] else score["disagreement"]
+
+    alone = [(r, words, score) for r in result.plan.regions for words, score in r.evidence.items() if words.startswith("int8 layer-output")]
+    first = {(r.stage, r.path): moved(score) for r, words, score in alone if "smooth" not in words}
+    assert max(first, key=first.get) == ("head", "out_conv")
+    mended = [moved(score) for r, words, score in alone if r == region and "smooth" in words]
+    assert min(mended) < first["head", "out_conv"] / 3  # the giant weights' channel is scaled up, and with it goes what they left no steps for
 
 
 def test_nan_in_a_stage_names_the_stage_and_the_tensor(bundle, run):
@@ -110,7 +112,7 @@ def test_int8_that_does_not_pay_is_dropped_in_one_sentence(bundle, run):
     times = {"encoder": {"fp32": 2.0, "fp16": 1.0, "int8": 2.0}, "head": {"fp32": 2.5, "fp16": 1.0, "int8": 2.0}}
     result = run(bundle(), measured=StageTimes("a test card", times, "0" * 64))
     assert all(r.choice.precision != "int8" for r in result.plan.regions)
-    assert "INT8 is dropped because it makes the stage slower" in result.plan.verdicts["head"] and "INT8 is dropped" in result.plan.verdicts["encoder"]
+    assert "INT8 is dropped because it saves nothing: " in result.plan.verdicts["head"] and "INT8 is dropped" in result.plan.verdicts["encoder"]
     assert result.plan.cost["kind"] == "measured" and result.plan.cost["device"] == "a test card"
     assert any("kept in int8" in v.name for v in result.plan.variants)  # the losing variant stays in the report
     costs = {v.name: v.cost_ms for v in result.plan.variants}

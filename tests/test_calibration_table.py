@@ -21,13 +21,15 @@ SHA = "0" * 64
 
 def table(sha=SHA):
     ranges = {"encoder": {"x": TensorRange(1.5, "mse", 2.0), "y": TensorRange(3.0, "max", 3.0, (1.0, 3.0))}}
-    return CalibrationTable(sha, {"kind": "pairs", "count": 8}, "single-image", 8, 8, ("8 images are few.",), ranges, {"encoder": {"x": 2.0}})
+    return CalibrationTable(
+        sha, {"kind": "pairs", "count": 8}, "single-image", 8, 8, ("8 images are few.",), ranges, {"encoder": {"x": 2.0}}, {"encoder": {"b/M_0": (0.25, -1.5)}}
+    )
 
 
 def plan(sha=SHA):
     regions = (
         RegionPlan("encoder", "a", "norm", ("a/N_0",), Choice("fp32"), "because", {"fp16": failed("overflow").to_json()}, 0),
-        RegionPlan("encoder", "b", "feed-forward", ("b/M_0",), Choice("int8", "mse", 0.5), "", {}, 12),
+        RegionPlan("encoder", "b", "feed-forward", ("b/M_0",), Choice("int8", "mse", 0.5, True), "", {}, 12),
     )
     variants = (Variant("all fp32", 2.0, Score(0.1, 0.9, 0.0, 0.0, 0.0).to_json(), True),)
     overflows = ({"stage": "encoder", "tensor": "t", "region": "a", "peak": 1e6},)
@@ -63,7 +65,7 @@ def test_broken_ranges_and_choices_are_refused(tmp_path):
     for bad in ((-1.0, "max", 1.0), (float("nan"), "max", 1.0), (2.0, "max", 1.0), (1.0, "guess", 1.0)):
         with pytest.raises(ValueError):
             TensorRange(*bad)
-    for bad in (("int8",), ("fp16", "mse"), ("int9",), ("fp16", "", 0.5), ("int8", "mse", 1.0)):
+    for bad in (("int8",), ("fp16", "mse"), ("int9",), ("fp16", "", 0.5), ("int8", "mse", 1.0), ("fp16", "", 0.0, True)):
         with pytest.raises(ValueError):
             Choice(*bad)
     with pytest.raises(ValueError, match="two regions"):

@@ -62,9 +62,14 @@ def test_the_typed_stage_holds_int8_weights_and_fp16_scales(bundle, tmp_path):
     onnx.checker.check_model(str(tmp_path / "e.onnx"), full_check=True)
     model = onnx.load(tmp_path / "e.onnx")
     held = {tensor.name: tensor for tensor in model.graph.initializer}
-    assert held["blocks.0.ff.0.weight:int8"].data_type == TensorProto.INT8
-    assert held["blocks.0.ff.0.weight:scale"].data_type == TensorProto.FLOAT16 and held["n:scale"].data_type == TensorProto.FLOAT16
-    assert held["blocks.0.ff.0.bias"].data_type == TensorProto.FLOAT16 and "blocks.0.ff.0.weight" not in held
+    maker = {name: node for node in model.graph.node for name in node.output}
+    product = next(node for node in model.graph.node if node.name == "blocks.0.ff.0/MatMul_0")
+    activation, weight = (maker[name] for name in product.input)
+    assert (activation.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
+    assert held[weight.input[0]].data_type == TensorProto.INT8 and list(held[weight.input[0]].dims) == [16, 64]
+    assert held[weight.input[1]].data_type == held[activation.input[1]].data_type == TensorProto.FLOAT16
+    bias = next(node for node in model.graph.node if node.name == "blocks.0.ff.0/Add_0").input[1]
+    assert held[bias].data_type == TensorProto.FLOAT16 and "blocks.0.ff.0.weight" not in held
     assert list(tmp_path.glob("*.wide*")) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -10,29 +11,54 @@ from onnx import TensorProto, helper
 
 from ..graph.stage_graph import StageGraph
 
+SMOOTHED, SMOOTHING = ":smooth:", "for_smoothing"  # in the name of a divided tensor, and in that of the product that makes it
 LEAST_FACTOR, GREATEST_FACTOR = 2.0**-10, 2.0**10
 
 
 def smoothable(graph: StageGraph, nodes: Iterable[str]) -> dict[str, list[onnx.NodeProto]]:
-    """Activations read by matrix products alone, whose maker can take the division: a layer norm, a linear layer, or its bias.
-
-    Returns:
-        tensor -> the matrix products that read it; all of them must be among ``nodes``.
-    """
+    """Activations read by matrix products and ungrouped convolutions among ``nodes``, with those readers, which take in as many channels each."""
     wanted = set(nodes)
     found: dict[str, list[onnx.NodeProto]] = {}
     for name, readers in graph.readers.items():
-        products = [node for node, position in readers if _linear(graph, node) and position == 0 and node.name in wanted]
-        if products and len(products) == len(readers) and name not in graph.outputs and _divisors(graph, name):
-            found[name] = products
+        layers = [node for node, position in readers if position == 0 and node.name in wanted and (_linear(graph, node) or _convolution(graph, node))]
+        widths = {graph.constants[node.input[1]].dims[input_axis(node)] for node in layers}
+        kinds = {node.op_type == "Conv" for node in layers}
+        if layers and len(widths) == len(kinds) == 1 and name not in graph.constants:
+            found[name] = layers
     return found
 
 
-def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarray], alpha: float) -> dict[str, np.ndarray]:
-    """Divide the channels of smoothable activations and multiply the rows of the weights that read them, in place.
+def folds(graph: StageGraph, name: str, layers: list[onnx.NodeProto]) -> bool:
+    """Whether the maker of a tensor can take the division (a layer norm, a linear layer, or its bias), because nobody else reads it."""
+    alone = len(layers) == len(graph.readers[name]) and name not in graph.outputs
+    return alone and all(_linear(graph, node) for node in layers) and bool(_divisors(graph, name))
 
-    Xiao et al. 2023 (SmoothQuant), equation 4: ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)``. In FP32 the stage computes the same
-    as before.
+
+def divided(graph: StageGraph, name: str, layers: list[onnx.NodeProto]) -> str:
+    """Name of the tensor that the layers read once it is smoothed: its own where its maker divides, else that of a product of its own."""
+    return name if folds(graph, name, layers) else f"{name}{SMOOTHED}{layers[0].name}"
+
+
+def source_of(name: str) -> str:
+    """The tensor that was divided, from what ``divided`` says."""
+    return name.partition(SMOOTHED)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """A tensor that was divided: its name before, the layers that read the result, and the factors [C]."""
+
+    tensor: str
+    layers: tuple[str, ...]
+    factors: np.ndarray
+
+
+def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarray], alpha: float) -> dict[str, Smoothed]:
+    """Divide the channels of smoothable activations and multiply the weights that read them, in place.
+
+    Xiao et al. 2023 (SmoothQuant), equation 4: ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)``. Where the maker cannot take the division, the layers read
+    a product with ``1 / s_j``, which compilers fuse with the pointwise work before it and with the quantising behind it. In FP32 the stage computes
+    the same as before.
 
     Args:
         nodes: names of the nodes that shall compute in INT8.
@@ -40,29 +66,75 @@ def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarr
         alpha: 0 leaves the difficulty with the activation, 1 moves all of it to the weight.
 
     Returns:
-        tensor -> factors [C] that it was divided by.
+        name of what the layers read now -> what was done.
     """
-    done: dict[str, np.ndarray] = {}
-    for name, products in smoothable(graph, nodes).items():
+    done: dict[str, Smoothed] = {}
+    for name, layers in smoothable(graph, nodes).items():
         if name not in channels:
             continue
-        rows = [_rows(graph, node) for node in products]
-        weight_amax = np.max([np.abs(np.asarray(values)).max(axis=1 - axis) for values, axis in rows], axis=0)
-        activation_amax = np.asarray(channels[name], np.float64)
-        if weight_amax.shape != activation_amax.shape:
+        factors = factors_of(graph, layers, channels[name], alpha)
+        if factors is None:
             continue
-        usable = (activation_amax > 0) & (weight_amax > 0)
-        factors = np.where(usable, np.maximum(activation_amax, 1e-12) ** alpha / np.maximum(weight_amax, 1e-12) ** (1 - alpha), 1.0)
-        factors = factors / np.exp(np.mean(np.log(factors)))  # a common factor changes nothing in INT8, and would cost FP16 range
-        factors = np.clip(factors, LEAST_FACTOR, GREATEST_FACTOR)
-        for constant, axis in _divisors(graph, name):
-            _scale(graph, constant, axis, 1 / factors)
-        for node, (_, axis) in zip(products, rows, strict=True):
-            _scale_input(graph, node, 1, axis, factors)
+        target = divided(graph, name, layers)
+        if target == name:
+            for constant, axis in _divisors(graph, name):
+                _scale_input(graph, *constant, axis, 1 / factors)
+        else:
+            _divide(graph, name, target, layers, factors)
+        for node in layers:
+            _scale_input(graph, node, 1, input_axis(node), factors)
         graph.index()
-        done[name] = factors
+        done[target] = Smoothed(name, tuple(node.name for node in layers), factors)
     graph.drop_unused_constants()
     return done
+
+
+def factors_of(graph: StageGraph, layers: list[onnx.NodeProto], channels: np.ndarray, alpha: float) -> np.ndarray | None:
+    """SmoothQuant's factors [C] for the layers that read a tensor; None if the channels do not fit their weights."""
+    amax = []
+    for node in layers:
+        values, axis = np.asarray(graph.array(node.input[1])), input_axis(node)
+        amax.append(np.abs(values).max(axis=tuple(place for place in range(values.ndim) if place != axis)))
+    weight_amax, activation_amax = np.max(amax, axis=0), np.asarray(channels, np.float64)
+    if weight_amax.shape != activation_amax.shape:
+        return None
+    usable = (activation_amax > 0) & (weight_amax > 0)
+    factors = np.where(usable, np.maximum(activation_amax, 1e-12) ** alpha / np.maximum(weight_amax, 1e-12) ** (1 - alpha), 1.0)
+    factors = factors / np.exp(np.mean(np.log(factors)))  # a common factor changes nothing in INT8, and would cost FP16 range
+    return np.clip(factors, LEAST_FACTOR, GREATEST_FACTOR)
+
+
+def input_axis(node: onnx.NodeProto) -> int:
+    """Axis of the input channels in the weight of a matrix product or an ungrouped convolution."""
+    return 1 if node.op_type == "Conv" or (node.op_type == "Gemm" and _attributes(node).get("transB", 0)) else 0
+
+
+def _convolution(graph: StageGraph, node: onnx.NodeProto) -> bool:
+    constant = len(node.input) > 1 and node.input[1] in graph.constants and len(graph.constants[node.input[1]].dims) == 4
+    return node.op_type == "Conv" and constant and _attributes(node).get("group", 1) == 1
+
+
+def _divide(graph: StageGraph, name: str, target: str, layers: list[onnx.NodeProto], factors: np.ndarray) -> None:
+    """Let the layers read the tensor times ``1 / factors``, by a node of its own in front of the first of them."""
+    shape = (1, -1, 1, 1) if layers[0].op_type == "Conv" else (-1,)
+    constant = graph.add_constant(f"{target}:factors", (1 / factors).astype(np.float32).reshape(shape))
+    path = layers[0].name.rpartition("/")[0]
+    label = f"Mul_{SMOOTHING}_{name}"
+    product = helper.make_node("Mul", [name, constant], [target], name=f"{path}/{label}" if path else label)
+    readers = {node.name for node in layers}
+    nodes = []
+    for node in graph.model.graph.node:
+        if node.name in readers:
+            if product is not None:
+                nodes.append(product)
+                product = None
+            node.input[0] = target
+        nodes.append(node)
+    graph.replace_nodes(nodes)
+    graph.add_value(target, TensorProto.FLOAT)
+    graph.index()
+    by_name = {node.name: node for node in graph.model.graph.node}
+    layers[:] = [by_name[node.name] for node in layers]
 
 
 def _linear(graph: StageGraph, node: onnx.NodeProto) -> bool:
@@ -72,11 +144,6 @@ def _linear(graph: StageGraph, node: onnx.NodeProto) -> bool:
 
 def _attributes(node: onnx.NodeProto) -> dict:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _rows(graph: StageGraph, node: onnx.NodeProto) -> tuple[np.ndarray, int]:
-    """Weight of a matrix product and the axis of its input channels."""
-    return graph.array(node.input[1]), 1 if node.op_type == "Gemm" and _attributes(node).get("transB", 0) else 0
 
 
 def _divisors(graph: StageGraph, name: str) -> list[tuple[tuple[onnx.NodeProto, int], int]]:
@@ -102,10 +169,6 @@ def _divisors(graph: StageGraph, name: str) -> list[tuple[tuple[onnx.NodeProto, 
     return []
 
 
-def _scale(graph: StageGraph, place: tuple[onnx.NodeProto, int], axis: int, factors: np.ndarray) -> None:
-    _scale_input(graph, *place, axis, factors)
-
-
 def _scale_input(graph: StageGraph, node: onnx.NodeProto, position: int, axis: int, factors: np.ndarray) -> None:
     """Give a node its own copy of a constant, scaled along an axis: others may read the original."""
     source = node.input[position]
@@ -116,7 +179,7 @@ def _scale_input(graph: StageGraph, node: onnx.NodeProto, position: int, axis: i
     def scaled(values=values, factors=factors, shape=tuple(shape)):
         return (np.asarray(values, np.float64) * factors.reshape(shape)).astype(np.float32)
 
-    target = f"{source}:smooth"
+    target = f"{source}:scaled"
     while target in graph.constants:
         target += "_"
     graph.add_made_constant(target, TensorProto.FLOAT, tuple(values.shape), scaled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,12 @@ from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
 from ..int8.quantize import activation_inputs
-from ..ranges.observers import OBSERVERS, Histogram
-from ..ranges.table import TensorRange
+from ..ranges.observers import Histogram
 from .flow import Flow
 from .journal import Journal
 from .photo import Photo, photo_sha256
+from .sample_layers import sample_layers
+from .stage_observation import StageObservation
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
@@ -33,47 +33,6 @@ OnProgress = Callable[[str, int], None]  # what is counted, and how many of it t
 
 def silent(what: str, total: int) -> None:
     """Tells nobody."""
-
-
-@dataclass
-class StageObservation:
-    """What was seen in one stage.
-
-    Args:
-        histograms: of every activation that INT8 can need.
-        channels: greatest magnitude per channel [C] of the activations of matrix products (for SmoothQuant).
-        peaks: greatest magnitude of every floating-point tensor.
-    """
-
-    histograms: dict[str, Histogram] = field(default_factory=dict)
-    channels: dict[str, np.ndarray] = field(default_factory=dict)
-    peaks: dict[str, float] = field(default_factory=dict)
-
-    def ranges(self, observer: str) -> dict[str, TensorRange]:
-        """The range of every observed activation by one rule."""
-        rule = OBSERVERS[observer]
-        return {name: TensorRange(rule(histogram), observer, histogram.amax) for name, histogram in self.histograms.items()}
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """For the journal."""
-        arrays = {f"h|{n}": np.concatenate([h.counts, np.array([h.exponent])]) for n, h in self.histograms.items()}
-        arrays |= {f"m|{n}": np.array(h.amax) for n, h in self.histograms.items()}
-        arrays |= {f"c|{n}": values for n, values in self.channels.items()}
-        return arrays | {f"p|{n}": np.array(peak) for n, peak in self.peaks.items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> StageObservation:
-        """From the journal."""
-        seen = cls()
-        for key, values in arrays.items():
-            kind, _, name = key.partition("|")
-            if kind == "h":
-                seen.histograms[name] = Histogram(int(values[-1]), values[:-1], float(arrays[f"m|{name}"]))
-            elif kind == "c":
-                seen.channels[name] = values
-            elif kind == "p":
-                seen.peaks[name] = float(values)
-        return seen
 
 
 def prepare_photos(chain: Chain, source: Source, journal: Journal, on_progress: OnProgress) -> list[Photo]:
@@ -174,6 +133,7 @@ def _observe_stage(
     """One group of windows through one stage, in as many passes as ``plan`` has; goes on where it was interrupted."""
     spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
     number, items = numbered
+    share = 1 / max(1, flow.looked_at)  # of every layer's sample
     finished = tuple(journal.fact(state) or (0, 0, 0))  # groups, passes of the next one, windows of the next pass
     for turn, names in enumerate(plan):
         if (number, turn) < finished[:2]:
@@ -189,6 +149,7 @@ def _observe_stage(
             check_finite(spec.name, outputs)
             if photo.number not in hold:
                 _look(seen, names, {**tensors, **values}, peaks, graph)
+                sample_layers(seen.samples, graph, names, {**tensors, **values}, share, (photo.number, window))
             if turn == 0:
                 flow.write(photo, window, {**tensors, **outputs}, place, photo.number in hold)
             if time.monotonic() - saved > SAVE_EVERY_S:
@@ -208,6 +169,8 @@ def _look(seen: StageObservation, names: list[str], values: dict[str, np.ndarray
         if any(reader.op_type in ("MatMul", "Gemm") for reader, _ in graph.readers[name]) and tensor.ndim >= 2:
             amax = np.abs(tensor).max(axis=tuple(range(tensor.ndim - 1)))
             seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), amax)
+        elif tensor.ndim == 4 and any(reader.op_type == "Conv" for reader, _ in graph.readers[name]):
+            seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), np.abs(tensor).max(axis=(0, 2, 3)))
     for name, output in peaks.items():
         if np.isfinite(peak := float(values[output])):  # a mask of -inf is no magnitude
             seen.peaks[name] = max(seen.peaks.get(name, 0.0), peak)

@@ -71,13 +71,13 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
             duplicates.append((first[photo.sha256].id, photo.id))
         else:
             first[photo.sha256] = photo
-    different = list(first.values())
+    different = [replace(photo, scene=photo.id) if kind == "rooms" else photo for photo in first.values()]
     if len(different) < 3:
         fix = "give more images"
         raise InputError(f"the data holds {len(different)} different image(s)", wanted="at least 3: for the ranges, to choose by, and to prove on", fix=fix)
     scenes: dict[str, list[Photo]] = {}
     for photo in different:
-        scenes.setdefault(photo.id if kind == "rooms" else photo.scene, []).append(photo)
+        scenes.setdefault(photo.scene, []).append(photo)
     random = np.random.default_rng(seed)
     order = [list(scenes)[place] for place in random.permutation(len(scenes))]
     dealt = {name: [scenes[name][place] for place in random.permutation(len(scenes[name]))] for name in order}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,23 @@ import numpy as np
 from ...runtime.errors import InputError
 from ..graph.chain import prepare
 from ..graph.stage_graph import StageGraph
+from ..int8.correct import bias_place, correct, output_of
+from ..int8.layer_error import best_range, layers_of
 from ..int8.quantize import Quantized, activation_inputs, quantize
-from ..int8.smooth import smooth
-from ..observation.observe import StageObservation
+from ..int8.smooth import Smoothed, smooth, smoothable, source_of
+from ..observation.stage_observation import StageObservation
+from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
 from ..ranges.table import TensorRange
 from .precision_plan import Choice, RegionPlan
 
+ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 Choices = dict[tuple[str, ...], Choice]  # nodes of a region -> what it computes in
 
 
 def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also: tuple[str, ...] = ()) -> dict[str, TensorRange]:
     """Range of every activation that some INT8 node reads, by that node's rule; if nodes disagree on a tensor's observer, the first wins.
 
-    A tensor that SmoothQuant divides gets the greatest magnitude it has left, and its channels for the division.
+    A tensor that SmoothQuant divides gets its range by the same rule, and its channels for the division.
     """
     inputs = activation_inputs(graph, also)
     nodes = {node.name: node for node in graph.model.graph.node}
@@ -35,36 +40,119 @@ def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also
                 tensor = nodes[name].input[position]
                 if tensor in rules:
                     ranges.setdefault(tensor, rules[tensor])
-    for tensor, factors in _smooth(graph.copy(), choices, seen.channels).items():
-        left = float((seen.channels[tensor] / factors).max())
-        ranges[tensor] = TensorRange(left, "max", left, tuple(float(v) for v in seen.channels[tensor]))
+    by_node = {name: choice for names, choice in choices.items() for name in names}
+    for target, found in _smooth(graph.copy(), choices, seen.channels).items():
+        ranges[target] = smoothed_range(graph, found, by_node[found.layers[0]].observer, seen)
     return ranges
 
 
-def make_int8(graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], *, stored: bool, also: tuple[str, ...] = ()) -> Quantized:
-    """Smooth and quantise what the choices say, in place; see ``quantize`` for ``stored`` and ``also``."""
-    channels = {name: np.asarray(found.channels) for name, found in ranges.items() if found.channels}
+def smoothed_range(graph: StageGraph, found: Smoothed, observer: str, seen: StageObservation) -> TensorRange:
+    """Range of a tensor that SmoothQuant divides, by the same observer, on the sample of it; the greatest magnitude if there is none."""
+    left = float((seen.channels[found.tensor] / found.factors).max())
+    channels = tuple(float(v) for v in seen.channels[found.tensor])
+    layers = layers_of(graph, found.tensor, seen.samples, found.layers, found.factors)
+    if not layers:
+        return TensorRange(left, "max", left, channels)
+    histogram = Histogram()
+    histogram.add(layers[0].rows, found.tensor)
+    rules = {rule: left if rule == "max" else min(read(histogram), left) for rule, read in OBSERVERS.items()}
+    rule = best_range(layers, rules)[0] if observer == LAYER_OUTPUT else observer
+    return TensorRange(rules[rule], rule, left, channels)
+
+
+def best_alpha(graph: StageGraph, nodes: Iterable[str], observer: str, seen: StageObservation) -> tuple[float, float]:
+    """SmoothQuant's alpha with which the outputs of some nodes are least noisy (0 for none), and that noise over the noise without, each with the ranges
+    of ``observer``; (0, 1) where nothing can be smoothed or nothing was sampled."""
+    names = tuple(nodes)
+    ranges = seen.ranges(observer)
+    tensors = {tensor: layers for tensor in smoothable(graph, names) if tensor in seen.channels and (layers := layers_of(graph, tensor, seen.samples, names))}
+    plain = sum(layer.noise(ranges[tensor].amax) for tensor, layers in tensors.items() for layer in layers)
+    best = (0.0, plain)
+    for alpha in ALPHAS if plain else ():
+        done = [found for found in smooth(graph.copy(), names, seen.channels, alpha).values() if found.tensor in tensors]
+        noise = sum(layer.noise(ranges[tensor].amax) for tensor in set(tensors) - {found.tensor for found in done} for layer in tensors[tensor])
+        for found in done:
+            amax = smoothed_range(graph, found, observer, seen).amax
+            noise += sum(layer.noise(amax) for layer in layers_of(graph, found.tensor, seen.samples, found.layers, found.factors))
+        if noise < best[1]:
+            best = (alpha, noise)
+    return best[0], best[1] / plain if plain else 1.0
+
+
+def shifts_for(
+    graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], seen: StageObservation, known: dict[tuple, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """What bias correction takes from the biases of the nodes whose choices want it: node -> mean error of its output channels, [O].
+
+    Args:
+        ranges: see ``ranges_for``.
+        known: remembers them by node, range and alpha.
+    """
+    known = {} if known is None else known
+    wanted = {name: choice for names, choice in choices.items() if choice.corrected for name in names}
+    if not wanted:
+        return {}
+    done = _smooth(graph.copy(), choices, seen.channels)
+    reads = {name: (target, found.factors) for target, found in done.items() for name in found.layers}
+    folded = {found.tensor: found.factors for target, found in done.items() if target == found.tensor}
+    found: dict[str, np.ndarray] = {}
+    for node in graph.model.graph.node:
+        if node.name not in wanted or not node.input or bias_place(graph, node) is None:
+            continue
+        target, factors = reads.get(node.name, (node.input[0], None))
+        if target not in ranges:
+            continue
+        key = (graph.model.graph.name, node.name, ranges[target].amax, wanted[node.name].smooth if factors is not None else 0.0)
+        if key not in known:
+            layers = layers_of(graph, node.input[0], seen.samples, (node.name,), factors)
+            known[key] = layers[0].shift(ranges[target].amax) if layers else np.zeros(0)
+        if known[key].size:
+            made = output_of(graph, node)
+            found[node.name] = known[key] / folded[made] if made in folded else known[key]
+    return found
+
+
+def make_int8(
+    graph: StageGraph,
+    choices: Choices,
+    ranges: dict[str, TensorRange],
+    shifts: dict[str, np.ndarray] | None = None,
+    *,
+    stored: bool,
+    also: tuple[str, ...] = (),
+) -> Quantized:
+    """Smooth, correct and quantise what the choices say, in place; see ``shifts_for``, and ``quantize`` for ``stored`` and ``also``."""
+    channels = {source_of(name): np.asarray(found.channels) for name, found in ranges.items() if found.channels}
     _smooth(graph, choices, channels)
     nodes = [name for names, choice in choices.items() if choice.precision == "int8" for name in names]
+    wanted = {name for names, choice in choices.items() if choice.corrected for name in names}
+    correct(graph, {name: shift for name, shift in (shifts or {}).items() if name in wanted})
     return quantize(graph, ranges, nodes, stored=stored, also=also)
 
 
-def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    done: dict[str, np.ndarray] = {}
+def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]) -> dict[str, Smoothed]:
+    done: dict[str, Smoothed] = {}
     for alpha in sorted({choice.smooth for choice in choices.values() if choice.smooth}):
         nodes = [name for names, choice in choices.items() if choice.smooth == alpha for name in names]
         done |= smooth(graph, nodes, channels, alpha)
     return done
 
 
-def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...], ranges: dict[str, TensorRange], also: tuple[str, ...] = ()) -> Quantized:
+def write_int8_stage(
+    source: Path,
+    target: Path,
+    regions: tuple[RegionPlan, ...],
+    ranges: dict[str, TensorRange],
+    shifts: dict[str, tuple[float, ...]],
+    also: tuple[str, ...] = (),
+) -> Quantized:
     """Write the form of an FP32 stage in which the INT8 regions hold Q/DQ and INT8 weights, and everything else is FP32 still.
 
     Args:
         source: the FP32 graph of the bundle.
         target: the graph to write; its weights go to ``<target>.data``.
         regions: of this stage, from the precision plan.
-        ranges: of this stage, from the calibration table.
+        ranges, shifts: of this stage, from the calibration table.
         also: of the precision plan.
 
     Raises:
@@ -76,7 +164,8 @@ def write_int8_stage(source: Path, target: Path, regions: tuple[RegionPlan, ...]
     for region in regions:
         if missing := [name for name in region.nodes if name not in known]:
             raise InputError(f"the precision plan names the node {missing[0]}, which {source.name} does not have", fix="run depth-calibrate on this bundle")
-    done = make_int8(graph, {region.nodes: region.choice for region in regions}, ranges, stored=True, also=also)
+    arrays = {name: np.array(values) for name, values in shifts.items()}
+    done = make_int8(graph, {region.nodes: region.choice for region in regions}, ranges, arrays, stored=True, also=also)
     if lacking := [name for name, why in done.left.items() if why.startswith("no range")]:
         raise InputError(f"the calibration table has no range for the node {lacking[0]}", fix="run depth-calibrate on this bundle")
     graph.save(target)

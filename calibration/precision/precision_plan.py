@@ -11,7 +11,7 @@ from ...runtime.artefact.manifest import SHA256, BundleManifest
 from ...runtime.artefact.spec import PRECISIONS, fields
 from ..artefact import read_artefact, require_model, write_artefact
 from ..int8.quantize import ALSO
-from ..ranges.observers import OBSERVERS
+from ..ranges.observers import RULES
 
 FORMAT, VERSION = "fathom-precision-plan", 2
 MAX_PLAN_BYTES = 64 << 20
@@ -25,24 +25,29 @@ class Choice:
         precision: one of ``PRECISIONS``.
         observer: rule for the ranges of its activations if it is INT8, else ``""``.
         smooth: SmoothQuant's alpha, 0 for none; only for INT8.
+        corrected: whether its layers' biases make up for the mean error of INT8; only for INT8.
     """
 
     precision: str
     observer: str = ""
     smooth: float = 0.0
+    corrected: bool = False
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}")
-        if (self.precision == "int8") != (self.observer in OBSERVERS) or (self.observer and self.observer not in OBSERVERS):
+        if (self.precision == "int8") != (self.observer in RULES) or (self.observer and self.observer not in RULES):
             raise ValueError(f"an observer goes with int8 and only with it, got {self.observer!r} for {self.precision}")
         if not 0 <= self.smooth < 1 or (self.smooth and self.precision != "int8"):
             raise ValueError(f"smooth {self.smooth}: from 0 to below 1, and only for int8")
+        if self.corrected and self.precision != "int8":
+            raise ValueError(f"biases are corrected for int8 only, not for {self.precision}")
 
     @property
     def words(self) -> str:
-        """For tables: ``int8 mse smooth 0.5``."""
-        return " ".join([self.precision, *([self.observer] if self.observer else []), *([f"smooth {self.smooth:g}"] if self.smooth else [])])
+        """For tables: ``int8 mse smooth 0.5 corrected``."""
+        smooth = f"smooth {self.smooth:g}" if self.smooth else ""
+        return " ".join(filter(None, (self.precision, self.observer, smooth, "corrected" if self.corrected else "")))
 
 
 FP32 = Choice("fp32")
@@ -151,7 +156,8 @@ class PrecisionPlan:
         regions = []
         for region in self.regions:
             facts = {name: getattr(region, name) for name in ("stage", "path", "kind", "reason", "evidence", "macs")}
-            facts |= {"nodes": list(region.nodes), "precision": region.choice.precision, "observer": region.choice.observer, "smooth": region.choice.smooth}
+            facts |= {"nodes": list(region.nodes), "precision": region.choice.precision, "observer": region.choice.observer}
+            facts |= {"smooth": region.choice.smooth, "corrected": region.choice.corrected}
             regions.append(facts)
         data |= {
             "format": FORMAT,
@@ -178,10 +184,10 @@ class PrecisionPlan:
         number = (int, float)
         regions = []
         for line in lines:
-            names = {"stage": str, "path": str, "kind": str, "nodes": list, "precision": str, "observer": str, "smooth": number}
+            names = {"stage": str, "path": str, "kind": str, "nodes": list, "precision": str, "observer": str, "smooth": number, "corrected": bool}
             names |= {"reason": str, "evidence": dict, "macs": int}
-            stage, path, kind, nodes, precision, observer, smooth, reason, evidence, macs = fields(line, "region", **names)
-            regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), Choice(precision, observer, float(smooth)), reason, evidence, macs))
+            stage, path, kind, nodes, precision, observer, smooth, corrected, reason, evidence, macs = fields(line, "region", **names)
+            regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), Choice(precision, observer, float(smooth), corrected), reason, evidence, macs))
         names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool, "timed": bool}
         variants = tuple(Variant(*fields(line, "variant", **names)) for line in tried)
         return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants, tuple(map(str, also)), proof)

@@ -161,3 +161,5 @@ OBSERVERS: dict[str, Callable[[Histogram], float]] = {
     "entropy": entropy,
     "mse": mean_squared_error,
 }
+LAYER_OUTPUT = "layer-output"  # not a rule of its own: for every tensor the one of the above with which the layers' outputs are least noisy
+RULES = (*OBSERVERS, LAYER_OUTPUT)

@@ -13,7 +13,7 @@ from ...runtime.artefact.spec import fields
 from ..artefact import read_artefact, require_model, write_artefact
 from .observers import OBSERVERS
 
-FORMAT, VERSION = "fathom-calibration-table", 1
+FORMAT, VERSION = "fathom-calibration-table", 2
 FEW_IMAGES, USUAL_IMAGES = 64, 512
 MAX_TABLE_BYTES = 256 << 20
 
@@ -57,6 +57,7 @@ class CalibrationTable:
         warnings: what is odd about the images, as full sentences.
         stages: stage -> tensor -> range of every activation that INT8 can need.
         peaks: stage -> tensor -> greatest magnitude of every floating-point tensor: what FP16 must hold.
+        shifts: stage -> node -> mean error that INT8 makes in each of its output channels, which is taken from its bias; only of nodes whose plan wants it.
     """
 
     model_sha256: str
@@ -67,6 +68,7 @@ class CalibrationTable:
     warnings: tuple[str, ...]
     stages: dict[str, dict[str, TensorRange]]
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+    shifts: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
 
     def __post_init__(self):
         if not SHA256.fullmatch(self.model_sha256):
@@ -95,6 +97,7 @@ class CalibrationTable:
                 }
                 for stage, tensors in self.stages.items()
             },
+            "shifts": {stage: {name: list(values) for name, values in sorted(nodes.items())} for stage, nodes in self.shifts.items()},
             "peaks": {stage: dict(sorted(tensors.items())) for stage, tensors in self.peaks.items()},
         }
 
@@ -106,8 +109,8 @@ class CalibrationTable:
             ValueError: if it is another format or version, or a key is missing, unknown or of the wrong kind.
         """
         kinds = {"format": str, "version": int, "model_sha256": str, "data": dict, "protocol": str, "images": int, "looks": int}
-        kinds |= {"warnings": list, "stages": dict, "peaks": dict}
-        form, version, model, source, protocol, images, windows, warnings, stages, peaks = fields(data, "calibration table", **kinds)
+        kinds |= {"warnings": list, "stages": dict, "peaks": dict, "shifts": dict}
+        form, version, model, source, protocol, images, windows, warnings, stages, peaks, moved = fields(data, "calibration table", **kinds)
         if (form, version) != (FORMAT, VERSION):
             raise ValueError(f"format {form!r} version {version}, wanted {FORMAT!r} version {VERSION}")
         ranges: dict[str, dict[str, TensorRange]] = {}
@@ -121,7 +124,14 @@ class CalibrationTable:
             for name, value in _object(tensors, stage).items():
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                     raise ValueError(f"peaks.{stage}.{name}: {value!r} is no finite number")
-        return cls(model, source, protocol, images, windows, tuple(map(str, warnings)), ranges, peaks)
+        shifts: dict[str, dict[str, tuple[float, ...]]] = {}
+        for stage, nodes in moved.items():
+            for name, values in _object(nodes, stage).items():
+                plain = isinstance(values, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+                if not plain:
+                    raise ValueError(f"shifts.{stage}.{name}: finite numbers were wanted")
+                shifts.setdefault(stage, {})[name] = tuple(map(float, values))
+        return cls(model, source, protocol, images, windows, tuple(map(str, warnings)), ranges, peaks, shifts)
 
 
 def _object(data: Any, what: str) -> dict[str, Any]:

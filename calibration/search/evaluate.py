@@ -15,10 +15,11 @@ from ...runtime.errors import AccuracyError, InputError
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
+from ..int8.smooth import SMOOTHING
 from ..observation.flow import Flow, Window
-from ..observation.observe import StageObservation
 from ..observation.photo import Photo
-from ..precision.int8_stage import Choices, make_int8, ranges_for
+from ..observation.stage_observation import StageObservation
+from ..precision.int8_stage import Choices, make_int8, ranges_for, shifts_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
 from .bootstrap import bootstrap_errors
 from .objective import Score, failed
@@ -88,6 +89,7 @@ class Evaluator:
         self._groups = _groups(photos, flow.window_nbytes())
         self._wanted = {t.name for spec in chain.specs for t in spec.inputs} | {chain.contract.output.tensor}
         self._room = HOLD_NBYTES
+        self._known_shifts: dict[tuple, np.ndarray] = {}
         self._sessions: dict[str, StageSession] = {}
         self._scenes = {photo.number: photo.scene for photo in photos}
         self._sample = {photo.number: sample(photo.number) for photo in photos}
@@ -113,6 +115,12 @@ class Evaluator:
             raise InputError("no pixel of the images has a depth above zero", fix="give other images")
         self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
+
+    def telling(self) -> Photo:
+        """One photo to screen on: the first with a depth to compare with, of masks the first with an edge in it."""
+        able = (photo for photo in self.photos if photo.number in self._truths)
+        edged = (photo for photo in able if not self._mask or 0 < self._reference[photo.number].values.mean() < 1)
+        return next(edged, self.photos[0])
 
     def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
         """abs_rel and delta1; of a mask see above."""
@@ -180,8 +188,10 @@ class Evaluator:
         """The FP32 graph of a stage with the choices' rounding in it."""
         graph = self.chain.graphs[stage].copy()
         ranges = ranges_for(self.chain.graphs[stage], choices, self.seen[stage], self.also)
-        make_int8(graph, choices, ranges, stored=False, also=self.also)
-        precisions = {name: choice.precision for names, choice in choices.items() for name in names}
+        shifts = shifts_for(self.chain.graphs[stage], choices, ranges, self.seen[stage], self._known_shifts)
+        make_int8(graph, choices, ranges, shifts, stored=False, also=self.also)
+        precisions = {node.name: "fp16" for node in graph.model.graph.node if SMOOTHING in node.name}
+        precisions |= {name: choice.precision for names, choice in choices.items() for name in names}
         round_through(graph, precisions, self.stays[stage], boundaries)
         return graph
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..observation.observe import OnProgress, StageObservation, silent
-from ..precision.int8_stage import ranges_for
+from ..observation.observe import OnProgress, silent
+from ..observation.stage_observation import StageObservation
+from ..precision.int8_stage import ranges_for, shifts_for
 from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, mark_pareto
 from ..precision.regions import Region
 from ..ranges.table import TensorRange
@@ -31,10 +32,11 @@ CANDIDATES = ("fp32", "bf16", "fp16", "int8")
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a search: the plan, and the ranges that its INT8 regions need, by stage."""
+    """Result of a search: the plan, and the ranges and the corrections of biases that its INT8 regions need, by stage."""
 
     plan: PrecisionPlan
     ranges: dict[str, dict[str, TensorRange]]
+    shifts: dict[str, dict[str, tuple[float, ...]]]
 
 
 class Search:
@@ -95,13 +97,12 @@ class Search:
         self._lines = {line.region: line for stage in lines.values() for line in stage}
         self._on_screened()
         self.costs.learn({region: line.quantised for region, line in self._lines.items()})
+        self._choose_correction()
         chosen = self._profitable({region: self._start(line) for region, line in self._lines.items()})
         self._try("all fp32", dict.fromkeys(chosen, FP32), self.evaluator.baseline)
-        for name in ("fp16", "bf16", "int8"):
+        for name in ("fp16", "bf16"):
             if name in self.precisions:
-                self._try(
-                    f"all {name}" + (" where it can be, else fp16" if name == "int8" else ""), {r: self._uniform(line, name) for r, line in self._lines.items()}
-                )
+                self._try(f"all {name}", {region: FP32 if line.declared else Choice(name) for region, line in self._lines.items()})
         verdicts: dict[str, str] = {}
         fit = Fit(self.mixtures, self._lines, self.precisions, self._reasons)
         for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
@@ -118,6 +119,20 @@ class Search:
             verdicts = {spec.name: self._counted(spec.name, chosen) + "." for spec in self.evaluator.chain.specs}
             return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
         return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {})
+
+    def _choose_correction(self) -> None:
+        """Biases are corrected in every INT8 region or in none: as the depth moves less with INT8 wherever it can be."""
+        if "int8" not in self.precisions:
+            return
+        best = {region: line.best_int8() for region, line in self._lines.items()}
+        int8 = {region: choice for region, choice in best.items() if choice is not None and not self._lines[region].scores[choice].failure}
+        others = {region: Choice("fp16") if line.holds_fp16 else FP32 for region, line in self._lines.items()}
+        plain = self._try("all int8 where it can be, else fp16", others | int8)
+        if int8:
+            corrected = self._try("all int8, biases corrected", others | {region: replace(choice, corrected=True) for region, choice in int8.items()})
+            if corrected.harm < plain.harm:
+                for line in self._lines.values():
+                    line.correct_biases()
 
     def _counted(self, stage: str, chosen: Mixture) -> str:
         counts = Counter(choice.precision for region, choice in chosen.items() if region.stage == stage)
@@ -171,13 +186,6 @@ class Search:
             return f"FP16 fails: {failures[0]}"
         return "the fastest that moves the depth no further than allowed, alone" if choice != FP32 else "every faster choice moves the depth too far, alone"
 
-    def _uniform(self, line: Sensitivity, precision: str) -> Choice:
-        if line.declared:
-            return FP32
-        if precision == "int8":
-            return line.best_int8() or Choice("fp16")
-        return Choice(precision)
-
     def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
         """INT8 stays in a stage only if it pays; one sentence about the stage."""
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
@@ -208,7 +216,7 @@ class Search:
                 self._reasons[region] = "INT8 does not pay in this stage"
         if self.mixtures.may_try(chosen, 2):
             self._try(f"{stage} kept in int8", chosen)
-        why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it makes the stage slower ({fast:.3g} ms for {slow:.3g} ms)"
+        why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it saves nothing: {fast:.3g} ms for {slow:.3g} ms"
         return replaced, f"{stage}: INT8 is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
     def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any]) -> Found:
@@ -218,6 +226,8 @@ class Search:
         graphs = self.evaluator.chain.graphs
         plan = plan_of(chosen)
         ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
+        shifts = {stage: shifts_for(graphs[stage], choices, ranges[stage], seen[stage]) for stage, choices in plan.items()}
+        told = {stage: {name: tuple(map(float, values)) for name, values in nodes.items()} for stage, nodes in shifts.items() if nodes}
         regions, overflows = [], []
         for region, line in self._lines.items():
             macs = self.costs.models[region.stage].region_macs(region)
@@ -242,6 +252,7 @@ class Search:
                 proof,
             ),
             ranges,
+            told,
         )
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..graph.stage_graph import StageGraph
 from ..int8.quantize import activation_inputs
-from ..int8.smooth import smoothable
 from ..observation.observe import OnProgress, silent
+from ..precision.int8_stage import best_alpha
 from ..precision.precision_plan import FP32, Choice
 from ..precision.regions import Region, find_regions
 from ..precision.rounding import fp16_overflows
+from ..ranges.observers import LAYER_OUTPUT, OBSERVERS
 from .evaluate import Evaluator
 from .objective import Budget, Score, failed
 
-FIRST_OBSERVER = "mse"
-OTHER_OBSERVERS = ("max", "percentile-99.999", "percentile-99.99", "percentile-99.9", "entropy")
-SMOOTH_ALPHA = 0.5
-SMOOTHED_KINDS = ("self-attention", "cross-attention", "feed-forward", "block", "head", "adapter", "reprogramming")
+FIRST_OBSERVER = LAYER_OUTPUT
+SMOOTH_FROM = 0.9  # SmoothQuant is tried where it makes the layers' outputs at least so much less noisy
 
 
 @dataclass
@@ -47,6 +46,16 @@ class Sensitivity:
         """The INT8 choice that moves the depth least."""
         tried = [choice for choice in self.scores if choice.precision == "int8"]
         return min(tried, key=lambda choice: self.scores[choice].harm, default=None)
+
+    @property
+    def holds_fp16(self) -> bool:
+        """Whether FP16 can hold its numbers."""
+        half = self.scores.get(Choice("fp16"))
+        return half is not None and not half.failure
+
+    def correct_biases(self) -> None:
+        """From now on its INT8 choices correct biases; what was measured without stands for them."""
+        self.scores = {replace(choice, corrected=choice.precision == "int8"): score for choice, score in self.scores.items()}
 
     @property
     def harm(self) -> float:
@@ -76,9 +85,9 @@ def screen(
 ) -> dict[str, list[Sensitivity]]:
     """Look at every region of every stage alone, on one photo, and judge by how far the depth moves: of one photo the metrics say little.
 
-    FP16 is tried for a whole stage, and region by region only where that moves the depth too far. INT8 is tried with one observer; where that moves it too
-    far, with the others, and in transformer parts with SmoothQuant. BF16 is tried where FP16 is too much: it costs the same and holds greater numbers
-    with fewer digits.
+    FP16 is tried for a whole stage, and region by region only where that moves the depth too far. INT8 is tried with the observer that
+    suits every tensor, with SmoothQuant as well where that quiets its layers, and where that moves the depth too far with every single observer. BF16 is tried
+    where FP16 is too much: it costs the same and holds greater numbers with fewer digits.
 
     Args:
         evaluator: scores on one photo.
@@ -149,8 +158,10 @@ def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, prec
         tried(Choice("bf16"))
     if hurried or "int8" not in precisions or not line.quantised or line.overflows or line.reads:
         return
-    if not tried(Choice("int8", FIRST_OBSERVER)).mild(budget):
-        for observer in OTHER_OBSERVERS:
+    first = tried(Choice("int8", FIRST_OBSERVER))
+    alpha, noise = best_alpha(graph, line.quantised, FIRST_OBSERVER, evaluator.seen[region.stage])
+    if alpha and noise <= SMOOTH_FROM:
+        first = min(first, tried(Choice("int8", FIRST_OBSERVER, alpha)), key=lambda score: score.harm)
+    if not first.mild(budget):
+        for observer in OBSERVERS:
             tried(Choice("int8", observer))
-        if region.kind in SMOOTHED_KINDS and smoothable(graph, region.nodes):
-            tried(Choice("int8", FIRST_OBSERVER, SMOOTH_ALPHA))

@@ -174,7 +174,8 @@ def type_by_plan(
     """
     regions = calibration.regions(stage.spec.name, precision)
     wide = target if boundaries is None else target.with_name(f"{target.stem}.wide.onnx")
-    done = write_int8_stage(bundle.path(stage.file), wide, regions, calibration.table.stages.get(stage.spec.name, {}), calibration.plan.also)
+    ranges, shifts = (held.get(stage.spec.name, {}) for held in (calibration.table.stages, calibration.table.shifts))
+    done = write_int8_stage(bundle.path(stage.file), wide, regions, ranges, shifts, calibration.plan.also)
     if boundaries is None:
         data = Path(f"{target}.data")
         nbytes = data.stat().st_size if data.exists() else 0

@@ -1,0 +1,99 @@
+"""What INT8 does to a layer's output, from a sample of what it reads: which observer suits a tensor, and by how much the output shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+
+from ..graph.stage_graph import StageGraph
+from ..ranges.observers import LEVELS
+from .layer_rows import Geometry, by_channel, geometry_of, layer_output, weight_matrix
+from .quantize import activation_scale, quantize_weight, weight_axis, weight_scales
+from .smooth import input_axis
+
+SURE = 2.0
+Samples = dict[str, np.ndarray]  # sample_key -> rows [count, width]
+
+
+def sample_key(tensor: str, geometry: Geometry) -> str:
+    """Name of the rows that layers of a geometry read of a tensor."""
+    return f"{tensor}|{geometry.key}"
+
+
+class Layer:
+    """One layer with a sample of what it reads.
+
+    Args:
+        graph, node: which.
+        rows: of its input, [count, width].
+        geometry: see ``geometry_of``.
+        factors: SmoothQuant's, per input channel [C]: the input is divided by them and the weight multiplied; None for none.
+    """
+
+    def __init__(self, graph: StageGraph, node: onnx.NodeProto, rows: np.ndarray, geometry: Geometry, factors: np.ndarray | None = None):
+        weight = np.asarray(graph.array(node.input[1]), np.float32)
+        matrix = weight_matrix(graph, node, weight, geometry).astype(np.float32)
+        self.wanted = layer_output(rows, matrix)  # [count, groups, outputs]
+        if factors is not None:
+            factors = factors.astype(np.float32)
+            shape = [-1 if place == input_axis(node) else 1 for place in range(weight.ndim)]
+            weight = weight * factors.reshape(shape)
+            rows = rows / np.repeat(factors, rows.shape[1] // len(factors))  # a patch has its channels first
+        axis = weight_axis(graph, node)
+        scales = weight_scales(weight, axis)
+        shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
+        rounded = quantize_weight(weight, scales, axis) * scales.reshape(shape).astype(np.float32)
+        self._matrix = weight_matrix(graph, node, rounded, geometry).astype(np.float32)
+        self._rows, self._geometry = rows, geometry
+
+    @property
+    def rows(self) -> np.ndarray:
+        """What INT8 rounds."""
+        return self._rows
+
+    def error(self, amax: float) -> np.ndarray:
+        """The output in INT8, with a range for the input, less the output in FP32: [count, groups, outputs]."""
+        scale = activation_scale(amax if amax > 0 else 1.0)
+        rounded = np.clip(np.rint(self._rows / scale), -LEVELS - 1, LEVELS) * scale
+        return layer_output(rounded.astype(np.float32), self._matrix) - self.wanted
+
+    def noise(self, amax: float) -> float:
+        """Power of the error over power of the output."""
+        power = float(np.square(self.wanted, dtype=np.float64).sum())
+        return float(np.square(self.error(amax), dtype=np.float64).sum()) / power if power else 0.0
+
+    def shift(self, amax: float) -> np.ndarray:
+        """Mean of the error by output channel, [O]; 0 where the sample does not tell it from 0 (two standard errors)."""
+        error = self.error(amax).astype(np.float64)
+        mean = error.mean(axis=0)
+        doubt = error.std(axis=0) / np.sqrt(len(error))
+        return by_channel(np.where(np.abs(mean) > SURE * doubt, mean, 0.0), self._geometry)
+
+
+def layers_of(graph: StageGraph, tensor: str, samples: Samples, nodes: Iterable[str] | None = None, factors: np.ndarray | None = None) -> list[Layer]:
+    """The layers that read a tensor and of whose input there is a sample.
+
+    Args:
+        nodes: names of those to take; None for all.
+    """
+    wanted = None if nodes is None else set(nodes)
+    found = []
+    for node, position in graph.readers[tensor]:
+        if position != 0 or (wanted is not None and node.name not in wanted):
+            continue
+        geometry = geometry_of(graph, node)
+        if geometry is not None and (rows := samples.get(sample_key(tensor, geometry))) is not None and len(rows):
+            found.append(Layer(graph, node, rows, geometry, factors))
+    return found
+
+
+def best_range(layers: list[Layer], candidates: dict[str, float]) -> tuple[str, float]:
+    """The observer, of those with their ranges in ``candidates``, with which the layers' outputs are least noisy, and that noise; of equals the first."""
+    noise: dict[float, float] = {}
+    for amax in candidates.values():
+        if amax not in noise:
+            noise[amax] = sum(layer.noise(amax) for layer in layers)
+    best = min(candidates, key=lambda name: noise[candidates[name]])
+    return best, noise[candidates[best]]

@@ -1,0 +1,164 @@
+"""What INT8 does to a layer's output: rows against PyTorch, observers by that error, biases that make up for its mean."""
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from fathom.calibration.graph.session import StageSession
+from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.calibration.int8.correct import bias_place
+from fathom.calibration.int8.layer_error import best_range, layers_of
+from fathom.calibration.int8.layer_rows import by_channel, geometry_of, layer_output, sample_rows, weight_matrix
+from fathom.calibration.observation.sample_layers import sample_layers
+from fathom.calibration.observation.stage_observation import StageObservation
+from fathom.calibration.precision.int8_stage import make_int8, ranges_for, shifts_for, write_int8_stage
+from fathom.calibration.precision.precision_plan import Choice, RegionPlan
+from fathom.calibration.ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(5)
+
+
+def one_layer(op, weight, shape, **attributes):
+    """A stage of one layer that reads ``x``; a bias behind a MatMul."""
+    constants = [numpy_helper.from_array(weight, "w")]
+    nodes = [helper.make_node(op, ["x", "w"], ["y"], name="a/Layer_0", **attributes)]
+    if op == "MatMul":
+        constants.append(numpy_helper.from_array(np.zeros(weight.shape[1], np.float32), "b"))
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="a/Layer_0"), helper.make_node("Add", ["m", "b"], ["y"], name="a/Add_0")]
+    inputs, outputs = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape), helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [inputs], [outputs], constants)
+    return StageGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), __import__("pathlib").Path("."))
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "shape", "attributes"),
+    [
+        ("Conv", (6, 4, 3, 3), (2, 4, 9, 11), {"pads": [1, 1, 1, 1]}),
+        ("Conv", (6, 4, 3, 5), (1, 4, 12, 13), {"pads": [0, 2, 1, 1], "strides": [2, 1], "dilations": [1, 2]}),
+        ("Conv", (6, 2, 3, 3), (1, 4, 8, 8), {"group": 2, "pads": [1, 1, 1, 1]}),
+        ("ConvTranspose", (4, 3, 2, 2), (1, 4, 5, 6), {"strides": [2, 2]}),
+        ("MatMul", (8, 5), (2, 7, 8), {}),
+        ("Gemm", (5, 8), (9, 8), {"transB": 1}),
+    ],
+)
+def test_rows_times_the_weight_are_the_layers_output(random, op, weight, shape, attributes):
+    w, x = random.normal(size=weight).astype(np.float32), random.normal(size=shape).astype(np.float32)
+    graph = one_layer(op, w, shape, **attributes)
+    node = graph.model.graph.node[0]
+    geometry = geometry_of(graph, node)
+    rows = sample_rows(geometry, x, 60, random)
+    found = layer_output(rows, weight_matrix(graph, node, w, geometry)).reshape(len(rows), -1)
+    tx, tw = torch.from_numpy(x), torch.from_numpy(w)
+    if op == "Conv":
+        top, left, bottom, right = attributes["pads"]
+        padded = torch.nn.functional.pad(tx, (left, right, top, bottom))
+        rest = {
+            "stride": tuple(attributes.get("strides", (1, 1))),
+            "dilation": tuple(attributes.get("dilations", (1, 1))),
+            "groups": attributes.get("group", 1),
+        }
+        wanted = torch.nn.functional.conv2d(padded, tw, **rest).permute(0, 2, 3, 1).reshape(-1, weight[0])
+    elif op == "ConvTranspose":  # kernel and stride are equal: every input pixel makes a block of its own
+        out = torch.nn.functional.conv_transpose2d(tx, tw, stride=2)  # [1, O, 2h, 2w]
+        wanted = out.reshape(1, 3, 5, 2, 6, 2).permute(0, 2, 4, 1, 3, 5).reshape(30, -1)
+    else:
+        wanted = (tx @ (tw if op == "MatMul" else tw.T)).reshape(-1, 5)
+    apart = np.abs(found[:, None, :] - wanted.numpy()[None]).max(axis=2)  # [rows, positions]
+    assert apart.min(axis=1).max() < 1e-4 and len(set(apart.argmin(axis=1))) > min(15, len(wanted) // 3)
+    if op == "ConvTranspose":  # with a constant error per tap, every output pixel is off by exactly one of them
+        assert np.allclose(by_channel(np.full((1, 12), 0.5), geometry), [0.5] * 3)
+
+
+def observed(graph, x):
+    """What an observation of one picture holds of ``x``."""
+    seen = StageObservation()
+    seen.histograms["x"] = Histogram()
+    seen.histograms["x"].add(x)
+    seen.channels["x"] = np.abs(x).max(axis=tuple(range(x.ndim - 1)))
+    sample_layers(seen.samples, graph, ["x"], {"x": x}, 1.0, (0, 0))
+    seen.suit(graph)
+    return seen
+
+
+def test_the_observer_follows_what_matters_to_the_output(random):
+    """Rare large values in one channel: narrow where nothing reads that channel, wide where the output hangs on it."""
+    x = random.normal(size=(2000, 16)).astype(np.float32)
+    x[::50, 0] = 60
+    weight = random.normal(size=(16, 8)).astype(np.float32)
+    ranges = {}
+    for matters in (0.0, 10.0):
+        weight[0] = matters
+        graph = one_layer("MatMul", weight.copy(), (2000, 16))
+        seen = observed(graph, x)
+        rules = {rule: seen.ranges(rule)["x"].amax for rule in OBSERVERS}
+        layers = layers_of(graph, "x", seen.samples)
+        rule, noise = best_range(layers, rules)
+        assert rule == seen.suited["x"] and noise <= min(sum(layer.noise(amax) for layer in layers) for amax in rules.values())
+        ranges[matters] = seen.ranges(LAYER_OUTPUT)["x"].amax
+    assert ranges[0.0] < 10 and ranges[10.0] == pytest.approx(60, rel=0.01)
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Conv"])
+def test_a_corrected_bias_takes_the_mean_error_away(random, op):
+    """A skewed input, cut off at its 99.9th percentile, shifts every output; the bias makes up for it."""
+    shape = (1, 4000, 6) if op == "MatMul" else (1, 6, 64, 64)
+    x = np.exp(1.5 * random.normal(size=shape)).astype(np.float32)
+    weight = np.abs(random.normal(size=(6, 5) if op == "MatMul" else (5, 6, 1, 1))).astype(np.float32)
+    graph = one_layer(op, weight, shape)
+    seen = observed(graph, x)
+    before = StageSession(graph).run({"x": x})["y"]
+    axes = (0, 1) if op == "MatMul" else (0, 2, 3)
+    means = {}
+    for corrected in (False, True):
+        choices = {("a/Layer_0", "a/Add_0"): Choice("int8", "percentile-99.9", 0.0, corrected)}
+        ranges = ranges_for(graph, choices, seen)
+        shifts = shifts_for(graph, choices, ranges, seen)
+        tried = graph.copy()
+        make_int8(tried, choices, ranges, shifts, stored=False)
+        means[corrected] = np.abs((StageSession(tried).run({"x": x})["y"] - before).mean(axis=axes))
+        assert set(shifts) == ({"a/Layer_0"} if corrected else set())
+    assert means[True].mean() < 0.6 * means[False].mean()
+
+
+def test_a_product_without_a_bias_has_no_place_for_a_correction(random):
+    graph = one_layer("MatMul", random.normal(size=(6, 5)).astype(np.float32), (3, 6))
+    del graph.model.graph.node[1]
+    graph.model.graph.output[0].name = "m"
+    graph.index()
+    assert bias_place(graph, graph.model.graph.node[0]) is None
+
+
+def test_what_is_written_is_what_was_tried(calibration_bundles, tmp_path, random):
+    """Smoothing, a divided convolution input and corrected biases, stored in a file and simulated: the same numbers."""
+    graph = calibration_bundles.load_graph(tmp_path / "g", calibration_bundles.token_models()[0])
+    image = {"image": random.normal(size=(1, 3, 32, 48)).astype(np.float32)}
+    watched = graph.copy()
+    names = ["image", "n", "r0"]
+    watched.model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names[1:])
+    values = StageSession(watched, optimise=False).run(image) | image
+    seen = StageObservation()
+    for name in names:
+        seen.histograms[name] = Histogram()
+        seen.histograms[name].add(values[name])
+        seen.channels[name] = np.abs(values[name]).max(axis=(0, 2, 3) if values[name].ndim == 4 else (0, 1))
+    sample_layers(seen.samples, graph, names, values, 1.0, (0, 0))
+    seen.suit(graph)
+    choice = Choice("int8", LAYER_OUTPUT, 0.6, True)
+    choices = {tuple(node.name for node in graph.model.graph.node): choice}
+    ranges = ranges_for(graph, choices, seen)
+    shifts = shifts_for(graph, choices, ranges, seen)
+    assert len(shifts) == 3 and any(":smooth:" in name for name in ranges) and ranges["n"].channels
+    tried = graph.copy()
+    make_int8(tried, choices, ranges, shifts, stored=False)
+    (region,) = (RegionPlan("encoder", "(all)", "block", nodes, choice, "", {}) for nodes in choices)
+    told = {name: tuple(map(float, values)) for name, values in shifts.items()}
+    target = tmp_path / "int8.onnx"
+    write_int8_stage(tmp_path / "g" / "encoder.onnx", target, (region,), ranges, told)
+    wanted, found = (StageSession(stage).run(image)["features"] for stage in (tried, StageGraph.load(target)))
+    plain = StageSession(graph).run(image)["features"]
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(plain).max() + 1e-6
+    assert 0 < np.abs(found - plain).max() < 0.1 * np.abs(plain).max()
