@@ -18,6 +18,7 @@ from .errors import ChecksumError, DiskFullError, FathomError, InputError
 
 CHUNK = 1 << 22
 PART, PART_END = ".fathom-", ".part"  # names of what is being written; short, so that every legal name can be written
+LEFT_ENDS = (PART_END, ".old", ".part.d")  # also of a directory that was being replaced, and of a bag
 STALE_S = 86_400
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_BELOW_NBYTES = 1 << 16
@@ -165,7 +166,7 @@ def check_sha256(view: memoryview | mmap.mmap | bytes, wanted: str, what: str) -
 def sweep(folder: Path) -> None:
     """Remove what runs that were killed left half-written in a folder, once it is older than a day."""
     with suppress(OSError):
-        for left in folder.glob(f"{PART}*{PART_END}"):
+        for left in (path for end in LEFT_ENDS for path in folder.glob(f"{PART}*{end}")):
             with suppress(OSError):
                 if time.time() - left.lstat().st_mtime > STALE_S:
                     shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
@@ -184,7 +185,7 @@ def full_disk_told(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-        told = isinstance(error, OSError) and error.errno in FULL
+        told = (isinstance(error, OSError) and error.errno in FULL) or os.strerror(errno.ENOSPC) in str(error)
         room = FULL_BELOW_NBYTES
         with suppress(OSError):
             room = shutil.disk_usage(folder).free

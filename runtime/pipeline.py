@@ -19,6 +19,7 @@ from .artefact.plan import PlanFile
 from .artefact.trust import ANY, Trust
 from .backend import Backend, open_backend
 from .errors import AccuracyError, UsageError
+from .memory_limit import refuse_small_limit
 from .photo.depth_map import DepthMap, Intrinsics, Origin
 from .photo.postprocess import focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
@@ -91,11 +92,13 @@ class Pipeline:
             InputError: if it is neither, or broken, or not signed by whom ``trust`` names.
             ChecksumError: if its bytes changed.
             EnvironmentMismatchError: if this machine cannot execute it.
+            OutOfMemoryError: if a limit of this process leaves too little memory.
             UsageError: if device, threads or batch do not fit.
         """
         artefact = BundleDirectory.open(path, verify, trust) if Path(path).is_dir() else PlanFile.open(path, verify, trust)
         backend = None
         try:
+            refuse_small_limit(artefact.manifest)
             backend = open_backend(artefact, device, threads, streams)
             opened = cls(artefact, backend, batch)
             if artefact.signed:

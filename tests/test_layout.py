@@ -32,7 +32,7 @@ OTHERS = {
 AT_ONCE = {"runtime": {"numpy", "PIL"}}  # everything else in runtime/ is imported where it is used
 PYTORCH_REFERENCE = {"benchmarks/pytorch_reference.py", "benchmarks/latency/pytorch_latency.py", "benchmarks/studies/evp_fullsize.py"}
 ROOM_FILES = 15
-RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress"}
+RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress", "memory_limit"}
 
 
 def _imports(path: Path):
