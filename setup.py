@@ -41,6 +41,7 @@ GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.23,<2"]  # instead of onnxruntime: both i
 TENSORRT = ["tensorrt>=10.3"]  # for desktops and servers; a Jetson has the one of JetPack
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
+EXR = ["OpenEXR>=3.3"]
 SIGNED = ["cryptography>=42"]
 ROS = ["rosbags>=0.11.9,<0.12"]
 BENCH = ["h5py>=3.10", "scipy>=1.11", "matplotlib>=3.9"]
@@ -89,10 +90,11 @@ setup(
         "video": VIDEO,
         "ros": ROS,
         "signed": SIGNED,
+        "exr": EXR,
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],
-        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *ROS, *SIGNED, *BENCH, *DEV, "tqdm>=4.60"],
+        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *ROS, *SIGNED, *EXR, *BENCH, *DEV, "tqdm>=4.60"],
     },
     entry_points={
         "console_scripts": [

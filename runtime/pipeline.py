@@ -50,7 +50,8 @@ class Pipeline:
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
         self.manifest, self.contract = artefact.manifest, artefact.manifest.contract
-        self._artefact, self._backend, self.remarks, self._remarking = artefact, backend, backend.remarks, threading.Lock()
+        self._artefact, self._backend, self._remarking = artefact, backend, threading.Lock()
+        self.remarks = (*((artefact.signed,) if artefact.signed else ()), *backend.remarks)
         self._closing, self._permits, self.concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
         self._min_batch, opt_batch, self._max_batch = self._batches()
         self._submissions = Submissions(backend.concurrent + 1, (backend.concurrent + 1) * self._min_batch)
@@ -100,10 +101,7 @@ class Pipeline:
         try:
             refuse_small_limit(artefact.manifest)
             backend = open_backend(artefact, device, threads, streams)
-            opened = cls(artefact, backend, batch)
-            if artefact.signed:
-                opened._remark(artefact.signed)
-            return opened
+            return cls(artefact, backend, batch)
         except BaseException:
             if backend is not None:
                 backend.close()

@@ -21,7 +21,22 @@ OURS = {
     "benchmarks": {"runtime", "datasets"},
 }
 OTHERS = {
-    "runtime": {"numpy", "PIL", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "tqdm", "tokenizers", "av", "cv2", "rosbags", "cryptography"},
+    "runtime": {
+        "numpy",
+        "PIL",
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt_rtx",
+        "cuda",
+        "pycuda",
+        "tqdm",
+        "tokenizers",
+        "av",
+        "cv2",
+        "rosbags",
+        "cryptography",
+        "OpenEXR",
+    },
     "datasets": {"numpy", "PIL", "h5py", "scipy"},
     "models": {"torch", "transformers", "diffusers", "open_clip", "safetensors", "tokenizers", "numpy", "huggingface_hub"},
     "trt_plugins": {"onnx", "cuda"},

@@ -88,3 +88,12 @@ def test_everything_that_killed_runs_leave_is_swept_once_it_is_old(tmp_path):
     with whole_file(tmp_path / "x") as part:
         part.write_bytes(b"x")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".fathom-4.old", ".other.old", "x"]
+
+
+def test_a_folder_of_many_results_is_not_read_for_each_of_them(tmp_path, monkeypatch):
+    looked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: looked.append(folder) or scandir(folder))
+    for number in range(20):
+        with whole_file(tmp_path / str(number)) as part:
+            part.write_bytes(b"x")
+    assert len(looked) == 1

@@ -15,8 +15,6 @@ Every stage has threads of its own. Left alone they go on spinning when it is do
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -28,6 +26,7 @@ import numpy as np
 from ..artefact.manifest import BundleManifest, PlanManifest
 from ..artefact.spec import DTYPES, StageSpec, TensorSpec, largest_tensor
 from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package, tells_of_no_memory
+from ..free_memory import give_back_free_memory
 from ..sequences import zip_equal
 from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
 from .page_dropper import PageDropper
@@ -73,7 +72,7 @@ class OnnxRuntimeBackend:
         try:
             for stage in artefact.manifest.stages:
                 self._sessions.append(self._open(artefact, stage))
-                _give_back_free_memory()
+                give_back_free_memory()  # ONNX Runtime leaves the heap full of holes when it has rewritten the weights
         except BaseException:
             self.close()
             raise
@@ -253,7 +252,7 @@ class OnnxRuntimeBackend:
         while self._views:
             with suppress(BufferError):  # an array still looks at it; it goes with the array
                 self._views.pop().release()
-        _give_back_free_memory()
+        give_back_free_memory()
 
 
 def _remarks(manifest: BundleManifest | PlanManifest, device: str) -> tuple[str, ...]:
@@ -299,10 +298,3 @@ def _check_made(stage: str, tensor: TensorSpec, value: Any, symbols: dict[str, i
 def _short(error: Exception) -> str:
     words = " ".join(str(error).split())
     return words if len(words) <= 400 else words[:400] + "…"
-
-
-def _give_back_free_memory() -> None:
-    """ONNX Runtime leaves the heap full of holes when it has rewritten the weights: half of what it holds. glibc can return them."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -97,9 +96,9 @@ def _depth_run(what: str, folder: Path) -> int:
     from fathom.runtime.commands import run
 
     watch, kinds = Watch(), "color" if what.endswith(".mp4") else "png16"
-    with contextlib.redirect_stdout(io.StringIO()) as said, watch():
+    with open(folder / "said", "w") as said, contextlib.redirect_stdout(said), watch():  # a file: what is kept in memory would grow
         code = run.main(["--engine", str(PLAN), what, "-o", str(folder / "out"), "--save", kinds, "--threads", "1", "--json", "-q"])
-    lines = said.getvalue().splitlines()
+    lines = (folder / "said").read_text().splitlines()
     done = json.loads(lines[0])["frames"] if kinds == "color" else len(list((folder / "out").iterdir()))
     return _told(watch, done, code)
 
@@ -197,7 +196,7 @@ def main() -> int:
         found[name] = {**json.loads(done.stdout.splitlines()[-1]), "seconds": round(time.monotonic() - begun, 1)}
         print(f"{name}: {json.dumps(found[name])}", flush=True)
         if arguments.record:
-            add_to_record(arguments.record, "soak", {"parts": found})
+            add_to_record(arguments.record, "soak", {"seconds": round(sum(part["seconds"] for part in found.values()), 1), "parts": found})
     return int(any(part["wrong"] or not part["flat"] for part in found.values()))
 
 

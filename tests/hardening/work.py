@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -77,7 +78,8 @@ WORKS: dict[str, Work] = {
 def make_sources(folder: Path) -> None:
     """What the works read: a network with its contract, its bundle and plan, and eight photos."""
     folder.mkdir(parents=True)
-    READERS["bundle"].seeds(folder)
+    with contextlib.redirect_stdout(None):
+        READERS["bundle"].seeds(folder)
     (folder / "photos").mkdir()
     for number in range(8):
         pixels = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
