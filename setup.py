@@ -41,6 +41,7 @@ GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.23,<2"]  # instead of onnxruntime: both i
 TENSORRT = ["tensorrt>=10.3"]  # for desktops and servers; a Jetson has the one of JetPack
 PYCUDA = ["pycuda>=2026.1"]  # source only: pip compiles it, with the CUDA toolkit
 VIDEO = ["av>=12"]
+EXR = ["OpenEXR>=3.3"]
 SIGNED = ["cryptography>=42"]
 ROS = ["rosbags>=0.11.9,<0.12"]
 RAY = ["ray[data]>=2.50,<3"]
@@ -93,10 +94,11 @@ setup(
         "triton": TRITON,
         "signed": SIGNED,
         "ray": RAY,
+        "exr": EXR,
         "bench": BENCH,
         "text": TEXT,
         "progress": ["tqdm>=4.60"],
-        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *ROS, *TRITON, *SIGNED, *BENCH, *DEV, "tqdm>=4.60"],
+        "dev": [*EXPORT, *CLIP, *RTX, *CUDA, *VIDEO, *ROS, *TRITON, *SIGNED, *EXR, *BENCH, *DEV, "tqdm>=4.60"],
     },
     entry_points={
         "console_scripts": [

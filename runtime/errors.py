@@ -1,5 +1,7 @@
 """One base error and one child per exit code; every message says what was, what was wanted, and how to fix it."""
 
+import sys
+
 
 class FathomError(Exception):
     """Base of all errors that are reported to the user with an exit code.
@@ -81,10 +83,32 @@ class ChecksumError(FathomError):
 
 
 INTERRUPTED = 130
+NO_MEMORY = (  # how libraries, loaders and threads say it
+    *("memory allocation", "failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can't allocate", "cannot allocate", "unable to allocate"),
+    *("failed to map segment", "can't start new thread", "resource temporarily unavailable"),
+)
 
 
-def missing_package(module: str, extra: str, why: str) -> EnvironmentMismatchError:
-    """The error for a package that is not installed: names the ``pip install`` that mends it."""
+def tells_of_no_memory(error: BaseException) -> bool:
+    """Whether an error of a library means that memory ran out: most have no kind of their own for that."""
+    if isinstance(error, (FathomError, ValueError, KeyError)):
+        return False
+    return isinstance(error, MemoryError) or words_of_no_memory(str(error))
+
+
+def words_of_no_memory(words: str) -> bool:
+    """The same of what a process said before it died."""
+    return any(text in words.lower() for text in NO_MEMORY)
+
+
+def missing_package(module: str, extra: str, why: str) -> FathomError:
+    """The error for a package that is not installed: names the ``pip install`` that mends it. Called while the ImportError is handled, it
+    tells apart a package that is there and cannot be loaded."""
+    error = sys.exc_info()[1]
+    if isinstance(error, ImportError) and tells_of_no_memory(error):
+        return OutOfMemoryError(f"no memory is left to load the package '{module}' ({error})", fix="raise the limit, or free memory")
+    if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+        return EnvironmentMismatchError(f"the package '{module}' cannot be loaded ({error})", wanted=why, fix=f"pip install --force-reinstall {module}")
     return EnvironmentMismatchError(
         f"the package '{module}' is not installed", wanted=why, fix=f"pip install 'fathom-depth[{extra}]'" if extra else f"pip install {module}"
     )

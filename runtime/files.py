@@ -18,7 +18,9 @@ from .errors import ChecksumError, DiskFullError, FathomError, InputError
 
 CHUNK = 1 << 22
 PART, PART_END = ".fathom-", ".part"  # names of what is being written; short, so that every legal name can be written
-STALE_S = 86_400
+LEFT_ENDS = (PART_END, ".old", ".part.d")  # also of a directory that was being replaced, and of a bag
+STALE_S, SWEEP_EVERY_S = 86_400, 3600
+_SWEPT: dict[str, float] = {}  # when this process looked through a folder, by time.monotonic()
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_BELOW_NBYTES = 1 << 16
 
@@ -163,12 +165,20 @@ def check_sha256(view: memoryview | mmap.mmap | bytes, wanted: str, what: str) -
 
 
 def sweep(folder: Path) -> None:
-    """Remove half-written files that killed runs left in a folder, once they are older than a day."""
-    with suppress(OSError):
-        for left in folder.glob(f"{PART}*{PART_END}"):
-            with suppress(OSError):
-                if time.time() - left.lstat().st_mtime > STALE_S:
-                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    """Remove what runs that were killed left half-written in a folder, once it is older than a day.
+
+    A folder is looked through once an hour, not once a file: it may hold many thousands.
+    """
+    key, now = str(folder), time.monotonic()
+    if now - _SWEPT.get(key, -SWEEP_EVERY_S) < SWEEP_EVERY_S:
+        return
+    _SWEPT[key] = now
+    with suppress(OSError), os.scandir(folder) as entries:
+        for left in entries:
+            if left.name.startswith(PART) and left.name.endswith(LEFT_ENDS):
+                with suppress(OSError):
+                    if time.time() - left.stat(follow_symlinks=False).st_mtime > STALE_S:
+                        shutil.rmtree(left.path) if left.is_dir(follow_symlinks=False) else os.unlink(left.path)
 
 
 @contextmanager
@@ -184,7 +194,7 @@ def full_disk_told(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-        told = isinstance(error, OSError) and error.errno in FULL
+        told = (isinstance(error, OSError) and error.errno in FULL) or os.strerror(errno.ENOSPC) in str(error)
         room = FULL_BELOW_NBYTES
         with suppress(OSError):
             room = shutil.disk_usage(folder).free

@@ -19,6 +19,7 @@ from .artefact.plan import PlanFile
 from .artefact.trust import ANY, Trust
 from .backend import Backend, open_backend
 from .errors import AccuracyError, UsageError
+from .memory_limit import refuse_small_limit
 from .photo.depth_map import DepthMap, Intrinsics, Origin
 from .photo.postprocess import focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
@@ -50,7 +51,8 @@ class Pipeline:
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
         self.manifest, self.contract = artefact.manifest, artefact.manifest.contract
-        self._artefact, self._backend, self.remarks, self._remarking = artefact, backend, backend.remarks, threading.Lock()
+        self._artefact, self._backend, self._remarking = artefact, backend, threading.Lock()
+        self.remarks = (*((artefact.signed,) if artefact.signed else ()), *backend.remarks)
         self._closing, self._permits, self.concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
         self._min_batch, opt_batch, self._max_batch = self._batches()
         self._submissions = Submissions(backend.concurrent + 1, (backend.concurrent + 1) * self._min_batch)
@@ -92,16 +94,15 @@ class Pipeline:
             InputError: if it is neither, or broken, or not signed by whom ``trust`` names.
             ChecksumError: if its bytes changed.
             EnvironmentMismatchError: if this machine cannot execute it.
+            OutOfMemoryError: if a limit of this process leaves too little memory.
             UsageError: if device, threads or batch do not fit.
         """
         artefact = BundleDirectory.open(path, verify, trust) if Path(path).is_dir() else PlanFile.open(path, verify, trust)
         backend = None
         try:
+            refuse_small_limit(artefact.manifest)
             backend = open_backend(artefact, device, threads, streams)
-            opened = cls(artefact, backend, batch)
-            if artefact.signed:
-                opened._remark(artefact.signed)
-            return opened
+            return cls(artefact, backend, batch)
         except BaseException:
             if backend is not None:
                 backend.close()

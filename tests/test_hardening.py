@@ -116,3 +116,12 @@ def test_a_manifest_whose_picture_is_not_the_contracts_is_refused(tmp_path):
         (tmp_path / "x.plan").write_bytes(mutate.zipped([("plan.json", json.dumps(manifest).encode()), *list(members.items())[1:]]))
         with pytest.raises(InputError, match=r"takes|contract"):
             PlanFile.open(tmp_path / "x.plan")
+
+
+def test_the_page_shows_the_record():
+    from hardening import table
+
+    record = json.loads(table.RECORD.read_text())
+    page = table.PAGE.read_text()
+    assert table.page_with(page, table.tables(record)) == page
+    assert record["fuzz"]["cases"] >= 1_000_000 and record["fuzz"]["faults"] == 0

@@ -38,6 +38,7 @@ OTHERS = {
         "ray",
         "pyarrow",
         "triton_python_backend_utils",
+        "OpenEXR",
     },
     "datasets": {"numpy", "PIL", "h5py", "scipy"},
     "models": {"torch", "transformers", "diffusers", "open_clip", "safetensors", "tokenizers", "numpy", "huggingface_hub"},
@@ -55,7 +56,7 @@ PYTORCH_REFERENCE = {
     "benchmarks/card/operators.py",
 }
 ROOM_FILES = 15
-RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress"}
+RUNTIME_PARTS_OF_MODELS = {"spec", "contract", "errors", "text_input", "encoder", "preprocess", "files", "command", "progress", "memory_limit"}
 
 
 def _imports(path: Path):

@@ -178,7 +178,7 @@ def test_nan_maps_are_not_written(make_artefacts, photos, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--save", "png8"], 2, "wanted some of png16,npy,color,ply"),
+        (["--save", "png8"], 2, "wanted some of png16,npy,exr,color,ply"),
         (["--batch", "0"], 2, "1 to 1024"),
         (["--batch", "9"], 2, "1 to 4"),
         (["--protocol", "kitti"], 2, "single-image or windows"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fathom.runtime.artefact.contract import OutputContract
 from fathom.runtime.errors import AccuracyError, InputError, UsageError
-from fathom.runtime.outputs.writers import color_range, save_color, save_npy, save_ply, save_png16
+from fathom.runtime.outputs.writers import color_range, save_color, save_exr, save_npy, save_ply, save_png16
 from fathom.runtime.photo.depth_map import DepthMap, Intrinsics, Origin
 
 METRIC = OutputContract("depth", "metric", "m", 0.1, 10.0, "far", "bilinear")
@@ -203,3 +203,28 @@ def test_pictures_of_any_size_come_back_whole(tmp_path):
         assert image.mode == "RGB" and image.size[0] >= 160 and len(np.unique(np.asarray(image)[:201].reshape(-1, 3), axis=0)) > 200
     again = save_png16(depth, tmp_path / "c.png")
     assert again.path.read_bytes() == saved.path.read_bytes()
+
+
+def test_exr_holds_every_bit_of_the_metres(tmp_path):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    values = np.float32([[0.1234567, 80.00001, 0], [70.5, 1e-4, 3]])
+    depth = DepthMap(values, values > 0, "metric", "m", 0.1, 80, "far", Intrinsics(721.5377, 721.5377, 1.0, 0.5))
+    save_exr(depth, tmp_path / "x.exr")
+    with OpenEXR.File(str(tmp_path / "x.exr")) as file:
+        assert list(file.channels()) == ["Z"] and file.channels()["Z"].pixels.dtype == np.float32
+        np.testing.assert_array_equal(file.channels()["Z"].pixels, np.where(values > 0, values, np.float32(np.nan)))
+        header = dict(file.header())
+    assert header["fathomUnit"] == "metre" and "721.5377" in header["fathomIntrinsics"]
+    relative = DepthMap(values, values > 0, "relative", "", 0, 1, "near")
+    save_exr(relative, tmp_path / "r.exr")
+    with OpenEXR.File(str(tmp_path / "r.exr")) as file:
+        assert list(file.channels()) == ["Y"] and "no unit" in file.header()["fathomUnit"]
+
+
+def test_small_depths_and_long_focal_lengths_keep_their_digits(tmp_path):
+    values = np.float32([[0.000123456, 0.2], [12.345678, 1]])
+    facts = DepthMap(values, values > 0, "metric", "m", 0.1, 80, "far").summary()
+    assert (facts["min"], facts["max"]) == (0.000123456, 12.34568)
+    depth = DepthMap(values, values > 0, "metric", "m", 0.1, 80, "far", Intrinsics(721.5377, 721.5377, 1.0, 0.5))
+    save_ply(depth, np.zeros((2, 2, 3), np.uint8), tmp_path / "x.ply")
+    assert b"fx 721.5377 " in (tmp_path / "x.ply").read_bytes()

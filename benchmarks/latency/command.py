@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...runtime.commands.command import common_flags, warn
 from ...runtime.commands.progress import Progress
-from ...runtime.errors import FathomError, UsageError
+from ...runtime.errors import FathomError, OutOfMemoryError, UsageError
 from ...runtime.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the table, write the record; returns the exit code (6 if nothing could be timed)."""
+    """Measure, print the table, write the record; returns the exit code (6 if nothing could be timed, 7 if for want of memory)."""
     from ..machine.conditions import Conditions
     from ..machine.system import describe
     from ..record.record import header, write_record
@@ -96,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.quiet:
                 for remark in subject.remarks:
                     print(f"{subject.name}: {remark}", file=sys.stderr)
-        return 0 if any(subject.samples_ms for subject in subjects) else 6
+        if any(subject.samples_ms for subject in subjects):
+            return 0
+        return OutOfMemoryError.exit_code if all(subject.skip_code == OutOfMemoryError.exit_code for subject in subjects) else 6
     finally:
         for subject in subjects:
             subject.close()

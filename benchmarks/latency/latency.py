@@ -41,6 +41,7 @@ class Subject:
         samples_ms: by boundary.
         stages_ms: samples by stage.
         skip_reason: why it could not be timed, or "".
+        skip_code: the exit code of that reason.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Subject:
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     skip_reason: str = ""
+    skip_code: int = 0
 
     def close(self) -> None:
         """Free it."""
@@ -100,7 +102,7 @@ def take_turns(subjects: list[Subject], query: Query, rounds: int, warm_up: int,
             try:
                 taken, stages = _once(subject, query)
             except FathomError as error:
-                subject.skip_reason, subject.samples_ms, subject.stages_ms = str(error), {}, {}
+                subject.skip_reason, subject.skip_code, subject.samples_ms, subject.stages_ms = str(error), error.exit_code, {}, {}
                 continue
             if turn >= 0:
                 for boundary, ms in taken.items():

@@ -59,7 +59,7 @@ def open_subject(name: str, artefact: str, opened: Callable[[], Pipeline], facts
     try:
         pipeline = opened()
     except FathomError as error:
-        return Subject(name, facts=facts, artefact=artefact, skip_reason=str(error))
+        return Subject(name, facts=facts, artefact=artefact, skip_reason=str(error), skip_code=error.exit_code)
     open_ms = (time.perf_counter() - start) * 1e3
     after = free_mib() if free_mib else None
     taken = round((before - after) * 2**20) if before is not None and after is not None and after <= before else None  # else others gave memory back

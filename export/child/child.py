@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import errors
-from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError
+from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError, words_of_no_memory
 from ...runtime.jetson import read_jetson
 
 GIB = 1 << 30
@@ -220,6 +220,16 @@ class _Lines:
         self._thread.join(5)
 
 
+def _limited_to() -> int:
+    """The limit of the address space in bytes; 0 if there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 0 if limit == resource.RLIM_INFINITY else limit
+
+
 def _death(code: int, what: str, last: list[str], said: list[str], peak: int) -> FathomError:
     tail = [line for line in said if line.strip()][-LAST_LINES:] or last
     words = f"; the last lines were: {' | '.join(tail)[-1500:]}" if tail else ""
@@ -230,5 +240,10 @@ def _death(code: int, what: str, last: list[str], said: list[str], peak: int) ->
             f"{free / GIB:.2f} GiB are available now{words}",
             fix=SWAP_HINT,
         )
+    if words_of_no_memory(" ".join(tail)):
+        return OutOfMemoryError(f"{what}: memory ran out{words}", fix=SWAP_HINT)
+    if -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) and (limit := _limited_to()):
+        was = f"{what}: the compiler died ({signal.Signals(-code).name}) while its address space is limited to {limit >> 20} MiB (ulimit -v)"
+        return OutOfMemoryError(f"{was}; native libraries often die so where memory ends{words}", fix="raise the limit")
     name = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
     return BuildFailedError(f"{what}: the compiler died ({name}){words}", fix="report it with the bundle's name and these lines; other backends may still work")

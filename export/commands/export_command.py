@@ -97,6 +97,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> int:
+    from ...runtime.memory_limit import refuse_limit_for_pytorch
+
+    if arguments.model:
+        refuse_limit_for_pytorch()
     _check_flags(arguments)
     output = Path(arguments.output)
     if output.suffix != ".plan":

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import EnvironmentMismatchError, FathomError, OutOfMemoryError
+from ...runtime.errors import EnvironmentMismatchError, FathomError, OutOfMemoryError, tells_of_no_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,9 @@ def main() -> int:
         send("result", values=_task(request["task"])(request, send))
     except FathomError as error:
         send("error", kind=type(error).__name__, was=error.was, wanted=error.wanted, fix=error.fix)
-    except MemoryError as error:
+    except Exception as error:
+        if not tells_of_no_memory(error):
+            raise
         send("error", kind=OutOfMemoryError.__name__, was=f"{request.get('stage', request['task'])}: memory ran out ({error})", wanted="", fix="")
     channel.close()
     return 0

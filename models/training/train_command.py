@@ -143,6 +143,9 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from ...runtime.memory_limit import refuse_limit_for_pytorch
+
+    refuse_limit_for_pytorch()
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, "export", "networks are trained with it")

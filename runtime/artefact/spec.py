@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,17 @@ class TensorSpec:
         return cls(name, dtype, tuple(shape))
 
 
+def largest_tensor(tensors: Iterable[TensorSpec], symbols: dict[str, int]) -> str:
+    """Name, shape and size of the largest one, for messages; a symbol that stands for nothing yet counts once."""
+
+    def sized(tensor: TensorSpec) -> tuple[int, TensorSpec, list[int]]:
+        shape = [symbols.get(size, 1) if isinstance(size, str) else size for size in tensor.shape]
+        return prod(shape) * DTYPES[tensor.dtype].itemsize, tensor, shape
+
+    nbytes, tensor, shape = max(map(sized, tensors), key=lambda one: one[0])
+    return f"{tensor.name} {shape} with {nbytes / 2**20:.3g} MiB"
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """A part of a network that becomes one engine, meeting its neighbours only at named tensors.
@@ -103,6 +115,11 @@ class StageSpec:
         names = [tensor.name for tensor in self.inputs + self.outputs]
         if len(set(names)) != len(names):
             raise ValueError(f"stage {self.name} names a tensor twice: {names}")
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """All of them, inputs first."""
+        return self.inputs + self.outputs
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..errors import INTERRUPTED, FathomError
+from ..errors import INTERRUPTED, FathomError, InputError, tells_of_no_memory
+from ..files import FULL
 
 TRACEBACK_VARIABLE = "FATHOM_TRACEBACK"
 INTERNAL, OUT_OF_MEMORY = 1, 7
@@ -63,12 +64,16 @@ def run_command(body: Callable[[], int | None]) -> int:
         _show_traceback()
         _say(f"error: {error}")
         return error.exit_code
-    except MemoryError:
-        _show_traceback()
-        _say("error: no memory is left; fix: use a smaller picture or batch, or free memory")
-        return OUT_OF_MEMORY
     except Exception as error:
         _show_traceback()
+        if isinstance(error, OSError) and error.errno in FULL:  # a scratch file or a journal, whose output nobody names
+            where = f": {error.filename} cannot be written" if error.filename else ""
+            _say(f"error: the disk is full{where}; wanted: room on the disk; fix: free some, or choose an --output elsewhere")
+            return InputError.exit_code
+        if tells_of_no_memory(error):  # NumPy and PyTorch say which array had no room
+            words = f" ({str(error).splitlines()[0]})" if str(error) else ""
+            _say(f"error: no memory is left{words}; fix: use a smaller picture or batch, or free memory")
+            return OUT_OF_MEMORY
         fix = "" if _wants_traceback() else f"; to see where, run it again with {TRACEBACK_VARIABLE}=1"
         _say(f"error: internal error, please report it ({type(error).__name__}: {error}){fix}")
         return INTERNAL

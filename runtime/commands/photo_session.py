@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccuracyError, DiskFullError, FathomError, InputError
+from ..free_memory import give_back_free_memory
 from ..outputs import writers
 from ..photo.photo import read_photo
 from ..photo.preprocess import windows_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..photo.photo import PhotoFile
     from ..pipeline import Pipeline
 
+TRIM_EVERY = 128  # photos; a millisecond each time
 MOST_THREADS = 8  # of a pool
 MOST_PIXELS = 50_000_000  # of photos between their files and their maps' files; about 14 bytes of memory each
 
@@ -53,7 +55,7 @@ class PhotoSession:
         self.pipeline, self.arguments, self.camera, self.targets = pipeline, arguments, camera, targets
         self.progress: Progress
         self.counting = threading.Lock()
-        self.pixels = 0  # under way
+        self.pixels = self.finished = 0  # pixels under way, photos told
         self.failures: list[tuple[PhotoFile, FathomError]] = []
         self.shown: list[tuple[Path, Path]] = []  # photos and the colour pictures that were written of them
         self.told = len(pipeline.remarks)
@@ -151,6 +153,8 @@ class PhotoSession:
                 saved = writers.save_png16(depth, path, flags.force)
             elif kind == "npy":
                 saved = writers.save_npy(depth, path, flags.force)
+            elif kind == "exr":
+                saved = writers.save_exr(depth, path, flags.force)
             elif kind == "color":
                 saved = writers.save_color(depth, path, flags.force, flags.colormap, flags.near, flags.far)
             else:
@@ -161,6 +165,9 @@ class PhotoSession:
     def _tell(self, group: Future) -> None:
         """Wait for a group and print what came of it."""
         for item in group.result():
+            self.finished += 1
+            if not self.finished % TRIM_EVERY:
+                give_back_free_memory()
             done = item.result() if isinstance(item, Future) else item
             with self.counting:
                 remarks, self.told = self.pipeline.remarks[self.told :], len(self.pipeline.remarks)
@@ -192,7 +199,7 @@ class PhotoSession:
         beyond = f", {depth.below_near + depth.above_far} px beyond the trained range" if depth.below_near + depth.above_far else ""
         untrained = ", UNTRAINED WEIGHTS" if depth.origin.untrained else ""
         untrained += f", {depth.correction}" if depth.correction else ""
-        values = f"{facts['min']:.3f} / {facts['median']:.3f} / {facts['max']:.3f}{unit}"
+        values = f"{_number(facts['min'])} / {_number(facts['median'])} / {_number(facts['max'])}{unit}"
         picture = next((f"  {self.targets[photo][kind]}" for kind in ("color", "png16") if kind in self.targets[photo]), "")
         told = f"{photo.path}  {width}x{height}  {values}  valid {facts['valid_share']:.1%}  {depth.network_ms:.0f} ms{beyond}{untrained}"
         self.progress.result(told + picture)
@@ -209,3 +216,8 @@ class PhotoSession:
         if self.failures and len(self.targets) > 1:
             print(f"{len(self.failures)} of {len(self.targets)} photos failed", file=sys.stderr)
         return max((error.exit_code for _, error in self.failures), default=0)
+
+
+def _number(value: float) -> str:
+    """Three decimals, or three digits where that would show less."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

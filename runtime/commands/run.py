@@ -12,7 +12,7 @@ from ..errors import InputError, UsageError
 from ..outputs.colormap import COLORMAPS
 from .command import common_flags, run_command, warn
 
-SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "color": "_color.png", "ply": ".ply"}
+SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "exr": "_depth.exr", "color": "_color.png", "ply": ".ply"}
 UNTRAINED = "THE WEIGHTS ARE UNTRAINED (random-init): the depth is meaningless and good for benchmarks only"
 
 EPILOG = f"""\
@@ -20,6 +20,7 @@ For each photo NAME.jpg these files are written to OUT:
   NAME{SUFFIX["png16"]}  16-bit PNG, millimetres, 0 = no depth (relative output: spread over 1..65535, no unit)
   NAME{SUFFIX["color"]}  colours with a scale bar, for looking at
   NAME{SUFFIX["npy"]}  float32, metres, NaN = no depth
+  NAME{SUFFIX["exr"]}  OpenEXR, 32-bit metres in the channel Z, NaN = no depth; needs [exr]
   NAME{SUFFIX["ply"]}        point cloud in metres with the photo's colours; needs --intrinsics
 A bag (x.mcap with -o y.mcap) gives 32FC1 metres and CameraInfo beside its pictures' topic, with --save ply a PointCloud2 too.
 For each video, camera or stream (clip.mp4, /dev/video0, rtsp://…) NAME_color.mp4 is written, with one colour scale for the whole of it, and
@@ -31,7 +32,7 @@ A broken photo does not stop the others: it is reported at the end, and the exit
 With --scale every result names the correction, and scale.json in OUT holds it.
 With --ray (extra [ray]) the photos go through a pool of pipelines on Ray: one per GPU, or one for every --threads CPUs. INPUT may also be a list (x.txt),
 rows of Parquet (x.parquet) or a bucket (s3://…, gs://…), OUT a folder of Parquet (x.parquet). A second start does what is missing.
-If an output exists already and --force is not given, nothing is started and the exit code is 3.
+If an output exists already and neither --force nor --skip-existing is given, nothing is started and the exit code is 3.
 """
 
 
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--require-sha256", metavar="HEX", help="run only the plan or bundle whose manifest has this SHA-256, which depth-inspect prints")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results; made if it is not there")
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out photos (and videos) whose results are there: take up a long job")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the network (default: the artefact's first; depth-inspect lists them)")
     parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of all photos, in pixels of the upright photo, or a JSON file that holds it")
     parser.add_argument("--scale", metavar="FILE|FACTOR[,SHIFT]", help="correct metres by this: what depth-calibrate-scale wrote, or numbers")
@@ -83,15 +85,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from ..artefact.trust import Trust
-    from ..outputs.writers import refuse_ply
+    from ..outputs.writers import refuse_ply, require_exr
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import TILES, find_photos
     from ..pipeline import Pipeline
     from ..scale.camera_scale import SCALE_NAME, read_scale
     from ..video.video import find_videos, is_video
     from .bag_command import is_bag, place_bag, run_bag
+    from .earlier_results import refuse_other_results, refuse_other_scale, split_done
     from .photo_session import PhotoSession
 
+    if arguments.skip_existing and arguments.force:
+        raise UsageError("--skip-existing and --force", wanted="one of them")
     if arguments.near is not None and arguments.far is not None and not arguments.near < arguments.far:
         raise UsageError(f"--near {arguments.near:g} and --far {arguments.far:g}", wanted="near below far")
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
@@ -115,21 +120,29 @@ def _run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(text, file=sys.stderr)
 
+    if bag and arguments.skip_existing:
+        raise UsageError("--skip-existing and a bag", wanted="photos or videos")
     if (videos or bag) and arguments.show:
         raise UsageError("--show and a video or bag", wanted="photos", fix="leave out --show, and open what is written")
     kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))
     kinds = kinds if "color" in kinds or not arguments.show else (*kinds, "color")
+    if "exr" in kinds:
+        require_exr()
+    done = {}
     places, targets = {}, {}
     if bag:
         pass
     elif videos:
         from .video_command import place_videos, run_videos
 
-        places = place_videos(list(dict.fromkeys(videos)), out, kinds, arguments.force)
+        places = place_videos(list(dict.fromkeys(videos)), out, kinds, arguments.force, arguments.skip_existing)
     else:
         targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(inputs, remark)}
         tiles = [out / TILES] if arguments.show else []
-        _refuse_existing([*(path for files in targets.values() for path in files.values()), *tiles], arguments.force)
+        if arguments.skip_existing:
+            done, targets = split_done(targets)
+            remark(f"{len(done)} of {len(done) + len(targets)} photos are done already")
+        _refuse_existing([*(path for files in targets.values() for path in files.values()), *tiles], arguments.force or arguments.skip_existing)
     with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams, trust=trust) as pipeline:
         for words in pipeline.remarks:
             remark(words)
@@ -141,8 +154,12 @@ def _run(arguments: argparse.Namespace) -> int:
             return run_bag(pipeline, arguments, camera, out)
         made = _make_folders(out, targets)
         try:
+            if arguments.skip_existing:
+                refuse_other_results(done, pipeline, arguments.protocol)
+                refuse_other_scale(correction, out / SCALE_NAME)
             if correction is not None:
                 _name_correction(correction, out / SCALE_NAME, arguments.force)
+            arguments.force = arguments.force or arguments.skip_existing  # of a photo that was under way, some files may be there
             if videos:
                 return run_videos(pipeline, arguments, camera, kinds, places)
             session = PhotoSession(pipeline, arguments, camera, targets)

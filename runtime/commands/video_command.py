@@ -26,19 +26,24 @@ if TYPE_CHECKING:
     from ..photo.depth_map import Intrinsics
     from ..pipeline import Pipeline
 
-FRAME_SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "ply": ".ply"}
+FRAME_SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "exr": "_depth.exr", "ply": ".ply"}
 NO_DEPTH = (64, 64, 64)
 RANGE_S = 1.0  # the colours of a video go as far as the depth of its first second
 MOST_WAITING = 8  # frames that are held back for that
 
 
-def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: bool) -> dict[str, dict[str, Path]]:
+def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: bool, skip: bool = False) -> dict[str, dict[str, Path]]:
     """Where the results of each video go: ``NAME_color.mp4``, and the frames in the folder ``NAME``.
+
+    Args:
+        skip: leave out videos whose colour video is there, which is the last thing that is made of them; what is there of others is replaced.
 
     Raises:
         InputError: if something is there already and ``force`` is False.
-        UsageError: if two videos have the same name.
+        UsageError: if two videos have the same name, or ``skip`` is asked for without colour videos.
     """
+    if skip and "color" not in kinds:
+        raise UsageError("--skip-existing and frames alone", wanted="color among the kinds of --save: the colour video says that a video is done")
     stems = [stem_of(source) for source in sources]
     if len(set(stems)) != len(stems):
         raise UsageError(f"two videos are called {next(stem for stem in stems if stems.count(stem) > 1)}", fix="run them one by one, with another --output")
@@ -47,8 +52,11 @@ def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: b
         places[source] = {"color": out / f"{stem}_color.mp4"} if "color" in kinds else {}
         if set(kinds) & FRAME_SUFFIX.keys():
             places[source]["frames"] = out / stem
+        if skip and places[source]["color"].exists():
+            del places[source]
+            continue
         for path in places[source].values():
-            if path.exists() and not force:
+            if path.exists() and not (force or skip):
                 raise InputError(f"{path} exists already", wanted="free names", fix="another --output, or --force to replace")
     return places
 
@@ -132,6 +140,8 @@ class _Video:
                 writers.save_png16(depth, path, self.arguments.force)
             elif kind == "npy":
                 writers.save_npy(depth, path, self.arguments.force)
+            elif kind == "exr":
+                writers.save_exr(depth, path, self.arguments.force)
             else:
                 writers.save_ply(depth, frame.pixels, path, self.arguments.force)
 

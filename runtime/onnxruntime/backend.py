@@ -15,8 +15,6 @@ Every stage has threads of its own. Left alone they go on spinning when it is do
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -26,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..artefact.manifest import BundleManifest, PlanManifest
-from ..artefact.spec import DTYPES, StageSpec, TensorSpec
-from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package
+from ..artefact.spec import DTYPES, StageSpec, TensorSpec, largest_tensor
+from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package, tells_of_no_memory
+from ..free_memory import give_back_free_memory
 from ..sequences import zip_equal
 from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
 from .page_dropper import PageDropper
@@ -73,7 +72,7 @@ class OnnxRuntimeBackend:
         try:
             for stage in artefact.manifest.stages:
                 self._sessions.append(self._open(artefact, stage))
-                _give_back_free_memory()
+                give_back_free_memory()  # ONNX Runtime leaves the heap full of holes when it has rewritten the weights
         except BaseException:
             self.close()
             raise
@@ -131,7 +130,7 @@ class OnnxRuntimeBackend:
 
     def _cannot_open(self, stage: str, error: Exception) -> FathomError:
         words = _short(error)
-        if _is_out_of_memory(words):
+        if tells_of_no_memory(error):
             return OutOfMemoryError(f"no memory is left for stage {stage} ({words})", fix="free memory")
         if type(error).__name__ in BROKEN_GRAPH:
             return InputError(f"the graph of stage {stage} is broken ({words})", fix="build or export it again")
@@ -169,7 +168,7 @@ class OnnxRuntimeBackend:
             if stage.name == name:
                 symbols: dict[str, int] = {}
                 feed = self._bind({tensor.name: tensor for tensor in stage.inputs}, inputs, symbols)
-                made = self._run_stage(name, session, [tensor.name for tensor in stage.outputs], feed, frozenset(), self._new_options())
+                made = self._run_stage(stage, session, [tensor.name for tensor in stage.outputs], feed, frozenset(), self._new_options(), symbols)
                 for tensor, value in zip_equal(stage.outputs, made):
                     _check_made(name, tensor, value, symbols)
                 return {tensor.name: value.numpy() for tensor, value in zip_equal(stage.outputs, made)}
@@ -192,7 +191,7 @@ class OnnxRuntimeBackend:
                 continue
             later = frozenset(t.name for t in wanted if self._last_use.get(t.name, -1) > index)
             start = time.perf_counter()
-            made = self._run_stage(stage.name, session, [t.name for t in wanted], feed, later, options)
+            made = self._run_stage(stage, session, [t.name for t in wanted], feed, later, options, symbols)
             on_stage(stage.name, time.perf_counter() - start)
             for tensor, value in zip_equal(wanted, made):
                 _check_made(stage.name, tensor, value, symbols)
@@ -222,7 +221,9 @@ class OnnxRuntimeBackend:
             values[name] = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, self._index)
         return values
 
-    def _run_stage(self, stage: str, session: Any, names: list[str], feed: dict[str, Any], later: frozenset[str], options: Any) -> list[Any]:
+    def _run_stage(
+        self, stage: StageSpec, session: Any, names: list[str], feed: dict[str, Any], later: frozenset[str], options: Any, symbols: dict[str, int]
+    ) -> list[Any]:
         """Outputs of one stage; what later stages take stays on the device, the rest comes to the host."""
         binding = session.io_binding()
         try:
@@ -234,9 +235,10 @@ class OnnxRuntimeBackend:
             return list(binding.get_outputs())
         except Exception as error:
             words = _short(error)
-            if _is_out_of_memory(words):
-                raise OutOfMemoryError(f"no memory is left in stage {stage} ({words})", fix="use a smaller --batch, or free memory") from error
-            raise FathomError(f"stage {stage} failed in ONNX Runtime {self._ort.__version__} ({words})") from error
+            if tells_of_no_memory(error):
+                was = f"no memory is left in stage {stage.name} ({words}); the largest tensor at its ends is {largest_tensor(stage.tensors, symbols)}"
+                raise OutOfMemoryError(was, fix="use a smaller --batch, or free memory") from error
+            raise FathomError(f"stage {stage.name} failed in ONNX Runtime {self._ort.__version__} ({words})") from error
 
     def interrupt(self) -> None:
         """See ``backend.Backend.interrupt``."""
@@ -250,7 +252,7 @@ class OnnxRuntimeBackend:
         while self._views:
             with suppress(BufferError):  # an array still uses this memory, which is released with the array
                 self._views.pop().release()
-        _give_back_free_memory()
+        give_back_free_memory()
 
 
 def _remarks(manifest: BundleManifest | PlanManifest, device: str) -> tuple[str, ...]:
@@ -293,17 +295,6 @@ def _check_made(stage: str, tensor: TensorSpec, value: Any, symbols: dict[str, i
         raise InputError(f"stage {stage}: {error}", wanted="what the manifest says", fix="build or export it again") from error
 
 
-def _is_out_of_memory(words: str) -> bool:
-    return any(sign in words.lower() for sign in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate"))
-
-
 def _short(error: Exception) -> str:
     words = " ".join(str(error).split())
     return words if len(words) <= 400 else words[:400] + "…"
-
-
-def _give_back_free_memory() -> None:
-    """Return unused heap to the system: rewriting the weights leaves the heap fragmented to half its size, and glibc can return that."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)

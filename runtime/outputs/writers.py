@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, missing_package
 from ..files import FULL, disk_full, whole_file
 from ..photo.depth_map import DepthMap, Intrinsics
 from .colormap import colorize
@@ -79,6 +79,42 @@ def save_npy(depth: DepthMap, path: Path, force: bool = False) -> Saved:
     return Saved(path)
 
 
+def save_exr(depth: DepthMap, path: Path, force: bool = False) -> Saved:
+    """OpenEXR, 32-bit floats in one channel: ``Z`` in metres, or ``Y`` for relative values and masks; NaN where there is no depth.
+
+    What a PNG says in its texts stands in the header's attributes.
+
+    Raises:
+        InputError: if the file cannot be written.
+        EnvironmentMismatchError: if the package ``OpenEXR`` is not installed.
+    """
+    exr = require_exr()
+    values = np.where(depth.valid, depth.values, np.float32(np.nan)).astype(np.float32)
+    unit = {"metric": "metre", "relative": "none: relative, no unit", "mask": "none: mask"}[depth.kind]
+    facts = {f"fathom{key.replace('-', '')}": value for key, value in {**_facts(depth), "Unit": unit, "Invalid": "NaN"}.items()}
+    header = {"compression": exr.ZIP_COMPRESSION, "type": exr.scanlineimage, **facts}
+    with whole_file(path, force) as part:
+        try:
+            with exr.File(header, {"Z" if depth.kind == "metric" else "Y": np.ascontiguousarray(values)}) as file:
+                file.write(str(part))
+        except RuntimeError as error:  # a full disk is told by whole_file
+            raise InputError(f"{path} cannot be written ({error})", fix="check the disk") from error
+    return Saved(path)
+
+
+def require_exr() -> Any:
+    """The package that writes OpenEXR.
+
+    Raises:
+        EnvironmentMismatchError: if it is not installed.
+    """
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise missing_package("OpenEXR", "exr", "it, for --save exr") from error
+    return OpenEXR
+
+
 def save_color(depth: DepthMap, path: Path, force: bool = False, colormap: str = "turbo", near: float | None = None, far: float | None = None) -> Saved:
     """Colour PNG for people, with a scale bar below; near is the warm (bright) end of the map.
 
@@ -116,7 +152,9 @@ def save_ply(depth: DepthMap, photo: np.ndarray, path: Path, force: bool = False
     points["xyz"], points["rgb"] = depth.points_m(), photo[depth.valid]
     camera = depth.intrinsics
     words = [f"made with fathom by {depth.origin.network or 'a network'}", "unit metre; x right, y down, z forward"]
-    words += [f"intrinsics fx {camera.fx:g} fy {camera.fy:g} cx {camera.cx:g} cy {camera.cy:g}"] + (["UNTRAINED WEIGHTS"] if depth.origin.untrained else [])
+    words += [f"intrinsics fx {camera.fx:.10g} fy {camera.fy:.10g} cx {camera.cx:.10g} cy {camera.cy:.10g}"] + (
+        ["UNTRAINED WEIGHTS"] if depth.origin.untrained else []
+    )
     words += [depth.correction] if depth.correction else []
     header = ["ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in words), f"element vertex {len(points)}"]
     header += [f"property float {axis}" for axis in "xyz"] + [f"property uchar {color}" for color in ("red", "green", "blue")] + ["end_header", ""]

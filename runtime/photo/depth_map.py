@@ -207,12 +207,12 @@ class DepthMap:
         return self.values
 
     def summary(self) -> dict[str, float | int]:
-        """Minimum, median and maximum of the valid values, share of valid pixels, and what left the trained range."""
+        """Minimum, median and maximum of the valid values (seven digits, as many as float32 holds), share of valid pixels, what left the trained range."""
         seen = self.values[self.valid]
         return {
-            "min": round(float(seen.min()), 6),
-            "median": round(float(np.median(seen)), 6),
-            "max": round(float(seen.max()), 6),
+            "min": float(f"{float(seen.min()):.7g}"),
+            "median": float(f"{float(np.median(seen)):.7g}"),
+            "max": float(f"{float(seen.max()):.7g}"),
             "valid_share": round(float(self.valid.mean()), 6),
             "below_near": self.below_near,
             "above_far": self.above_far,

@@ -25,7 +25,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "P
 PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 ORIENTATION = 0x0112
 UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
-RESULT = re.compile(r"(.+)_(depth|color)\.png")  # what depth-run writes beside a photo
+RESULT = re.compile(r"(.+)_(depth|color)\.(png|exr)")  # what depth-run writes beside a photo
 TILES = "depth-run-show.png"  # and for --show beside them all
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -197,7 +197,7 @@ def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
     own = [item for item in photos if item.name == TILES or ((match := RESULT.fullmatch(item.name)) and (item.parent, match[1]) in stems)]
     if own:
         on_message(f"{len(own)} results of an earlier run are not taken for photos ({own[0].name})")
-    unread = [item for item in items if item.suffix.lower() in UNREAD and item.is_file()]
+    unread = [item for item in items if item.suffix.lower() in UNREAD and item.is_file() and not RESULT.fullmatch(item.name)]
     if unread and photos:
         on_message(f"{len(unread)} files are pictures that cannot be read here ({_endings(unread)}): convert them to JPEG or PNG")
     return [item for item in photos if item not in set(own)]

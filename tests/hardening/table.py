@@ -1,0 +1,87 @@
+"""The tables of docs/reliability.md, drawn from ``benchmarks/results/hardening.json``: ``python -m hardening.table`` writes them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RECORD, PAGE = ROOT / "benchmarks" / "results" / "hardening.json", ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- made by hardening.table -->", "<!-- end of hardening.table -->"
+
+
+def tables(record: dict[str, Any]) -> str:
+    """All of them, as Markdown."""
+    parts = [_fuzz(record["fuzz"])] if "fuzz" in record else []
+    parts += [_faults(record["faults"])] if "faults" in record else []
+    parts += [_soak(record["soak"])] if "soak" in record else []
+    return "\n\n".join(parts)
+
+
+def _fuzz(found: dict[str, Any]) -> str:
+    lines = [f"**Damaged files**: {found['cases']:,} cases, seed {found['seed']}, {found['seconds']:,.0f} s, {found['faults']} faults.", ""]
+    lines += ["| kind | cases | taken | refused, code 3 | code 10 | more memory, MB | faults |", "|---|---|---|---|---|---|---|"]
+    for kind, one in found["kinds"].items():
+        cells = (kind, f"{one['cases']:,}", f"{one['accepted']:,}", f"{one['exit_3']:,}", f"{one['exit_10']:,}", f"{one['memory_mb']:.0f}", one["faults"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _faults(found: dict[str, Any]) -> str:
+    lines = [f"**Faults done to the commands**: seed {found['seed']}, {found['seconds']:,.0f} s, {found['faults']} faults.", ""]
+    lines += ["| trial | what was done | faults |", "|---|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {_words(name, one)} | {one['faults']} |" for name, one in found["trials"].items()]
+    return "\n".join(lines)
+
+
+def _words(name: str, one: dict[str, Any]) -> str:
+    rest = {key: value for key, value in one.items() if key not in ("faults", "seconds")}
+    if "skipped" in rest:
+        return f"not run: {rest['skipped']}"
+    if name == "kills":
+        return ", ".join(f"{work} {facts['kills']} ({facts['before_the_end']} before its end)" for work, facts in rest.items())
+    if name == "full_disks":
+        return "refused at this many sizes: " + ", ".join(f"{work} {count}" for work, count in rest.items())
+    if name == "two_writers":
+        return f"{sum(map(len, rest.values()))} pairs, each free to replace the other's output"
+    if name == "terminations":
+        ended: dict[str, int] = {}
+        for codes in rest.values():
+            for code, count in codes.items():
+                ended[code] = ended.get(code, 0) + count
+        return "SIGTERM, SIGINT, SIGHUP; exit codes " + ", ".join(f"{code} ({count} times)" for code, count in sorted(ended.items()))
+    if name == "little_memory":
+        least = {work: next(limit for limit, code in limits.items() if code == 0) for work, limits in rest.items()}
+        return "`ulimit -v` from 192 MB up; exit code 7 until " + ", ".join(f"{work} {limit}" for work, limit in least.items())
+    return "; ".join(", ".join(value) if isinstance(value, list) else str(value) for value in rest.values())
+
+
+def _soak(found: dict[str, Any]) -> str:
+    lines = ["**Long runs**: medians of the second and the last fifth.", ""]
+    lines += ["| run | done | wrong | resident memory, MB | change | open files | threads | s |", "|---|---|---|---|---|---|---|---|"]
+    names = {"video": "frames of one video", "photos": "photos of 97 sizes", "threads": "photos by eight threads", "device": "photos on the stand-in device"}
+    for name, one in found["parts"].items():
+        pairs = (" to ".join(f"{value:g}" for value in one[key]) for key in ("resident_mb", "descriptors", "threads"))
+        memory, files, threads = pairs
+        cells = (names[name], f"{one['done']:,}", one["wrong"], memory, f"{one['growth']:+.1%}", files, threads, f"{one['seconds']:.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def page_with(text: str, made: str) -> str:
+    """The page with its tables replaced."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(page_with(PAGE.read_text(), tables(json.loads(RECORD.read_text()))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
