@@ -1,6 +1,8 @@
 """Table and plan files: what is written is read back, what is broken or foreign is refused; budgets; warnings about images."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -170,6 +172,26 @@ def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scen
     scenes = [str(k // 4) for k in range(40)]
     assert bootstrap_errors(repeated, scenes) == pytest.approx(values[:10].std(axis=0, ddof=1) / np.sqrt(10), rel=0.15)
     assert (bootstrap_errors(values[:1], ["a"]) == 0).all()
+
+
+def test_a_journal_whose_first_line_was_cut_off_is_begun_again(tmp_path):
+    folder = tmp_path / "j"
+    folder.mkdir()
+    (folder / ".journal.json.part").write_text("{ to")
+    assert not Journal(folder, {"model": "a"}).resumed and Journal(folder, {"model": "a"}).resumed
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match="no journal"):
+        Journal(tmp_path / "other", {"model": "a"})
+
+
+def test_two_calibrations_of_one_bundle_do_not_mix(tmp_path):
+    mine = Journal(tmp_path / "j", {"model": "a"})
+    code = "import sys; from pathlib import Path; from fathom.calibration.observation.journal import Journal; Journal(Path(sys.argv[1]), {'model': 'a'})"
+    other = [sys.executable, "-c", code, str(tmp_path / "j")]
+    assert "another calibration of this bundle is running" in subprocess.run(other, capture_output=True, text=True).stderr
+    del mine
+    assert subprocess.run(other).returncode == 0
 
 
 def test_a_journal_is_taken_up_only_by_the_same_calibration(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from hardening import fuzz, mutate, readers
 from hardening.readers import READERS
 
+from fathom.benchmarks.record.record import read_study
 from fathom.datasets.matlab5 import read_arrays
 from fathom.runtime.errors import InputError
 
@@ -121,7 +122,7 @@ def test_a_manifest_whose_picture_is_not_the_contracts_is_refused(tmp_path):
 def test_the_page_shows_the_record():
     from hardening import table
 
-    record = json.loads(table.RECORD.read_text())
+    record = read_study(table.RECORD)
     page = table.PAGE.read_text()
     assert table.page_with(page, table.tables(record)) == page
     assert record["fuzz"]["cases"] >= 1_000_000 and record["fuzz"]["faults"] == 0

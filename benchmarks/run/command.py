@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="made by depth-export")
     parser.add_argument("--engine", action="append", default=[], metavar="PLAN", help="a plan of that bundle; may be given several times")
     parser.add_argument("--data", default=ROOMS, metavar="DATA", help="as depth-bench accuracy takes it; masks want refer:… (default: %(default)s)")
+    parser.add_argument("--captions", metavar="FILE", help="as depth-bench accuracy takes it")
     parser.add_argument("--evaluation", metavar="NAME", help="as depth-bench accuracy takes it")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown, in accuracy and latency alike (default: the bundle's first)")
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint the bundle was exported from, for the row of PyTorch")
@@ -91,6 +92,7 @@ def _steps(arguments: argparse.Namespace, plan: Plan) -> dict[str, list[str]]:
         reference = ["--reference", arguments.bundle] if arguments.pytorch else []
         weights = ["--reference-weights", arguments.reference_weights] if reference and arguments.reference_weights else []
         evaluation = ["--evaluation", arguments.evaluation] if arguments.evaluation else []
+        evaluation += ["--captions", arguments.captions] if arguments.captions else []
         measured = engines or ["--engine", arguments.bundle]
         words = ["accuracy", *reference, *weights, *measured, "--data", arguments.data, "--limit", str(plan.images), *evaluation, *common]
         words += [] if measures_masks(arguments.data) else ["--details"]
@@ -131,7 +133,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     if measures_masks(arguments.data):
         images = len(open_masks(arguments.data))
     elif manifest.contract.output.kind != "mask":
-        source, _ = accuracy_command.open_data(arguments.data)
+        source, _ = accuracy_command.open_data(arguments.data, arguments.captions)
         images = len(source)
     return plan([found for found in probes if found is not None], images, arguments.quick, compiled)
 
@@ -141,7 +143,7 @@ def _key(arguments: argparse.Namespace) -> str:
     from ...runtime.artefact.manifest_json import manifest_bytes
     from ...runtime.commands.inspection import read_manifest
 
-    words = {name: getattr(arguments, name) for name in ("data", "evaluation", "protocol", "pytorch", "device", "threads", "quick")}
+    words = {name: getattr(arguments, name) for name in ("data", "captions", "evaluation", "protocol", "pytorch", "device", "threads", "quick")}
     digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
     for artefact in (arguments.bundle, *arguments.engine):
         digest.update(Path(artefact).name.encode() + manifest_bytes(read_manifest(artefact)))

@@ -13,6 +13,7 @@ import numpy as np
 from ...runtime.errors import InputError
 
 JOURNAL = "journal.json"
+LOCK = f".{JOURNAL}.lock"
 
 
 class Journal:
@@ -34,19 +35,39 @@ class Journal:
         file = folder / JOURNAL
         self.resumed = False
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock(folder)
             if file.is_file():
                 found = self._read(file)
                 if found.get("key") == json.loads(json.dumps(key)) and isinstance(found.get("done"), dict):
                     self._facts, self.resumed = found, True
                 else:
-                    shutil.rmtree(folder)
-            elif folder.exists() and any(folder.iterdir()):
+                    for item in set(folder.iterdir()) - {folder / LOCK}:
+                        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            elif any(not item.name.startswith(f".{JOURNAL}") for item in folder.iterdir()):  # killed while it wrote its first line
                 raise InputError(f"{folder} is no journal of a calibration", fix="remove it yourself, or name another output")
-            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"the journal {folder} cannot be written ({error.strerror})", fix="check the disk and its permissions") from error
         if not self.resumed:
             self._write()
+
+    def _lock(self, folder: Path) -> None:
+        """One calibration at a time: two would mix what they have seen. The system takes the lock away when the process ends, however it ends."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self._held = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # systems say either
+            os.close(self._held)
+            self._held = None
+            raise InputError(f"another calibration of this bundle is running (it holds {folder})", fix="wait for it, or calibrate a copy") from error
+
+    def __del__(self):
+        if getattr(self, "_held", None) is not None:
+            os.close(self._held)
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:

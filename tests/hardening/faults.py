@@ -97,7 +97,7 @@ def kills(trials: Trials, count: int, seed: int) -> dict[str, Any]:
             left += len(leavings)
             for path in leavings:
                 os.utime(path, (time.time() - DAYS_OLD_S,) * 2)
-            code, said = trials.run(work, out, work.again)
+            code, said = trials.run(work, out, work.words_again(out))
             if code or (problem := find_problem(out, trials.allowed[name])):
                 trials.fault("kill, second run", name, f"{code} {said} {problem if not code else ''}")
             elif trials.usual[name] - names(out):

@@ -443,10 +443,10 @@ def _refer_seeds(folder: Path) -> list[bytes]:
 
 
 def _read_refer(path: Path) -> Any:
-    from fathom.benchmarks.accuracy.mask_command import _open
+    from fathom.benchmarks.accuracy.mask_command import open_masks
     from fathom.runtime.errors import InputError
 
-    source = _open(f"refer:{path.parent.parent}:refcoco:val")
+    source = open_masks(f"refer:{path.parent.parent}:refcoco:val")
     for number in range(min(2, len(source))):
         try:
             source[number]

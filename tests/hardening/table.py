@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from fathom.benchmarks.record.record import read_study
 
 ROOT = Path(__file__).parents[2]
 RECORD, PAGE = ROOT / "benchmarks" / "results" / "hardening.json", ROOT / "docs" / "reliability.md"
@@ -79,7 +80,7 @@ def page_with(text: str, made: str) -> str:
 
 def main() -> int:
     """Write the page."""
-    PAGE.write_text(page_with(PAGE.read_text(), tables(json.loads(RECORD.read_text()))))
+    PAGE.write_text(page_with(PAGE.read_text(), tables(read_study(RECORD))))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ class Work:
 
     Args:
         words: of the first run.
-        again: words added to the second one.
+        again: words added to the second one; for what it can take up, see ``words_again``.
         kills: of the 200.
         resumes: what a run that ended early leaves on purpose, for the next one.
         prepare: fills ``{out}`` before.
@@ -48,6 +49,10 @@ class Work:
     kills: int = 20
     resumes: frozenset[str] = frozenset()
     prepare: Callable[[Path, Path], None] = lambda source, out: None
+
+    def words_again(self, out: Path) -> tuple[str, ...]:
+        """Words of the second run: ``--resume`` where the first left its state."""
+        return ("--resume",) if any((out / name).exists() for name in self.resumes) else self.again
 
     def command(self, source: Path, out: Path, more: tuple[str, ...] = ()) -> list[str]:
         """The words to start."""
@@ -66,7 +71,6 @@ WORKS: dict[str, Work] = {
     "train": Work(
         ("depth-train", "--model", "moa-depthclip-tiny", "--data", "rooms:4:1:48x64", "--val", "rooms:2:9:48x64", "--steps", "4", "--every", "1")
         + ("-o", "{out}/t.safetensors", "-q"),
-        again=("--resume",),
         kills=15,
         resumes=frozenset({"t.state.safetensors"}),
     ),
@@ -78,7 +82,7 @@ WORKS: dict[str, Work] = {
 def make_sources(folder: Path) -> None:
     """What the works read: a network with its contract, its bundle and plan, and eight photos."""
     folder.mkdir(parents=True)
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         READERS["bundle"].seeds(folder)
     (folder / "photos").mkdir()
     for number in range(8):
