@@ -41,6 +41,17 @@ def engine_bytes(spec, graph, release, batch=(1, 1, 1), targets=("sm86",), lies=
     return header.ljust(HEADER) + json.dumps(facts).encode() + b"\n" + graph
 
 
+def with_bodies(graph):
+    """An engine's graph with the bodies of our operators, which ONNX Runtime can run."""
+    import onnx
+
+    from fathom.trt_plugins.functions import add_functions
+
+    model = onnx.ModelProto.FromString(graph)
+    add_functions(model)
+    return model.SerializeToString()
+
+
 def module(machine, rtx=False, version="10.13.3.9"):
     """The package on a machine, which may carry engines out itself (``execute``).
 
@@ -133,6 +144,11 @@ def module(machine, rtx=False, version="10.13.3.9"):
     class Engine:
         def __init__(self, facts, graph, logger):
             trt.counts["engine"] += 1
+            self.plugins = b"fathom" in graph
+            trt.counts["plugins"] = trt.counts.get("plugins", 0) + self.plugins
+            if self.plugins:
+                assert trt.registry.libraries, "no creator is registered for the plugins of this engine"
+                graph = with_bodies(graph)
             self.facts, self.graph, self.logger, self.contexts = facts, graph, logger, 0
             if machine.execute is not None:
                 return
@@ -144,6 +160,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
 
         def __del__(self):
             trt.counts["engine"] -= 1
+            trt.counts["plugins"] -= self.plugins
 
         num_io_tensors = property(lambda self: len(self.facts["dtypes"]))
         device_memory_size_v2 = property(lambda self: self.facts["activation_nbytes"])
@@ -225,6 +242,23 @@ def module(machine, rtx=False, version="10.13.3.9"):
             facts, _, graph = raw[HEADER:].partition(b"\n")
             return Engine(json.loads(facts), graph, self.logger)
 
+    class Registry:
+        def __init__(self):
+            self.libraries, self.loads = [], 0
+
+        def load_library(self, path):
+            if self.libraries or trt.fail.pop("library", None):
+                return None  # as the real one, if creators of these names are registered already
+            self.libraries.append(path)
+            self.loads += 1
+            return path
+
+        def deregister_library(self, handle):
+            assert not trt.counts.get("plugins"), "an engine still calls the plugins"
+            self.libraries.remove(handle)
+
+    trt.registry = Registry()
+    trt.get_plugin_registry = lambda: trt.registry
     trt.ILogger, trt.Runtime, trt.kinds = ILogger, Runtime, (Context, Engine, RuntimeConfig, RuntimeCache, Runtime)
     if rtx:
         trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])

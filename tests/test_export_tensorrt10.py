@@ -25,13 +25,8 @@ from fathom.runtime.pipeline import Pipeline
 VERSION = "10.13.3.9"
 
 
-@pytest.fixture
-def gpu(monkeypatch, tmp_path):
-    """Two fake GPUs with a TensorRT 10 that builds too; what would be a child process runs here."""
-    machine = fake_cuda.Machine(devices=2)
-    fake_cuda.install(monkeypatch, machine)
-    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
-    machine.trt = fake_tensorrt10_builder.add_builder(fake_tensorrt.install(monkeypatch, machine), VERSION)
+def run_here(monkeypatch, machine):
+    """What would be a child process with TensorRT runs in this one, with the fakes."""
     machine.asked = []  # (task, device) of every child
 
     def here(request, device=0, **more):
@@ -52,6 +47,16 @@ def gpu(monkeypatch, tmp_path):
 
     for module in (stage_builder, constrained_stages, prove_candidate):
         monkeypatch.setattr(module, "run_child", here)
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Two fake GPUs with a TensorRT 10 that builds too; what would be a child process runs here."""
+    machine = fake_cuda.Machine(devices=2)
+    fake_cuda.install(monkeypatch, machine)
+    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
+    machine.trt = fake_tensorrt10_builder.add_builder(fake_tensorrt.install(monkeypatch, machine), VERSION)
+    run_here(monkeypatch, machine)
     return machine
 
 

@@ -21,7 +21,18 @@ from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.tensorrt.backend import TensorRTBackend
 
 pytestmark = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
-FILE = {"operator": "BinsExpectation", "alpha": 300.0, "least_temperature": 0.0212, "greatest_temperature": 50.0}
+PARAMETERS = {"alpha": 300.0, "least_temperature": 0.0212, "greatest_temperature": 50.0}
+FILE = {"operator": "BinsExpectation", "inputs": ["shape", "centers", "attractors"], "outputs": ["depth"], "parameters": PARAMETERS}
+WRONG = [
+    {"operator": "Wings"},
+    {"parameters": {**PARAMETERS, "alpha": "strong"}},
+    {"parameters": {**PARAMETERS, "least_temperature": 60.0}},
+    {"parameters": {"alpha": 300.0}},
+    {"inputs": ["shape", "centers", "depth"]},
+    {"inputs": ["shape", "centers", "nothing"]},
+    {"inputs": ["shape", "centers", ["attractors"]]},
+    {"more": 1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +102,7 @@ def test_a_kernel_runs_between_engines(gpu, tiny, tmp_path, batch):
     assert gpu.leaks() == {}
 
 
-@pytest.mark.parametrize("wrong", [{"operator": "Wings"}, {"alpha": "strong"}, {"least_temperature": 60.0}, {"more": 1}])
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_file_that_names_no_kernel_is_refused(gpu, tiny, tmp_path, wrong):
     with pytest.raises(InputError, match="kernel stage expectation"):
         Pipeline.open(kernel_plan(tiny, tmp_path / "x.plan", gpu.backend, (1, 1, 1), {**FILE, **wrong}))

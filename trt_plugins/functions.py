@@ -162,6 +162,11 @@ def add_functions(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 
 
+def default_attributes(operator: str) -> dict[str, float | int]:
+    """What an operator's attributes are where a node does not give them."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in parser.parse_function(BODIES[operator]).attribute_proto}
+
+
 def without_bodies(model: onnx.ModelProto) -> None:
     """Remove the bodies, for a parser that has the plugins: it would expand a body instead of calling the plugin."""
     kept = [function for function in model.functions if function.domain != DOMAIN]

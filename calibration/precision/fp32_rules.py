@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import onnx
 
-from .operator_types import operator_types, opsets
+from .operator_types import OUR_DOMAIN, operator_types, opsets
 
 FP16_MAX = 65504.0
 BF16_OPSET = 19
@@ -27,12 +27,12 @@ ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Pow", "Max", "
 def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np.ndarray], islands: tuple[str, ...]) -> dict[str, str]:
     """Names of the nodes that stay FP32, each with the reason.
 
-    The rules, in this order: what ONNX forbids (operators that take or give no FP16, that make floats from nothing of that type, that hold
-    control flow, or that are unknown), ``islands`` (regular expressions over module paths), norms with their scale and shift, softmax, sums
-    and curved functions with what is computed from them alone (the mean and the variance of a norm that was written out), constants
-    that FP16 cannot hold, and cheap nodes between FP32 nodes. An FP32 softmax between two FP16 matrix products does not break the
-    compiler's attention kernel: TensorRT-RTX 1.7.1 needs 19 MB of activations for 8 heads of 4096 tokens either way, and 824 MB once
-    the product before it is FP32 too.
+    Our own operators never do: they compute in FP32 whatever they read. For all others the rules, in this order: what ONNX forbids
+    (operators that take or give no FP16, that make floats from nothing of that type, that hold control flow, or that are unknown),
+    ``islands`` (regular expressions over module paths), norms with their scale and shift, softmax, sums and curved functions with what is
+    computed from them alone (the mean and the variance of a norm that was written out), constants that FP16 cannot hold, and cheap nodes
+    between FP32 nodes. An FP32 softmax between two FP16 matrix products does not break the compiler's attention kernel: TensorRT-RTX
+    1.7.1 needs 19 MB of activations for 8 heads of 4096 tokens either way, and 824 MB once the product before it is FP32 too.
 
     Args:
         model: the graph; every node has a name.
@@ -45,6 +45,8 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
     reasons: dict[str, str] = {}
     patterns = [re.compile(pattern) for pattern in islands]
     for node in graph.nodes:
+        if node.domain == OUR_DOMAIN:  # reads and writes FP16, computes in FP32: what islands and the rules below are for
+            continue
         if obstacle := _obstacle(node, floats, versions):
             reasons[node.name] = obstacle
         elif pattern := next((p for p in patterns if _on_island(node.name, p)), None):

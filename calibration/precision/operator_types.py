@@ -10,6 +10,8 @@ import onnx
 FP32, FP16 = "tensor(float)", "tensor(float16)"
 ALWAYS_WIDE = {("Resize", 1)}  # the region of interest: ONNX would allow FP16, compilers read float32
 DEFAULT_DOMAINS = ("", "ai.onnx")
+OUR_DOMAIN = "fathom"
+OUR_WIDE_INPUTS = {"BinsExpectation": (), "GroupNormSilu": (1, 2), "CrossAttention": ()}  # of trt_plugins/functions.py; they take and give FP16
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ def opsets(model: onnx.ModelProto) -> dict[str, int]:
 def operator_types(node: onnx.NodeProto, versions: dict[str, int], floats: set[str]) -> OperatorTypes:
     """What holds for a node of a graph, given which of its tensors are float32."""
     domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+    if domain == OUR_DOMAIN and node.op_type in OUR_WIDE_INPUTS:
+        return OperatorTypes(frozenset(OUR_WIDE_INPUTS[node.op_type]), "")
     inputs = tuple(position for position, name in enumerate(node.input) if name in floats)
     outputs = tuple(position for position, name in enumerate(node.output) if name in floats)
     return _by_schema(node.op_type, domain, versions.get(domain, 1), inputs, outputs)

@@ -49,6 +49,8 @@ def _time(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> i
     require_packages(("onnx", "onnxruntime", "ml_dtypes"), "build", "graphs are read, typed and written with it")
     if arguments.precision or arguments.target:
         raise UsageError("--stage-times takes every precision on the card that is here", fix="leave --precision and --target out")
+    if arguments.operators:
+        raise UsageError("--stage-times is of the networks' own operators", fix="leave --operators out; depth-bench latency compares two plans")
     if arguments.layers:
         raise UsageError("--stage-times keeps no engine, so there are no layers to tell of", fix="leave --layers out")
     options, path = build_options(arguments), Path(arguments.stage_times)

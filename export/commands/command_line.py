@@ -104,6 +104,9 @@ def build_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--timing-cache", metavar="FILE", default="", help="tensorrt: what was measured while building (default: in the user's cache)")
     parser.add_argument("--device", metavar="N", type=_number, default=0, help="TensorRT: the GPU to build for and to run on (default: %(default)s)")
     parser.add_argument("--layers", metavar="FILE", default="", help="TensorRT: also write what the engines tell of their layers, for depth-inspect --layers")
+    own = "our own operators instead of the graph's, such as GroupNormSilu, or vae:GroupNormSilu for one stage (default: none; see docs/plugins.md)"
+    parser.add_argument("--operators", metavar="[STAGE:]OP,OP", default="", help=own)
+    parser.add_argument("--plugins", metavar="FILE", default="", help="tensorrt: the library of these operators; without it they run between the engines")
 
 
 def build_options(arguments: argparse.Namespace) -> Any:
@@ -112,6 +115,7 @@ def build_options(arguments: argparse.Namespace) -> Any:
     Raises:
         UsageError: if they make no sense together.
     """
+    from ..operators.choice import parse_choices
     from ..plan.build import BuildOptions
 
     targets = tuple(word.strip().lower() for word in arguments.target.split(",") if word.strip())
@@ -127,7 +131,8 @@ def build_options(arguments: argparse.Namespace) -> Any:
             require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
     small = {name: getattr(arguments, name) for name in ("timing_cache", "device", "layers")}
     limits = {"limit_nbytes": arguments.memory, "workspace_nbytes": arguments.workspace}
-    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), **limits, **small)
+    own = {"operators": parse_choices(arguments.operators), "plugins": arguments.plugins}
+    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), **limits, **small, **own)
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import onnx
 
 from ...runtime.errors import UsageError
 from ...trt_plugins.functions import add_functions
+from ..graph.inner_graphs import inner_graphs
 from .bins_expectation import fuse_bins_expectation
 from .cross_attention import fuse_cross_attention
 from .group_norm_silu import fuse_group_norm_silu
@@ -27,6 +28,8 @@ def use_operators(model: onnx.ModelProto, names: tuple[str, ...] = ()) -> dict[s
     """
     if unknown := [name for name in names if name not in RULES]:
         raise UsageError(f"there is no operator {', '.join(unknown)}", wanted=", ".join(RULES))
+    if any(inner_graphs(node) for node in model.graph.node):  # branches and loops read by name, which the rules do not see
+        return dict.fromkeys(names, 0)
     done = {name: RULES[name](model) for name in names}
     add_functions(model)
     return done

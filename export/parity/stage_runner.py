@@ -92,6 +92,36 @@ def first_run(request: dict[str, Any], send: Callable[..., None]) -> dict[str, A
     return {"shape": list(values.shape)}
 
 
+def inner_tensors(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    """Keep what a graph gives inside for the golden inputs.
+
+    Args:
+        request: ``stage``, ``file``, ``golden``, ``inputs`` ({``name``, ``dtype``}), ``tensors`` (name to keep it under -> name in the graph), ``save``.
+        send: sends one event to the parent.
+
+    Returns:
+        ``nbytes`` of all of them.
+
+    Raises:
+        BuildFailedError: if ONNX Runtime refuses or fails to run the graph.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    ort, file = load_onnxruntime(), Path(request["file"])
+    send("progress", what=f"{request['stage']}: tensors at the cuts", done=0.5)
+    model = onnx.load(str(file), load_external_data=False)
+    names = sorted(set(request["tensors"].values()))
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    opened = file.with_name(f"{file.stem}.inner.onnx")
+    opened.write_bytes(model.SerializeToString())
+    stage = {"name": request["stage"], "inputs": request["inputs"], "outputs": [{"name": name} for name in names]}
+    found = _run(_session(ort, opened, request["stage"], False), stage, load_file(request["golden"]))
+    kept = {name: found[inner] for name, inner in request["tensors"].items()}
+    save_file(kept, request["save"])
+    return {"nbytes": sum(values.nbytes for values in kept.values())}
+
+
 def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, float | str]:
     """``max_abs``, ``rmse``, ``relative`` (max_abs over the largest absolute golden value) and ``problem`` (``""`` if there is none)."""
     if got.shape != wanted.shape:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.engine_layers import layers_json
 from ...runtime.artefact.manifest import BundleStage, PlanManifest
+from ...runtime.artefact.operator_use import count_words
 from ...runtime.certificate.known_faults import known_faults
 from ...runtime.cuda.open_device import open_device
 from ...runtime.errors import UsageError
@@ -17,13 +18,15 @@ from ...runtime.files import refuse_existing, whole_file
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 from ..child.child import GIB, Progress
 from ..child.scratch import scratch_beside
+from ..operators.rewritten_bundle import rewrite_bundle
 from ..parity.parity import ParityReport
-from ..precision.calibrated import read_calibration, require_calibration
+from ..precision.calibrated import Calibration, read_calibration, require_calibration
 from ..precision.rounded import SIMULATED
 from .build_options import BuildOptions
+from .built_stage import BuiltStage
 from .plan_file import write_plan
 from .prove_candidate import prove_candidate
-from .stage_builder import BuiltStage, StageBuilder
+from .stage_builder import StageBuilder
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def build_plan(
     if options.backend == "tensorrt-rtx" and not options.targets:
         options = replace(options, targets=BUILT_FOR)
     with scratch_beside(path) as scratch:
+        if options.operators:
+            bundle, calibration = _with_operators(bundle, calibration, options, scratch / "operators", on_message)
         builder = StageBuilder(bundle, options, scratch, on_progress, calibration)
         for fault in known_faults(options.backend, builder.version, builder.targets, options.precision):
             on_message(fault.words)
@@ -118,6 +123,16 @@ def _check_stage(stage: BundleStage, options: BuildOptions) -> None:
     fixed = {tensor.shape[0] for tensor in stage.spec.inputs if tensor.shape and isinstance(tensor.shape[0], int)}
     if fixed and set(options.batch) - fixed:
         raise UsageError(f"stage {stage.spec.name} has the fixed batch {min(fixed)}", wanted=f"--batch {min(fixed)}")
+
+
+def _with_operators(
+    bundle: BundleDirectory, calibration: Calibration | None, options: BuildOptions, folder: Path, on_message: Callable[[str], None]
+) -> tuple[BundleDirectory, Calibration | None]:
+    if options.precision == "int8":
+        raise UsageError("--operators with --precision int8: a calibration knows nothing of our operators", fix="--precision fp16, or leave --operators out")
+    rewritten = rewrite_bundle(bundle, options.operators, folder)
+    on_message(f"our own operators: {count_words(rewritten.counts)}")
+    return rewritten, calibration.without(rewritten.gone) if calibration else None
 
 
 def summary(report: BuildReport, nbytes: int) -> str:

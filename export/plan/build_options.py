@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...runtime.artefact.manifest import BACKENDS
 from ...runtime.errors import UsageError
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR, why_refused
+from ..operators.choice import OperatorChoice
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class BuildOptions:
         timing_cache: plain TensorRT: file with what the compiler measured; empty for one in the user's cache.
         device: TensorRT: number of the GPU that it builds for (plain TensorRT) and that runs the plan's own case.
         layers: TensorRT: file for what the engines tell of their layers; empty for none.
+        operators: our own operators, and where; none by default.
+        plugins: plain TensorRT: the library that has them, for engines that call it; empty for kernel stages between the engines.
 
     Raises:
         UsageError: if the parts do not go together.
@@ -38,6 +41,8 @@ class BuildOptions:
     timing_cache: str = ""
     device: int = 0
     layers: str = ""
+    operators: tuple[OperatorChoice, ...] = ()
+    plugins: str = ""
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
@@ -59,6 +64,9 @@ class BuildOptions:
             raise UsageError(f"--workspace and --timing-cache go with tensorrt; {self.backend} measures nothing while it builds", fix="leave them out")
         if self.backend == "onnxruntime" and (self.device or self.layers):
             raise UsageError("--device and --layers go with tensorrt and tensorrt-rtx, whose engines are built for GPUs", fix="leave them out")
+        if self.plugins and (self.backend != "tensorrt" or not self.operators):
+            was = f"{self.backend} takes no plugins" if self.operators else "--plugins without --operators"
+            raise UsageError(was, wanted="--plugins with --backend tensorrt and --operators", fix="leave --plugins out")
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"a target is named twice: {', '.join(self.targets)}")
         min_batch, opt_batch, max_batch = self.batch

@@ -31,7 +31,7 @@ class MixtureClock:
 
     def __init__(self, bundle_path: Path, beside: Path, options: BuildOptions, target: str):
         self._path, self._beside = bundle_path, beside
-        self._options = replace(options, precision="int8", targets=(target,) if options.backend == "tensorrt-rtx" else ())
+        self._options = replace(options, precision="int8", targets=(target,) if options.backend == "tensorrt-rtx" else (), operators=(), plugins="")
 
     def __call__(self, plan: dict[str, Choices]) -> dict[str, float]:
         """Median milliseconds of every stage. Ranges are made up: an engine takes as long with real ones.

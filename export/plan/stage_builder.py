@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,29 @@ import onnx
 
 from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
-from ...runtime.artefact.manifest import GOLDENS, BundleStage, Initializer, PlanManifest, PlanStage
+from ...runtime.artefact.manifest import GOLDENS, Initializer, PlanManifest, PlanStage
+from ...runtime.artefact.operator_use import OperatorUse, PluginLibrary
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.errors import UsageError
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..graph.product_types import products_by_type
+from ..operators.plugin_graph import library_beside, write_plugin_graph
+from ..operators.rewritten_bundle import RewrittenBundle
+from ..operators.split import split_stage
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
 from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
+from .built_stage import BuiltStage, with_fixed_batch
 from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
 from .goldens import collect_goldens
+from .kernel_stages import golden_cuts, kernel_stage
 from .plan_file import file_facts
 from .timing_cache_file import timing_cache_file
 
 FP16_TOLERANCES = Tolerances(isolated_relative=5e-2, chained=2e-2)
 INT8_TOLERANCES = Tolerances(isolated_relative=0.9, chained=0.2)  # catches a broken graph; the plan's evidence speaks for the depth
-
-
-@dataclass(frozen=True)
-class BuiltStage:
-    """What became of one stage.
-
-    Args:
-        name: of the stage.
-        engine_nbytes, weights_nbytes: of the engine, and of the weights it was made from.
-        layers: convolutions and matrix products by the type they really hold; empty for ONNX Runtime.
-        fp32_nodes: how many nodes stay FP32 in an FP16 stage.
-        stored: dtype -> how many weights were found in the engine byte for byte, and how many were looked for; TensorRT-RTX only.
-        activations_nbytes: device memory for intermediate results, as the compiler says; 0 if it does not.
-        told: what the finished engine tells of its layers, in words; empty where it was not asked.
-        seconds, peak_nbytes: of the compiler's process.
-    """
-
-    name: str
-    engine_nbytes: int
-    weights_nbytes: int
-    layers: dict[str, int]
-    fp32_nodes: int
-    stored: dict[str, tuple[int, int]]
-    activations_nbytes: int
-    told: str
-    seconds: float
-    peak_nbytes: int
 
 
 class StageBuilder:
@@ -82,9 +62,11 @@ class StageBuilder:
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
         self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of an INT8 plan give for the golden inputs
+        self._cuts, self._cut_cases = bool(options.operators) and options.backend != "onnxruntime" and not options.plugins, []
         self._keeps_case = options.precision == "int8" and options.backend != "onnxruntime"
         release = constrained_release(self.version) if plain else ""
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
+        self._library = self._plugin_library()
 
     def type_stages(self) -> ParityReport | None:
         """Make the graphs that the compiler reads; FP16 ones, and those for TensorRT 8, are checked against the golden tensors."""
@@ -172,15 +154,32 @@ class StageBuilder:
         return self._constrained is not None
 
     def build_all(self) -> list[tuple[PlanStage, dict[str, Path], BuiltStage]]:
-        """Compile stage after stage; see ``build``."""
-        return [self.build(stage, number) for number, stage in enumerate(self.manifest.stages)]
+        """Compile stage after stage, those with operators of ours in pieces where no plugin runs them."""
+        built = []
+        for number, stage in enumerate(self.manifest.stages):
+            start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
+            graph, spec, fp32, weights = self._graphs[stage.spec.name]
+            pieces = split_stage(graph, spec) if self._cuts else ()
+            if not pieces:
+                built.append(self._compile(stage.spec.name, spec.name, graph, spec, (fp32, weights), (start, width)))
+                continue
+            case = self.scratch / f"{spec.name}.cuts.safetensors"
+            if self.compare and self.manifest.goldens and golden_cuts(self.bundle, stage, pieces, case, self.limit):
+                self._cut_cases.append(case)
+            for place, piece in enumerate(pieces):
+                if piece.graph is None:
+                    built.append(kernel_stage(piece, self._fixed(piece.spec), self.scratch))
+                else:
+                    part = (start + width * place / len(pieces), width / len(pieces))
+                    built.append(self._compile(stage.spec.name, piece.spec.name, piece.graph, piece.spec, (0, piece.weights_nbytes), part))
+        return built
 
-    def build(self, stage: BundleStage, number: int) -> tuple[PlanStage, dict[str, Path], BuiltStage]:
-        """Compile one stage in a child process."""
-        name = stage.spec.name
-        graph, spec, fp32, weights = self._graphs[name]
-        start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
-        request, files = self._request(name, graph)
+    def _compile(
+        self, stage: str, name: str, graph: Path, spec: StageSpec, counted: tuple[int, int], part: tuple[float, float]
+    ) -> tuple[PlanStage, dict[str, Path], BuiltStage]:
+        """Compile a stage, or a piece of one, in a child process; ``counted``: nodes in FP32, bytes of weights; ``part``: of all progress."""
+        (fp32, weights), (start, width) = counted, part
+        request, files = self._request(name, graph, stage)
         limits = {"limit_nbytes": self.limit, "device": self.options.device}
         found = run_child(request, what=f"stage {name}", on_progress=lambda what, done: self.on_progress(what, start + width * done), **limits)
         values, engine = found.values, files[f"engines/{Path(request['target']).name}"]
@@ -194,10 +193,10 @@ class StageBuilder:
         counts = values.get("counts")
         precision = "fp32" if self.options.precision == "fp16" and counts and not {"half", "untold"} & counts.keys() else self.options.precision
         if self.options.precision == "int8":
-            lowest = self.calibration.plan.precision(name)
+            lowest = self.calibration.plan.precision(stage)
             precision = lowest if self.options.backend != "onnxruntime" or lowest == "int8" else "fp32"
         entry = PlanStage(
-            self._bind(spec), next(n for n in names if files[n] == engine), precision, next((n for n in names if n.endswith(".weights")), ""), table
+            self._fixed(spec), next(n for n in names if files[n] == engine), precision, next((n for n in names if n.endswith(".weights")), ""), table
         )
         facts = BuiltStage(
             name,
@@ -213,7 +212,7 @@ class StageBuilder:
         )
         return entry, files, facts
 
-    def _request(self, name: str, graph: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    def _request(self, name: str, graph: Path, stage: str) -> tuple[dict[str, Any], dict[str, Path]]:
         """The request to the child, and which files it will make, by their names in the plan."""
         if self.options.backend == "onnxruntime":
             folder = self.scratch / f"{name}.scratch"
@@ -228,6 +227,7 @@ class StageBuilder:
         small |= {"inspect": plain or bool(self.options.layers), "layers": str(self._told(name)) if self.options.layers else ""}
         if self._constrained is not None:
             return {**self._constrained.request(name, target, self.options.batch), **small}, {f"engines/{name}.engine": target}
+        graph = write_plugin_graph(graph) if self._library and stage in self.bundle.counts else graph
         products = products_by_type(graph)
         request = {
             "task": "tensorrt",
@@ -241,7 +241,8 @@ class StageBuilder:
             "fp16": products.get(onnx.TensorProto.FLOAT16, []),
             "fp32": products.get(onnx.TensorProto.FLOAT, []),
             "bf16": products.get(onnx.TensorProto.BFLOAT16, []),
-            "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
+            "plugins": {"library": asdict(self._library), "path": str(Path(self.options.plugins).resolve())} if self._library else None,
+            "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(stage, ()))),
         }
         return {**request, **small}, {f"engines/{name}.engine": target}
 
@@ -253,15 +254,8 @@ class StageBuilder:
         files = {stage.spec.name: self._told(stage.spec.name) for stage in self.manifest.stages}
         return {name: file.read_text() for name, file in files.items() if file.exists()}
 
-    def _bind(self, spec: StageSpec) -> StageSpec:
-        """The spec with the batch that a TensorRT engine fixes; ONNX Runtime engines keep it free."""
-        min_batch, opt_batch, max_batch = self.options.batch
-        if self.options.backend == "onnxruntime" or min_batch != max_batch:
-            return spec
-        sides = []
-        for side in (spec.inputs, spec.outputs):
-            sides.append(tuple(TensorSpec(t.name, t.dtype, tuple(opt_batch if size == "batch" else size for size in t.shape)) for t in side))
-        return StageSpec(spec.name, *sides)
+    def _fixed(self, spec: StageSpec) -> StageSpec:
+        return spec if self.options.backend == "onnxruntime" else with_fixed_batch(spec, self.options.batch)
 
     def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
         """Run finished ONNX Runtime engines against the golden tensors."""
@@ -298,7 +292,7 @@ class StageBuilder:
             sources[text.tokenizer] = self.bundle.path(text.tokenizer)
         goldens: tuple[Initializer, ...] = ()
         if self.compare and manifest.goldens:
-            case = (self._graphs_case,) if self._keeps_case else ()
+            case = ((self._graphs_case,) if self._keeps_case else ()) + tuple(self._cut_cases)
             specs = tuple(stage.spec for stage in stages)
             goldens, raw = collect_goldens((*case, self.bundle.path(manifest.goldens[0])), specs, options.precision, manifest.contract.output.tensor)
             sources[GOLDENS] = raw
@@ -315,5 +309,18 @@ class StageBuilder:
             batch=options.batch,
             bundle_sha256=self.bundle.manifest_sha256,
             goldens=goldens,
+            operators=self._operator_use(),
         )
         return made, sources
+
+    def _plugin_library(self) -> PluginLibrary | None:
+        if self._constrained is not None and self.options.operators:
+            was, wanted = f"TensorRT {self.version} is built for without our operators", "TensorRT 10.3 or later, TensorRT-RTX or ONNX Runtime"
+            raise UsageError(was, wanted=wanted, fix="leave --operators out")
+        return library_beside(self.options.plugins, self.scratch) if self.options.plugins else None
+
+    def _operator_use(self) -> OperatorUse | None:
+        if not isinstance(self.bundle, RewrittenBundle):
+            return None
+        how = "kernel-stages" if self._cuts else "plugins" if self._library else "bodies"
+        return OperatorUse(self.bundle.counts, how, self._library)

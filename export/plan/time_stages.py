@@ -60,7 +60,7 @@ def time_stages(bundle_path: str | Path, beside: Path, options: BuildOptions, *,
     device = open_device(options.device)
     card, target = device.name, device.target
     device.close()
-    options = replace(options, targets=(target,) if options.backend == "tensorrt-rtx" else ())
+    options = replace(options, targets=(target,) if options.backend == "tensorrt-rtx" else (), operators=(), plugins="")
     bundle = BundleDirectory.open(bundle_path)
     everywhere = int8_everywhere(bundle)
     times: dict[str, dict[str, float]] = {stage.spec.name: {} for stage in bundle.manifest.stages}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...calibration.calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
@@ -34,6 +34,11 @@ class Calibration:
             RegionPlan(r.stage, r.path, r.kind, r.nodes, half, r.reason, r.evidence, r.macs) if only_fp16 and r.choice.precision == "int8" else r
             for r in self.plan.of_stage(stage)
         )
+
+    def without(self, gone: dict[str, set[str]]) -> Calibration:
+        """The same for graphs that lack some nodes of some stages."""
+        regions = [(region, tuple(name for name in region.nodes if name not in gone.get(region.stage, ()))) for region in self.plan.regions]
+        return Calibration(self.table, replace(self.plan, regions=tuple(replace(region, nodes=nodes) for region, nodes in regions if nodes)))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ...runtime.artefact.operator_use import PluginLibrary
 from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
+from ...runtime.tensorrt.operators.plugins import load_plugins
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 from .finished_engine import ask_engine
 from .timing_cache import TimingCache
@@ -32,6 +34,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
             only), ``batch`` ([min, opt, max]), ``precision``, ``fp16``, ``fp32`` and ``bf16`` (names of the convolutions
             and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs); for plain
             TensorRT ``workspace`` (bytes that one layer may take on the device, 0 for no limit) and ``timing_cache`` (see ``TimingCache``);
+            ``plugins`` (``library``, facts of ``PluginLibrary``, and ``path``; None or missing where the graph has no operator of ours);
             ``inspect`` (load the engine and ask it for its layers) and ``layers`` (file to keep the answer in, or empty).
         send: sends one event to the parent.
 
@@ -44,8 +47,18 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         PrecisionError: if the parsed network holds another precision than the typed graph says, the engine's INT8 weights are not INT8, or the
             engine tells of layers in other types only.
     """
-    stage = request["stage"]
     trt = import_tensorrt(request["backend"])
+    library = PluginLibrary(**request["plugins"]["library"]) if request.get("plugins") else None
+    plugins = load_plugins(trt, Path(request["plugins"]["path"]), library) if library else None
+    try:
+        return _build(trt, request, send)
+    finally:
+        if plugins is not None:
+            plugins.close()
+
+
+def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    stage = request["stage"]
     log = BuildLog(send)
     logger = make_logger(trt, log)
     builder = trt.Builder(logger)

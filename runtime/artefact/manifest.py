@@ -8,9 +8,11 @@ from typing import Any
 
 from ..sequences import zip_equal
 from .contract import Contract
+from .operator_use import OperatorUse
 from .spec import DTYPES, FILE_NAME, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+RUNS_OPERATORS = {"onnxruntime": ("bodies",), "tensorrt": ("kernel-stages", "plugins"), "tensorrt-rtx": ("kernel-stages",)}
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GOLDENS = "goldens/case.bin"
 MAX_FILES = 4096
@@ -204,6 +206,7 @@ class PlanManifest(Manifest):
         bundle_sha256: of the ``bundle.json`` it was built from.
         goldens: inputs of the network and outputs of every stage for one case, with concrete shapes, in the file ``GOLDENS``; empty in plans
             that cannot certify themselves.
+        operators: our own operators in its engines and between them; None if there are none.
     """
 
     backend: str = "onnxruntime"
@@ -213,6 +216,7 @@ class PlanManifest(Manifest):
     batch: tuple[int, int, int] = (1, 1, 1)
     bundle_sha256: str = ""
     goldens: tuple[Initializer, ...] = ()
+    operators: OperatorUse | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -238,6 +242,8 @@ class PlanManifest(Manifest):
                     raise ValueError(f"stage {stage.spec.name}: the weight {item.tensor.name} lies outside its file")
         if self.goldens:
             self._check_goldens()
+        if self.operators and self.operators.runs_as not in RUNS_OPERATORS[self.backend]:
+            raise ValueError(f"operators run as {self.operators.runs_as} on {self.backend}")
 
     def _check_goldens(self) -> None:
         specs = {tensor.name: tensor for stage in self.stages for tensor in stage.spec.inputs + stage.spec.outputs}

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import InputError
 from .contract import Contract
 from .manifest import MAX_FILES, BundleManifest, BundleStage, FileFacts, Initializer, Manifest, NetworkFacts, PlanManifest, PlanStage
+from .operator_use import OperatorUse
 from .spec import StageSpec, TensorSpec, fields
 
 VERSION = 1
@@ -56,6 +57,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         )
         if manifest.goldens:
             data["goldens"] = _tensors_to_json(manifest.goldens)
+        if manifest.operators:
+            data["operators"] = manifest.operators.to_json()
     return data
 
 
@@ -139,9 +142,9 @@ def _bundle(data: dict) -> BundleManifest:
 
 def _plan(data: dict) -> PlanManifest:
     own = {"backend": str, "backend_version": str, "targets": list, "precision": str, "batch": list, "bundle_sha256": str}
-    data = {"goldens": [], **data}  # plans of earlier releases have none
-    _, _, network, contract, files, made_with, stages, backend, version, targets, precision, batch, bundle_sha256, goldens = fields(
-        data, "plan", **_SHARED, **own, goldens=list
+    data = {"goldens": [], "operators": None, **data}  # plans of earlier releases have none
+    _, _, network, contract, files, made_with, stages, backend, version, targets, precision, batch, bundle_sha256, goldens, operators = fields(
+        data, "plan", **_SHARED, **own, goldens=list, operators=(dict, type(None))
     )
     read = []
     kinds = {"name": str, "inputs": list, "outputs": list, "engine": str, "precision": str, "weights": str, "initializers": list}
@@ -161,4 +164,5 @@ def _plan(data: dict) -> PlanManifest:
         batch=tuple(batch),
         bundle_sha256=bundle_sha256,
         goldens=_tensors_from_json(goldens, "golden"),
+        operators=OperatorUse.from_json(operators) if operators is not None else None,
     )

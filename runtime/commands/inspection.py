@@ -67,6 +67,8 @@ def describe(manifest: Any) -> str:
         lines.append(f"engines   {manifest.backend} {manifest.backend_version}, {manifest.precision}, for {targets}, batch {batch} (min:opt:max)")
         if manifest.backend == "onnxruntime" and manifest.targets == ("cuda",) and manifest.precision == "fp16":
             lines.append("note      FP16 is real: typed graphs for the CUDA provider; checked on a CPU only, which computes them partly in FP32")
+        if manifest.operators:
+            lines.append(f"operators {manifest.operators.words}")
         if manifest.simulated:
             lines.append("warning   FP16 is simulated: tensors are rounded as an FP16 engine stores them, sums are FP32; for measuring accuracy")
     lines += [

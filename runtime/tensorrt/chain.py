@@ -13,8 +13,8 @@ from ..cuda.resources import DeviceBuffer, Graph, Stream
 from ..errors import InputError
 from ..sequences import zip_equal
 from .engine import Engine, failure
-from .kernel_stage import KernelStage
 from .memory_plan import Lifetime, plan_memory
+from .operators.kernel_stage import KernelStage
 
 
 class Chain:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..artefact.manifest import PlanManifest
 from ..cuda.device import Device
+from ..cuda.open_device import open_device
 from ..errors import EnvironmentMismatchError, UsageError
 from ..jetson import read_jetson, tensorrt_fix
 from .adapters.open_adapter import open_adapter
@@ -18,6 +19,20 @@ from .rtx_targets import why_not_here
 RTX_MAGIC, VERSION_AT = b"vtrt", slice(24, 28)  # of an engine's header: major, minor, patch, build, one byte each
 CUDA_MAJORS = (11, 12, 13, 14)
 DRIVERS = {12: "525", 13: "580"}  # NVIDIA's oldest driver branch for a CUDA major release
+
+
+def open_gpu(manifest: PlanManifest, index: int) -> Device:
+    """The GPU that is to run a plan.
+
+    Raises:
+        EnvironmentMismatchError: if there is none, naming what runs elsewhere.
+    """
+    try:
+        return open_device(index)
+    except EnvironmentMismatchError as error:
+        targets = ", ".join(manifest.targets) or "no named target"
+        was = f"this plan holds {manifest.backend} engines (for {targets}), which need an NVIDIA GPU, and none can be used: {error.was}"
+        raise EnvironmentMismatchError(was, wanted=error.wanted, fix=f"{error.fix}; or depth-build BUNDLE --backend onnxruntime, for the CPU") from error
 
 
 def check_plan(manifest: PlanManifest, trt: ModuleType, device: Device) -> None:

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artefact.manifest import PlanManifest
 from ..artefact.spec import DTYPES
 from ..cuda.device import Device
 from ..cuda.driver_release import driver_release
-from ..cuda.open_device import open_device
 from ..cuda.resources import Event, PinnedBuffer
-from ..errors import EnvironmentMismatchError
 from ..kernels.device_kernels import DeviceKernels, open_kernels
 from ..photo.raw_maps import RawMaps
 from ..sequences import pairwise
 from .cache import RuntimeCache
 from .chain import Chain
-from .compatibility import check_header, check_plan, check_streams
+from .compatibility import check_header, check_plan, check_streams, open_gpu
 from .device_photos import DevicePhotos, PhotoJob, SlotEvents
 from .engine import Engine
 from .jobs import RunJob, StageJob, TimeJob
-from .kernel_stage import SUFFIX, KernelStage
 from .loading import import_tensorrt
 from .logger import make_logger
+from .operators.kernel_stage import SUFFIX, KernelStage
+from .operators.plugins import Plugins, open_plugins
 
 if TYPE_CHECKING:
+    from ..artefact.manifest import PlanStage
     from ..artefact.plan import PlanFile
 
 SLOTS = 2
@@ -120,8 +119,9 @@ class TensorRTSession:
         self.lanes: list[Lane] = []
         self.kernels: DeviceKernels | None = None
         self.cache_file: RuntimeCache | None = None
+        self.plugins: Plugins | None = None
         self.kernels_remark = ""
-        self.device = _open_gpu(manifest, index)
+        self.device = open_gpu(manifest, index)
         self.any_thread = self.device.any_thread
         try:
             trt = import_tensorrt(manifest.backend)
@@ -130,6 +130,7 @@ class TensorRTSession:
             self.release = trt.__version__
             with self.device:
                 self.free_before, _ = self.device.memory()
+                self.plugins = open_plugins(trt, manifest.operators, plan.path)
                 self._load(trt, plan, kernels)
         except BaseException as error:
             self.abandon(error)
@@ -148,13 +149,17 @@ class TensorRTSession:
         for stage in plan.manifest.stages:
             with plan.view(stage.engine) as raw:
                 if stage.engine.endswith(SUFFIX):
-                    self.engines.append(KernelStage(opened, stage.spec, raw))
+                    self.engines.append(self._kernel_stage(plan, stage, opened, raw))
                 else:
                     self.engines.append(Engine(trt, self._runtime, self.logger, stage.spec, raw, self.batch))
-        self.weights_nbytes = sum(plan.manifest.files[stage.engine].size for stage in plan.manifest.stages)
+        self.weights_nbytes = sum(plan.manifest.files[name].size for stage in plan.manifest.stages for name in plan.manifest.stage_files(stage))
         if hasattr(trt, "IRuntimeCache"):
             first = next(engine.engine for engine in self.engines if isinstance(engine, Engine))
             self.cache_file = RuntimeCache(trt, first, plan.manifest, self.device)
+
+    def _kernel_stage(self, plan: PlanFile, stage: PlanStage, kernels: DeviceKernels, raw: memoryview) -> KernelStage:
+        with plan.view(stage.weights) if stage.weights else nullcontext() as weights:
+            return KernelStage(self.device, kernels, stage, raw, weights, self.batch[2])
 
     def prepare(self, warm_up: int) -> None:
         """Make the lanes and run each ``warm_up`` times on zeros."""
@@ -303,6 +308,8 @@ class TensorRTSession:
             return
         with ExitStack() as stack:  # backwards, and every step even if one before it failed
             stack.callback(device.close)
+            if self.plugins is not None:
+                stack.callback(self.plugins.close)
             stack.callback(self._forget)
             if not device.lost:
                 stack.enter_context(device)
@@ -315,12 +322,3 @@ class TensorRTSession:
         self.lanes.clear()
         self.engines.clear()
         self.cache_file = self._runtime = None
-
-
-def _open_gpu(manifest: PlanManifest, index: int) -> Device:
-    try:
-        return open_device(index)
-    except EnvironmentMismatchError as error:
-        targets = ", ".join(manifest.targets) or "no named target"
-        was = f"this plan holds {manifest.backend} engines (for {targets}), which need an NVIDIA GPU, and none can be used: {error.was}"
-        raise EnvironmentMismatchError(was, wanted=error.wanted, fix=f"{error.fix}; or depth-build BUNDLE --backend onnxruntime, for the CPU") from error
