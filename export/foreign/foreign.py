@@ -14,6 +14,7 @@ from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.certificate.probes import PROBES
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of, whole_directory
 from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
@@ -81,7 +82,8 @@ def write_foreign_bundle(
         on_progress("running it once", 0.3)
         spec = _first_run(file, contract, batch, folder / GOLDEN)
         on_progress("comparing", 0.6)
-        report = measure_parity(((spec, file),), folder / GOLDEN, contract.output.tensor, reference="ONNX Runtime's own first run")
+        golden, reference = folder / GOLDEN, "ONNX Runtime's own first run"
+        report = measure_parity(((spec, file),), golden, contract.output.tensor, reference=reference, probes=folder / PROBES)
         on_message(report.table())
         report.require()
         origin = {"kind": "foreign", "file": graph.name, "sha256": sha256_of(graph), "licence": licence, "warnings": []}

@@ -13,6 +13,7 @@ from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import GOLDENS, BundleStage, Initializer, PlanManifest, PlanStage
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.certificate.probes import PROBES
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..graph.product_types import products_by_type
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
@@ -302,6 +303,8 @@ class StageBuilder:
             specs = tuple(stage.spec for stage in stages)
             goldens, raw = collect_goldens((*case, self.bundle.path(manifest.goldens[0])), specs, options.precision, manifest.contract.output.tensor)
             sources[GOLDENS] = raw
+            if PROBES in manifest.files and options.backend != "onnxruntime":
+                sources[PROBES] = self.bundle.path(PROBES)
         made = PlanManifest(
             manifest.network,
             manifest.contract,

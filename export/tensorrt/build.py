@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...runtime.errors import BuildFailedError, PrecisionError
+from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
@@ -40,6 +40,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         (see ``BuiltStage``).
 
     Raises:
+        EnvironmentMismatchError: if there is no GPU (plain TensorRT).
         BuildFailedError: naming the stage and, where the parser knows it, the node.
         PrecisionError: if the parsed network holds another precision than the typed graph says, the engine's INT8 weights are not INT8, or the
             engine tells of layers in other types only.
@@ -48,7 +49,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     trt = import_tensorrt(request["backend"])
     log = BuildLog(send)
     logger = make_logger(trt, log)
-    builder = trt.Builder(logger)
+    builder = make_builder(trt, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
@@ -82,6 +83,22 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     told = ask_engine(trt, logger, engine, request, send) if request.get("inspect") else ""
     send("progress", what=f"{stage}: written", done=1.0)
     return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": log.activations_nbytes, "stored": stored, "told": told}
+
+
+def make_builder(trt: ModuleType, logger: Any) -> Any:
+    """``trt.Builder``.
+
+    Raises:
+        EnvironmentMismatchError: if there is no GPU for it.
+    """
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EnvironmentMismatchError(
+            f"TensorRT {trt.__version__} cannot start building here ({logger.errors()})",
+            wanted="an NVIDIA GPU and its driver",
+            fix="build on the machine that runs it",
+        ) from error
 
 
 class BuildLog:
