@@ -20,7 +20,6 @@ from fathom.models.catalog import NETWORKS
 ROOT = Path(fathom.__file__).parent
 SHARED = Path(os.environ.get("FATHOM_SHARED") or ROOT.parent / "shared")
 ROWS = {f"{paper.name} {table.name} {row.name}": row for paper, table, row in every_row()}
-RUNNABLE = [name for name, row in ROWS.items() if not row.lacking]
 TITLES = {"evp": "IMAFR", "depthblip2": "DepthBLIP-2: Leveraging", "llm-mde": "LLM-MDE", "moa-depthclip": "MoA-DepthCLIP"}
 COLUMNS = {("llm-mde", "1"), ("llm-mde", "5")}  # printed with a column for each of ours
 SCENES = ("bedroom", "kitchen", "bathroom", "dining_room", "living_room")
@@ -78,7 +77,9 @@ def test_list(capsys):
         (["evp", "2", "evp", "--data", "nyu:x.mat"], 2, "KITTI"),
         (["depthblip2", "1", "depthblip2", "--data", "nyu:x.mat", "--weights", "setup.py"], 3, "clip_vit_L.pth"),
         (["moa-depthclip", "2", "8", "--data", "nyu:x.mat:test", "--weights", "v.pt"], 3, "--train-data"),
-        (["evp", "4", "9", "--data", "nyu:x.mat"], 2, "without its metric bins"),
+        (["evp", "4", "9", "--data", "nyu:x.mat"], 3, "a caption for every picture"),
+        (["evp", "4", "4", "--data", "nyu:x.mat"], 3, "v1-5-pruned-emaonly.safetensors of Stable Diffusion 1.5"),
+        (["evp", "3", "vpd", "--data", "refer:x:refcoco"], 3, "VPD's RefCOCO weights"),
         (["evp", "1", "nobody"], 2, "vpd, evp"),
         (["evp", "9"], 2, "no table '9'"),
         (["dpt"], 2, "no paper 'dpt'"),
@@ -103,7 +104,7 @@ def nyu(tmp_path_factory):
     h5py, scipy_io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
     folder = tmp_path_factory.mktemp("nyu")
     draw = np.random.default_rng(3)
-    scenes = [f"{kind}_{number:04d}" for number in range(16) for kind in SCENES]
+    scenes = [f"{kind}_{number:04d}" for number in range(16) for kind in SCENES] + [f"bedroom_{number:04d}" for number in range(16, 76)]  # 75 to learn from
     rows = np.mgrid[0:480, 0:640][0]
     with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
         shape = (len(scenes), 640, 480)
@@ -161,7 +162,7 @@ def in_process(step, force, quiet):
 def run_row(name, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "execute", in_process)
     words = ["reproduce", *name.split(), "--data", data, "--tiny", "--limit", "1", "--steps", "2", "-o", str(tmp_path / "out"), "--json", "--quiet"]
-    if ROWS[name].settings.get("captions"):
+    if ROWS[name].captions:
         assert main(words) == 3 and "a caption for every picture" in capsys.readouterr().err
         (tmp_path / "captions.json").write_text(json.dumps({sample.id: f"a photo of a {sample.scene.split('_')[0]}" for sample in open_source(data)}))
         words += ["--captions", str(tmp_path / "captions.json")]
@@ -190,7 +191,7 @@ def test_a_row_runs_from_files_to_numbers(name, nyu, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs(name, nyu, kitti, refcoco, tmp_path, monkeypatch, capsys):
     run_row(name, {"nyu": nyu, "kitti": kitti, "refcoco": refcoco}[ROWS[name].data], tmp_path, monkeypatch, capsys)
 

@@ -54,11 +54,9 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
     """Stop at the first thing that is missing.
 
     Raises:
-        UsageError: if Fathom lacks what the row needs, or the data is of another kind.
+        UsageError: if the data is of another kind.
         InputError: naming the one file that is missing.
     """
-    if row.lacking:
-        raise UsageError(f"this row cannot be run: Fathom does not have {row.lacking}", fix="choose another row; depth-bench reproduce lists them")
     what, flag, kinds = DATA_FILES[row.data]
     if files.data is None:
         raise InputError(f"the data of this row is missing: {what}", fix=f"give it with {flag}")
@@ -67,7 +65,7 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
         raise UsageError(f"--data {files.data} is not what this row is measured on", wanted=what, fix=f"give {flag}")
     if row.training and files.train_data is None and (words[0] != "nyu" or words[-1] in ("train", "test", "all")):
         raise InputError("the training data of this row is missing", wanted=f"{what}: its training part", fix="give it with --train-data")
-    if row.settings.get("captions") and files.captions is None:
+    if row.captions and files.captions is None:
         fix = "give a JSON object from picture to caption with --captions FILE"
         raise InputError("a file that this row reads is missing: a caption for every picture", fix=fix)
     if tiny:
@@ -75,12 +73,16 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
             raise UsageError("--tiny takes no weights", fix="leave out --tiny or the weights")
         return
     if files.weights is None:
-        raise InputError(f"a file that this row starts from is missing: {STARTS[row.network]}", fix="give it with --weights FILE, or try the row with --tiny")
+        raise InputError(f"a file that this row starts from is missing: {_start(row)}", fix="give it with --weights FILE, or try the row with --tiny")
     if row.network == "depthblip2" and files.visual_weights is None:
         raise InputError("a file that this row starts from is missing: LAVIS' clip_vit_L.pth", fix="give it with --visual-weights FILE")
     for path in (files.weights, files.visual_weights):
         if path is not None and not Path(path).is_file():
-            raise InputError(f"{path} does not exist", wanted=STARTS[row.network])
+            raise InputError(f"{path} does not exist", wanted=_start(row))
+
+
+def _start(row: Row) -> str:
+    return row.start or STARTS[row.network]
 
 
 def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: int | None = None, limit: int | None = None) -> tuple[Step, ...]:
@@ -102,14 +104,15 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
         arguments = [*model, *start, "--data", _part(files.train_data or files.data, row.training.part), "--seed", str(row.training.seed)]
         arguments += ["--shots", str(row.training.shots)] if row.training.shots else []
         arguments += [word for flag, value in row.training.flags.items() for word in (f"--{flag}", value)]
+        arguments += {"each": ["--captions", files.captions], "mean": [] if tiny else ["--texts", files.captions]}.get(row.captions, [])
         arguments += ["--steps", str(steps)] if steps else []
         found.append(Step("depth-train", (*arguments, "-o", str(output))))
-        only_bins = name == "depthblip2"  # its recipe writes the seven depths alone
+        only_bins = name == "depthblip2" and not row.training.flags  # its recipe writes the seven depths alone
         start = [*start, "--bins", str(output)] if only_bins else ["--weights", str(output)]
     options = [word for flag, value in row.options.items() for word in (f"--{flag}", value)]
     found.append(Step("depth-export", (*model, *start, *options, "-o", str(folder / "bundle"))))
     arguments = ["accuracy", "--engine", str(folder / "bundle"), "--data", _part(files.data, row.part)]
-    arguments += ["--captions", files.captions] if files.captions and row.settings.get("captions") else []
+    arguments += ["--captions", files.captions] if row.captions == "each" else []
     arguments += ["--protocol", row.protocol] if row.protocol else []
     arguments += ["--evaluation", row.evaluation] if row.evaluation else []
     arguments += ["--limit", str(limit)] if limit else []
