@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
     parser.add_argument("--captions", metavar="FILE", help="a JSON object from picture to caption, for rows that learn from captions")
     parser.add_argument(
-        "--tiny", action="store_true", help="try the row with the small network of the same architecture: the way is the same, the numbers are not"
+        "--tiny",
+        action="store_true",
+        help="try the row with the small network of the same architecture: the numbers mean nothing; needs no weights",
     )
     parser.add_argument("--steps", type=_positive, metavar="N", help="steps of training (default: the recipe's)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="measure only the first N images")

@@ -15,8 +15,9 @@ STARTS = {  # network -> the file a row of it begins with; depth-export --list s
     "depthclip": "OpenAI's RN50.pt",
     "moa-depthclip": "OpenAI's ViT-B-32.pt",
     "depthblip2": "LAVIS' blip2_pretrained_vitL.pth",
-    "llm-mde": "the weights that training starts from (timm's vit_base_patch16_224 and bert-base-uncased)",
+    "llm-mde": "model.safetensors of bert-base-uncased",
 }
+VISUAL = {"depthblip2": "LAVIS' clip_vit_L.pth", "llm-mde": "model.safetensors of timm's vit_base_patch16_224"}  # those that begin with two files
 DATA_FILES = {
     "nyu": ("nyu_depth_v2_labeled.mat of NYU Depth v2, with splits.mat beside it", "--data nyu:FILE.mat", ("nyu", "nyu-folder")),
     "kitti": ("KITTI's raw pictures with the annotated depth maps, and the Eigen list", "--data kitti:DIR:LIST.txt", ("kitti",)),
@@ -68,14 +69,12 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
     if row.captions and files.captions is None:
         fix = "give a JSON object from picture to caption with --captions FILE"
         raise InputError("a file that this row reads is missing: a caption for every picture", fix=fix)
-    if tiny:
-        if files.weights or files.visual_weights:
-            raise UsageError("--tiny takes no weights", fix="leave out --tiny or the weights")
+    if tiny and files.weights is None and files.visual_weights is None:
         return
     if files.weights is None:
         raise InputError(f"a file that this row starts from is missing: {_start(row)}", fix="give it with --weights FILE, or try the row with --tiny")
-    if row.network == "depthblip2" and files.visual_weights is None:
-        raise InputError("a file that this row starts from is missing: LAVIS' clip_vit_L.pth", fix="give it with --visual-weights FILE")
+    if row.network in VISUAL and files.visual_weights is None:
+        raise InputError(f"a file that this row starts from is missing: {VISUAL[row.network]}", fix="give it with --visual-weights FILE")
     for path in (files.weights, files.visual_weights):
         if path is not None and not Path(path).is_file():
             raise InputError(f"{path} does not exist", wanted=_start(row))
@@ -90,7 +89,7 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
 
     Args:
         folder: holds everything that is made.
-        tiny: the small network of the same architecture, to try the way.
+        tiny: the small network of the same architecture, to try the way; weights of its size, if there are some, in the published form.
         steps: of the training instead of the recipe's.
         limit: measure only that many pictures.
     """
@@ -104,7 +103,7 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
         arguments = [*model, *start, "--data", _part(files.train_data or files.data, row.training.part), "--seed", str(row.training.seed)]
         arguments += ["--shots", str(row.training.shots)] if row.training.shots else []
         arguments += [word for flag, value in row.training.flags.items() for word in (f"--{flag}", value)]
-        arguments += {"each": ["--captions", files.captions], "mean": [] if tiny else ["--texts", files.captions]}.get(row.captions, [])
+        arguments += {"each": ["--captions", files.captions], "mean": ["--texts", files.captions] if files.weights else []}.get(row.captions, [])
         arguments += ["--steps", str(steps)] if steps else []
         found.append(Step("depth-train", (*arguments, "-o", str(output))))
         only_bins = name == "depthblip2" and not row.training.flags  # its recipe writes the seven depths alone

@@ -188,15 +188,15 @@ class OnnxRuntimeBackend:
         symbols: dict[str, int] = {}
         values = self._bind(self._inputs, inputs, symbols)
         result: dict[str, np.ndarray] = {}
-        self._options = options = self._new_options()
         for index, (stage, session) in enumerate(zip_equal(self.stages, self._sessions)):
             feed = {tensor.name: values[tensor.name] for tensor in stage.inputs}
             wanted = [tensor for tensor in stage.outputs if tensor.name in keep or self._last_use.get(tensor.name, -1) > index]
             if not wanted:
                 continue
             later = frozenset(t.name for t in wanted if self._last_use.get(t.name, -1) > index)
-            if self._device == "cpu":
-                options.add_run_config_entry(SHRINK, "" if stage.name in self._quick else "cpu:0")
+            self._options = options = self._new_options()
+            if self._device == "cpu" and stage.name not in self._quick:
+                options.add_run_config_entry(SHRINK, "cpu:0")
             start = time.perf_counter()
             made = self._run_stage(stage, session, [t.name for t in wanted], feed, later, options, symbols)
             seconds = time.perf_counter() - start
