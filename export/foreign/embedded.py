@@ -14,7 +14,6 @@ from ..graph.inner_graphs import inner_graphs
 from ..graph.onnx_weights import read_array
 from ..graph.set_nodes import set_nodes
 
-
 LONG_DOMAIN = "ai.onnx"
 
 
