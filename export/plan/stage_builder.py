@@ -276,7 +276,7 @@ class StageBuilder:
         found = {stage.spec.name: (stage.spec, self.scratch / Path(stage.engine).name) for stage in stages}
         low = INT8_TOLERANCES if self.options.planned else FP16_TOLERANCES
         tolerances = Tolerances(isolated_relative=1e-3) if self.options.precision == "fp32" else low
-        return self._compare(tolerances, GRAPH_ONLY if self.options.simulated else "", found, True, 0.9)
+        return self._compare(tolerances, GRAPH_ONLY if self.options.simulated or self.options.precision == "fp16" else "", found, True, 0.9)
 
     def _compare(self, tolerances: Tolerances, label: str, graphs: dict[str, tuple[StageSpec, Path]], engines: bool, at: float) -> ParityReport | None:
         if not self.compare or not self.manifest.goldens:

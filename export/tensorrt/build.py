@@ -208,9 +208,9 @@ def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
     found = stored_weights(Path(request["target"]), Path(request["source"]))
     for kind, word in (("int8", "INT8"), ("float8_e4m3fn", "FP8")):
-        if (held := found.get(kind)) and held.missing:
+        if (seen := found.get(kind)) and seen.missing:
             raise PrecisionError(
-                f"stage {request['stage']}: {len(held.missing)} of {held.looked_for} {word} weights are not in the engine as {word}, {held.missing[0]} first",
+                f"stage {request['stage']}: {len(seen.missing)} of {seen.looked_for} {word} weights are not in the engine as {word}, {seen.missing[0]} first",
                 wanted="every one of them",
                 fix="report it with the version of the backend",
             )

@@ -55,6 +55,8 @@ RESOLUTIONS = {
     "fp16": Resolution(1.0, 1e-2, 5e-5),
     "bf16": Resolution(8.0, 3e-2, 4e-4),
     "int8": Resolution(4.0, 1e-2, 2e-4),
+    "fp8": Resolution(32.0, 3e-2, 2e-3),
+    "int4": Resolution(1.0, 1e-2, 5e-5),  # its weights are exact in the golden graph too: what rounds is FP16
 }
 
 

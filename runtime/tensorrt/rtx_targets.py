@@ -26,7 +26,7 @@ FP8_FROM = 89  # compute capability of Ada, whose tensor cores are the first wit
 
 def why_no_fp8(target: str) -> str:
     """Why a compute capability (``sm86``) computes nothing in FP8; empty if it does."""
-    number = target.removeprefix("sm")
+    number = target[2:] if target.startswith("sm") else target
     return "" if number.isdigit() and int(number) >= FP8_FROM else f"{target} has no FP8 tensor cores, which begin with sm{FP8_FROM}"
 
 

@@ -19,7 +19,7 @@ from ..photo.photo import natural_key, unique_stems
 from ..sequences import zip_equal
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
-SUFFIXES |= {".3g2", ".264", ".265", ".asf", ".divx", ".dv", ".f4v", ".h264", ".h265", ".hevc", ".m2v", ".mjpeg", ".mjpg", ".mxf", ".vob", ".wtv"}
+SUFFIXES.update({".3g2", ".264", ".265", ".asf", ".divx", ".dv", ".f4v", ".h264", ".h265", ".hevc", ".m2v", ".mjpeg", ".mjpg", ".mxf", ".vob", ".wtv"})
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 RESULT = re.compile(r".+_color\.mp4")  # what depth-run writes
 STREAM = re.compile(r"(rtsp|rtsps|rtmp|rtmps|srt|udp|tcp|http|https)://\S+")
