@@ -43,7 +43,7 @@ def _words(name: str, one: dict[str, Any]) -> str:
     if "skipped" in rest:
         return f"not run: {rest['skipped']}"
     if name == "kills":
-        return ", ".join(f"{work} {facts['kills']} ({facts['before_the_end']} before its end)" for work, facts in rest.items())
+        return "SIGKILL before its end: " + ", ".join(f"{work} {facts['kills']}" for work, facts in rest.items())
     if name == "full_disks":
         return "refused at this many sizes: " + ", ".join(f"{work} {count}" for work, count in rest.items())
     if name == "two_writers":
