@@ -14,7 +14,7 @@ import types
 import numpy as np
 
 from fathom.runtime.kernels.antialias import ANTIALIAS
-from fathom.runtime.kernels.operators import BINS_EXPECTATION
+from fathom.runtime.kernels.operators import BINS_EXPECTATION, CROSS_ATTENTION, GROUP_NORM
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS
 
 ALIGNMENT = 256
@@ -24,6 +24,10 @@ STRUCTS = {
     "fathom_postprocess": POSTPROCESS,
     "fathom_inspect": INSPECT,
     "fathom_bins_expectation": BINS_EXPECTATION,
+    "fathom_cross_attention": CROSS_ATTENTION,
+    "fathom_group_norm_silu": GROUP_NORM,
+    "fathom_group_norm_partial": GROUP_NORM,
+    "fathom_group_norm_apply": GROUP_NORM,
 }
 WITHOUT_VALUE = {
     *("cuInit", "cuDevicePrimaryCtxRelease", "cuCtxPushCurrent", "cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuStreamSynchronize"),

@@ -167,7 +167,7 @@ def test_kitti_learns_as_published():
     examples = Examples([sample], contract, "kitti")
     lefts = set()
     for seed in range(3):
-        _, truth, valid, _ = examples.example(0, np.random.default_rng(seed))
+        _, truth, valid, *_ = examples.example(0, np.random.default_rng(seed))
         left = round(float((truth[0, 0] - 1 - (375 - 352) / 100) * 1000))
         np.testing.assert_array_equal(truth, depth[375 - 352 :, left : left + 352])
         assert valid.all() and 13 <= left <= 13 + 1216 - 352

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ..child.child import ChildResult
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,23 @@ class BuiltStage:
     told: str
     seconds: float
     peak_nbytes: int
+
+    @classmethod
+    def of(cls, name: str, files: Iterable[Path], weights_nbytes: int, fp32_nodes: int, found: ChildResult) -> BuiltStage:
+        """Of a stage that a compiler's process has finished."""
+        values = found.values
+        return cls(
+            name,
+            sum(file.stat().st_size for file in files),
+            weights_nbytes,
+            values.get("counts", {}),
+            fp32_nodes,
+            {kind: tuple(counts) for kind, counts in values.get("stored", {}).items()},
+            values.get("activations_nbytes", 0),
+            values.get("told", ""),
+            found.seconds,
+            found.peak_nbytes,
+        )
 
 
 def with_fixed_batch(spec: StageSpec, batch: tuple[int, int, int]) -> StageSpec:

@@ -97,7 +97,7 @@ class OperatorUse:
 
 def count_words(counts: dict[str, dict[str, int]]) -> str:
     """Stages with their operators, for people."""
-    return "; ".join(f"{stage}: {', '.join(f'{count} {operator}' for operator, count in found.items())}" for stage, found in counts.items())
+    return "; ".join(f"{stage}: {', '.join(f'{found[name]} {name}' for name in OPERATORS if name in found)}" for stage, found in counts.items())
 
 
 def total(uses: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -175,7 +175,7 @@ def _values(operator: str, parameters: dict[str, Any]) -> dict[str, Any]:
 def _check_tensors(operator: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> bool:
     """Whether the tensors are FP16; ValueError if they are not the operator's."""
     wide = WIDE.get(operator, ())
-    types = {tensor.dtype for place, tensor in enumerate(inputs) if place not in wide} | {tensor.dtype for tensor in outputs}
+    types = {tensor.dtype for place, tensor in enumerate(inputs) if place not in wide}.union(tensor.dtype for tensor in outputs)
     ranks = [len(tensor.shape) for tensor in inputs]
     fits = len(inputs) == 3 and len(outputs) == OUTPUTS[operator] and types in ({"float16"}, {"float32"})
     fits = fits and all(inputs[place].dtype == "float32" for place in wide)
