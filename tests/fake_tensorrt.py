@@ -155,7 +155,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
         def __init__(self, facts, graph, logger):
             trt.counts["engine"] += 1
             self.plugins = calls_plugins(graph)
-            trt.counts["plugins"] = trt.counts.get("plugins", 0) + self.plugins
+            trt.engines_with_plugins += self.plugins
             if self.plugins:
                 assert trt.registry.libraries, "no creator is registered for the plugins of this engine"
                 graph = with_bodies(graph)
@@ -170,7 +170,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
 
         def __del__(self):
             trt.counts["engine"] -= 1
-            trt.counts["plugins"] -= self.plugins
+            trt.engines_with_plugins -= self.plugins
 
         num_io_tensors = property(lambda self: len(self.facts["dtypes"]))
         device_memory_size_v2 = property(lambda self: self.facts["activation_nbytes"])
@@ -264,10 +264,10 @@ def module(machine, rtx=False, version="10.13.3.9"):
             return path
 
         def deregister_library(self, handle):
-            assert not trt.counts.get("plugins"), "an engine still calls the plugins"
+            assert not trt.engines_with_plugins, "an engine still calls the plugins"
             self.libraries.remove(handle)
 
-    trt.registry = Registry()
+    trt.registry, trt.engines_with_plugins = Registry(), 0
     trt.get_plugin_registry = lambda: trt.registry
     trt.ILogger, trt.Runtime, trt.kinds = ILogger, Runtime, (Context, Engine, RuntimeConfig, RuntimeCache, Runtime)
     if rtx:

@@ -12,11 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...runtime.artefact.operator_use import PluginLibrary
 from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
-from ...runtime.tensorrt.operators.plugins import load_plugins
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 from .finished_engine import ask_engine
 from .timing_cache import TimingCache
@@ -51,8 +49,12 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
             engine tells of layers in other types only.
     """
     trt = import_tensorrt(request["backend"])
-    library = PluginLibrary(**request["plugins"]["library"]) if request.get("plugins") else None
-    plugins = load_plugins(trt, Path(request["plugins"]["path"]), library) if library else None
+    plugins = None
+    if request.get("plugins"):  # a Python that has TensorRT alone gets no such request
+        from ...runtime.artefact.operator_use import PluginLibrary
+        from ...runtime.tensorrt.operators.plugins import load_plugins
+
+        plugins = load_plugins(trt, Path(request["plugins"]["path"]), PluginLibrary(**request["plugins"]["library"]))
     try:
         return _build(trt, request, send)
     finally:
