@@ -74,8 +74,9 @@ class Session:
             torch.set_num_threads(arguments.threads)
         device = device_for(arguments.device)
         folder = Path(arguments.cache) if arguments.cache else None
+        learned = [_repeated(text) for text in arguments.data]
         try:
-            data = KeptSamples([_source(text, "train") for text in arguments.data], folder, arguments.shots, arguments.seed)
+            data = KeptSamples([source for source, times in learned for _ in range(times)], folder, arguments.shots, arguments.seed)
         except ValueError as error:
             raise UsageError(str(error), fix="give a smaller --shots") from error
         chosen = None
@@ -104,7 +105,7 @@ class Session:
             "variant": network.variant,
             **({"settings": options["settings"]} if arguments.set else {}),
             "weights": network.origin.sha256,
-            "data": [source.provenance.to_json() for source in data.sources],
+            "data": [_facts(source, times) for source, times in learned],
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
             "steps": steps,
             "batch": recipe.batch,
@@ -236,6 +237,21 @@ def device_for(name: str) -> torch.device:
     if not number.isdigit() or not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():
         raise EnvironmentMismatchError(f"PyTorch finds no {name} here", fix="use --device cpu, or install a PyTorch for this GPU")
     return torch.device(name)
+
+
+def _repeated(text: str) -> tuple[Source, int]:
+    """The source of ``DATA`` or ``DATA*N``, and how often each of its samples counts."""
+    words, star, times = text.rpartition("*")
+    if not star:
+        return _source(text, "train"), 1
+    if not (times.isascii() and times.isdigit() and 0 < int(times) < 10**6):
+        raise UsageError(f"--data {text}: {times!r} is no number of times", wanted="DATA*N with N from 1")
+    return _source(words, "train"), int(times)
+
+
+def _facts(source: Source, times: int) -> dict:
+    facts = source.provenance.to_json()
+    return facts if times == 1 else {**facts, "name": f"{facts['name']}, each {times} times"}
 
 
 def _source(text: str, split: str) -> Source:
