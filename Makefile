@@ -1,5 +1,5 @@
 # make demo: depth of real photos, from nothing.   make test: the whole suite, from nothing, one process a core.   Both set up .venv by themselves.
-# make fuzz: a million damaged files.   make faults, make soak: killed processes, full disks, long runs (docs/reliability.md).
+# make fuzz: a million damaged files.   make faults, make soak: killed processes, full disks, long runs; make weights: one wrong weight at a time (docs/reliability.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH ?= torch==2.13.0
 JOBS ?= auto
 
-.PHONY: demo test lint fuzz faults soak clean
+.PHONY: demo test lint fuzz faults soak weights clean
 
 $(VENV)/.export: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-fuzz faults soak: $(VENV)/.dev
+fuzz faults soak weights: $(VENV)/.dev
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m hardening.$@ --record ../benchmarks/results/hardening.json
 
 clean:

@@ -10,7 +10,7 @@ from typing import Any
 from ..runtime.artefact.bundle import MANIFEST, BundleDirectory
 from ..runtime.artefact.manifest import FileFacts
 from ..runtime.artefact.manifest_json import manifest_bytes
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, UsageError
 from ..runtime.files import sha256_of, whole_file
 from .artefact import model_fingerprint
 from .graph.chain import Chain
@@ -22,11 +22,13 @@ from .observation.photo import Photo
 from .observation.split import Split, split
 from .observation.stage_observation import StageObservation
 from .precision.precision_plan import PrecisionPlan, write_plan
+from .quantisation.formats import FORMATS
 from .ranges.observers import RULES
 from .ranges.table import CalibrationTable, write_table
 from .schedule import Schedule
 from .search.cards import CARDS, DEFAULT_CARD, Card
 from .search.clock import Clock
+from .search.cost import EIGHT_BITS
 from .search.evaluate import Evaluator
 from .search.objective import Budget
 from .search.search import CANDIDATES, MOST_REGIONS, Search
@@ -68,6 +70,12 @@ class Settings:
     hours: float | None = None
 
     def __post_init__(self):
+        if "fp8" in self.precisions and "fp8" not in self.card.macs_per_ms:
+            raise UsageError(
+                f"the {self.card.name} has no FP8 tensor cores",
+                wanted=f"--for {', '.join(name for name, card in CARDS.items() if 'fp8' in card.macs_per_ms)}",
+                fix="leave fp8 out of --precisions, or say which card this is for",
+            )
         if not 1 <= self.regions <= 4096:
             raise ValueError(f"regions: {self.regions}, wanted 1 to 4096")
         if self.memory_nbytes < 1 << 28:
@@ -120,7 +128,8 @@ def calibrate(
     hold = {photo.number for photo in parts.select}
     seen = observe(chain, used, data, journal, hold=hold, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
     for stage, looked in seen.items():
-        looked.suit(chain.graphs[stage])
+        for form in (FORMATS[name] for name in EIGHT_BITS if name in settings.precisions):
+            looked.suit(chain.graphs[stage], form)
     schedule.done("observing")
 
     def judge(some: tuple[Photo, ...], purpose: str) -> Evaluator:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.artefact.bundle import BundleDirectory
+from ..runtime.artefact.spec import PRECISIONS
 from ..runtime.commands.command import common_flags, run_command, warn
 from ..runtime.errors import InputError, UsageError
 
@@ -37,7 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     sources = "nyu:FILE.mat[:train] | pairs:DIR[:train] | images:DIR | rooms:N | kitti:DIR:LIST | nyu-folder:DIR; may be given several times"
     parser.add_argument("--data", required=True, action="append", metavar="DATA", help=sources)
     parser.add_argument("--budget", default="abs_rel=0.5%,delta1=0.2pp,moved=2%", metavar="BUDGET", help="greatest change from FP32 (default: %(default)s)")
-    parser.add_argument("--precisions", default="fp32,bf16,fp16,int8", metavar="LIST", help="candidates (default: %(default)s)")
+    parser.add_argument(
+        "--precisions",
+        default="fp32,bf16,fp16,int8",
+        metavar="LIST",
+        help="candidates; fp8 for cards that have it (--for), int4 for weights (default: %(default)s)",
+    )
     parser.add_argument("--images", type=int, default=512, metavar="N", help="how many images at most; more are drawn by --seed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw and of the three splits (default: %(default)s)")
     parser.add_argument("--protocol", help="how photos are shown to the network (default: the bundle's first)")
@@ -65,17 +71,16 @@ def main(arguments: list[str] | None = None, find_clock: FindClock | None = None
 def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
     from ..runtime.commands.progress import Progress
     from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
-    from .int8.quantize import ALSO
     from .observation.images import Chosen
+    from .quantisation.quantize import ALSO
     from .report import report_lines
     from .search.cards import CARDS
     from .search.objective import Budget
-    from .search.search import CANDIDATES
     from .search.stage_times import read_stage_times
 
     precisions = tuple(word.strip() for word in options.precisions.split(","))
-    if unknown := set(precisions) - set(CANDIDATES):
-        raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(CANDIDATES))
+    if unknown := set(precisions) - set(PRECISIONS):
+        raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(PRECISIONS))
     if options.images < 2 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
         raise UsageError("a number is out of range", wanted="--images from 2, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
     if options.hours is not None and not 0 < options.hours <= 10000:

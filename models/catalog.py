@@ -63,7 +63,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp",
         random="random_evp",
         options=("text_pack", "texts", "tokenizer"),
-        settings=("captions",),
+        settings=("captions", "imafr", "metric_bins", "std", "pooled", "scenes"),
         hub=HubFile("MykolaL/evp_depth", "df101c7", "model.safetensors", 3_735_516_436, "913c380f"),
     ),
     "evp-tiny": NetworkEntry(
@@ -76,7 +76,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp",
         random="random_evp",
         options=("text_pack", "texts", "tokenizer"),
-        settings=("captions",),
+        settings=("captions", "imafr", "metric_bins", "std", "pooled", "scenes"),
         demo=True,
     ),
     "evp-refer": NetworkEntry(
@@ -89,6 +89,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp_refer",
         random="random_evp_refer",
         options=("tokenizer",),
+        settings=("imafr", "std"),
         hub=HubFile("MykolaL/evp_refer", "093516f", "model.safetensors", 4_317_946_624, "657dc9c5"),
     ),
     "evp-refer-tiny": NetworkEntry(
@@ -101,6 +102,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_evp_refer",
         random="random_evp_refer",
         options=("tokenizer",),
+        settings=("imafr", "std"),
         demo=True,
     ),
     "vpd": NetworkEntry(
@@ -157,7 +159,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_moa_depthclip",
         random="random_moa_depthclip",
-        settings=("experts", "bins"),
+        settings=("experts", "bins", "regression"),
     ),
     "moa-depthclip-tiny": NetworkEntry(
         summary="MoA-DepthCLIP's architecture with small widths, for demos and tests",
@@ -169,7 +171,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_moa_depthclip",
         random="random_moa_depthclip",
         demo=True,
-        settings=("experts", "bins"),
+        settings=("experts", "bins", "regression"),
     ),
     "depthblip2": NetworkEntry(
         summary="DepthBLIP-2: zero-shot depth from seven distance words in BLIP-2's Q-Former, coarse (473 M parameters; v2: 1,172 M)",
@@ -183,6 +185,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_depthblip2",
         random="random_depthblip2",
         options=("visual_weights", "bins"),
+        settings=("wording",),
     ),
     "depthblip2-tiny": NetworkEntry(
         summary="DepthBLIP-2's architecture with small widths, for demos and tests",
@@ -194,6 +197,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         load="load_depthblip2",
         random="random_depthblip2",
         options=("visual_weights", "bins"),
+        settings=("wording",),
         demo=True,
     ),
     "llm-mde": NetworkEntry(

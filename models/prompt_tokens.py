@@ -12,6 +12,12 @@ from functools import cache
 from pathlib import Path
 
 DEPTH_CLASSES = ("giant", "extremely close", "close", "not in distance", "a little remote", "far", "unseen")
+OTHER_CLASSES = (  # DepthBLIP-2, table 2
+    ("extremely close", "close", "middle", "a little far", "far", "quite far", "unseen"),
+    ("extremely close", "very close", "close", "a little close", "a little far", "far", "unseen"),
+    ("giant", "close", "a little close", "not in distance", "a bit remote", "far", "unseen"),
+)
+OTHER_WORDS = {"very": 2200, "middle": 2690, "bit": 2978, "quite": 3243}  # their ids in bert-base-uncased
 BERT_VOCABULARY = 30522
 PAD, UNKNOWN, BEGIN, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
@@ -26,6 +32,15 @@ def bert_words() -> dict[str, int]:
 def compact_words() -> dict[str, int]:
     """The same pieces numbered from 0 without gaps, for tiny networks."""
     return {piece: number for number, piece in enumerate(bert_words())}
+
+
+@cache
+def class_words(compact: bool) -> dict[str, int]:
+    """``bert_words`` or ``compact_words``, with those of ``OTHER_WORDS``, which in tiny networks take the places of the first numbers: no distance
+    is described with digits."""
+    if not compact:
+        return bert_words() | OTHER_WORDS
+    return compact_words() | {word: compact_words()[str(place)] for place, word in enumerate(OTHER_WORDS)}
 
 
 def sentence_ids(sentence: str, words: dict[str, int]) -> tuple[int, ...]:

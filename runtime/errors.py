@@ -93,7 +93,18 @@ def tells_of_no_memory(error: BaseException) -> bool:
     """Whether an error of a library means that memory ran out: most have no kind of their own for that."""
     if isinstance(error, (FathomError, ValueError, KeyError)):
         return False
+    if isinstance(error, SystemError) and _is_limited():  # an extension could not even make its exception
+        return True
     return isinstance(error, MemoryError) or words_of_no_memory(str(error))
+
+
+def _is_limited() -> bool:
+    """Whether ``ulimit -v`` bounds this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def words_of_no_memory(words: str) -> bool:

@@ -11,7 +11,7 @@ from .artefact.plan import PlanFile
 from .backend import open_backend
 from .certificate.certificate import Certificate
 from .certificate.comparison import compare_output
-from .certificate.proof import Proof, prove
+from .certificate.proof import MODES, Proof, prove
 from .errors import AccuracyError
 from .tensorrt.backend import TensorRTBackend
 
@@ -80,7 +80,7 @@ def examine_plan(plan: PlanFile, index: int = 0) -> Examination:
         backend = open_backend(plan) if plan.manifest.backend == "onnxruntime" else TensorRTBackend(plan, index)
         try:
             environment = getattr(backend, "environment", {})
-            proofs.append(prove(plan, backend, alone=start == 1))
+            proofs.append(prove(plan, backend, MODES if start == 1 else ("chained",)))
             outputs.append(proofs[-1].output)
         finally:
             backend.close()

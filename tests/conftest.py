@@ -149,6 +149,12 @@ def small_network():
 
 
 @pytest.fixture(scope="session")
+def published_files():
+    """The module that writes files in the published forms."""
+    return _load_beside("published_files")
+
+
+@pytest.fixture(scope="session")
 def small_bundle(small_network, tmp_path_factory):
     """An exported bundle of ``SmallNetwork``, not to be changed."""
     from fathom.export.bundle.bundle import write_bundle

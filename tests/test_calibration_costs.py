@@ -192,7 +192,7 @@ def test_one_quantising_pass_serves_all_readers():
         model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [weight]), opset_imports=[helper.make_opsetid("", 18)])
         cost = CostModel(StageGraph(model, None))
         precisions = {node.name: "int8" for node in nodes}
-        return cost._edges_ms(precisions) * cost.card.nbytes_per_ms
+        return cost._edges_ms("int8", precisions) * cost.card.nbytes_per_ms
 
     assert total(1) == total(3) == 3 * 4096 * 64
 

@@ -7,14 +7,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
-from fathom.calibration.int8.correct import bias_place
-from fathom.calibration.int8.layer_error import best_range, layers_of
-from fathom.calibration.int8.layer_rows import by_channel, geometry_of, layer_output, sample_rows, weight_matrix
 from fathom.calibration.observation.sample_layers import sample_layers
 from fathom.calibration.observation.stage_observation import StageObservation
-from fathom.calibration.precision.int8_stage import make_int8, ranges_for, shifts_for, write_int8_stage
 from fathom.calibration.precision.precision_plan import Choice, RegionPlan
+from fathom.calibration.precision.quantised_stage import make_quantised, ranges_for, shifts_for, write_quantised_stage
+from fathom.calibration.quantisation.correct import bias_place
+from fathom.calibration.quantisation.layer_error import best_range, layers_of
+from fathom.calibration.quantisation.layer_rows import by_channel, geometry_of, layer_output, sample_rows, weight_matrix
 from fathom.calibration.ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
+from fathom.calibration.ranges.table import CalibrationTable
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_the_observer_follows_what_matters_to_the_output(random):
         rules = {rule: seen.ranges(rule)["x"].amax for rule in OBSERVERS}
         layers = layers_of(graph, "x", seen.samples)
         rule, noise = best_range(layers, rules)
-        assert rule == seen.suited["x"] and noise <= min(sum(layer.noise(amax) for layer in layers) for amax in rules.values())
+        assert rule == seen.suited["int8", "x"] and noise <= min(sum(layer.noise(amax) for layer in layers) for amax in rules.values())
         ranges[matters] = seen.ranges(LAYER_OUTPUT)["x"].amax
     assert ranges[0.0] < 10 and ranges[10.0] == pytest.approx(60, rel=0.01)
 
@@ -118,7 +119,7 @@ def test_a_corrected_bias_takes_the_mean_error_away(random, op):
         ranges = ranges_for(graph, choices, seen)
         shifts = shifts_for(graph, choices, ranges, seen)
         tried = graph.copy()
-        make_int8(tried, choices, ranges, shifts, stored=False)
+        make_quantised(tried, choices, ranges, shifts, stored=False)
         means[corrected] = np.abs((StageSession(tried).run({"x": x})["y"] - before).mean(axis=axes))
         assert set(shifts) == ({"a/Layer_0"} if corrected else set())
     assert means[True].mean() < 0.6 * means[False].mean()
@@ -153,11 +154,12 @@ def test_what_is_written_is_what_was_tried(calibration_bundles, tmp_path, random
     shifts = shifts_for(graph, choices, ranges, seen)
     assert len(shifts) == 3 and any(":smooth:" in name for name in ranges) and ranges["n"].channels
     tried = graph.copy()
-    make_int8(tried, choices, ranges, shifts, stored=False)
+    make_quantised(tried, choices, ranges, shifts, stored=False)
     (region,) = (RegionPlan("encoder", "(all)", "block", nodes, choice, "", {}) for nodes in choices)
     told = {name: tuple(map(float, values)) for name, values in shifts.items()}
     target = tmp_path / "int8.onnx"
-    write_int8_stage(tmp_path / "g" / "encoder.onnx", target, (region,), ranges, told)
+    table = CalibrationTable("0" * 64, {}, "", 1, 1, (), {"encoder": ranges}, shifts={"encoder": told})
+    write_quantised_stage(tmp_path / "g" / "encoder.onnx", target, (region,), table, "encoder")
     wanted, found = (StageSession(stage).run(image)["features"] for stage in (tried, StageGraph.load(target)))
     plain = StageSession(graph).run(image)["features"]
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(plain).max() + 1e-6

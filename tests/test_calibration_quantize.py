@@ -7,7 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
-from fathom.calibration.int8.quantize import LEVELS, activation_inputs, activation_scale, quantize, quantize_weight, weight_axis, weight_scales
+from fathom.calibration.quantisation.formats import activation_scale, quantize_weight, weight_scales
+from fathom.calibration.quantisation.quantize import activation_inputs, quantize, weight_axis
+from fathom.calibration.ranges.observers import LEVELS
 from fathom.calibration.ranges.table import TensorRange
 
 
@@ -126,5 +128,5 @@ def test_residual_additions_are_quantised_when_asked(rng):
     reach = {name: float(np.abs(values).max()) for name, values in (("x", x), ("a", plain - x))}
     quantize(graph, {name: TensorRange(amax, "max", amax) for name, amax in reach.items()}, ["a", "residual"], also=also)
     by_name = {node.name: node for node in graph.model.graph.node}
-    assert by_name["residual"].input[0] == by_name["a"].input[0] == "x:dequantized"  # one pair serves both
+    assert by_name["residual"].input[0] == by_name["a"].input[0] == "x:int8:dequantized"  # one pair serves both
     assert 0 < np.abs(StageSession(graph).run({"x": x})["y"] - plain).max() < 0.3

@@ -12,11 +12,13 @@ from onnx import numpy_helper
 from fathom.calibration.calibrate import PLAN, TABLE, Settings, calibrate
 from fathom.calibration.calibrate_command import main
 from fathom.calibration.graph.chain import Chain
+from fathom.calibration.observation.flow import Flow
 from fathom.calibration.observation.images import Chosen
 from fathom.calibration.observation.journal import Journal
-from fathom.calibration.observation.observe import observe, prepare_photos, resident_nbytes
+from fathom.calibration.observation.observe import observe, prepare_photos, resident_nbytes, silent
 from fathom.calibration.precision.precision_plan import read_plan
 from fathom.calibration.ranges.table import read_table
+from fathom.calibration.search.evaluate import Evaluator
 from fathom.calibration.search.objective import Budget
 from fathom.calibration.search.stage_times import StageTimes
 from fathom.runtime.artefact.bundle import BundleDirectory
@@ -47,6 +49,20 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def healthy(bundle, run):
     return run(bundle())
+
+
+def test_the_photo_that_regions_are_screened_on_is_one_with_a_depth(bundle, tmp_path):
+    chain, data = Chain(BundleDirectory.open(bundle())), Chosen(DATA)
+    journal = Journal(tmp_path / "j", {"key": 1})
+    photos = prepare_photos(chain, data, journal, silent)
+    blind = {photos[0].number, photos[1].number}
+
+    def sample(number):
+        found = data[number]
+        return dataclasses.replace(found, valid=np.zeros_like(found.valid)) if number in blind else found
+
+    evaluator = Evaluator(chain, {}, list(photos), sample, Flow(chain, data, journal))
+    assert evaluator.telling() == photos[2]
 
 
 def test_a_healthy_network_becomes_int8_and_fp16(healthy):

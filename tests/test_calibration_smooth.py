@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fathom.calibration.graph.session import StageSession
-from fathom.calibration.int8.quantize import quantize
-from fathom.calibration.int8.smooth import folds, smooth, smoothable
+from fathom.calibration.quantisation.quantize import quantize
+from fathom.calibration.quantisation.smooth import folds, smooth, smoothable
 from fathom.calibration.ranges.table import TensorRange
 
 NODES = ["blocks.0.ff.0/MatMul_0", "blocks.0.ff.2/MatMul_0"]

@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back(manifest, tmp_path):
         ({"stages": {"encoder": {"fp16": 0}}}, "no number of milliseconds"),
         ({"stages": {"encoder": {"fp16": True}}}, "no number of milliseconds"),
         ({"stages": {"encoder": {"fp16": float("nan")}}}, "no number of milliseconds"),
-        ({"stages": {"encoder": {"fp8": 1.0}}}, "by precision"),
+        ({"stages": {"encoder": {"fp4": 1.0}}}, "by precision"),
         ({"stages": {"encoder": 1.0}}, "by precision"),
         ({"stages": []}, "not of the wanted kind"),
         ({"version": 2}, "version 2"),

@@ -96,7 +96,7 @@ def test_a_range_of_batches_is_built_and_recorded(rtx, small_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int4"}, "no precision"),
+        ({"precision": "fp4"}, "no precision"),
         ({"backend": "openvino"}, "no backend"),
         ({"targets": ("sm86",)}, "--target sm86 goes with tensorrt-rtx"),
         ({"backend": "tensorrt", "targets": ("sm86",)}, "--target goes with tensorrt-rtx"),

@@ -285,6 +285,20 @@ FORMS = {
         {"kind": TensorProto.FLOAT16, "before": [node("Cast", ["x"], ["p"], to=TensorProto.FLOAT)]},
         1,
     ),
+    "[3,H,W]": (
+        {"before": [node("Unsqueeze", ["x", "first"], ["p"])], "size": (3, H, W), "out": [1, 1, H, W], "constants": [("first", np.array([0]))]},
+        1,
+    ),
+    "one view of many": (
+        {
+            "before": [node("Squeeze", ["x", "axis"], ["p"])],
+            "size": ("n", 1, 3, H, W),
+            "after": [node("Unsqueeze", ["s", "axis"], ["y"])],
+            "out": ["n", 1, 1, H, W],
+            "constants": [("axis", np.array([1]))],
+        },
+        1,
+    ),
 }
 
 
@@ -296,6 +310,42 @@ def test_published_forms_give_what_the_network_gives(contract, tmp_path, which):
     np.testing.assert_allclose(answer(tmp_path / "bundle", shown), conv_sigmoid(shown), atol=1e-3 if which == "half" else 1e-5)
     with Pipeline.open(tmp_path / "bundle") as pipeline:
         assert pipeline.predict(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).depth_m.shape == (40, 60)
+
+
+def test_inputs_that_only_other_outputs_read_go_with_them(contract, tmp_path):
+    model = onnx.load(form(tmp_path, outputs=[helper.make_tensor_value_info("k2", TensorProto.FLOAT, [3, 3])]))
+    model.graph.node.append(node("MatMul", ["k", "k"], ["k2"]))
+    model.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 3]) for name in ("k", "unread"))
+    onnx.save(model, tmp_path / "net.onnx")
+    write_foreign_bundle(tmp_path / "net.onnx", contract(input=PLAIN), tmp_path / "bundle")
+    np.testing.assert_allclose(answer(tmp_path / "bundle", picture()), conv_sigmoid(picture()), atol=1e-5)
+
+
+def test_what_onnx_runtime_forgives_is_forgiven(contract, tmp_path):
+    """Nodes before those they read from, and the standard operators' domain under its long name."""
+    model = onnx.load(form(tmp_path))
+    nodes = [onnx.NodeProto.FromString(one.SerializeToString()) for one in reversed(model.graph.node)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for one in (*model.graph.node, *model.opset_import):
+        one.domain = "ai.onnx"
+    onnx.save(model, tmp_path / "net.onnx")
+    write_foreign_bundle(tmp_path / "net.onnx", contract(input=PLAIN), tmp_path / "bundle")
+    np.testing.assert_allclose(answer(tmp_path / "bundle", picture()), conv_sigmoid(picture()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("after", "size", "words"),
+    [
+        (node("Transpose", ["s"], ["y"], perm=[0, 1, 3, 2]), (1, 1, W, H), "48x32, and the window 32x48"),
+        (node("Flatten", ["s"], ["y"]), (1, H * W), "1x1536, and the window 32x48"),
+        (node("ReduceMean", ["s"], ["y"], axes=[2]), (1, 1, 1, W), "1x48, and the window 32x48"),
+    ],
+    ids=["transposed", "one row", "one row of columns"],
+)
+def test_a_map_of_other_proportions_is_no_map_of_the_window(contract, tmp_path, after, size, words):
+    with pytest.raises(InputError, match=words):
+        write_foreign_bundle(form(tmp_path, after=[after], out=size, size=(1, 3, H, W)), contract(input=PLAIN), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("which", ["[N,H,W]", "free size", "bytes"])

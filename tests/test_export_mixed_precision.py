@@ -9,10 +9,10 @@ from onnx import TensorProto
 from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.graph.chain import prepare
 from fathom.calibration.graph.stage_graph import StageGraph
-from fathom.calibration.int8.quantize import activation_inputs
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.precision.regions import find_regions
 from fathom.calibration.precision.rounding import stays_fp32
+from fathom.calibration.quantisation.quantize import activation_inputs
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange
 from fathom.export.precision.calibrated import Calibration, planned_boundaries, type_by_plan
 from fathom.runtime.artefact.bundle import BundleDirectory

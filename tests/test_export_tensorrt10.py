@@ -72,6 +72,17 @@ def test_the_whole_life_of_a_plan(gpu, small_bundle, small_network, tmp_path, ca
         np.testing.assert_allclose(pipeline.predict(picture).depth_m, wanted.numpy(), rtol=2e-2 if precision == "fp16" else 1e-3)
 
 
+def test_a_builder_that_cannot_start_is_told(gpu, small_bundle, tmp_path, monkeypatch, capsys):
+    """What the bindings do where there is no driver."""
+
+    def no_driver(logger):
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(gpu.trt, "Builder", no_driver)
+    assert build_command.main(words(small_bundle, tmp_path, "-q")) == 6
+    assert f"TensorRT {VERSION} cannot start building here" in capsys.readouterr().err
+
+
 def test_parser_and_network_are_gone_before_the_engine_is_loaded(gpu, small_bundle, tmp_path):
     assert build_command.main(words(small_bundle, tmp_path, "-q")) == 0
     loads = [alive for what, alive in gpu.trt.alive if what == "load"]

@@ -15,15 +15,15 @@ import pytest
 from fathom.calibration.artefact import model_fingerprint
 from fathom.calibration.calibrate import Calibrated, add_to_bundle, make_table
 from fathom.calibration.graph.chain import Chain
-from fathom.calibration.int8.quantize import activation_inputs
 from fathom.calibration.observation.images import Chosen
 from fathom.calibration.observation.journal import Journal
 from fathom.calibration.observation.observe import observe, prepare_photos, silent
 from fathom.calibration.observation.split import split
-from fathom.calibration.precision.int8_stage import ranges_for
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
+from fathom.calibration.precision.quantised_stage import ranges_for
 from fathom.calibration.precision.regions import find_regions
 from fathom.calibration.precision.rounding import stays_fp32
+from fathom.calibration.quantisation.quantize import activation_inputs
 from fathom.calibration.search.objective import Budget
 from fathom.export.lowering.lowering import lower_stage
 from fathom.export.lowering.operator_checks import RELEASES

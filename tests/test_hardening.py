@@ -125,4 +125,7 @@ def test_the_page_shows_the_record():
     record = read_study(table.RECORD)
     page = table.PAGE.read_text()
     assert table.page_with(page, table.tables(record)) == page
-    assert record["fuzz"]["cases"] >= 1_000_000 and record["fuzz"]["faults"] == 0
+    assert record["fuzz"]["cases"] >= 1_000_000 and record["fuzz"]["faults"] == record["faults"]["faults"] == 0
+    assert sum(one["kills"] for name, one in record["faults"]["trials"]["kills"].items() if isinstance(one, dict)) >= 200
+    assert record["soak"]["parts"]["video"]["done"] >= 10_000 and record["soak"]["parts"]["photos"]["done"] >= 5_000
+    assert all(part["flat"] and not part["wrong"] for part in record["soak"]["parts"].values())

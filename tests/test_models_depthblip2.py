@@ -234,66 +234,6 @@ def test_bins_travel_into_the_head():
 # ----------------------------------------------------------------------------- LAVIS' files
 
 
-def _lavis_qformer(config: QFormerConfig, rng):
-    """A Q-Former file as LAVIS publishes it, random, with what the network does without."""
-    width, mlp = config.width, config.mlp
-    state = {"query_tokens": (1, config.queries, width), "temp": ()}
-    bert = "Qformer.bert."
-    state |= {bert + "embeddings.word_embeddings.weight": (config.vocabulary, width), bert + "embeddings.position_embeddings.weight": (config.positions, width)}
-    state |= {
-        bert + "embeddings.LayerNorm.weight": (width,),
-        bert + "embeddings.LayerNorm.bias": (width,),
-        bert + "embeddings.position_ids": (1, config.positions),
-    }
-    for index in range(config.layers):
-        layer = f"{bert}encoder.layer.{index}."
-        for kind, source in (("attention", width), ("crossattention", config.image_width)) if index % 2 == 0 else (("attention", width),):
-            for part in ("query", "key", "value"):
-                state[f"{layer}{kind}.self.{part}.weight"] = (width, width if part == "query" else source)
-                state[f"{layer}{kind}.self.{part}.bias"] = (width,)
-            state |= {f"{layer}{kind}.output.dense.weight": (width, width), f"{layer}{kind}.output.dense.bias": (width,)}
-            state |= {f"{layer}{kind}.output.LayerNorm.{name}": (width,) for name in ("weight", "bias")}
-        for end in ("", "_query"):
-            state |= {f"{layer}intermediate{end}.dense.weight": (mlp, width), f"{layer}intermediate{end}.dense.bias": (mlp,)}
-            state |= {f"{layer}output{end}.dense.weight": (width, mlp), f"{layer}output{end}.dense.bias": (width,)}
-            state |= {f"{layer}output{end}.LayerNorm.{name}": (width,) for name in ("weight", "bias")}
-    state |= {"ln_vision.weight": (config.image_width,), "ln_vision.bias": (config.image_width,)}
-    state |= {"vision_proj.weight": (8, width), "vision_proj.bias": (8,), "text_proj.weight": (8, width), "text_proj.bias": (8,), "itm_head.weight": (2, width)}
-    state |= {"itm_head.bias": (2,), "Qformer.cls.predictions.bias": (config.vocabulary,)}
-    return {name: torch.tensor(rng.normal(size=shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.2), dtype=torch.float32) for name, shape in state.items()}
-
-
-def _lavis_vision(config: VisionConfig, rng):
-    width, mlp, kernel = config.width, config.mlp, (config.width, 3, config.patch, config.patch)
-    if config.kind == "clip":
-        state = {"conv1.weight": kernel, "class_embedding": (width,), "positional_embedding": (config.tokens, width)}
-        state |= {"ln_pre.weight": (width,), "ln_pre.bias": (width,)}
-        for index in (*range(config.blocks), 23):  # a 24th block may be there and is not used
-            block = f"transformer.resblocks.{index}."
-            state |= {block + "attn.in_proj_weight": (3 * width, width), block + "attn.in_proj_bias": (3 * width,)}
-            state |= {block + "attn.out_proj.weight": (width, width), block + "attn.out_proj.bias": (width,)}
-            state |= {block + f"ln_{n}.{name}": (width,) for n in (1, 2) for name in ("weight", "bias")}
-            state |= {block + "mlp.c_fc.weight": (mlp, width), block + "mlp.c_fc.bias": (mlp,)}
-            state |= {block + "mlp.c_proj.weight": (width, mlp), block + "mlp.c_proj.bias": (width,)}
-    else:
-        state = {"cls_token": (1, 1, width), "pos_embed": (1, config.tokens, width), "patch_embed.proj.weight": kernel, "patch_embed.proj.bias": (width,)}
-        for index in range(config.blocks):
-            block = f"blocks.{index}."
-            state |= {block + "attn.qkv.weight": (3 * width, width), block + "attn.q_bias": (width,), block + "attn.v_bias": (width,)}
-            state |= {block + "attn.proj.weight": (width, width), block + "attn.proj.bias": (width,)}
-            state |= {block + f"norm{n}.{name}": (width,) for n in (1, 2) for name in ("weight", "bias")}
-            state |= {
-                block + "mlp.fc1.weight": (mlp, width),
-                block + "mlp.fc1.bias": (mlp,),
-                block + "mlp.fc2.weight": (width, mlp),
-                block + "mlp.fc2.bias": (width,),
-            }
-    return {
-        name: torch.tensor(rng.normal(size=shape) * (np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.2), dtype=torch.float32)
-        for name, shape in state.items()
-    }
-
-
 def _attention(query, key, value, heads):
     parts = [part.unflatten(1, (heads, -1)).transpose(0, 1) for part in (query, key, value)]
     scores = parts[0] @ parts[1].transpose(1, 2) / parts[0].shape[-1] ** 0.5
@@ -358,10 +298,10 @@ def _qformer_by_hand(image_embeds, prompt, config, tensors):
 
 
 @pytest.fixture(params=["v1", "v2"])
-def lavis(request, tmp_path):
+def lavis(request, published_files, tmp_path):
     config = of_variant(TINY, request.param)
     rng = np.random.default_rng(7)
-    qformer, vision = _lavis_qformer(config.qformer, rng), _lavis_vision(config.vision, rng)
+    qformer, vision = published_files.lavis_qformer(config.qformer, rng), published_files.lavis_vision(config.vision, rng)
     torch.save({"model": qformer}, tmp_path / "qformer.pth")
     torch.save({name: tensor.half() if request.param == "v1" else tensor for name, tensor in vision.items()}, tmp_path / "vision.pth")
     return request.param, config, qformer, vision, tmp_path

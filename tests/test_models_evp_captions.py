@@ -65,7 +65,7 @@ def test_a_caption_at_run_time_gives_what_the_same_caption_folded_gives(file, tm
     assert live.artefact_files() == {"tokenizer.json": TINY_TOKENIZER} and folded.artefact_files() == {}
 
 
-def test_what_contradicts_is_refused(file, tmp_path):
+def test_what_contradicts_is_refused(file, tmp_path, capsys):
     (tmp_path / "one.txt").write_text(CAPTION)
     with pytest.raises(UsageError, match="captions at run time and one text"):
         load("evp-tiny", file, texts=tmp_path / "one.txt", settings=LIVE)
@@ -75,10 +75,12 @@ def test_what_contradicts_is_refused(file, tmp_path):
         load("evp-tiny", random_init=True, settings={"captions": 2})
     with pytest.raises(UsageError, match="--tokenizer is for captions"):
         load("evp-tiny", file, tokenizer=tmp_path / "t.json")
-    from fathom.models.training.starts.starts import started_network
+    from fathom.models.training.train_command import main
 
-    with pytest.raises(UsageError, match="is not trained here"):
-        started_network("evp-tiny", None, True, 0, None, None, None, LIVE)
+    words = ["--model", "evp-tiny", "--data", "rooms:1", "--random-init", "-o", str(tmp_path / "w.safetensors")]
+    for one_of_two in (["--set", "captions=1"], ["--captions", str(tmp_path / "one.txt")]):
+        assert main([*words, *one_of_two]) == 2
+        assert "both --set captions=1 and --captions FILE" in capsys.readouterr().err
 
 
 def test_captions_find_their_photos_and_no_others(tmp_path):

@@ -1,6 +1,7 @@
 """Training from the files that the authors began with: names, shapes, values, refusals, and a loss that falls."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
+from tokenizers import Tokenizer
 
 from fathom.models.diffusion import evp, evp_refer, vpd
-from fathom.models.diffusion.evp import random_evp
 from fathom.models.diffusion.evp_refer import TINY_TOKENIZER
 from fathom.models.llm_mde import llm_mde
-from fathom.models.random_init import draw_weights
 from fathom.models.training import loop
 from fathom.models.training.loop import read_log
 from fathom.models.training.recipes import recipes
@@ -23,10 +22,10 @@ from fathom.models.training.starts.llm_mde import bert_keys, vit_keys
 from fathom.models.training.starts.stable_diffusion import stable_diffusion_keys
 from fathom.models.training.starts.starts import started_network
 from fathom.models.training.train_command import main
-from fathom.runtime.errors import InputError
+from fathom.runtime.errors import InputError, UsageError
 
+TINY_END = evp_refer.TINY.vocabulary - 1
 KEYS = Path(__file__).parent / "data" / "keys"
-CLIP = "cond_stage_model.transformer.text_model."
 
 
 def _listed(name):
@@ -41,31 +40,9 @@ def _backbone(config, kind):
 
 
 @pytest.fixture(scope="module")
-def diffusion_file(tmp_path_factory):
-    """Stable Diffusion's layout at the small size, with all that the published file holds beside the backbone; as tensors and two files."""
-    folder, network = tmp_path_factory.mktemp("sd"), random_evp("nyu", evp.TINY, seed=3)
-    backbone = torch.nn.ModuleDict({"vae": network.vae, "unet": network.unet})
-    own = backbone.state_dict()
-    tensors = {name: own[key.own].reshape(key.shape).clone() for name, key in stable_diffusion_keys(backbone).items()}
-    size = evp_refer.TINY.vocabulary
-    clip = CLIPTextConfig(
-        vocab_size=size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1, max_position_embeddings=77,
-        hidden_act="quick_gelu", bos_token_id=size - 2, eos_token_id=size - 1,
-    )  # fmt: skip
-    tower = draw_weights(CLIPTextModel(clip), 2).eval()
-    tensors |= {CLIP + name.removeprefix("text_model."): tensor.clone() for name, tensor in tower.state_dict().items()}
-    tensors[CLIP + "embeddings.position_ids"] = torch.arange(77)[None]
-    spare = ("first_stage_model.decoder.conv_in.weight", "first_stage_model.post_quant_conv.bias", "model.diffusion_model.out.2.bias")
-    tensors |= {name: torch.zeros(3) for name in spare}
-    save_file(tensors, folder / "v1-5-pruned-emaonly.safetensors")
-    schedule = {
-        "betas": torch.zeros(5),
-        "alphas_cumprod": torch.zeros(5),
-        "sqrt_one_minus_alphas_cumprod": torch.zeros(5),
-        "posterior_variance": torch.zeros(5),
-    }
-    torch.save({"state_dict": tensors | schedule, "global_step": 840000}, folder / "v1-5-pruned-emaonly.ckpt")
-    return folder, tensors, tower, own
+def diffusion_file(published_files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd")
+    return folder, *published_files.stable_diffusion(folder)
 
 
 @pytest.mark.parametrize("kind", ["evp", "vpd"])
@@ -95,17 +72,49 @@ def test_evp_takes_backbone_and_text_from_stable_diffusion(diffusion_file, endin
     assert bool(depth.isfinite().all())
 
 
-def test_vpd_gets_the_vector_behind_each_scene(diffusion_file):
-    """CLIP's last hidden state where the sentence ends, by transformers alone."""
-    from tokenizers import Tokenizer
+def _vector(tower, sentence, length):
+    """transformers' own pooled output, of a sentence cut to ``length`` tokens."""
+    ids = Tokenizer.from_str(TINY_TOKENIZER.decode()).encode(sentence).ids
+    end = ids[-1]
+    with torch.no_grad():
+        return tower(input_ids=torch.tensor([[*ids[: length - 1], end] if len(ids) > length else ids])).last_hidden_state[0, -1]
+
+
+def test_vpd_gets_the_mean_of_80_sentences_about_each_scene(diffusion_file):
+    """CLIP's last hidden state where each sentence ends, by transformers and open_clip's own list."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     folder, _, tower, _ = diffusion_file
     network = started_network("vpd-tiny", folder / "v1-5-pruned-emaonly.safetensors", False, 0, None, "kitchen", None)
-    assert network.text.class_embeddings.shape == (27, 64)
-    ids = Tokenizer.from_str(TINY_TOKENIZER.decode()).encode("a photo of a living room.").ids
-    with torch.no_grad():
-        wanted = tower(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    assert network.text.class_embeddings.shape == (27, 64) and len(OPENAI_IMAGENET_TEMPLATES) == 80
+    wanted = torch.stack([_vector(tower, template("living room"), 20) for template in OPENAI_IMAGENET_TEMPLATES]).mean(dim=0)
     torch.testing.assert_close(network.text.class_embeddings[2], wanted, atol=1e-5, rtol=1e-5)
+    rooms = started_network("evp-tiny", folder / "v1-5-pruned-emaonly.safetensors", False, 0, None, None, None, {"pooled": 1, "scenes": 1})
+    torch.testing.assert_close(rooms.text.class_embeddings, network.text.class_embeddings)
+    one = started_network("evp-tiny", folder / "v1-5-pruned-emaonly.safetensors", False, 0, None, None, None, {"pooled": 1})
+    torch.testing.assert_close(one.text.class_embeddings[0, 0], network.text.class_embeddings.mean(dim=0), atol=1e-5, rtol=1e-5)
+
+
+def test_evp_gets_captions_as_one_text_as_one_vector_and_as_a_text_tower(diffusion_file, tmp_path):
+    folder, _, tower, _ = diffusion_file
+    file, captions = folder / "v1-5-pruned-emaonly.safetensors", ("a red chair", "the lamp on the left of the table")
+    (tmp_path / "captions.json").write_text(json.dumps(dict(enumerate(captions))))
+    texts = str(tmp_path / "captions.json")
+    whole = started_network("evp-tiny", file, False, 0, None, None, None, None, texts)
+    ids = [Tokenizer.from_str(TINY_TOKENIZER.decode()).encode(caption).ids for caption in captions]
+    with torch.no_grad():
+        states = [tower(input_ids=torch.tensor([[*row, *[TINY_END] * (40 - len(row))]])).last_hidden_state for row in ids]
+    torch.testing.assert_close(whole.text.class_embeddings, sum(states) / 2, atol=1e-5, rtol=1e-5)
+    assert whole.origin.warnings == ()
+    one = started_network("evp-tiny", file, False, 0, None, None, None, {"pooled": 1, "imafr": 0}, texts)
+    torch.testing.assert_close(one.text.class_embeddings[0, 0], (_vector(tower, captions[0], 40) + _vector(tower, captions[1], 40)) / 2, atol=1e-5, rtol=1e-5)
+    live = started_network("evp-tiny", file, False, 0, None, None, None, {"captions": 1})
+    ours = live.text.clip.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in tower.state_dict().items())
+    with pytest.raises(UsageError, match="--texts"):
+        started_network("evp-tiny", file, False, 0, None, None, None, {"captions": 1}, texts)
+    with pytest.raises(UsageError, match="takes no --texts"):
+        started_network("moa-depthclip-tiny", None, True, 0, None, None, None, None, texts)
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen", "not finite"])
@@ -128,27 +137,12 @@ def test_export_still_wants_weights_that_learned_depth(diffusion_file):
         evp.load_evp(diffusion_file[0] / "v1-5-pruned-emaonly.safetensors", config=evp.TINY)
 
 
-def _language_files(folder, config, hub):
-    """timm's ViT and BERT as published, at the network's size; ``hub``: the names that the hub's file has."""
-    network = draw_weights(llm_mde.LlmMde(config, "paper"), 5)
-    vit = {name: network.vit.state_dict()[key.own].clone() for name, key in vit_keys(network.vit).items()}
-    sizes = {"hidden_size": config.width, "num_attention_heads": config.llm_heads, "intermediate_size": config.llm_mlp}
-    bert = BertModel(BertConfig(vocab_size=config.vocabulary, num_hidden_layers=config.llm_layers, max_position_embeddings=config.positions, **sizes))
-    state = {name: tensor.clone() for name, tensor in draw_weights(bert, 6).state_dict().items()}
-    if hub:
-        state = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in state.items()}
-        state |= {"cls.predictions.bias": torch.zeros(3), "cls.seq_relationship.weight": torch.zeros(2, 3)}
-    save_file(vit | {"head.weight": torch.zeros(5, config.vit.width), "head.bias": torch.zeros(5)}, folder / "vit.safetensors")
-    save_file(state, folder / "bert.safetensors")
-    return vit, bert
-
-
 @pytest.mark.parametrize("hub", [True, False])
 @pytest.mark.parametrize("variant", ["official", "paper"])
-def test_llm_mde_begins_as_timm_and_bert(tmp_path, variant, hub):
+def test_llm_mde_begins_as_timm_and_bert(published_files, tmp_path, variant, hub):
     """Both transformers are what their files say: the adapters change nothing yet, and can learn."""
     config = llm_mde.of_variant(llm_mde.TINY, variant)
-    vit, bert = _language_files(tmp_path, config, hub)
+    vit, bert = published_files.vit_and_bert(tmp_path, config, hub)
     network = started_network("llm-mde-tiny", tmp_path / "bert.safetensors", False, 0, variant, None, str(tmp_path / "vit.safetensors"))
     qkv = network.vit.blocks[0].attn.qkv
     x, ids = torch.randn(2, config.vit.width, generator=torch.Generator().manual_seed(0)), torch.arange(5)[None]
@@ -178,18 +172,25 @@ def test_llm_mde_takes_the_published_names_at_full_size():
     assert bert["bert.embeddings.word_embeddings.weight"].shape == (30522, 768)
 
 
-@pytest.mark.parametrize("model", ["evp-tiny", "vpd-tiny", "llm-mde-tiny"])
-def test_the_loss_is_finite_and_falls(model, diffusion_file, tmp_path, monkeypatch):
+CASES = {  # network and the file it begins with -> flags
+    "evp": (),
+    "vpd": (),
+    "llm-mde": (),
+    "moa-depthclip": (),
+    "depthblip2": ("--learn", "qformer"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_is_finite_and_falls(name, published_files, tmp_path, monkeypatch):
     """From the start's file through the command line, on one room, within 24 steps; without the hints of networks that start from nothing."""
-    phases = () if model == "llm-mde-tiny" else ((1.0, 32, 0),)
-    monkeypatch.setitem(recipes.RECIPES, model, replace(RECIPES[model], hint=False, hint_alone=0.0, phases=phases, warmup=0.0))
-    if model == "llm-mde-tiny":
-        _language_files(tmp_path, llm_mde.TINY, True)
-        start = ["--weights", str(tmp_path / "bert.safetensors"), "--visual-weights", str(tmp_path / "vit.safetensors")]
-    else:
-        start = ["--weights", str(diffusion_file[0] / "v1-5-pruned-emaonly.safetensors")]
+    model, diffusion = f"{name}-tiny", name in ("evp", "vpd")
+    key = " ".join((model, *CASES[name][1:]))
+    phases = ((1.0, 32, 0),) if diffusion else ()
+    monkeypatch.setitem(recipes.RECIPES, key, replace(RECIPES[key], hint=False, hint_alone=0.0, phases=phases, warmup=0.0))
+    start = published_files.start_of(tmp_path / "start", name, "Stable Diffusion" if diffusion else "", {})
     output = tmp_path / "w.safetensors"
     words = ["--model", model, "--data", "rooms:1:1:48x64", "--steps", "24", "--batch", "1", "-o", str(output), "--json", "--quiet"]
-    assert main([*words, *start]) == 0
+    assert main([*words, *start, *CASES[name]]) == 0
     losses = [line["loss"] for line in read_log(loop.log_path(output)) if "loss" in line]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]

@@ -150,7 +150,7 @@ def test_photo_and_depth_stay_together(geometry, flip):
     examples = Examples(KeptSamples([Ramp()]), contract, geometry)
     only_moves = Augmentation(flip=flip, colour=0.0, cut_depth=0.0)
     for number in range(3):
-        image, truth, valid, _ = examples.example(number, np.random.default_rng(number), only_moves)
+        image, truth, valid, *_ = examples.example(number, np.random.default_rng(number), only_moves)
         seen_m = (image[0, :96, :96] * 0.5 + 0.5) * 255 / 25
         assert valid.mean() > 0.9 and np.abs(seen_m - truth)[valid].max() < 0.12  # half a source pixel, and a byte's step
         first, last = truth[valid[:, 10], 10].mean(), truth[valid[:, 80], 80].mean()

@@ -11,10 +11,12 @@ import onnx
 import pytest
 from fake_plans import RELEASES
 
+from fathom.export.bundle.bundle import write_bundle
 from fathom.export.child.child import ChildResult
 from fathom.export.plan import prove_candidate
 from fathom.export.plan.goldens import collect_goldens
 from fathom.export.plan.plan_file import file_facts, write_plan
+from fathom.models.network import WeightsOrigin
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.manifest import GOLDENS, PlanManifest, PlanStage
 from fathom.runtime.artefact.manifest_json import manifest_bytes, manifest_from_bytes
@@ -23,6 +25,7 @@ from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.certificate.comparison import difference
 from fathom.runtime.certificate.goldens import read_goldens
 from fathom.runtime.certificate.known_faults import known_faults
+from fathom.runtime.certificate.probes import PROBES
 from fathom.runtime.commands import doctor
 from fathom.runtime.errors import AccuracyError, InputError
 from fathom.runtime.examination import examine_file
@@ -67,13 +70,23 @@ def scaled(graph, factor, only=None):
     return model.SerializeToString()
 
 
+@pytest.fixture(scope="session")
+def probed_bundle(small_network, tmp_path_factory):
+    """The small network as if its weights were learned: what 1 % of each does comes along."""
+    network = small_network.SmallNetwork()
+    network.origin = WeightsOrigin("demo")
+    path = tmp_path_factory.mktemp("probed") / "small"
+    write_bundle(network, path)
+    return path
+
+
 @pytest.fixture
-def write(small_bundle, tmp_path):
+def write(small_bundle, probed_bundle, tmp_path):
     """Callable(backend, precision, batch, wrong) -> a plan for the fake GPU with PyTorch's golden tensors; ``wrong``: stage -> factor of its weights,
     or of the weight ``only``."""
 
-    def make(backend="tensorrt", precision="fp32", batch=(1, 1, 1), wrong=None, only=None, goldens=True, name="x.plan"):
-        with BundleDirectory.open(small_bundle) as bundle:
+    def make(backend="tensorrt", precision="fp32", batch=(1, 1, 1), wrong=None, only=None, goldens=True, probes=False, name="x.plan"):
+        with BundleDirectory.open(probed_bundle if probes else small_bundle) as bundle:
             manifest, fixed = bundle.manifest, batch[0] == batch[2]
             graphs = {stage.spec.name: onnx.load(str(bundle.path(stage.file))).SerializeToString() for stage in manifest.stages}
             golden = bundle.path(manifest.goldens[0])
@@ -86,6 +99,8 @@ def write(small_bundle, tmp_path):
                 sources[f"engines/{spec.name}.engine"] = fake_tensorrt.engine_bytes(stage, graph, RELEASES[backend], batch, ("sm86",))
             if goldens:
                 sources[GOLDENS] = raw
+            if probes:
+                sources[PROBES] = bundle.path(PROBES)
             plan = PlanManifest(
                 manifest.network,
                 manifest.contract,
@@ -140,6 +155,23 @@ def test_in_fp32_any_single_weight_off_by_one_percent_is_caught(gpu, write, smal
                 Pipeline.open(write(wrong={stage: 1.01}, only=weight))
             tried += 1
     assert tried > 12
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_in_fp16_a_single_weight_off_by_one_percent_is_caught_and_named_where_its_stage_moves(gpu, write, small_bundle, backend):
+    """The fake's FP16 plan has FP16 goldens and tolerances, and FP32 engines: whatever moves a stage by a rounding is found."""
+    with Pipeline.open(write(backend, "fp16", probes=True)) as pipeline:
+        assert "none of " in certified(pipeline) and "weights seems changed" in certified(pipeline)
+    caught, named = 0, 0
+    for stage in ("encoder", "decoder"):
+        weights = weights_of(onnx.load(small_bundle / f"stages/{stage}.onnx").SerializeToString())
+        for weight in weights:
+            try:
+                Pipeline.open(write(backend, "fp16", wrong={stage: 1.01}, only=weight, probes=True)).close()
+            except AccuracyError as error:
+                assert f"the engine of stage {stage} " in error.was
+                caught, named = caught + 1, named + (f"what {weight} times 1.0" in error.was)
+    assert caught >= 12 and named >= 6, (caught, named)
 
 
 @pytest.mark.parametrize("backend", BOTH)

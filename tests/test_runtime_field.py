@@ -305,3 +305,56 @@ def test_a_video_of_one_pixel_is_one(tiny, tmp_path, capsys):
     video(tmp_path / "one.mkv", 3, codec="ffv1", size=(1, 1), pixels="bgr0")
     assert depth_run(tiny, tmp_path / "one.mkv", "-o", tmp_path / "o", "-q") == 0  # the scale bar makes it wide enough for a codec
     assert (tmp_path / "o" / "one_color.mp4").is_file() and not capsys.readouterr().err
+
+
+def test_videos_that_are_called_the_same_are_told_apart(tiny, tmp_path):
+    for name in ("v/a.mp4", "v/a.mkv", "w/b.mp4", "x/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        video(tmp_path / name, 3)
+    assert depth_run(tiny, tmp_path / "v", f"{tmp_path}/[wx]/*.mp4", "-o", tmp_path / "o", "-q") == 0
+    made = sorted(path.relative_to(tmp_path / "o").as_posix() for path in (tmp_path / "o").rglob("*.mp4"))
+    assert made == ["a.mkv_color.mp4", "a.mp4_color.mp4", "w/b_color.mp4", "x/b_color.mp4"]
+
+
+def test_videos_among_photos_are_told(tiny, tmp_path, capsys):
+    folder = tmp_path / "DCIM"
+    folder.mkdir()
+    video(folder / "v.mp4", 3)
+    picture(folder / "p.png")
+    assert depth_run(tiny, folder, "-o", tmp_path / "o") == 0
+    assert "1 videos among the photos" in capsys.readouterr().err and sorted(path.name for path in (tmp_path / "o").iterdir()) == ["p_color.png", "p_depth.png"]
+
+
+def test_a_file_that_ends_before_its_headers_duration_is_told(tiny, tmp_path, capsys):
+    """Matroska counts no frames, but says how long it lasts."""
+    raw = video(tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(raw[: len(raw) // 2])
+    assert depth_run(tiny, tmp_path / "whole.mkv", "-o", tmp_path / "o", "--json", "-q") == 0
+    assert told(capsys)[0]["missing"] == 0
+    assert depth_run(tiny, tmp_path / "cut.mkv", "-o", tmp_path / "o", "--json", "-q") == 3
+    facts, error = told(capsys)
+    assert 10 < facts["frames"] < 50 and facts["frames"] + facts["missing"] + facts["damaged"] == 60 and "did not come" in error
+
+
+def test_a_recording_whose_size_changes_keeps_its_first_size(tiny, tmp_path):
+    for name, size in (("one.ts", (96, 128)), ("two.ts", (144, 192))):
+        video(tmp_path / name, 6, size=size)
+    (tmp_path / "both.ts").write_bytes((tmp_path / "one.ts").read_bytes() + (tmp_path / "two.ts").read_bytes())
+    assert depth_run(tiny, tmp_path / "both.ts", "-o", tmp_path / "o", "--save", "npy,color", "-q") == 0
+    shapes = [np.load(tmp_path / "o" / "both" / f"{number:06d}_depth.npy").shape for number in range(12)]
+    assert shapes == [(96, 128)] * 6 + [(144, 192)] * 6
+    with av.open(str(tmp_path / "o" / "both_color.mp4")) as container:
+        assert len({(frame.width, frame.height) for frame in container.decode(video=0)}) == 1
+
+
+def test_a_cover_picture_is_not_the_video(tiny, tmp_path, capsys):
+    with av.open(str(tmp_path / "c.mkv"), "w") as container:
+        streams = [container.add_stream(codec, rate=12) for codec in ("mjpeg", "libx264")]
+        for stream, (width, height), pixels in zip(streams, ((32, 32), (64, 48)), ("yuvj420p", "yuv420p"), strict=True):
+            stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        for stream, size, count in zip(streams, ((32, 32), (48, 64)), (1, 5), strict=True):
+            for shown in frames(count, size):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+            container.mux(stream.encode(None))
+    assert depth_run(tiny, tmp_path / "c.mkv", "-o", tmp_path / "o", "--json", "-q") == 0
+    assert told(capsys)[0]["frames"] == 5

@@ -68,6 +68,18 @@ def test_errors_of_libraries_get_their_exit_code(capsys, error, code, words):
     assert run_command(body) == code and words in capsys.readouterr().err
 
 
+def test_an_extension_without_memory_for_its_own_error(capsys, monkeypatch):
+    """Under ``ulimit -v`` Python's words for it mean memory; without a limit they are a fault."""
+    resource = pytest.importorskip("resource")
+
+    def body():
+        raise SystemError("error return without exception set")
+
+    for limit, code in ((resource.RLIM_INFINITY, 1), (1 << 29, 7)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        assert run_command(body) == code
+
+
 def test_a_package_that_is_there_and_cannot_be_loaded_is_not_called_missing():
     for error, kind, words in (
         (ImportError("x.so: failed to map segment from shared object"), OutOfMemoryError, "no memory is left"),

@@ -13,7 +13,8 @@ from fathom.runtime.commands import run
 from fathom.runtime.errors import AccuracyError, EnvironmentMismatchError, FathomError, InputError
 from fathom.runtime.outputs.colormap import colorize
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.video.video import ColorVideo, Frame, VideoSource, is_live, is_video, shown, stem_of
+from fathom.runtime.video.color_video import ColorVideo
+from fathom.runtime.video.video import Frame, VideoSource, is_live, is_video, shown, stem_of
 from fathom.runtime.video.video_run import run_video
 
 av = pytest.importorskip("av")
@@ -224,7 +225,8 @@ def test_depth_run_refuses_photos_beside_videos(tiny, clip, tmp_path, capsys):
     assert "photos and videos together" in capsys.readouterr().err
     twice = tmp_path / "clip.mp4"
     twice.write_bytes(b"")
-    assert run.main(["--engine", str(tiny.plan), "-o", str(tmp_path / "out"), str(clip), str(twice)]) == 2
+    assert run.main(["--engine", str(tiny.plan), "-o", str(tmp_path / "out"), str(clip), str(twice), "-q"]) == 3  # the empty one does not stop the other
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.mp4")] == [f"{clip.name}_color.mp4"]
 
 
 def test_a_video_that_breaks_off_leaves_no_half_video(tiny, clip, tmp_path, capsys):

@@ -34,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-data", metavar="DATA", help="what to learn from (default: the training part of nyu:FILE.mat)")
     parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from")
     parser.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
-    parser.add_argument("--captions", metavar="FILE", help="a JSON object from picture to caption, for rows with a caption for every picture")
+    parser.add_argument("--captions", metavar="FILE", help="a JSON object from picture to caption, for rows that learn from captions")
     parser.add_argument(
-        "--tiny", action="store_true", help="try the row with the small network of the same architecture: the way is the same, the numbers are not"
+        "--tiny",
+        action="store_true",
+        help="try the row with the small network of the same architecture: the numbers mean nothing; needs no weights",
     )
     parser.add_argument("--steps", type=_positive, metavar="N", help="steps of training (default: the recipe's)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="measure only the first N images")
@@ -100,11 +102,11 @@ def _list(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{words[0]} has no table {words[1]!r}", wanted=f"one of {', '.join(table.name for table in PAPERS[words[0]].tables)}")
     for paper, table, row in rows:
         if arguments.json:
-            facts = {"paper": paper.name, "table": table.name, "row": row.name, "network": row.network, "published": row.published, "lacking": row.lacking}
+            facts = {"paper": paper.name, "table": table.name, "row": row.name, "network": row.network, "published": row.published}
             print(json.dumps(facts))
         else:
             numbers = ", ".join(f"{metric} {number}" for metric, number in row.published.items())
-            print(f"{paper.name} {table.name} {row.name:16} {row.label}: {numbers}" + (f"  (cannot be run; Fathom lacks {row.lacking})" if row.lacking else ""))
+            print(f"{paper.name} {table.name} {row.name:16} {row.label}: {numbers}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .row import Paper, Row, Table
+from .row import Paper, Row, Table, Training
 
 NYU = ("rmse", "delta1", "delta2", "delta3", "abs_rel", "log10")
 KITTI = ("abs_rel", "sq_rel", "rmse", "rmse_log", "delta1", "delta2", "delta3")
@@ -14,16 +14,23 @@ def _numbers(metrics: tuple[str, ...], text: str) -> dict[str, str]:
     return dict(zip(metrics, text.split(), strict=True))
 
 
-def _ablation(number: int, numbers: str, lacking: str = "", **facts) -> Row:
+def _ablation(number: int, numbers: str, **facts) -> Row:
     facts = {"network": "evp", "label": f"row {number}", **facts}
-    return Row(str(number), published=_numbers(("rmse", "abs_rel"), numbers), lacking=lacking, **facts)
+    return Row(str(number), published=_numbers(("rmse", "abs_rel"), numbers), **facts)
 
 
-NO_BINS = "EVP without its metric bins"
-NO_IMAFR = "EVP without IMAFR"
-CLASS_TEXT = "EVP with a class description instead of captions"
-CAPTIONED = "wants weights that carry CLIP, and the captions that BLIP-2 wrote: --captions FILE, a JSON object from picture to caption"
-OWN_TOKEN = "EVP with one text token for every picture"
+def _trained(number: int, numbers: str, note: str, told: str = "", learn: str = "", **settings: int) -> Row:
+    training = Training(flags={"learn": learn} if learn else {})
+    return _ablation(number, numbers, training=training, settings=settings, captions=told, start=DIFFUSION, note=note)
+
+
+REFER = "split val of division unc, every sentence; compared at the network's window as published (evaluation refer-window)"
+DIFFUSION = "v1-5-pruned-emaonly.safetensors of Stable Diffusion 1.5"
+ROOMS = "each picture's own scene: the mean of CLIP's vectors of ImageNet's 80 templates, as the published code of VPD has it"
+ONE_ROOM = "one vector: the mean over all kinds of room of CLIP's vectors of ImageNet's 80 templates"
+CAPTIONS = "wants the captions that BLIP-2 wrote, which were not published: --captions FILE, a JSON object from picture to caption, of training and test"
+MEAN = f"one vector, the mean over all captions; {CAPTIONS}"
+REFER_START = "VPD's RefCOCO weights in the layout of MykolaL/evp_refer, as safetensors with CLIP ViT-L/14's text tower in it (VPD publishes them without)"
 VPD = {"network": "vpd", "note": VPD_SCENE}
 PAPER = Paper(
     "evp",
@@ -74,7 +81,9 @@ PAPER = Paper(
                     data="refcoco",
                     evaluation="",
                     protocol="",
-                    lacking="VPD for referring segmentation (EVP's without IMAFR)",
+                    settings={"imafr": 0, "std": 0},
+                    start=REFER_START,
+                    note=f"{REFER}; EVP's network without IMAFR and without the latent's divisor",
                 ),
                 Row(
                     "evp",
@@ -84,7 +93,7 @@ PAPER = Paper(
                     data="refcoco",
                     evaluation="",
                     protocol="",
-                    note="split val of division unc, every sentence; compared at the network's window as published (evaluation refer-window)",
+                    note=REFER,
                 ),
             ),
         ),
@@ -93,17 +102,17 @@ PAPER = Paper(
             "design choices on NYU Depth v2",
             (
                 _ablation(1, "0.254 0.069", **VPD),
-                _ablation(2, "0.243 0.066", f"{NO_BINS} and {CLASS_TEXT}"),
-                _ablation(3, "0.242 0.066", CLASS_TEXT),
-                _ablation(4, "0.238 0.065", CLASS_TEXT),
-                _ablation(5, "0.263 0.073", OWN_TOKEN),
-                _ablation(6, "0.229 0.062", OWN_TOKEN),
-                _ablation(7, "0.228 0.063", CLASS_TEXT),
-                _ablation(8, "0.234 0.064", NO_IMAFR),
-                _ablation(9, "0.228 0.063", NO_BINS),
-                _ablation(10, "0.227 0.062", "EVP with one text token for the data set"),
+                _trained(2, "0.243 0.066", ROOMS, metric_bins=0, std=0, pooled=1, scenes=1),
+                _trained(3, "0.242 0.066", ROOMS, std=0, pooled=1, scenes=1),
+                _trained(4, "0.238 0.065", ROOMS, pooled=1, scenes=1),
+                _trained(5, "0.263 0.073", CAPTIONS, "each", captions=1, pooled=1),
+                _trained(6, "0.229 0.062", CAPTIONS, "each", "clip", captions=1, pooled=1),
+                _trained(7, "0.228 0.063", ONE_ROOM, pooled=1),
+                _trained(8, "0.234 0.064", MEAN, "mean", imafr=0, pooled=1),
+                _trained(9, "0.228 0.063", MEAN, "mean", metric_bins=0, pooled=1),
+                _trained(10, "0.227 0.062", MEAN, "mean", pooled=1),
                 _ablation(11, "0.226 0.062", note="what the published weights on the hub are"),
-                _ablation(12, "0.224 0.061", settings={"captions": 1}, note=CAPTIONED),
+                _trained(12, "0.224 0.061", CAPTIONS, "each", captions=1),
             ),
         ),
     ),

@@ -36,9 +36,7 @@ def _paper(paper: Paper) -> str:
 
 
 def _row(paper: Paper, table: str, row: Row) -> str:
-    remarks = f"cannot be run: Fathom does not have {row.lacking}" if row.lacking else row.note
-    command = "" if row.lacking else f"`{paper.name} {table} {row.name}`"
-    return f"| {row.label} | {command} | {' | '.join(row.published.values())} | {remarks} |"
+    return f"| {row.label} | `{paper.name} {table} {row.name}` | {' | '.join(row.published.values())} | {row.note} |"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 DATA = ("nyu", "kitti", "refcoco")
+CAPTIONS = ("", "each", "mean")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Row:
         training: None where published weights are measured.
         settings: of the network (``--set``), the same for training and export.
         options: of ``depth-export``, without dashes.
-        lacking: what Fathom has no switch for, as a clause; "" where the row runs.
+        captions: ``each`` where every picture has one, in training and test; ``mean`` where one text is made from all of them; "" for none.
+        start: the file that the row begins with, where it is not the network's usual one (``steps.STARTS``).
         note: where the row's run differs from the paper, or the paper from its code.
 
     Raises:
-        ValueError: for data of another kind, or a row without numbers.
+        ValueError: for data or captions of another kind, or a row without numbers.
     """
 
     name: str
@@ -60,12 +62,15 @@ class Row:
     training: Training | None = None
     settings: dict[str, int] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
-    lacking: str = ""
+    captions: str = ""
+    start: str = ""
     note: str = ""
 
     def __post_init__(self):
         if self.data not in DATA or not self.published:
             raise ValueError(f"row {self.name}: data of {', '.join(DATA)} and published numbers were wanted")
+        if self.captions not in CAPTIONS:
+            raise ValueError(f"row {self.name}: captions {self.captions!r}, wanted each, mean or nothing")
 
 
 @dataclass(frozen=True)

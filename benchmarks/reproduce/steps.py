@@ -15,8 +15,9 @@ STARTS = {  # network -> the file a row of it begins with; depth-export --list s
     "depthclip": "OpenAI's RN50.pt",
     "moa-depthclip": "OpenAI's ViT-B-32.pt",
     "depthblip2": "LAVIS' blip2_pretrained_vitL.pth",
-    "llm-mde": "the weights that training starts from (timm's vit_base_patch16_224 and bert-base-uncased)",
+    "llm-mde": "model.safetensors of bert-base-uncased",
 }
+VISUAL = {"depthblip2": "LAVIS' clip_vit_L.pth", "llm-mde": "model.safetensors of timm's vit_base_patch16_224"}  # those that begin with two files
 DATA_FILES = {
     "nyu": ("nyu_depth_v2_labeled.mat of NYU Depth v2, with splits.mat beside it", "--data nyu:FILE.mat", ("nyu", "nyu-folder")),
     "kitti": ("KITTI's raw pictures with the annotated depth maps, and the Eigen list", "--data kitti:DIR:LIST.txt", ("kitti",)),
@@ -54,11 +55,9 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
     """Stop at the first thing that is missing.
 
     Raises:
-        UsageError: if Fathom lacks what the row needs, or the data is of another kind.
+        UsageError: if the data is of another kind.
         InputError: naming the one file that is missing.
     """
-    if row.lacking:
-        raise UsageError(f"this row cannot be run: Fathom does not have {row.lacking}", fix="choose another row; depth-bench reproduce lists them")
     what, flag, kinds = DATA_FILES[row.data]
     if files.data is None:
         raise InputError(f"the data of this row is missing: {what}", fix=f"give it with {flag}")
@@ -67,20 +66,22 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
         raise UsageError(f"--data {files.data} is not what this row is measured on", wanted=what, fix=f"give {flag}")
     if row.training and files.train_data is None and (words[0] != "nyu" or words[-1] in ("train", "test", "all")):
         raise InputError("the training data of this row is missing", wanted=f"{what}: its training part", fix="give it with --train-data")
-    if row.settings.get("captions") and files.captions is None:
+    if row.captions and files.captions is None:
         fix = "give a JSON object from picture to caption with --captions FILE"
         raise InputError("a file that this row reads is missing: a caption for every picture", fix=fix)
-    if tiny:
-        if files.weights or files.visual_weights:
-            raise UsageError("--tiny takes no weights", fix="leave out --tiny or the weights")
+    if tiny and files.weights is None and files.visual_weights is None:
         return
     if files.weights is None:
-        raise InputError(f"a file that this row starts from is missing: {STARTS[row.network]}", fix="give it with --weights FILE, or try the row with --tiny")
-    if row.network == "depthblip2" and files.visual_weights is None:
-        raise InputError("a file that this row starts from is missing: LAVIS' clip_vit_L.pth", fix="give it with --visual-weights FILE")
+        raise InputError(f"a file that this row starts from is missing: {_start(row)}", fix="give it with --weights FILE, or try the row with --tiny")
+    if row.network in VISUAL and files.visual_weights is None:
+        raise InputError(f"a file that this row starts from is missing: {VISUAL[row.network]}", fix="give it with --visual-weights FILE")
     for path in (files.weights, files.visual_weights):
         if path is not None and not Path(path).is_file():
-            raise InputError(f"{path} does not exist", wanted=STARTS[row.network])
+            raise InputError(f"{path} does not exist", wanted=_start(row))
+
+
+def _start(row: Row) -> str:
+    return row.start or STARTS[row.network]
 
 
 def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: int | None = None, limit: int | None = None) -> tuple[Step, ...]:
@@ -88,7 +89,7 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
 
     Args:
         folder: holds everything that is made.
-        tiny: the small network of the same architecture, to try the way.
+        tiny: the small network of the same architecture, to try the way; weights of its size, if there are some, in the published form.
         steps: of the training instead of the recipe's.
         limit: measure only that many pictures.
     """
@@ -102,14 +103,15 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
         arguments = [*model, *start, "--data", _part(files.train_data or files.data, row.training.part), "--seed", str(row.training.seed)]
         arguments += ["--shots", str(row.training.shots)] if row.training.shots else []
         arguments += [word for flag, value in row.training.flags.items() for word in (f"--{flag}", value)]
+        arguments += {"each": ["--captions", files.captions], "mean": ["--texts", files.captions] if files.weights else []}.get(row.captions, [])
         arguments += ["--steps", str(steps)] if steps else []
         found.append(Step("depth-train", (*arguments, "-o", str(output))))
-        only_bins = name == "depthblip2"  # its recipe writes the seven depths alone
+        only_bins = name == "depthblip2" and not row.training.flags  # its recipe writes the seven depths alone
         start = [*start, "--bins", str(output)] if only_bins else ["--weights", str(output)]
     options = [word for flag, value in row.options.items() for word in (f"--{flag}", value)]
     found.append(Step("depth-export", (*model, *start, *options, "-o", str(folder / "bundle"))))
     arguments = ["accuracy", "--engine", str(folder / "bundle"), "--data", _part(files.data, row.part)]
-    arguments += ["--captions", files.captions] if files.captions and row.settings.get("captions") else []
+    arguments += ["--captions", files.captions] if row.captions == "each" else []
     arguments += ["--protocol", row.protocol] if row.protocol else []
     arguments += ["--evaluation", row.evaluation] if row.evaluation else []
     arguments += ["--limit", str(limit)] if limit else []

@@ -15,6 +15,16 @@ from ...runtime.errors import BuildFailedError, InputError
 
 INLINE_NBYTES = 1024  # smaller constants stay in the graph, where shapes and axes must be readable without the weights file
 PAGE = 4096
+CHANGED = {"GridSample": 20, "DFT": 20, "GroupNormalization": 21}  # opset from which an operator means something else
+
+
+def stored_bytes(values: np.ndarray, kind: int) -> np.ndarray:
+    """The bytes of a tensor as ONNX stores them outside a graph: uint8 [n]; two INT4 values share a byte, the first in its lower half."""
+    if kind != TensorProto.INT4:
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    nibbles = values.astype(np.int8).reshape(-1).view(np.uint8) & 15
+    nibbles = np.append(nibbles, np.zeros(len(nibbles) % 2, np.uint8))
+    return nibbles[0::2] | nibbles[1::2] << 4
 
 
 class StageGraph:
@@ -105,16 +115,21 @@ class StageGraph:
         return next((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
     def raise_opset(self, least: int) -> None:
-        """Declare at least this version, from 18 on: from 18 to 19 no operator changed its meaning, only types were added.
+        """Declare at least this version, from 18 on, where it means the same: from 18 to 19 only types were added, up to 21 few operators changed.
 
         Raises:
-            BuildFailedError: if the graph is older than 18.
+            BuildFailedError: if the graph is older than 18, or has an operator that changed.
         """
         if self.opset < 18:
             raise BuildFailedError(f"the graph has opset {self.opset}", wanted="at least 18", fix="convert it first (modernise)")
+        for node in self.model.graph.node:
+            if self.opset < CHANGED.get(node.op_type, 0) <= least:
+                raise BuildFailedError(f"{node.name} ({node.op_type}) means something else in opset {least}", wanted="a graph without it, or of that opset")
         for entry in self.model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = max(entry.version, least)
+        if least >= 21:
+            self.model.ir_version = max(self.model.ir_version, 10)
 
     def array(self, name: str) -> np.ndarray:
         """Values of a constant; one that lies outside the graph is mapped, not read.
@@ -134,6 +149,8 @@ class StageGraph:
             raise InputError(f"the weights of {name} are not beside the graph", wanted=f"a file in {self.folder}", fix="copy or export the bundle again")
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         shape, offset = tuple(tensor.dims), int(facts.get("offset", "0") or 0)
+        if tensor.data_type == TensorProto.INT4:
+            raise InputError(f"{name} is INT4 already", wanted="an FP32 stage", fix="build from the exported bundle")
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if offset < 0 or offset + nbytes > path.stat().st_size:
             raise InputError(f"{path} does not hold all of {name}", wanted=f"{nbytes} bytes at {offset}", fix="copy or export the bundle again")
@@ -205,7 +222,9 @@ class StageGraph:
 
     def weights_nbytes(self) -> int:
         """Bytes of all constants."""
-        return sum(int(np.prod(t.dims, dtype=np.int64)) * np.dtype(helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize for t in self.constants.values())
+        half = {TensorProto.INT4: 0.5}
+        sizes = {t.data_type: half.get(t.data_type) or np.dtype(helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize for t in self.constants.values()}
+        return sum(int(np.prod(t.dims, dtype=np.int64) * sizes[t.data_type]) for t in self.constants.values())
 
     def replace_nodes(self, nodes: list[onnx.NodeProto]) -> None:
         """Make ``nodes`` the nodes of the graph."""
@@ -229,9 +248,10 @@ class StageGraph:
                 if values.nbytes < INLINE_NBYTES:
                     tensor.CopyFrom(numpy_helper.from_array(values.reshape(tuple(tensor.dims)), tensor.name))
                     continue
+                values = stored_bytes(values, tensor.data_type)
                 offset = -(-end // PAGE) * PAGE
                 out.write(bytes(offset - end))
-                out.write(memoryview(values).cast("B"))
+                out.write(memoryview(values))
                 end = offset + values.nbytes
                 outside = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=list(tensor.dims), data_location=TensorProto.EXTERNAL)
                 for key, value in (("location", data.name), ("offset", str(offset)), ("length", str(values.nbytes))):

@@ -14,7 +14,7 @@ from ...runtime.errors import InputError, OutOfMemoryError
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
-from ..int8.quantize import activation_inputs
+from ..quantisation.quantize import activation_inputs
 from ..ranges.observers import Histogram
 from .flow import Flow
 from .journal import Journal

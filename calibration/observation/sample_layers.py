@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 
 from ..graph.stage_graph import StageGraph
-from ..int8.layer_error import Samples, sample_key
-from ..int8.layer_rows import geometry_of, sample_rows
+from ..quantisation.layer_error import Samples, sample_key
+from ..quantisation.layer_rows import geometry_of, sample_rows
 
 
 def sample_layers(samples: Samples, graph: StageGraph, names: list[str], values: dict[str, np.ndarray], share: float, window: tuple[int, int]) -> None:

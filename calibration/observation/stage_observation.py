@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..graph.stage_graph import StageGraph
-from ..int8.layer_error import Samples, best_range, layers_of
+from ..quantisation.formats import INT8, Format
+from ..quantisation.layer_error import Samples, best_range, layers_of
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
 from ..ranges.table import TensorRange
 
@@ -19,36 +20,36 @@ class StageObservation:
     """What was seen in one stage.
 
     Args:
-        histograms: of every activation that INT8 can need.
+        histograms: of every activation that INT8 or FP8 can need.
         channels: greatest magnitude per channel [C] of the activations of matrix products (for SmoothQuant).
         peaks: greatest magnitude of every floating-point tensor.
         samples: rows that layers read, by ``layer_error.sample_key``: [count, width].
-        suited: tensor -> the observer with which the outputs of the layers that read it are least noisy (see ``suit``).
+        suited: format, tensor -> the observer with which the outputs of the layers that read it are least noisy (see ``suit``).
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     channels: dict[str, np.ndarray] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
-    suited: dict[str, str] = field(default_factory=dict)
+    suited: dict[tuple[str, str], str] = field(default_factory=dict)
     _known: dict[tuple[str, str], TensorRange] = field(default_factory=dict)
 
-    def ranges(self, observer: str) -> dict[str, TensorRange]:
-        """The range of every observed activation by one rule; ``LAYER_OUTPUT`` takes for every tensor the one that suits it."""
+    def ranges(self, observer: str, form: Format = INT8) -> dict[str, TensorRange]:
+        """The range of every observed activation by one rule; ``LAYER_OUTPUT`` takes for every tensor the one that suits it in a format."""
         found = {}
         for name, histogram in self.histograms.items():
-            rule = self.suited.get(name, UNSUITED) if observer == LAYER_OUTPUT else observer
+            rule = self.suited.get((form.name, name), UNSUITED) if observer == LAYER_OUTPUT else observer
             if (name, rule) not in self._known:
                 self._known[name, rule] = TensorRange(OBSERVERS[rule](histogram), rule, histogram.amax)
             found[name] = self._known[name, rule]
         return found
 
-    def suit(self, graph: StageGraph) -> None:
-        """Choose an observer for every tensor by the error of the outputs of the layers that read it."""
+    def suit(self, graph: StageGraph, form: Format = INT8) -> None:
+        """Choose an observer for every tensor by the error that a format makes in the outputs of the layers that read it."""
         by_rule = {rule: self.ranges(rule) for rule in OBSERVERS}
         for name in self.histograms:
-            if layers := layers_of(graph, name, self.samples):
-                self.suited[name], _ = best_range(layers, {rule: by_rule[rule][name].amax for rule in OBSERVERS})
+            if layers := layers_of(graph, name, self.samples, form=form):
+                self.suited[form.name, name], _ = best_range(layers, {rule: by_rule[rule][name].amax for rule in OBSERVERS})
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """For the journal."""

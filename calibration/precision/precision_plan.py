@@ -10,7 +10,8 @@ from typing import Any
 from ...runtime.artefact.manifest import SHA256, BundleManifest
 from ...runtime.artefact.spec import PRECISIONS, fields
 from ..artefact import read_artefact, require_model, write_artefact
-from ..int8.quantize import ALSO
+from ..quantisation.formats import FORMATS
+from ..quantisation.quantize import ALSO
 from ..ranges.observers import RULES
 
 FORMAT, VERSION = "fathom-precision-plan", 2
@@ -23,9 +24,9 @@ class Choice:
 
     Args:
         precision: one of ``PRECISIONS``.
-        observer: rule for the ranges of its activations if it is INT8, else ``""``.
-        smooth: SmoothQuant's alpha, 0 for none; only for INT8.
-        corrected: whether its layers' biases make up for the mean error of INT8; only for INT8.
+        observer: rule for the ranges of its activations if they are INT8 or FP8, else ``""``.
+        smooth: SmoothQuant's alpha, 0 for none; only for INT8 and FP8.
+        corrected: whether its layers' biases make up for the mean error of INT8 or FP8; only for those.
     """
 
     precision: str
@@ -36,12 +37,18 @@ class Choice:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}")
-        if (self.precision == "int8") != (self.observer in RULES) or (self.observer and self.observer not in RULES):
-            raise ValueError(f"an observer goes with int8 and only with it, got {self.observer!r} for {self.precision}")
-        if not 0 <= self.smooth < 1 or (self.smooth and self.precision != "int8"):
-            raise ValueError(f"smooth {self.smooth}: from 0 to below 1, and only for int8")
-        if self.corrected and self.precision != "int8":
-            raise ValueError(f"biases are corrected for int8 only, not for {self.precision}")
+        observed = self.precision in FORMATS and FORMATS[self.precision].activations
+        if observed != (self.observer in RULES) or (self.observer and self.observer not in RULES):
+            raise ValueError(f"an observer goes with int8 and fp8 and only with them, got {self.observer!r} for {self.precision}")
+        if not 0 <= self.smooth < 1 or (self.smooth and not observed):
+            raise ValueError(f"smooth {self.smooth}: from 0 to below 1, and only for int8 and fp8")
+        if self.corrected and not observed:
+            raise ValueError(f"biases are corrected for int8 and fp8 only, not for {self.precision}")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are stored in INT8, FP8 or INT4."""
+        return self.precision in FORMATS
 
     @property
     def words(self) -> str:
@@ -146,9 +153,9 @@ class PrecisionPlan:
         return tuple(region for region in self.regions if region.stage == stage)
 
     def precision(self, stage: str) -> str:
-        """The lowest precision in a stage: int8, then fp16, bf16, fp32."""
+        """The lowest precision in a stage: int4, then int8, fp8, fp16, bf16, fp32."""
         found = {region.choice.precision for region in self.of_stage(stage)}
-        return next((p for p in ("int8", "fp16", "bf16") if p in found), "fp32")
+        return next((p for p in ("int4", "int8", "fp8", "fp16", "bf16") if p in found), "fp32")
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..graph.stage_graph import StageGraph
+from ..quantisation.formats import FORMATS
 from .fp32_rules import fp32_nodes, takes_bf16
 from .operator_types import operator_types, opsets
 
@@ -32,7 +33,7 @@ def round_through(graph: StageGraph, precisions: dict[str, str], stays: dict[str
 
     Args:
         graph: FP32 stage, with or without Q/DQ.
-        precisions: node name -> ``fp32``, ``fp16``, ``bf16`` or ``int8`` (whose high-precision side is FP16); others are ``fp32``.
+        precisions: node name -> one of ``PRECISIONS`` (the high-precision side of INT8, FP8 and INT4 is FP16); others are ``fp32``.
         stays: see ``stays_fp32``.
         boundaries: input or output tensor -> ``float16`` where neighbouring stages meet in it.
     """
@@ -43,7 +44,7 @@ def round_through(graph: StageGraph, precisions: dict[str, str], stays: dict[str
         precision = precisions.get(node.name, "fp32")
         if node.name in stays or node.op_type in QDQ or (precision == "bf16" and not takes_bf16(node.op_type)):
             precision = "fp32"
-        elif precision == "int8":
+        elif precision in FORMATS:
             precision = "fp16"
         work.node(node, precision)
     graph.replace_nodes(work.nodes)

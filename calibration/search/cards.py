@@ -27,17 +27,23 @@ def _card(name: str, fp32: float, half: float, int8: float, gigabytes: float, fp
     return Card(name, {precision: 1e9 * rate / 2 for precision, rate in rates.items()}, 1e6 * gigabytes)
 
 
-# Dense rates from NVIDIA's own papers: "Ampere GA102" v2.1, "Ada" v2.01 and "RTX Blackwell" GPU architecture, "Jetson AGX Orin series" v1.2 (its
-# GPU alone, without the two DLAs), the module data sheet of Orin Nano 8 GB in its 25 W mode, the data sheets of L4 and H100 SXM. Sparse figures
-# are halved. FP8 is with FP32 sums; the RTX 3060's tensor rates are the RTX 3090's by SMs and boost clock, which meets its published 101 sparse TFLOPS.
+# Dense rates. Where only a sparse one is published it is halved; where only the sums in FP16 are, FP16 with FP32 sums is half of that on GeForce cards.
 CARDS: dict[str, Card] = {
+    # NVIDIA Jetson Orin Nano Super data sheet (December 2024): 67 sparse INT8 TOPS, 102 GB/s, 1024 cores at 1.02 GHz; FP16 is half of INT8.
     "orin-nano": _card("Jetson Orin Nano 8 GB, 25 W", 2.09, 17, 33, 102),
+    # "NVIDIA Jetson AGX Orin Series" technical brief v1.2: GPU alone 170 sparse INT8 TOPS and 5.3 FP32 TFLOPS, 204.8 GB/s; FP16 is half of INT8.
     "orin-agx": _card("Jetson AGX Orin 64 GB", 5.3, 42.5, 85, 204.8),
+    # GeForce RTX 3060 product page: 13 shader and 101 (sparse) tensor TFLOPS, 3584 cores at 1.777 GHz, 192 bits of 15 Gbps. Rates per SM as of GA102.
     "rtx3060": _card("GeForce RTX 3060", 12.7, 25.5, 102, 360),
+    # "NVIDIA Ampere GA102 GPU Architecture" v2.0, appendix A, table of the RTX 3090.
     "rtx3090": _card("GeForce RTX 3090", 35.6, 71, 284, 936),
+    # "NVIDIA Ada GPU Architecture" v2.01, appendix A, table of the RTX 4090; FP8 with FP32 sums.
     "rtx4090": _card("GeForce RTX 4090", 82.6, 165.2, 660.6, 1008, fp8=330.3),
+    # "NVIDIA RTX Blackwell GPU Architecture", appendix, table of the RTX 5090; FP8 with FP32 sums.
     "rtx5090": _card("GeForce RTX 5090", 104.8, 209.5, 838, 1792, fp8=419),
+    # NVIDIA L4 data sheet: 30.3 TFLOPS, and sparse 242 FP16, 485 INT8, 485 FP8; 300 GB/s.
     "l4": _card("L4", 30.3, 121, 242, 300, fp8=242),
+    # "NVIDIA H100 Tensor Core GPU Architecture", table of peak rates, SXM5; bandwidth of the H100 SXM data sheet.
     "h100": _card("H100 SXM", 66.9, 989.4, 1978.9, 3350, fp8=1978.9),
 }
 DEFAULT_CARD = "rtx3090"

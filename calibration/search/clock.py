@@ -8,19 +8,20 @@ from collections.abc import Callable
 from ...runtime.errors import FathomError
 from ..observation.observe import OnProgress
 from ..precision.precision_plan import Choice
+from .cost import EIGHT_BITS
 from .evaluate import Plan
 from .mixtures import Mixture, Mixtures, plan_of
 
 Clock = Callable[[Plan], dict[str, float]]  # a mixture -> milliseconds of every stage of it, built and run on a card
-WITHOUT = "chosen, with fp16 for int8"
+WITHOUT = "chosen, with fp16 for 8 bits"
 NETWORK = "(network)"  # whose verdict is about all stages together
 
 
 def by_the_clock(mixtures: Mixtures, clock: Clock | None, chosen: Mixture, verdicts: dict[str, str], on_progress: OnProgress) -> tuple[Mixture, dict[str, str]]:
-    """The chosen mixture, the runner-up, and the chosen one with FP16 for INT8 are built and timed; the fastest is kept, with its verdicts."""
+    """The chosen mixture, the runner-up, and the chosen one with FP16 for INT8 and FP8 are built and timed; the fastest is kept, with its verdicts."""
     if clock is None:
         return chosen, verdicts
-    half = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in chosen.items()}
+    half = {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in chosen.items()}
     others = [name for name in mixtures.within() if mixtures.choices[name] not in (chosen, half)]
     contenders = {"chosen": chosen} | {name: mixtures.choices[name] for name in others[:1]}
     if half != chosen and mixtures.attempt(WITHOUT, half).within(mixtures.budget):

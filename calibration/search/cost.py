@@ -12,15 +12,19 @@ from ..graph.stage_graph import StageGraph
 from ..precision.fp32_rules import takes_bf16
 from ..precision.precision_plan import Choice
 from ..precision.regions import Region
+from ..quantisation.formats import FORMATS, INT4
+from ..quantisation.quantize import quantisable
 from .attention import find_attention
 from .cards import CARDS, DEFAULT_CARD, Card
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-NBYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+NBYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+WEIGHT_NBYTES = NBYTES | {"int4": 0.5 + 2 / 64}  # with an FP16 scale for every block of 64
 FREE = ("Constant", "Shape", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Cast")
 FUSED = ("Relu", "Clip", "Sigmoid", "Tanh", "Gelu", "Erf", "Add", "Mul", "Sub", "Div", "LeakyRelu", "HardSwish", "Neg", "Where")
 NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+EIGHT_BITS = ("int8", "fp8")
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -41,8 +45,8 @@ class CostModel:
     A weighted node takes the longer of its arithmetic and its memory traffic; pointwise work fuses with the weighted node before it; an attention
     whose two products are FP16 or BF16 is one kernel that keeps its scores on the chip; everything else is traffic. Where INT8 begins, a tensor is
     quantised by a pass of its own, once for all its readers, unless a norm, a pointwise node or an INT8 node writes it as INT8 at once. Where
-    an INT8 convolution feeds one in more bits, its layout is changed by another pass. Launch times are left out, so small networks look faster than
-    they are.
+    an INT8 convolution feeds one in more bits, its layout is changed by another pass. FP8 goes like INT8, at the rate of its own tensor cores; an INT4
+    weight is read in INT4 and computed with in FP16. Launch times are left out, so small networks look faster than they are.
 
     Args:
         graph: the FP32 stage.
@@ -56,6 +60,7 @@ class CostModel:
         self.work = {node.name: self._node(node) for node in graph.model.graph.node}
         self._nodes = {node.name: node for node in graph.model.graph.node}
         self.attention = find_attention(graph)
+        self._blocks = quantisable(graph, INT4)
 
     def _size(self, name: str) -> int:
         shape = self._shapes.get(name)
@@ -73,7 +78,7 @@ class CostModel:
 
         Args:
             precision: what it computes in.
-            writes: what it writes; its own precision if not told, FP16 if that is INT8.
+            writes: what it writes; its own precision if not told, FP16 if that is a quantised one.
             on_chip: tensors that need no memory.
         """
         work, op = self.work[name], self._nodes[name].op_type
@@ -82,21 +87,23 @@ class CostModel:
         read = sum(size for tensor, size in work.read.items() if tensor not in on_chip)
         written = sum(size for tensor, size in work.written.items() if tensor not in on_chip)
         if not work.weighted:
-            wide = NBYTES["fp16" if precision == "int8" else precision]
+            wide = NBYTES["fp16" if precision in FORMATS else precision]
             return (0 if op in FUSED else read + written) * wide / self.card.nbytes_per_ms
-        writes = writes or ("fp16" if precision == "int8" else precision)
-        nbytes = written * NBYTES[writes] + (read + work.weights) * NBYTES[precision]
-        return max(work.macs / self.card.macs_per_ms[precision], nbytes / self.card.nbytes_per_ms)
+        computes = "fp16" if precision == "int4" else precision
+        writes = writes or ("fp16" if precision in FORMATS else precision)
+        nbytes = written * NBYTES[writes] + read * NBYTES[computes] + work.weights * WEIGHT_NBYTES[precision]
+        return max(work.macs / self.card.macs_per_ms[computes], nbytes / self.card.nbytes_per_ms)
 
     def region_macs(self, region: Region) -> int:
         """Multiply-adds of a region."""
         return sum(self.work[name].macs for name in region.nodes)
 
     def precisions(self, choices: dict[Region, Choice], quantised: set[str]) -> dict[str, str]:
-        """What every node computes in: of an INT8 region what cannot be INT8 is FP16, of a BF16 one what cannot be BF16 is FP32."""
+        """What every node computes in: of a quantised region what cannot be quantised is FP16, of a BF16 one what cannot be BF16 is FP32."""
         found = {name: choice.precision for region, choice in choices.items() for name in region.nodes}
         for name, precision in found.items():
-            if precision == "int8" and name not in quantised:
+            able = name in quantised and (precision != "int4" or name in self._blocks)
+            if precision in FORMATS and not able:
                 found[name] = "fp16"
             elif precision == "bf16" and not takes_bf16(self._nodes[name].op_type):
                 found[name] = "fp32"
@@ -107,46 +114,51 @@ class CostModel:
 
         Args:
             choices: of all its regions, or of some.
-            quantised: names of the nodes that can compute in INT8.
+            quantised: names of the nodes that can be quantised.
         """
         return sum(self.times_ms(choices, quantised).values())
 
     def times_ms(self, choices: dict[Region, Choice], quantised: set[str]) -> dict[str, float]:
-        """The same by what the nodes compute in; the passes where INT8 begins and ends count as INT8."""
+        """The same by what the nodes compute in; the passes where INT8 or FP8 begins and ends count as that."""
         precisions = self.precisions(choices, quantised)
         half = ("fp16", "bf16")
         whole = [found for found in self.attention if all(precisions.get(name) in half for name in found.products)]
         on_chip = frozenset().union(*(found.scores for found in whole)) if whole else NOTHING
         found: dict[str, float] = {}
         for name, precision in precisions.items():
-            writes = "int8" if precision == "int8" and self._read_in_int8(name, precisions) else ""
+            writes = precision if precision in EIGHT_BITS and self._read_in(name, precision, precisions) else ""
             found[precision] = found.get(precision, 0.0) + self.node_ms(name, precision, writes, on_chip)
-        if "int8" in found:
-            found["int8"] += self._edges_ms(precisions)
+        for low in EIGHT_BITS:
+            if low in found:
+                found[low] += self._edges_ms(low, precisions)
         return found
 
-    def _edges_ms(self, precisions: dict[str, str]) -> float:
-        """Time of the passes where INT8 begins and ends."""
+    def weights_nbytes(self, choices: dict[Region, Choice], quantised: set[str]) -> float:
+        """Bytes of the weights of matrix products and convolutions, with the scales of blocks."""
+        return sum(self.work[name].weights * WEIGHT_NBYTES[p] for name, p in self.precisions(choices, quantised).items() if self.work[name].weighted)
+
+    def _edges_ms(self, low: str, precisions: dict[str, str]) -> float:
+        """Time of the passes where INT8 (or FP8) begins and ends."""
         nbytes = 0
         begun: set[str] = set()
         for name, precision in precisions.items():
             node = self._nodes[name]
-            if precision == "int8":
+            if precision == low:
                 for tensor in node.input[:1] if self.work[name].weighted else node.input:
-                    if tensor not in begun and tensor not in self._graph.constants and not self._made_in_int8(tensor, precisions):
-                        nbytes += self._size(tensor) * (NBYTES["fp16"] + NBYTES["int8"])
+                    if tensor not in begun and tensor not in self._graph.constants and not self._made_in(tensor, low, precisions):
+                        nbytes += self._size(tensor) * (NBYTES["fp16"] + NBYTES[low])
                         begun.add(tensor)
-                if node.op_type in CONVOLUTIONS and self._feeds_wide_convolution(name, precisions):
+                if node.op_type in CONVOLUTIONS and self._feeds_wide_convolution(name, low, precisions):
                     nbytes += sum(self.work[name].written.values()) * 2 * NBYTES["fp16"]
         return nbytes / self.card.nbytes_per_ms
 
-    def _made_in_int8(self, tensor: str, precisions: dict[str, str]) -> bool:
-        """Whether a tensor comes, through pointwise work alone, from an INT8 node or a norm, which can write INT8 at once."""
+    def _made_in(self, tensor: str, low: str, precisions: dict[str, str]) -> bool:
+        """Whether a tensor comes, through pointwise work alone, from a node of that precision or a norm, which can write it at once."""
         for _ in range(8):
             maker = self._graph.maker.get(tensor)
             if maker is None:
                 return False
-            if precisions.get(maker.name) == "int8" or maker.op_type in NORMS:
+            if precisions.get(maker.name) == low or maker.op_type in NORMS:
                 return True
             if maker.op_type not in FUSED + FREE:
                 return False
@@ -168,14 +180,14 @@ class CostModel:
                     found.append(reader)
         return found
 
-    def _read_in_int8(self, name: str, precisions: dict[str, str]) -> bool:
-        """Whether the output goes, through pointwise work alone, to INT8 nodes only."""
+    def _read_in(self, name: str, low: str, precisions: dict[str, str]) -> bool:
+        """Whether the output goes, through pointwise work alone, to nodes of that precision only."""
         readers = self._readers(name)
-        return bool(readers) and all(precisions.get(reader.name) == "int8" and self.work[reader.name].weighted for reader in readers)
+        return bool(readers) and all(precisions.get(reader.name) == low and self.work[reader.name].weighted for reader in readers)
 
-    def _feeds_wide_convolution(self, name: str, precisions: dict[str, str]) -> bool:
+    def _feeds_wide_convolution(self, name: str, low: str, precisions: dict[str, str]) -> bool:
         readers = self._readers(name) or []
-        return any(reader.op_type in CONVOLUTIONS and precisions.get(reader.name, "int8") != "int8" for reader in readers)
+        return any(reader.op_type in CONVOLUTIONS and precisions.get(reader.name, low) != low for reader in readers)
 
 
 def macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...] | None]) -> int:

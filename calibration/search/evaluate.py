@@ -15,12 +15,12 @@ from ...runtime.errors import AccuracyError, InputError
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
-from ..int8.smooth import SMOOTHING
 from ..observation.flow import Flow, Window
 from ..observation.photo import Photo
 from ..observation.stage_observation import StageObservation
-from ..precision.int8_stage import Choices, make_int8, ranges_for, shifts_for
+from ..precision.quantised_stage import Choices, make_quantised, ranges_for, shifts_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
+from ..quantisation.smooth import SMOOTHING
 from .bootstrap import bootstrap_errors
 from .objective import Score, failed
 
@@ -166,7 +166,7 @@ class Evaluator:
 
     def boundaries(self, plan: Plan) -> dict[str, str]:
         """Tensors that pass from stage to stage as float16: both sides compute in fewer bits, and FP16 holds what was seen."""
-        low = {stage for stage, choices in plan.items() if any(choice.precision in ("fp16", "int8") for choice in choices.values())}
+        low = {stage for stage, choices in plan.items() if any(choice.precision == "fp16" or choice.quantised for choice in choices.values())}
         return {name: "float16" for name in self._inner() if self._touching(name) <= low and not self._overflows(name)}
 
     def keep_fp32(self, plan: Plan) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class Evaluator:
         graph = self.chain.graphs[stage].copy()
         ranges = ranges_for(self.chain.graphs[stage], choices, self.seen[stage], self.also)
         shifts = shifts_for(self.chain.graphs[stage], choices, ranges, self.seen[stage], self._known_shifts)
-        make_int8(graph, choices, ranges, shifts, stored=False, also=self.also)
+        make_quantised(graph, choices, ranges, shifts, stored=False, also=self.also)
         precisions = {node.name: "fp16" for node in graph.model.graph.node if SMOOTHING in node.name}
         precisions |= {name: choice.precision for names, choice in choices.items() for name in names}
         round_through(graph, precisions, self.stays[stage], boundaries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..precision.precision_plan import FP32, Choice
 from ..precision.regions import Region
 from .mixtures import Mixture, Mixtures
-from .sensitivity import Sensitivity
+from .sensitivity import LADDER, Sensitivity
 
 GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
 SPARE = 4  # trials that are left for what follows
@@ -26,12 +26,12 @@ class Fit:
         self._costs = mixtures.costs
 
     def __call__(self, chosen: Mixture) -> Mixture:
-        """Raise as few regions as will bring the whole into the budget: INT8 ones first, and FP16 ones only if the rest is FP16 already."""
+        """Raise as few regions as will bring the whole into the budget: the quantised ones first, and FP16 ones only if the rest is FP16 already."""
         if self._within("every region's fastest", chosen):
             return chosen
         ladders = {region: self._lines[region].ladder(self._precisions) for region in chosen}
         raised = dict(chosen)
-        for precision in ("int8", "fp16", "bf16"):
+        for precision in LADDER:
             above = {region: self._above(ladders[region], choice) for region, choice in raised.items() if choice.precision == precision}
             if not above:
                 continue

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...runtime.artefact.spec import PRECISIONS
 from ..observation.observe import OnProgress, silent
 from ..observation.stage_observation import StageObservation
-from ..precision.int8_stage import ranges_for, shifts_for
 from ..precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan, mark_pareto
+from ..precision.quantised_stage import ranges_for, shifts_for
 from ..precision.regions import Region
 from ..ranges.table import TensorRange
 from .cards import CARDS, DEFAULT_CARD, Card
 from .clock import NETWORK, Clock, by_the_clock
+from .cost import EIGHT_BITS
 from .evaluate import Evaluator
 from .fit import Fit
 from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of
@@ -24,10 +26,10 @@ from .sensitivity import Sensitivity, screen
 from .stage_costs import StageCosts
 from .stage_times import StageTimes
 
-PAYS_FROM = 0.05  # INT8 must make a stage at least this much faster than FP16, or it is not worth its risk
+PAYS_FROM = 0.05  # INT8 or FP8 must make a stage at least this much faster than FP16, or it is not worth its risk
 MOST_REGIONS = 48
-USELESS = "INT8 is slower here than FP16, with its neighbours as they are"
-CANDIDATES = ("fp32", "bf16", "fp16", "int8")
+USELESS = "is slower here than FP16, with its neighbours as they are"
+CANDIDATES = ("fp32", "bf16", "fp16", "int8")  # FP8 and INT4 are for those who ask for them
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Search:
         on_screened: Callable[[], None] = lambda: None,
         out_of_time: Callable[[], bool] = lambda: False,
     ):
-        if unknown := set(precisions) - set(CANDIDATES):
+        if unknown := set(precisions) - set(PRECISIONS):
             raise ValueError(f"unknown precision {sorted(unknown)[0]!r}")
         self.evaluator, self.model_sha256, self.budget = evaluator, model_sha256, budget
         self.precisions, self.most_regions, self._on_progress = precisions, most_regions, on_progress
@@ -121,22 +123,29 @@ class Search:
         return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {})
 
     def _choose_correction(self) -> None:
-        """Biases are corrected in every INT8 region or in none: as the depth moves less with INT8 wherever it can be."""
-        if "int8" not in self.precisions:
-            return
-        best = {region: line.best_int8() for region, line in self._lines.items()}
-        int8 = {region: choice for region, choice in best.items() if choice is not None and not self._lines[region].scores[choice].failure}
+        """Biases are corrected in every INT8 region or in none: as the depth moves less with INT8 wherever it can be. So in FP8."""
         others = {region: Choice("fp16") if line.holds_fp16 else FP32 for region, line in self._lines.items()}
-        plain = self._try("all int8 where it can be, else fp16", others | int8)
-        if int8:
-            corrected = self._try("all int8, biases corrected", others | {region: replace(choice, corrected=True) for region, choice in int8.items()})
-            if corrected.harm < plain.harm:
-                for line in self._lines.values():
-                    line.correct_biases()
+        for kind in self._eight_bits():
+            best = {region: line.best(kind) for region, line in self._lines.items()}
+            low = {region: choice for region, choice in best.items() if choice is not None and not self._lines[region].scores[choice].failure}
+            plain = self._try(f"all {kind} where it can be, else fp16", others | low)
+            if low:
+                corrected = self._try(f"all {kind}, biases corrected", others | {region: replace(choice, corrected=True) for region, choice in low.items()})
+                if corrected.harm < plain.harm:
+                    for line in self._lines.values():
+                        line.correct_biases(kind)
+
+    def _eight_bits(self) -> list[str]:
+        return [kind for kind in EIGHT_BITS if kind in self.precisions]
 
     def _counted(self, stage: str, chosen: Mixture) -> str:
         counts = Counter(choice.precision for region, choice in chosen.items() if region.stage == stage)
-        return f"{stage}: {', '.join(f'{counts[p]} {p}' for p in CANDIDATES if counts[p])} regions"
+        words = f"{stage}: {', '.join(f'{counts[p]} {p}' for p in PRECISIONS if counts[p])} regions"
+        if not counts["int4"]:
+            return words
+        half = {region: Choice("fp16") if choice.precision == "int4" else choice for region, choice in chosen.items()}
+        nbytes = [self.costs.weights_nbytes(stage, mixture) for mixture in (chosen, half)]
+        return f"{words}; its weights take {nbytes[0] / 1e6:.3g} MB, and {nbytes[1] / 1e6:.3g} MB with FP16 for INT4"
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress)
@@ -163,17 +172,17 @@ class Search:
         return FP32
 
     def _profitable(self, chosen: Mixture) -> Mixture:
-        """INT8 is removed wherever it slows its stage: a region between FP16 ones pays for turning its input into INT8."""
+        """INT8 and FP8 are removed wherever they slow their stage: a region between FP16 ones pays for turning its input into INT8."""
         chosen, fp16 = dict(chosen), Choice("fp16")
         for stage in {region.stage: None for region in chosen}:
             mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
             changed = True
             while changed:
                 changed = False
-                for region in [r for r, choice in mine.items() if choice.precision == "int8" and fp16 in self._lines[r].ladder(self.precisions)]:
+                for region in [r for r, choice in mine.items() if choice.precision in EIGHT_BITS and fp16 in self._lines[r].ladder(self.precisions)]:
                     if self.costs.stage_ms(stage, mine | {region: fp16}) < (1 - 1e-9) * self.costs.stage_ms(stage, mine):
+                        self._reasons[region] = f"{mine[region].precision.upper()} {USELESS}"
                         mine[region], changed = fp16, True
-                        self._reasons[region] = USELESS
             chosen |= mine
         return chosen
 
@@ -187,37 +196,39 @@ class Search:
         return "the fastest that moves the depth no further than allowed, alone" if choice != FP32 else "every faster choice moves the depth too far, alone"
 
     def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
-        """INT8 stays in a stage only if it pays; one sentence about the stage."""
+        """INT8 (or FP8) stays in a stage only if it pays; one sentence about the stage."""
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
-        without = {region: Choice("fp16") if choice.precision == "int8" else choice for region, choice in mine.items()}
+        without = {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in mine.items()}
         words = self._counted(stage, chosen)
-        if not any(choice.precision == "int8" for choice in mine.values()):
+        used = {choice.precision for choice in mine.values()}
+        low = " and ".join(kind.upper() for kind in EIGHT_BITS if kind in used) or " and ".join(self._eight_bits()).upper() or "INT8"
+        if not used & set(EIGHT_BITS):
             able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
-            if not able or "int8" not in self.precisions:
-                return chosen, f"{words}; INT8 was not possible or not asked for."
-            useless = [line.region for line in able if self._reasons.get(line.region) == USELESS]
+            if not able or not self._eight_bits():
+                return chosen, f"{words}; {low} was not possible or not asked for."
+            useless = [line.region for line in able if self._reasons.get(line.region, "").endswith(USELESS)]
             kind = "measured" if self.costs.is_measured(stage) else "modelled"
             why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
-            return chosen, f"{words}; INT8 is dropped because {why}."
+            return chosen, f"{words}; {low} is dropped because {why}."
         slow, fast = self.costs.stage_ms(stage, without), self.costs.stage_ms(stage, mine)
         gain = 1 - fast / slow if slow else 0.0
         kind = "measured" if self.costs.is_measured(stage) else "modelled"
         if gain >= PAYS_FROM:
-            return chosen, f"{words}; INT8 is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
+            return chosen, f"{words}; {low} is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
-            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
+            return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
         replaced = chosen | without
         if not self.mixtures.may_try(replaced, 2):
-            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
+            return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
         if not self._try(f"{stage} in fp16", replaced).within(self.budget):
-            return chosen, f"{words}; INT8 saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
+            return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
         for region, choice in mine.items():
-            if choice.precision == "int8":
-                self._reasons[region] = "INT8 does not pay in this stage"
+            if choice.precision in EIGHT_BITS:
+                self._reasons[region] = f"{choice.precision.upper()} does not pay in this stage"
         if self.mixtures.may_try(chosen, 2):
-            self._try(f"{stage} kept in int8", chosen)
+            self._try(f"{stage} kept in {low.lower()}", chosen)
         why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it saves nothing: {fast:.3g} ms for {slow:.3g} ms"
-        return replaced, f"{stage}: INT8 is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
+        return replaced, f"{stage}: {low} is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
     def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any]) -> Found:
         self._try("chosen", chosen)

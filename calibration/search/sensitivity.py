@@ -8,17 +8,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..graph.stage_graph import StageGraph
-from ..int8.quantize import activation_inputs
 from ..observation.observe import OnProgress, silent
-from ..precision.int8_stage import best_alpha
 from ..precision.precision_plan import FP32, Choice
+from ..precision.quantised_stage import best_alpha
 from ..precision.regions import Region, find_regions
 from ..precision.rounding import fp16_overflows
+from ..quantisation.formats import FORMATS, INT4
+from ..quantisation.quantize import activation_inputs, quantisable
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS
+from .cost import EIGHT_BITS
 from .evaluate import Evaluator
 from .objective import Budget, Score, failed
 
 FIRST_OBSERVER = LAYER_OUTPUT
+LADDER = ("int4", "int8", "fp8", "fp16", "bf16")
 SMOOTH_FROM = 0.9  # SmoothQuant is tried where it makes the layers' outputs at least so much less noisy
 
 
@@ -31,7 +34,7 @@ class Sensitivity:
         scores: of every choice that was tried, the region alone (FP16: perhaps the whole stage), on one photo.
         overflows: tensors the region makes that FP16 cannot hold, with their greatest magnitude.
         reads: such tensors that its FP16 nodes would read.
-        quantised: names of its nodes that can compute in INT8.
+        quantised: names of its nodes that can be quantised.
         declared: whether the network says that all of it stays FP32.
     """
 
@@ -42,9 +45,9 @@ class Sensitivity:
     quantised: tuple[str, ...] = ()
     declared: bool = False
 
-    def best_int8(self) -> Choice | None:
-        """The INT8 choice that moves the depth least."""
-        tried = [choice for choice in self.scores if choice.precision == "int8"]
+    def best(self, precision: str) -> Choice | None:
+        """The choice of a precision that moves the depth least."""
+        tried = [choice for choice in self.scores if choice.precision == precision]
         return min(tried, key=lambda choice: self.scores[choice].harm, default=None)
 
     @property
@@ -53,9 +56,9 @@ class Sensitivity:
         half = self.scores.get(Choice("fp16"))
         return half is not None and not half.failure
 
-    def correct_biases(self) -> None:
-        """From now on its INT8 choices correct biases; what was measured without stands for them."""
-        self.scores = {replace(choice, corrected=choice.precision == "int8"): score for choice, score in self.scores.items()}
+    def correct_biases(self, precision: str) -> None:
+        """From now on its choices of a precision correct biases; what was measured without stands for them."""
+        self.scores = {replace(choice, corrected=True) if choice.precision == precision else choice: score for choice, score in self.scores.items()}
 
     @property
     def harm(self) -> float:
@@ -66,9 +69,9 @@ class Sensitivity:
         return max(best.values(), default=0.0)
 
     def ladder(self, precisions: tuple[str, ...]) -> tuple[Choice, ...]:
-        """Choices to fall back on, fastest first, ending in FP32."""
-        found = [self.best_int8() if precision == "int8" else Choice(precision) for precision in ("int8", "fp16", "bf16") if precision in precisions]
-        return (*(choice for choice in found if choice in self.scores and not self.scores[choice].failure), FP32)
+        """Choices to fall back on, smallest and then fastest first (INT8 is at least as fast as FP8 on every card), ending in FP32."""
+        found = [self.best(precision) for precision in LADDER if precision in precisions]
+        return (*(choice for choice in found if choice is not None and not self.scores[choice].failure), FP32)
 
     def evidence(self) -> dict[str, dict[str, Any]]:
         """For the plan."""
@@ -85,7 +88,7 @@ def screen(
 ) -> dict[str, list[Sensitivity]]:
     """Look at every region of every stage alone, on one photo, and judge by how far the depth moves: of one photo the metrics say little.
 
-    FP16 is tried for a whole stage, and region by region only where that moves the depth too far. INT8 is tried with the observer that
+    FP16 is tried for a whole stage, and region by region only where that moves the depth too far. INT8 and FP8 are tried with the observer that
     suits every tensor, with SmoothQuant as well where that quiets its layers, and where that moves the depth too far with every single observer. BF16 is tried
     where FP16 is too much: it costs the same and holds greater numbers with fewer digits.
 
@@ -156,12 +159,15 @@ def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, prec
 
     if "bf16" in precisions and not ("fp16" in precisions and line.scores[Choice("fp16")].mild(budget)):
         tried(Choice("bf16"))
-    if hurried or "int8" not in precisions or not line.quantised or line.overflows or line.reads:
+    if hurried or not line.quantised or line.overflows or line.reads:
         return
-    first = tried(Choice("int8", FIRST_OBSERVER))
-    alpha, noise = best_alpha(graph, line.quantised, FIRST_OBSERVER, evaluator.seen[region.stage])
-    if alpha and noise <= SMOOTH_FROM:
-        first = min(first, tried(Choice("int8", FIRST_OBSERVER, alpha)), key=lambda score: score.harm)
-    if not first.mild(budget):
-        for observer in OBSERVERS:
-            tried(Choice("int8", observer))
+    if "int4" in precisions and quantisable(graph, INT4) & set(line.quantised):
+        tried(Choice("int4"))
+    for low in (low for low in EIGHT_BITS if low in precisions):
+        first = tried(Choice(low, FIRST_OBSERVER))
+        alpha, noise = best_alpha(graph, line.quantised, FIRST_OBSERVER, evaluator.seen[region.stage], FORMATS[low])
+        if alpha and noise <= SMOOTH_FROM:
+            first = min(first, tried(Choice(low, FIRST_OBSERVER, alpha)), key=lambda score: score.harm)
+        if not first.mild(budget):
+            for observer in OBSERVERS:
+                tried(Choice(low, observer))

@@ -9,7 +9,7 @@ from ..graph.chain import Chain
 from ..precision.precision_plan import Choice
 from ..precision.regions import Region
 from .cards import Card
-from .cost import CostModel
+from .cost import EIGHT_BITS, CostModel
 from .stage_times import StageTimes
 
 
@@ -17,7 +17,7 @@ class StageCosts:
     """Times of stages in any mixture.
 
     Where whole stages were timed, the model's error on them corrects it: the times of FP32, FP16 and BF16 kernels by their stage's error in that
-    precision, those of INT8 kernels and of the passes around them by the factor that makes the stage in INT8 take as long as it was measured (but never
+    precision, those of INT8 and FP8 kernels and of the passes around them by the factor that makes the stage in INT8 take as long as it was measured (but never
     less than a quarter of FP16's factor, should the measured time leave nothing for them). So a stage all in one precision costs what was measured,
     and a mixture what its own regions do.
 
@@ -45,17 +45,18 @@ class StageCosts:
 
     def _corrections(self, stage: str) -> dict[str, float]:
         times = self.measured.stages.get(stage, {}) if self.measured else {}
-        found = {p: ms / modelled for p, ms in times.items() if p != "int8" and (modelled := self._uniform_ms(stage, p)) > 0}
-        found |= {p: found["fp16"] for p in ("bf16",) if p not in found and "fp16" in found}
-        if "int8" in times:
-            parts = self.models[stage].times_ms(dict.fromkeys(self._regions[stage], Choice("int8", "max")), self._quantised[stage])
-            others = sum(ms * found.get(p, 1.0) for p, ms in parts.items() if p != "int8")
-            if parts.get("int8"):
-                found["int8"] = max((times["int8"] - others) / parts["int8"], 0.25 * found.get("fp16", 1.0))
+        found = {p: ms / modelled for p, ms in times.items() if p not in EIGHT_BITS and (modelled := self._uniform_ms(stage, p)) > 0}
+        found |= {p: found["fp16"] for p in ("bf16", "int4") if p not in found and "fp16" in found}
+        for low in EIGHT_BITS:
+            if low in times and low in self.card.macs_per_ms:
+                parts = self.models[stage].times_ms(dict.fromkeys(self._regions[stage], Choice(low, "max")), self._quantised[stage])
+                others = sum(ms * found.get(p, 1.0) for p, ms in parts.items() if p != low)
+                if parts.get(low):
+                    found[low] = max((times[low] - others) / parts[low], 0.25 * found.get("fp16", 1.0))
         return found
 
     def _uniform_ms(self, stage: str, precision: str) -> float:
-        choice = Choice(precision, "max") if precision == "int8" else Choice(precision)
+        choice = Choice(precision, "max") if precision in EIGHT_BITS else Choice(precision)
         if precision not in self.card.macs_per_ms:
             return 0.0
         return self.models[stage].total_ms(dict.fromkeys(self._regions[stage], choice), self._quantised[stage])
@@ -83,6 +84,10 @@ class StageCosts:
         """What a region alone saves by computing in ``now`` and not in ``above``."""
         model, quantised = self.models[region.stage], self._quantised[region.stage]
         return model.total_ms({region: above}, quantised) - model.total_ms({region: now}, quantised)
+
+    def weights_nbytes(self, stage: str, chosen: dict[Region, Choice]) -> float:
+        """Bytes of the weights of a stage."""
+        return self.models[stage].weights_nbytes({region: choice for region, choice in chosen.items() if region.stage == stage}, self._quantised[stage])
 
     def facts(self) -> dict[str, Any]:
         """For the plan: what costs come from, and the model's error against every time that was measured."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from ...models.network import DepthNetwork, Stage
 from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
+from ...runtime.certificate.probes import PROBES
 from ...runtime.errors import AccuracyError
 from ...runtime.files import whole_directory
 from ..child.child import Progress
@@ -73,6 +74,7 @@ def write_bundle(
             contract.output.tensor,
             reference=f"PyTorch {torch.__version__} FP32",
             tolerances=tolerances,
+            probes=None if facts.untrained else folder / PROBES,  # random weights are for timing
             on_progress=lambda what, done: on_progress(what, 0.5 + 0.5 * done),
         )
         on_message(report.table())

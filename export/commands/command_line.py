@@ -91,9 +91,9 @@ def build_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--backend", choices=BACKENDS, default=None, help="what runs the plan (default: onnxruntime)")
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8"),
+        choices=("fp32", "fp16", "int8", "fp8", "int4"),
         default=None,
-        help="of the engines (default: fp32); fp16 is simulated for onnxruntime on a CPU, to measure its accuracy; int8 is for calibrated bundles",
+        help="of the engines (default: fp32); fp16 is simulated for onnxruntime on a CPU, to measure it; int8, fp8, int4 are for bundles calibrated for them",
     )
     parser.add_argument(
         "--target", metavar="SM,SM", default="", help="tensorrt-rtx: compute capabilities, such as sm86,sm89 (default: all); onnxruntime: cpu or cuda"

@@ -147,6 +147,9 @@ def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> in
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
+    if arguments.precision in ("fp8", "int4"):
+        fix = f"export a bundle, then depth-calibrate --precisions fp32,fp16,{arguments.precision} and depth-build"
+        raise UsageError(f"--precision {arguments.precision} is for calibrated bundles", fix=fix)
     if (arguments.precision == "int8") != bool(arguments.data):
         was = "--precision int8 needs images to calibrate on" if not arguments.data else "--data goes with --precision int8"
         fix = "pass --data nyu:FILE.mat, pairs:DIR or images:DIR; or export a bundle, run depth-calibrate on it and depth-build"

@@ -42,10 +42,11 @@ class _Nodes:
             return self.add("Clip", name, min=low, max=high)
         return self.add("Clip", name, self.constant(np.float32(low)), self.constant(np.float32(high)))
 
-    def unsqueeze(self, name: str, axes: list[int]) -> str:
+    def reshape(self, op: str, name: str, axes: list[int]) -> str:
+        """``Squeeze`` or ``Unsqueeze``."""
         if self.opset < 13:
-            return self.add("Unsqueeze", name, axes=axes)
-        return self.add("Unsqueeze", name, self.constant(np.array(axes, np.int64)))
+            return self.add(op, name, axes=axes)
+        return self.add(op, name, self.constant(np.array(axes, np.int64)))
 
 
 def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, file: str) -> int | str:
@@ -62,20 +63,21 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
     inputs = [value for value in graph.input if value.name not in constants]
     if [value.name for value in inputs] != [form.input]:
         raise InputError(
-            f"{file} takes {', '.join(value.name for value in inputs) or 'nothing'}", wanted=f"one input, called {form.input!r} as the contract says"
+            f"{file} takes {', '.join(value.name for value in inputs) or 'nothing'}",
+            wanted=f"one input, called {form.input!r} as the contract says",
+            fix="name it in the contract; what a network wants beside a picture (a camera, a size) must be a constant of the graph" if inputs else "",
         )
     kind = inputs[0].type.tensor_type
     sizes = _sizes(kind) or [None, 3, None, None]
-    if len(sizes) != 4 or kind.elem_type not in (*FLOATS, TensorProto.UINT8):
+    was = f"the input {form.input} of {file} is {_type_name(kind.elem_type)} {_shown(sizes)}"
+    lead, rows = sizes[:-3], sizes[-3:]
+    if len(lead) > 2 or len(rows) < 3 or lead[1:] not in ([], [1], [None]) or kind.elem_type not in (*FLOATS, TensorProto.UINT8):
+        raise InputError(was, wanted="a picture [batch, 3, height, width] or [batch, height, width, 3] of floats or uint8")
+    channels_last = rows[2] == 3 and rows[0] != 3
+    there = rows[:2] if channels_last else rows[1:]
+    if (rows[2 if channels_last else 0] not in (3, None)) or any(size not in (None, side) for size, side in zip(there, canvas, strict=True)):
         raise InputError(
-            f"the input {form.input} of {file} is {_type_name(kind.elem_type)} {_shown(sizes)}",
-            wanted="a picture [batch, 3, height, width] or [batch, height, width, 3] of floats or uint8",
-        )
-    channels_last = sizes[3] == 3 and sizes[1] != 3
-    there = (sizes[1], sizes[2]) if channels_last else (sizes[2], sizes[3])
-    if (sizes[3 if channels_last else 1] not in (3, None)) or any(size not in (None, side) for size, side in zip(there, canvas, strict=True)):
-        raise InputError(
-            f"the input {form.input} of {file} is {_type_name(kind.elem_type)} {_shown(sizes)}",
+            was,
             wanted=f"[batch, 3, {canvas[0]}, {canvas[1]}] or [batch, {canvas[0]}, {canvas[1]}, 3], the canvas of the contract",
             fix="change the contract's canvas, or convert the network for RGB pictures",
         )
@@ -90,6 +92,10 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
         name = nodes.add("Gather", name, nodes.constant(np.array([2, 1, 0], np.int64)), axis=1)
     if channels_last:
         name = nodes.add("Transpose", name, perm=[0, 2, 3, 1])
+    if not lead:
+        name = nodes.reshape("Squeeze", name, [0])
+    elif len(lead) == 2:  # several views of one place: this is the only one
+        name = nodes.reshape("Unsqueeze", name, [1])
     if kind.elem_type == TensorProto.UINT8:
         name = nodes.add("Add", nodes.add("Mul", name, nodes.constant(np.float32(255))), nodes.constant(np.float32(0.5)))
         name = nodes.clip(nodes.add("Floor", name), 0.0, 255.0)
@@ -101,7 +107,7 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
             nodes.made[-1].output[0] = inner
         else:  # only the name differs
             rename(graph, inner, name)
-    batch = sizes[0] if isinstance(sizes[0], int) else "batch"
+    batch = (1 if not lead else lead[0]) or "batch"
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info(contract.input.tensor, TensorProto.FLOAT, [batch, 3, *canvas]))
     set_nodes(graph, [*nodes.made, *graph.node])
@@ -126,31 +132,39 @@ def _cast_at_once(graph: onnx.GraphProto, name: str) -> bool:
     return True
 
 
-def keep_output(model: onnx.ModelProto, form: GraphForm, file: str) -> list[int | None] | None:
-    """Drop every output but the one that the contract names, and what only they need, in place.
-
-    Returns:
-        its shape as far as it can be inferred, None where a size is not known; None if not even the rank is.
+def keep_output(model: onnx.ModelProto, form: GraphForm, file: str) -> None:
+    """Drop every output but the one that the contract names, and the nodes, weights and inputs that only the others need, in place.
 
     Raises:
-        InputError: if there is no such output.
+        InputError: if there is no such output, or it is no tensor.
     """
     graph = model.graph
-    made = [value.name for value in graph.output]
+    made = {value.name: value for value in graph.output}
     if form.output not in made:
         raise InputError(f"{file} makes {', '.join(made)}", wanted=f"an output called {form.output!r} as the contract says")
-    kept = onnx.ValueInfoProto.FromString(next(value for value in graph.output if value.name == form.output).SerializeToString())
+    kept = onnx.ValueInfoProto.FromString(made[form.output].SerializeToString())
+    if (kind := kept.type.WhichOneof("value") or "tensor_type") != "tensor_type":
+        raise InputError(f"the output {form.output} of {file} is a {kind.removesuffix('_type')}", wanted="a tensor")
     kept.type.tensor_type.ClearField("shape")
     del graph.output[:]
     graph.output.append(kept)
     drop_unread(model)
+    read = {name for node in graph.node for name in names_read(node)} | {form.input, form.output}
+    inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in graph.input if value.name in read]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def output_shape(model: onnx.ModelProto) -> list[int | None] | None:
+    """Shape of the only output as far as it can be inferred, None where a size is not known; None if not even the rank is. An output of no declared
+    type gets the inferred one."""
+    (kept,) = model.graph.output
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output[0].type.tensor_type
     except Exception:  # ONNX cannot infer every shape; the caller then runs the graph
         return None
     if not kept.type.tensor_type.elem_type:
         kept.type.tensor_type.elem_type = inferred.elem_type
-        graph.output[0].CopyFrom(kept)
     return _sizes(inferred)
 
 
@@ -174,18 +188,20 @@ def adapt_output(model: onnx.ModelProto, contract: Contract, form: GraphForm, sh
         wanted=f"floats [batch, {channels}, height, width]" + ("" if channels == 2 else ", [batch, height, width] or [height, width]"),
         fix="name another output in the contract, or convert the network",
     )
-    if kind not in FLOATS or len(shape) not in (2, 3, 4) or (channels == 2 and len(shape) != 4):
+    if kind not in FLOATS or len(shape) not in (2, 3, 4, 5) or (channels == 2 and len(shape) != 4) or (len(shape) == 5 and shape[1] not in (1, None)):
         raise wrong
     nodes, name = _Nodes(model, "depth_map"), f"{form.output}:graph"
+    if len(shape) == 5:
+        name, shape = nodes.reshape("Squeeze", name, [1]), [shape[0], *shape[2:]]
     if len(shape) == 2:
         if batch not in (1, "batch"):
             raise wrong
-        name, batch = nodes.unsqueeze(name, [0, 1]), 1
+        name, batch = nodes.reshape("Unsqueeze", name, [0, 1]), 1
         graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     elif len(shape) == 3:
         if shape[2] == channels and shape[0] != batch and isinstance(batch, int):
             raise wrong
-        name = nodes.unsqueeze(name, [1])
+        name = nodes.reshape("Unsqueeze", name, [1])
     elif shape[1] not in (channels, None):
         if shape[3] != channels:
             raise wrong

@@ -14,9 +14,12 @@ from ..graph.inner_graphs import inner_graphs
 from ..graph.onnx_weights import read_array
 from ..graph.set_nodes import set_nodes
 
+LONG_DOMAIN = "ai.onnx"
+
 
 def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """The same network without local functions, with constants as initialisers, and with no weight of a branch outside the graph.
+    """The same network without local functions, with constants as initialisers, with no weight of a branch outside the graph, and in the forms
+    that ONNX wants and ONNX Runtime does not insist on: operators of the domain ``ai.onnx`` under its short name, nodes in running order.
 
     Args:
         folder: where weights outside the graph may lie.
@@ -24,13 +27,48 @@ def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     Raises:
         InputError: if a weight's file is unsafe, missing or too short.
     """
+    _shorten_domains(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     for tensor in _attribute_tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(numpy_helper.from_array(np.array(read_array(tensor, folder)), tensor.name))
     _lift_constants(model)
+    set_nodes(model.graph, _in_order(model.graph))
     return model
+
+
+def _shorten_domains(model: onnx.ModelProto) -> None:
+    """``ai.onnx`` is another name of the domain ``""``."""
+    for holder in (model, *model.functions):
+        if any(entry.domain == LONG_DOMAIN for entry in holder.opset_import):
+            entries = {("" if entry.domain == LONG_DOMAIN else entry.domain): entry.version for entry in holder.opset_import}
+            del holder.opset_import[:]
+            holder.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in entries.items())
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        if node.domain == LONG_DOMAIN:
+            node.domain = ""
+        waiting += [inner for graph in inner_graphs(node) for inner in graph.node]
+
+
+def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes so that each follows those it reads from, otherwise as they stood; those of a circle come last, for the checker to refuse."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    reads = [{makers[name] for name in names_read(node) if name in makers} for node in graph.node]
+    done: dict[int, None] = {}
+    for start in range(len(reads)):
+        waiting, under_way = [start], set()
+        while waiting:
+            index = waiting[-1]
+            missing = [] if index in under_way else sorted(other for other in reads[index] if other not in done)
+            under_way.add(index)
+            if missing:
+                waiting += reversed(missing)
+            else:
+                done[waiting.pop()] = None
+    return [graph.node[index] for index in done]
 
 
 def _attribute_tensors(graph: onnx.GraphProto, inside: bool = False) -> Iterator[TensorProto]:

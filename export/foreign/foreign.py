@@ -14,6 +14,7 @@ from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.certificate.probes import PROBES
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of, whole_directory
 from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
@@ -21,7 +22,7 @@ from ..child.child import Progress, run_child
 from ..graph.onnx_checks import refusals
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from ..parity.parity import measure_parity
-from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output
+from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output, output_shape
 from .contract_file import ForeignContract
 from .embedded import open_up
 
@@ -66,8 +67,9 @@ def write_foreign_bundle(
     for remark in _remarks(model):
         on_message(remark)
     model = open_up(model, graph.parent)
+    keep_output(model, form, graph.name)
     batch = adapt_input(model, contract, form, graph.name)
-    shape = keep_output(model, form, graph.name)
+    shape = output_shape(model)
     with whole_directory(path, force, MANIFEST) as folder:
         (folder / STAGES).mkdir()
         (folder / GOLDEN).parent.mkdir()
@@ -81,7 +83,8 @@ def write_foreign_bundle(
         on_progress("running it once", 0.3)
         spec = _first_run(file, contract, batch, folder / GOLDEN)
         on_progress("comparing", 0.6)
-        report = measure_parity(((spec, file),), folder / GOLDEN, contract.output.tensor, reference="ONNX Runtime's own first run")
+        golden, reference = folder / GOLDEN, "ONNX Runtime's own first run"
+        report = measure_parity(((spec, file),), golden, contract.output.tensor, reference=reference, probes=folder / PROBES)
         on_message(report.table())
         report.require()
         origin = {"kind": "foreign", "file": graph.name, "sha256": sha256_of(graph), "licence": licence, "warnings": []}
@@ -126,8 +129,20 @@ def _first_run(file: Path, contract: Contract, batch: int | str, golden: Path) -
     channels = 2 if output.kind == "mask" else 1
     if len(shape) != 4 or shape[0] != (batch if isinstance(batch, int) else 1) or shape[1] != channels:
         raise InputError(f"the output {output.tensor} has the shape {shape}", wanted=f"[batch, {channels}, height, width]")
+    if not any(_same_proportions(shape[2:], size) for size in (image.window, image.canvas)):
+        raise InputError(
+            f"the output {output.tensor} is {shape[2]}x{shape[3]}, and the window {image.window[0]}x{image.window[1]}",
+            wanted="a map of the window, smaller or larger, but of its proportions",
+            fix="name another output in the contract, or convert the network",
+        )
     picture = TensorSpec(image.tensor, "float32", (batch, 3, *image.canvas))
     return StageSpec(STAGE, (picture,), (TensorSpec(output.tensor, "float32", (batch, *shape[1:])),))
+
+
+def _same_proportions(size: list[int], other: tuple[int, int]) -> bool:
+    """Within a tenth and a pixel: networks round their sizes up and down."""
+    lows, highs = (tuple((side + one) / whole for side, whole in zip(size, other, strict=True)) for one in (-1, 1))
+    return max(lows) <= 1.1 * min(highs)
 
 
 def example_picture(contract: Contract, batch: int = 1, seed: int = 0) -> np.ndarray:

@@ -38,8 +38,8 @@ class WeightsWriter:
         self._known: dict[bytes, Extent] = {}
 
     def add(self, array: np.ndarray) -> Extent:
-        """Write one C-contiguous little-endian array."""
-        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        """Write one C-contiguous little-endian array, of any dtype whose elements are whole bytes."""
+        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
         key = hashlib.blake2b(data, digest_size=16).digest()
         if key in self._known:
             return self._known[key]
@@ -100,11 +100,15 @@ def read_array(tensor: TensorProto, folder: Path) -> np.ndarray:
     path = safe_data_path(folder, location, tensor.name)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     count = int(np.prod(tensor.dims, dtype=np.int64))
-    nbytes = count * dtype.itemsize
+    nbytes = -(-count // 2) if tensor.data_type == TensorProto.INT4 else count * dtype.itemsize
     if offset < 0 or nbytes != (length if length is not None else nbytes) or offset + nbytes > path.stat().st_size:
         raise InputError(f"{path} does not hold all of the tensor {tensor.name}", wanted=f"{nbytes} bytes at {offset}", fix="copy or export it again")
     if not count:
         return np.zeros(tuple(tensor.dims), dtype)
+    if tensor.data_type == TensorProto.INT4:
+        pairs = np.fromfile(path, np.uint8, nbytes, offset=offset)
+        nibbles = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:count].view(np.int8)
+        return np.where(nibbles > 7, nibbles - 16, nibbles).astype(dtype).reshape(tuple(tensor.dims))
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
 
 

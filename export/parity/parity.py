@@ -141,6 +141,7 @@ def measure_parity(
     isolated: bool = True,
     engines: bool = False,
     save: Path | None = None,
+    probes: Path | None = None,
     limit_nbytes: int = 0,
     on_progress: Progress | None = None,
 ) -> ParityReport:
@@ -156,6 +157,7 @@ def measure_parity(
         isolated: also run every stage on golden inputs; without it a forward pass is saved, and the chain alone must hold.
         engines: the graphs are ONNX Runtime engines, run as they will be run; otherwise with little memory.
         save: file for the tensors of the chained run.
+        probes: file for what 1 % of every single weight does to its stage (see ``weight_probes``); FP32 graphs only.
         limit_nbytes: see ``run_child``.
         on_progress: see ``run_child``.
 
@@ -171,6 +173,7 @@ def measure_parity(
         "engines": engines,
         "isolated": isolated,
         "save": str(save or ""),
+        "probes": str(probes or ""),
     }
     found = run_child(request, what="parity", limit_nbytes=limit_nbytes, on_progress=on_progress).values
     rows = tuple(ParityRow(**row) for row in found["rows"])

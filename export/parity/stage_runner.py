@@ -14,9 +14,11 @@ import numpy as np
 import onnx
 
 from ...runtime.certificate.comparison import compare_output, find_problem
+from ...runtime.certificate.probes import StageProbes, pack_probes
 from ...runtime.errors import AccuracyError, BuildFailedError
 from ..onnxruntime.build import load_onnxruntime
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
+from .weight_probes import probe_stage
 
 
 def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, 
         request: ``stages`` ({``name``, ``file`` (path of the graph, its weights beside it), ``inputs``, ``outputs``} in running order;
             inputs and outputs are {``name``, ``dtype``}), ``golden`` (safetensors file), ``output`` (name of the depth tensor),
             ``isolated`` (False: the chain only), ``engines`` (True: the graphs are ONNX Runtime engines, run as they will be run),
-            ``save`` (``""``, or a file for the chained tensors).
+            ``save`` (``""``, or a file for the chained tensors), ``probes`` (``""``, or a file for what 1 % of every weight does).
         send: sends one event to the parent.
 
     Returns:
@@ -43,6 +45,7 @@ def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, 
     made = {tensor["name"] for stage in request["stages"] for tensor in stage["outputs"]}
     own: dict[str, np.ndarray] = {}
     rows: list[dict[str, Any]] = []
+    probes: dict[str, StageProbes] = {}
     for number, stage in enumerate(request["stages"]):
         name = stage["name"]
         send("progress", what=f"{name}: comparing", done=number / len(request["stages"]))
@@ -56,11 +59,19 @@ def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, 
             rows += [_row(name, "isolated", key, value, golden[key]) for key, value in alone.items()]
         rows += [_row(name, "chained", key, value, golden[key]) for key, value in chained.items()]
         del session
+        if request["probes"]:
+            send("progress", what=f"{name}: trying its weights", done=(number + 0.5) / len(request["stages"]))
+            feeds = {tensor["name"]: np.ascontiguousarray(inputs[tensor["name"]], tensor["dtype"]) for tensor in stage["inputs"]}
+            outputs = [tensor["name"] for tensor in stage["outputs"] if np.dtype(tensor["dtype"]).kind == "f"]
+            if (found := probe_stage(ort, Path(stage["file"]), feeds, outputs)) is not None:
+                probes[name] = found
         own.update(chained)
         wanted = {t["name"] for later in request["stages"][number + 1 :] for t in later["inputs"]} | {request["output"]}
         own = own if request["save"] else {key: value for key, value in own.items() if key in wanted}
     if request["save"]:
         save_file(own, request["save"])
+    if probes:
+        Path(request["probes"]).write_bytes(pack_probes(probes))
     return {"rows": rows, "depth": compare_output(own[request["output"]], golden[request["output"]]), "version": ort.__version__}
 
 

@@ -14,7 +14,7 @@ from ...runtime.certificate.known_faults import known_faults
 from ...runtime.cuda.open_device import open_device
 from ...runtime.errors import UsageError
 from ...runtime.files import refuse_existing, whole_file
-from ...runtime.tensorrt.rtx_targets import BUILT_FOR
+from ...runtime.tensorrt.rtx_targets import BUILT_FOR, why_no_fp8
 from ..child.child import GIB, Progress
 from ..child.scratch import scratch_beside
 from ..parity.parity import ParityReport
@@ -76,14 +76,14 @@ def build_plan(
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
         _check_stage(stage, options)
-    calibration = None if options.precision == "fp32" else require_calibration(bundle) if options.precision == "int8" else read_calibration(bundle)
+    calibration = None if options.precision == "fp32" else require_calibration(bundle, options.precision) if options.planned else read_calibration(bundle)
     if calibration is not None:
-        for verdict in calibration.plan.verdicts.values() if options.precision == "int8" else ():
+        for verdict in calibration.plan.verdicts.values() if options.planned else ():
             on_message(verdict)
     if options.simulated:
-        on_message(SIMULATED)
+        on_message(SIMULATED.format(options.precision.upper()))
     if options.backend == "tensorrt-rtx" and not options.targets:
-        options = replace(options, targets=BUILT_FOR)
+        options = replace(options, targets=tuple(t for t in BUILT_FOR if options.precision != "fp8" or not why_no_fp8(t)))
     with scratch_beside(path) as scratch:
         builder = StageBuilder(bundle, options, scratch, on_progress, calibration)
         for fault in known_faults(options.backend, builder.version, builder.targets, options.precision):

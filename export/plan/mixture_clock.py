@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...calibration.artefact import model_fingerprint
-from ...calibration.precision.int8_stage import Choices
 from ...calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
+from ...calibration.precision.quantised_stage import Choices
 from ...calibration.ranges.table import CalibrationTable
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.cuda.open_device import open_device
@@ -31,7 +31,7 @@ class MixtureClock:
 
     def __init__(self, bundle_path: Path, beside: Path, options: BuildOptions, target: str):
         self._path, self._beside = bundle_path, beside
-        self._options = replace(options, precision="int8", targets=(target,) if options.backend == "tensorrt-rtx" else ())
+        self._options = replace(options, targets=(target,) if options.backend == "tensorrt-rtx" else ())
 
     def __call__(self, plan: dict[str, Choices]) -> dict[str, float]:
         """Median milliseconds of every stage. Ranges are made up: an engine takes as long with real ones.
@@ -40,8 +40,11 @@ class MixtureClock:
             FathomError: see ``time_stages``.
         """
         with BundleDirectory.open(self._path) as bundle, scratch_beside(self._beside) as scratch:
-            build_timed(bundle, self._options, mixture(bundle, plan), scratch, lambda what, done: None)
-            return run_timed(scratch / "timed.plan", self._options)
+            calibration = mixture(bundle, plan)
+            held = {region.choice.precision for region in calibration.plan.regions}
+            options = replace(self._options, precision=next((low for low in ("int4", "fp8") if low in held), "int8"))
+            build_timed(bundle, options, calibration, scratch, lambda what, done: None)
+            return run_timed(scratch / "timed.plan", options)
 
 
 def clock_if_possible(bundle_path: Path, beside: Path, options: BuildOptions, on_message: Callable[[str], None]) -> MixtureClock | None:
@@ -62,6 +65,6 @@ def mixture(bundle: BundleDirectory, plan: dict[str, Choices]) -> Calibration:
     regions = []
     for stage, choices in plan.items():
         for number, (nodes, choice) in enumerate(choices.items()):
-            plain = Choice(choice.precision, "max" if choice.precision == "int8" else "")
+            plain = Choice(choice.precision, "max" if choice.observer else "")
             regions.append(RegionPlan(stage, f"({number})", "block", nodes, plain, "for timing", {}))
     return Calibration(table, PrecisionPlan(model_fingerprint(bundle.manifest), {}, "", {}, tuple(regions), (), {}, (), ()))

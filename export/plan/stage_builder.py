@@ -13,13 +13,14 @@ from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import GOLDENS, BundleStage, Initializer, PlanManifest, PlanStage
 from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.certificate.probes import PROBES
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..graph.product_types import products_by_type
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
 from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
-from .build_options import BuildOptions
+from .build_options import PLANNED, BuildOptions
 from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
 from .goldens import collect_goldens
 from .plan_file import file_facts
@@ -78,12 +79,14 @@ class StageBuilder:
         self.version, target = installed_tensorrt(options.device) if plain else ("", "")
         self.targets = ((target,) if target else ()) if plain else options.targets  # plain TensorRT compiles for the GPU that is here
         self._timing_cache = options.timing_cache or (timing_cache_file(self.version, target) if plain else "")
-        self._int8: dict[str, tuple[str, ...]] = {}  # stage -> its nodes that compute in INT8
+        self._quantised: dict[str, dict[str, str]] = {}  # stage -> of its quantised nodes, to what
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
-        self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of an INT8 plan give for the golden inputs
-        self._keeps_case = options.precision == "int8" and options.backend != "onnxruntime"
+        self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of a quantised plan give for the golden inputs
+        self._keeps_case = options.planned and options.backend != "onnxruntime"
         release = constrained_release(self.version) if plain else ""
+        if plain:
+            options.check_card(self.version, target, bool(release))
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
 
     def type_stages(self) -> ParityReport | None:
@@ -105,7 +108,7 @@ class StageBuilder:
             fp32 = {node for region in regions if region.choice.precision in ("fp32", "bf16") for node in region.nodes} | set(typed.fp32 if typed else ())
             source = plain / f"{name}.typed.onnx" if int8 else self.bundle.path(stage.file)
             self.on_progress(f"{name}: lowering", 0.22)
-            constrained.lower(source, stage.spec, typed.spec if typed else stage.spec, fp32, set(self._int8.get(name, ())))
+            constrained.lower(source, stage.spec, typed.spec if typed else stage.spec, fp32, self._in(name, "int8"))
             graph, _, count, weights = self._graphs[name]
             self._graphs[name] = constrained.graph(name)[1], constrained.spec(name), count, weights
             if graph.parent == self.scratch:
@@ -140,15 +143,16 @@ class StageBuilder:
         return self._compare(FP16_TOLERANCES, GRAPH_ONLY, {name: (spec, graph) for name, (graph, spec, _, _) in self._graphs.items()}, False, 0.1)
 
     def _round_stages(self) -> None:
-        """What ``type_stages`` does for FP16 on ONNX Runtime; the finished engines are checked against the golden tensors."""
+        """What ``type_stages`` does for FP16, FP8 and INT4 on ONNX Runtime; the finished engines are checked against the golden tensors."""
         found, stages = self.calibration, self.manifest.stages
         types = planned_boundaries(self.bundle, found) if found else boundary_types(self.manifest.specs(), self.manifest.contract.output.tensor)
         for number, stage in enumerate(stages):
             name = stage.spec.name
-            self.on_progress(f"{name}: rounding to fp16", 0.02 + 0.08 * number / len(stages))
+            self.on_progress(f"{name}: rounding to {self.options.precision}", 0.02 + 0.08 * number / len(stages))
             graph = self.bundle.path(stage.file)
             target = self.scratch / f"{name}.rounded.onnx"
-            write_rounded_stage(graph, target, stage, found.regions(name, "fp16") if found else (), types)
+            regions = found.regions(name, self.options.precision) if found else ()
+            write_rounded_stage(graph, target, stage, regions, types, found.table if found else None, found.plan.also if found else ())
             data = Path(f"{target}.data")
             self._graphs[name] = (target, stage.spec, 0, data.stat().st_size if data.exists() else target.stat().st_size)
 
@@ -158,12 +162,12 @@ class StageBuilder:
         plain = self.options.backend == "onnxruntime" and not cuda
         found = type_all_by_plan(self.bundle, calibration, self.scratch, precision, plain, lambda what, done: self.on_progress(what, 0.02 + 0.08 * done))
         for name, stage in found.items():
-            self._int8[name], self._typed[name] = stage.int8, stage.typed
+            self._quantised[name], self._typed[name] = stage.quantised, stage.typed
             graph = stage.compared if cuda else stage.graph  # the CUDA provider has BF16 kernels for few operators: FP32 there
             self._graphs[name] = (graph, stage.typed.spec, len(stage.typed.fp32), max(stage.typed.weights_nbytes, graph.stat().st_size))
         if plain or cuda:
             return None
-        tolerances = INT8_TOLERANCES if precision == "int8" else FP16_TOLERANCES
+        tolerances = INT8_TOLERANCES if self.options.planned else FP16_TOLERANCES
         return self._compare(tolerances, GRAPH_ONLY, {name: (stage.typed.spec, stage.compared) for name, stage in found.items()}, False, 0.1)
 
     @property
@@ -193,9 +197,9 @@ class StageBuilder:
         names = sorted(files)
         counts = values.get("counts")
         precision = "fp32" if self.options.precision == "fp16" and counts and not {"half", "untold"} & counts.keys() else self.options.precision
-        if self.options.precision == "int8":
+        if self.options.planned:
             lowest = self.calibration.plan.precision(name)
-            precision = lowest if self.options.backend != "onnxruntime" or lowest == "int8" else "fp32"
+            precision = lowest if self.options.backend != "onnxruntime" or self.options.simulated or lowest == "int8" else "fp32"
         entry = PlanStage(
             self._bind(spec), next(n for n in names if files[n] == engine), precision, next((n for n in names if n.endswith(".weights")), ""), table
         )
@@ -241,9 +245,13 @@ class StageBuilder:
             "fp16": products.get(onnx.TensorProto.FLOAT16, []),
             "fp32": products.get(onnx.TensorProto.FLOAT, []),
             "bf16": products.get(onnx.TensorProto.BFLOAT16, []),
-            "int8": sorted({layer for kind in products.values() for layer in kind} & set(self._int8.get(name, ()))),
+            **{low: sorted({layer for kind in products.values() for layer in kind} & self._in(name, low)) for low in PLANNED},
         }
         return {**request, **small}, {f"engines/{name}.engine": target}
+
+    def _in(self, stage: str, low: str) -> set[str]:
+        """The nodes of a stage that are quantised to ``int8``, ``fp8`` or ``int4``."""
+        return {node for node, kind in self._quantised.get(stage, {}).items() if kind == low}
 
     def _told(self, name: str) -> Path:
         return self.scratch / f"{name}.layers.json"
@@ -266,8 +274,9 @@ class StageBuilder:
     def check_engines(self, stages: list[PlanStage]) -> ParityReport | None:
         """Run finished ONNX Runtime engines against the golden tensors."""
         found = {stage.spec.name: (stage.spec, self.scratch / Path(stage.engine).name) for stage in stages}
-        tolerances = {"int8": INT8_TOLERANCES, "fp16": FP16_TOLERANCES}.get(self.options.precision, Tolerances(isolated_relative=1e-3))
-        return self._compare(tolerances, GRAPH_ONLY if self.options.precision == "fp16" else "", found, True, 0.9)
+        low = INT8_TOLERANCES if self.options.planned else FP16_TOLERANCES
+        tolerances = Tolerances(isolated_relative=1e-3) if self.options.precision == "fp32" else low
+        return self._compare(tolerances, GRAPH_ONLY if self.options.simulated or self.options.precision == "fp16" else "", found, True, 0.9)
 
     def _compare(self, tolerances: Tolerances, label: str, graphs: dict[str, tuple[StageSpec, Path]], engines: bool, at: float) -> ParityReport | None:
         if not self.compare or not self.manifest.goldens:
@@ -302,6 +311,8 @@ class StageBuilder:
             specs = tuple(stage.spec for stage in stages)
             goldens, raw = collect_goldens((*case, self.bundle.path(manifest.goldens[0])), specs, options.precision, manifest.contract.output.tensor)
             sources[GOLDENS] = raw
+            if PROBES in manifest.files and options.backend != "onnxruntime":
+                sources[PROBES] = self.bundle.path(PROBES)
         made = PlanManifest(
             manifest.network,
             manifest.contract,

@@ -11,9 +11,9 @@ import numpy as np
 from ...calibration.artefact import model_fingerprint
 from ...calibration.graph.chain import prepare
 from ...calibration.graph.stage_graph import StageGraph
-from ...calibration.int8.quantize import activation_inputs
 from ...calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
 from ...calibration.precision.rounding import stays_fp32
+from ...calibration.quantisation.quantize import activation_inputs
 from ...calibration.ranges.table import CalibrationTable, TensorRange
 from ...calibration.search.stage_times import StageTimes
 from ...runtime.artefact.bundle import BundleDirectory

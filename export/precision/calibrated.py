@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...calibration.calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
 from ...calibration.observation.images import Chosen
-from ...calibration.precision.int8_stage import write_int8_stage
 from ...calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan, read_plan
+from ...calibration.precision.quantised_stage import write_quantised_stage
 from ...calibration.ranges.table import CalibrationTable, read_table
 from ...calibration.report import report_lines
 from ...runtime.artefact.bundle import BundleDirectory
@@ -27,11 +27,11 @@ class Calibration:
     plan: PrecisionPlan
 
     def regions(self, stage: str, precision: str) -> tuple[RegionPlan, ...]:
-        """The regions of a stage; INT8 ones become FP16 if only ``fp16`` was asked for."""
+        """The regions of a stage; quantised ones become FP16 if only ``fp16`` was asked for."""
         half = Choice("fp16")
         only_fp16 = precision == "fp16"
         return tuple(
-            RegionPlan(r.stage, r.path, r.kind, r.nodes, half, r.reason, r.evidence, r.macs) if only_fp16 and r.choice.precision == "int8" else r
+            RegionPlan(r.stage, r.path, r.kind, r.nodes, half, r.reason, r.evidence, r.macs) if only_fp16 and r.choice.quantised else r
             for r in self.plan.of_stage(stage)
         )
 
@@ -44,13 +44,13 @@ class PlannedStage:
         graph: what the compiler reads.
         compared: what ONNX Runtime can run of it: the same, or with the BF16 parts in FP32.
         typed: what typing did.
-        int8: names of the nodes that compute in INT8.
+        quantised: node -> ``int8``, ``fp8`` or ``int4``, of those that are quantised.
     """
 
     graph: Path
     compared: Path
     typed: TypedStage
-    int8: tuple[str, ...]
+    quantised: dict[str, str]
 
 
 def type_all_by_plan(
@@ -59,7 +59,7 @@ def type_all_by_plan(
     """Type every stage of a bundle into ``folder``; see ``type_by_plan``.
 
     Args:
-        plain: leave everything that is not INT8 in FP32.
+        plain: leave everything that is not quantised in FP32.
         on_progress: called with (what is done now, part done from 0 to 1).
     """
     types = None if plain else planned_boundaries(bundle, calibration)
@@ -68,11 +68,11 @@ def type_all_by_plan(
         name = stage.spec.name
         on_progress(f"{name}: typing by the precision plan", number / len(bundle.manifest.stages))
         graph = compared = folder / f"{name}.typed.onnx"
-        typed, int8 = type_by_plan(bundle, stage, calibration, graph, precision=precision, boundaries=types)
+        typed, quantised = type_by_plan(bundle, stage, calibration, graph, precision=precision, boundaries=types)
         if typed.nodes.get("bfloat16"):  # ONNX Runtime has no BF16 kernels on a CPU
             compared = folder / f"{name}.compared.onnx"
             type_by_plan(bundle, stage, calibration, compared, precision=precision, boundaries=types, bf16=False)
-        found[name] = PlannedStage(graph, compared, typed, int8)
+        found[name] = PlannedStage(graph, compared, typed, quantised)
     return found
 
 
@@ -87,21 +87,28 @@ def read_calibration(bundle: BundleDirectory) -> Calibration | None:
     return Calibration(read_table(bundle.path(TABLE), bundle.manifest), read_plan(bundle.path(PLAN), bundle.manifest))
 
 
-def require_calibration(bundle: BundleDirectory) -> Calibration:
-    """Plan and table of a bundle.
+def require_calibration(bundle: BundleDirectory, precision: str = "int8") -> Calibration:
+    """Plan and table of a bundle, which hold what ``precision`` names.
 
     Raises:
-        UsageError: if it was never calibrated, naming the command that does it.
+        UsageError: if it was never calibrated, naming the command that does it, or its plan holds other numbers than were asked for.
         InputError: if they are broken or belong to another network.
     """
     found = read_calibration(bundle)
     if found is None:
         name = bundle.path_of_bundle
         raise UsageError(
-            f"{name} was never calibrated, so nobody knows which parts of it survive INT8",
+            f"{name} was never calibrated, so nobody knows which parts of it survive {precision.upper()}",
             wanted="a bundle with a calibration table and a precision plan",
             fix=f"depth-calibrate {name} --data nyu:FILE.mat (or pairs:DIR, images:DIR), then build again",
         )
+    held = {region.choice.precision for region in found.plan.regions if region.choice.quantised}
+    others = sorted(held - {"int8"})
+    if precision == "int8" and others:
+        raise UsageError(f"the precision plan holds {' and '.join(others).upper()} too", fix=f"--precision {others[0]}, or calibrate without {others[0]}")
+    if precision != "int8" and precision not in held:
+        was = f"the precision plan holds no {precision.upper()}"
+        raise UsageError(was, wanted=f"a bundle that was calibrated with --precisions fp32,fp16,{precision}", fix="calibrate again, or --precision int8")
     return found
 
 
@@ -158,13 +165,13 @@ def type_by_plan(
     precision: str,
     boundaries: dict[str, str] | None,
     bf16: bool = True,
-) -> tuple[TypedStage, tuple[str, ...]]:
-    """Write the typed form of a stage as its plan says; returns what typing did, and the nodes that compute in INT8.
+) -> tuple[TypedStage, dict[str, str]]:
+    """Write the typed form of a stage as its plan says; returns what typing did, and of quantised nodes to what (``int8``, ``fp8``, ``int4``).
 
     Args:
         target: the graph to write; its weights go to ``<target>.data``.
-        precision: ``fp16`` or ``int8``.
-        boundaries: dtype of inputs and outputs; None leaves everything that is not INT8 in FP32, for ONNX Runtime on a CPU, which has
+        precision: ``fp16``, or one of those that a plan decides about.
+        boundaries: dtype of inputs and outputs; None leaves everything that is not quantised in FP32, for ONNX Runtime on a CPU, which has
             no kernels for fewer bits.
         bf16: False writes BF16 regions in FP32: ONNX Runtime cannot run them at all on a CPU.
 
@@ -174,15 +181,16 @@ def type_by_plan(
     """
     regions = calibration.regions(stage.spec.name, precision)
     wide = target if boundaries is None else target.with_name(f"{target.stem}.wide.onnx")
-    ranges, shifts = (held.get(stage.spec.name, {}) for held in (calibration.table.stages, calibration.table.shifts))
-    done = write_int8_stage(bundle.path(stage.file), wide, regions, ranges, shifts, calibration.plan.also)
+    done = write_quantised_stage(bundle.path(stage.file), wide, regions, calibration.table, stage.spec.name, calibration.plan.also)
+    made = set(done.nodes)
+    quantised = {name: region.choice.precision for region in regions for name in region.nodes if name in made}
     if boundaries is None:
         data = Path(f"{target}.data")
         nbytes = data.stat().st_size if data.exists() else 0
-        return TypedStage(StageSpec(stage.spec.name, stage.spec.inputs, stage.spec.outputs), {}, 0, {}, nbytes), done.nodes
+        return TypedStage(StageSpec(stage.spec.name, stage.spec.inputs, stage.spec.outputs), {}, 0, {}, nbytes), quantised
     held = {name: region.choice.precision for region in regions for name in region.nodes if region.choice.precision in ("fp32", "bf16")}
     held = {name: kind if bf16 or kind == "fp32" else "fp32" for name, kind in held.items()}
     typed = type_stage(wide, target, stage.spec, islands=stage.fp32_islands, boundaries=boundaries, precisions=held)
     for file in (wide, Path(f"{wide}.data")):
         file.unlink(missing_ok=True)
-    return typed, done.nodes
+    return typed, quantised

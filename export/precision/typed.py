@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ...calibration.graph.stage_graph import stored_bytes
 from ...calibration.precision.fp32_rules import fp32_nodes, has_subgraph, takes_bf16
 from ...calibration.precision.operator_types import operator_types, opsets
 from ...runtime.artefact.spec import StageSpec, TensorSpec
@@ -288,7 +289,7 @@ def _write(model: onnx.ModelProto, wanted: dict[tuple[str, int], str], constants
                 fresh.append(onnx.numpy_helper.from_array(np.asarray(values, order="C"), new))
                 continue
             tensor = TensorProto(name=new, data_type=kind or sources[name].data_type, dims=list(values.shape))
-            point_outside(tensor, data.name, writer.add(values.view(np.uint16) if kind == BF16 else values))
+            point_outside(tensor, data.name, writer.add(stored_bytes(values, tensor.data_type)))
             fresh.append(tensor)
         nbytes = writer.nbytes
     if not nbytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...runtime.errors import BuildFailedError, PrecisionError
+from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
@@ -21,6 +21,7 @@ from .timing_cache import TimingCache
 
 MAX_PROBLEMS = 8
 CHUNK = 1 << 24
+QUANTISED = ("int8", "fp8", "int4")
 COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 
 
@@ -30,7 +31,8 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     Args:
         request: ``stage``, ``backend``, ``source`` (typed ONNX), ``target`` (file to write), ``targets`` (compute capabilities, RTX
             only), ``batch`` ([min, opt, max]), ``precision``, ``fp16``, ``fp32`` and ``bf16`` (names of the convolutions
-            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` (those between dequantised inputs); for plain
+            and matrix products that the typed graph computes in FP16, FP32 and BF16), ``int8`` and ``fp8`` (those
+            between dequantised inputs of that type), ``int4`` (those with such a weight); for plain
             TensorRT ``workspace`` (bytes that one layer may take on the device, 0 for no limit) and ``timing_cache`` (see ``TimingCache``);
             ``inspect`` (load the engine and ask it for its layers) and ``layers`` (file to keep the answer in, or empty).
         send: sends one event to the parent.
@@ -40,6 +42,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         (see ``BuiltStage``).
 
     Raises:
+        EnvironmentMismatchError: if there is no GPU (plain TensorRT).
         BuildFailedError: naming the stage and, where the parser knows it, the node.
         PrecisionError: if the parsed network holds another precision than the typed graph says, the engine's INT8 weights are not INT8, or the
             engine tells of layers in other types only.
@@ -48,7 +51,7 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     trt = import_tensorrt(request["backend"])
     log = BuildLog(send)
     logger = make_logger(trt, log)
-    builder = trt.Builder(logger)
+    builder = make_builder(trt, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
@@ -82,6 +85,22 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
     told = ask_engine(trt, logger, engine, request, send) if request.get("inspect") else ""
     send("progress", what=f"{stage}: written", done=1.0)
     return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": log.activations_nbytes, "stored": stored, "told": told}
+
+
+def make_builder(trt: ModuleType, logger: Any) -> Any:
+    """``trt.Builder``.
+
+    Raises:
+        EnvironmentMismatchError: if there is no GPU for it.
+    """
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EnvironmentMismatchError(
+            f"TensorRT {trt.__version__} cannot start building here ({logger.errors()})",
+            wanted="an NVIDIA GPU and its driver",
+            fix="build on the machine that runs it",
+        ) from error
 
 
 class BuildLog:
@@ -151,19 +170,18 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
     wrong: list[str] = []
     wanted = {**dict.fromkeys(request["fp16"], trt.DataType.HALF), **dict.fromkeys(request["fp32"], trt.DataType.FLOAT)}
     wanted.update(dict.fromkeys(request.get("bf16", ()), trt.DataType.BF16))
-    int8 = set(request.get("int8", ()))
-    makers = _makers(network) if int8 else {}
+    low = {name: kind for kind in QUANTISED for name in request.get(kind, ())}
+    makers = _makers(network) if low else {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type not in kinds:
             continue
         held = layer.get_output(0).dtype
         kind = held.name.lower()
-        if layer.name in int8:
-            if _dequantised(trt, layer, makers):
-                kind = "int8"
-            else:
-                wrong.append(f"{layer.name} does not read dequantised INT8")
+        if layer.name in low:
+            kind = low[layer.name]
+            if not _dequantised(trt, layer, makers, kind):
+                wrong.append(f"{layer.name} does not read dequantised {kind.upper()}")
         counts[kind] = counts.get(kind, 0) + 1
         expected = wanted.get(layer.name)
         if (expected is not None and held != expected) or (request["precision"] == "fp32" and held != trt.DataType.FLOAT):
@@ -172,28 +190,30 @@ def _check_precision(trt: ModuleType, network: Any, request: dict[str, Any]) -> 
             wrong.append(f"{layer.name} computes in {held.name.lower()} and no FP32 island asks for it")
     if request["precision"] == "fp16" and request["fp16"] and not counts.get("half"):
         wrong.append("no convolution or matrix product computes in half")
-    if len(int8) > counts.get("int8", 0) and not wrong:
-        wrong.append(f"{counts.get('int8', 0)} of {len(int8)} INT8 layers are there")
+    for kind in QUANTISED:
+        if (asked := len(request.get(kind, ()))) > counts.get(kind, 0) and not wrong:
+            wrong.append(f"{counts.get(kind, 0)} of {asked} {kind.upper()} layers are there")
     if wrong:
         raise PrecisionError(
             f"stage {request['stage']}: {len(wrong)} layers do not hold what was asked for: {'; '.join(wrong[:MAX_PROBLEMS])}",
-            wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] != "int8" else "what the precision plan says",
+            wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] in ("fp32", "fp16") else "what the precision plan says",
             fix="build from a bundle that depth-export made",
         )
     return counts
 
 
 def _check_stored(request: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Look for the weights in the finished engine; INT8 ones must be there as they are (others may have been merged with a neighbour)."""
+    """Look for the weights in the finished engine; INT8 and FP8 ones must be there as they are (others may have been merged with a neighbour)."""
     from .engine_weights import stored_weights
 
     found = stored_weights(Path(request["target"]), Path(request["source"]))
-    if (int8 := found.get("int8")) and int8.missing:
-        raise PrecisionError(
-            f"stage {request['stage']}: {len(int8.missing)} of {int8.looked_for} INT8 weights are not in the engine as INT8, {int8.missing[0]} first",
-            wanted="every one of them",
-            fix="report it with the version of the backend",
-        )
+    for kind, word in (("int8", "INT8"), ("float8_e4m3fn", "FP8")):
+        if (seen := found.get(kind)) and seen.missing:
+            raise PrecisionError(
+                f"stage {request['stage']}: {len(seen.missing)} of {seen.looked_for} {word} weights are not in the engine as {word}, {seen.missing[0]} first",
+                wanted="every one of them",
+                fix="report it with the version of the backend",
+            )
     return {kind: (weights.stored, weights.looked_for) for kind, weights in found.items()}
 
 
@@ -207,15 +227,15 @@ def _makers(network: Any) -> dict[str, Any]:
     return found
 
 
-def _dequantised(trt: ModuleType, layer: Any, makers: dict[str, Any]) -> bool:
-    """Whether activation and weight come from dequantising layers, through nothing but changes of shape or type."""
+def _dequantised(trt: ModuleType, layer: Any, makers: dict[str, Any], kind: str) -> bool:
+    """Whether activation and weight (INT4: the weight) come from dequantising layers of that type, through nothing but changes of shape or type."""
     through = {getattr(trt.LayerType, name) for name in ("SHUFFLE", "CAST", "IDENTITY") if hasattr(trt.LayerType, name)}
-    for position in (0, 1):
+    for position in (1,) if kind == "int4" else (0, 1):
         tensor = layer.get_input(position) if position < layer.num_inputs else None
         maker = makers.get(tensor.name) if tensor is not None else None
         while maker is not None and maker.type in through:
             maker = makers.get(maker.get_input(0).name)
-        if maker is None or maker.type != trt.LayerType.DEQUANTIZE:
+        if maker is None or maker.type != trt.LayerType.DEQUANTIZE or maker.get_input(0).dtype != getattr(trt.DataType, kind.upper()):
             return False
     return True
 

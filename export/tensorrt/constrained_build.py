@@ -16,7 +16,7 @@ from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, Precis
 from ...runtime.tensorrt.adapters.tactic_sources import limit_sources
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
-from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch
+from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch, make_builder
 from .engine_layers import layer_types
 from .finished_engine import layer_information, load_engine
 from .timing_cache import TimingCache
@@ -54,14 +54,7 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
     trt = import_tensorrt("tensorrt")
     log = BuildLog(send)
     logger = make_logger(trt, log)
-    try:
-        builder = trt.Builder(logger)
-    except TypeError as error:  # what the bindings make of a null pointer
-        raise EnvironmentMismatchError(
-            f"TensorRT {trt.__version__} cannot start building here ({logger.errors()})",
-            wanted="an NVIDIA GPU and its driver",
-            fix="build on the machine that runs it",
-        ) from error
+    builder = make_builder(trt, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
     send("progress", what=f"{stage}: reading the graph", done=0.0)

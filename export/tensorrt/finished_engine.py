@@ -66,7 +66,7 @@ def ask_engine(trt: ModuleType, logger: Any, plan: Any, request: dict[str, Any],
     except ValueError as silence:
         return str(silence)
     kinds = Counter(kind for one in layers for kind in {*one.reads, *one.writes})
-    wanted = {kind for kind, nodes in (("half", request["fp16"]), ("int8", request["int8"])) if nodes and kinds}
+    wanted = {kind for kind, nodes in (("half", request["fp16"]), ("int8", request["int8"]), ("fp8", request.get("fp8"))) if nodes and kinds}
     wrong = [f"no layer of the engine reads or writes {kind}" for kind in sorted(wanted - kinds.keys())]
     if request["precision"] == "fp32":
         wrong += [f"{kinds[kind]} layers of the engine read or write {kind}" for kind in ("half", "bfloat16") if kinds[kind]]

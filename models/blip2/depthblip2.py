@@ -20,7 +20,7 @@ from ...runtime.errors import InputError, UsageError
 from ..checkpoint import Checkpoint, Key, KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..position_buffers import restore_position_buffers
-from ..prompt_tokens import DEPTH_CLASSES, bert_words, compact_words, sentence_ids
+from ..prompt_tokens import DEPTH_CLASSES, OTHER_CLASSES, class_words, compact_words, sentence_ids
 from ..random_init import draw_weights
 from .adaptive_bins import PREFIX_BINS_M, AdaptiveBins, check_bins, folded_bins
 from .blip2_vision import ImageEncoder, VisionConfig
@@ -46,7 +46,7 @@ class DepthBlip2Config:
         grid: rows and columns of the depth map; 3 * grid^2 channels.
         temperature: of the softmax over the classes.
         template: prompt with a gap for the class.
-        classes: distance words, one per bin.
+        wording: which distance words: 0 the usual ones, 1 to 3 the other classes of table 2.
         bins_m: the depth in metres that each stands for where no bins were learned; learned ones lie between the first and the last.
         compact_vocabulary: token ids count only the words that occur, as tiny networks do.
 
@@ -60,7 +60,7 @@ class DepthBlip2Config:
     temperature: float
     grid: int = 16
     template: str = "this object is {}"
-    classes: tuple[str, ...] = DEPTH_CLASSES
+    wording: int = 0
     bins_m: tuple[float, ...] = PREFIX_BINS_M
     compact_vocabulary: bool = False
 
@@ -69,8 +69,15 @@ class DepthBlip2Config:
             raise ValueError(f"layout {self.layout!r}: hws or shw was wanted")
         if self.qformer.image_width != self.vision.width or self.qformer.width != 3 * self.grid**2:
             raise ValueError("the Q-Former must be as wide as three grids and look at the image encoder's width")
+        if not 0 <= self.wording <= len(OTHER_CLASSES):
+            raise ValueError(f"wording {self.wording}: 0 to {len(OTHER_CLASSES)} was wanted")
         if self.temperature <= 0 or len(self.classes) != len(self.bins_m):
             raise ValueError("a positive temperature and one class per bin were wanted")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The distance words, one per bin."""
+        return (DEPTH_CLASSES, *OTHER_CLASSES)[self.wording]
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -80,7 +87,7 @@ class DepthBlip2Config:
     @property
     def prompt_ids(self) -> tuple[tuple[int, ...], ...]:
         """Token ids of the prompts, begin and end included."""
-        words = compact_words() if self.compact_vocabulary else bert_words()
+        words = class_words(self.compact_vocabulary)
         return tuple(sentence_ids(prompt, words) for prompt in self.prompts)
 
 
@@ -108,7 +115,8 @@ def of_variant(config: DepthBlip2Config, variant: str) -> DepthBlip2Config:
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}, wanted {' or '.join(VARIANTS)}")
-    return VARIANTS[variant][config]
+    usual = replace(config, wording=0)
+    return replace(VARIANTS[variant][usual], wording=config.wording)
 
 
 def contract(config: DepthBlip2Config) -> Contract:
@@ -161,7 +169,8 @@ class DepthBlip2(DepthNetwork):
 
     def config_json(self) -> dict[str, Any]:
         """The config, the prompts written out, and the bins in use."""
-        return {**asdict(self.config), "prompts": list(self.config.prompts), "bins_m": [round(depth, 6) for depth in self.head.bins_m.tolist()]}
+        config, bins_m = self.config, [round(depth, 6) for depth in self.head.bins_m.tolist()]
+        return {**asdict(config), "classes": list(config.classes), "prompts": list(config.prompts), "bins_m": bins_m}
 
     def set_bins(self, bins_m: Tensor) -> None:
         """Use these seven depths.

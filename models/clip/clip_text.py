@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,15 @@ def token_ids(prompts: tuple[str, ...], context_length: int = 77) -> Tensor:
         if not 0 < count <= context_length - 2:
             raise ValueError(f"the prompt {prompt!r} has {count} tokens, wanted 1 to {context_length - 2}")
     return tokenizer(list(prompts))
+
+
+def image_templates() -> tuple[Callable[[str], str], ...]:
+    """The 80 sentences about a thing with which OpenAI scored CLIP on ImageNet, each a function of the thing's name.
+
+    Raises:
+        EnvironmentMismatchError: if open_clip is not installed.
+    """
+    return tuple(open_clip().zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES)
 
 
 @torch.inference_mode(False)

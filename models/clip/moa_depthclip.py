@@ -41,10 +41,11 @@ class MoaDepthClipConfig:
         window: height and width in pixels, multiples of the patch size.
         quality_window: the window of the variant ``quality``.
         adapted_blocks: blocks followed by a mixture of adapters, counted from 0 (section 3.1).
-        experts, bottleneck, gate_width: K, d_b and the hidden width of the gate (section 3.1).
+        experts, bottleneck, gate_width: K (0: no adapters), d_b and the hidden width of the gate (section 3.1).
         gate_temperature: tau of equation 2.
         bins, spacing, near_m, far_m: number of depth bins, ``uniform`` or ``log`` edges between two depths in metres.
         head_width: hidden channels of each head.
+        regression: 1: both heads; 0: the bins alone (the baseline of table 1, without the composite loss).
         template, scenes: the prompts whose features are averaged to the context (section 3.2).
 
     Raises:
@@ -65,6 +66,7 @@ class MoaDepthClipConfig:
     near_m: float = 1e-3
     far_m: float = 10.0
     head_width: int = 256
+    regression: int = 1
     template: str = "a photo of a {}"
     scenes: tuple[str, ...] = SCENES
 
@@ -74,8 +76,10 @@ class MoaDepthClipConfig:
             raise ValueError(f"windows {self.window} and {self.quality_window}: multiples of a vision transformer's patches were wanted")
         if not blocks or list(blocks) != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1] < self.clip.vision_layers:
             raise ValueError(f"adapted blocks {blocks}: growing numbers below {self.clip.vision_layers} were wanted")
-        if min(self.experts, self.bottleneck, self.gate_width, self.head_width) < 1 or self.gate_temperature <= 0 or self.bins < 2:
+        if min(self.experts, self.bottleneck - 1, self.gate_width - 1, self.head_width - 1) < 0 or self.gate_temperature <= 0 or self.bins < 2:
             raise ValueError("positive sizes, a positive gate temperature and at least two bins were wanted")
+        if self.regression not in (0, 1):
+            raise ValueError(f"regression {self.regression}: 0 or 1 was wanted")
         if self.spacing not in ("uniform", "log") or not 0 < self.near_m < self.far_m:
             raise ValueError("uniform or log bins between two growing positive depths were wanted")
         if not self.scenes:
@@ -91,8 +95,10 @@ class MoaDepthClipConfig:
         """Rows and columns of patch tokens."""
         return self.window[0] // self.clip.patch_size, self.window[1] // self.clip.patch_size
 
-    def adapters(self) -> MixtureOfAdapters:
-        """One untrained mixture."""
+    def adapters(self) -> nn.Module:
+        """One untrained mixture, or what stands in its place where there are no experts."""
+        if not self.experts:
+            return nn.Identity()
         return MixtureOfAdapters(self.clip.vision_width, self.experts, self.bottleneck, self.gate_width, self.gate_temperature)
 
     def bin_edges_m(self) -> Tensor:
@@ -172,7 +178,7 @@ class MoaDepthClip(DepthNetwork):
         with torch.device(device):
             self.adapters = nn.ModuleList(config.adapters() for _ in config.adapted_blocks)
             self.classification = DepthHead(config, config.bins)
-            self.regression = DepthHead(config, 1)
+            self.regression = DepthHead(config, 1) if config.regression else None
             self.register_buffer("context", torch.zeros(config.clip.embed_dim))
         self.eval().requires_grad_(False)
 
@@ -195,11 +201,16 @@ class MoaDepthClip(DepthNetwork):
         adapters = dict(zip(self.config.adapted_blocks, self.adapters, strict=True))
         return vision_features(self.visual, self.visual.transformer.resblocks, adapters, self.positions(), self.config.grid, image)
 
-    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def mixtures(self) -> list[MixtureOfAdapters]:
+        """The mixtures of adapters; none without experts."""
+        return [adapters for adapters in self.adapters if isinstance(adapters, MixtureOfAdapters)]
+
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Bin logits [B,bins,h,w] and regressed depth in metres [B,1,h,w] of the features fused with the context (section 3.2)."""
         context = self.context.view(1, -1, 1, 1).expand(features.shape[0], -1, *features.shape[2:])
         fused = torch.cat([features, context], dim=1)  # [B,C+E,h,w]
-        return self.classification(fused), self.regression(fused).sigmoid() * self.config.far_m
+        regressed = None if self.regression is None else self.regression(fused).sigmoid() * self.config.far_m
+        return self.classification(fused), regressed
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """``feat`` [B,C,h,w] and ``depth`` [B,1,h,w] of ``image`` [B,3,H,W]."""
@@ -207,14 +218,14 @@ class MoaDepthClip(DepthNetwork):
         logits, regressed = self.heads(features)
         centers_m = self.config.bin_centers_m().to(logits.device).view(1, -1, 1, 1)
         binned = (logits.softmax(dim=1) * centers_m).sum(dim=1, keepdim=True)
-        return {"feat": features, "depth": (binned + regressed) / 2}
+        return {"feat": features, "depth": binned if regressed is None else (binned + regressed) / 2}
 
     def stages(self) -> tuple[Stage, ...]:
         """``visual``: image -> feat; ``head``: feat -> depth, whose bins and average stay FP32."""
         image = TensorSpec("image", "float32", ("batch", 3, *self.config.window))
         features = TensorSpec("feat", "float32", ("batch", self.config.clip.vision_width, *self.config.grid))
         depth = TensorSpec("depth", "float32", ("batch", 1, *self.config.grid))
-        folded = {"expert_products": 2 * len(self.adapters)}
+        folded = {"expert_products": 2 * len(self.mixtures())} if self.config.experts else {}
         if self.positions() is not self.visual.positional_embedding:
             folded["resized_positions"] = 1
         return (
@@ -252,7 +263,7 @@ class VisionStage(nn.Module):
         self.conv1, self.class_embedding, self.ln_pre = visual.conv1, visual.class_embedding, visual.ln_pre
         self.register_buffer("positions", network.positions().detach())
         self.blocks = nn.ModuleList(PlainBlock(block) for block in visual.transformer.resblocks[: self.adapted_blocks[-1] + 1])
-        self.adapters = nn.ModuleList(FoldedAdapters(adapters) for adapters in network.adapters)
+        self.adapters = nn.ModuleList(FoldedAdapters(each) if isinstance(each, MixtureOfAdapters) else each for each in network.adapters)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -266,13 +277,13 @@ class HeadStage(nn.Module):
     def __init__(self, network: MoaDepthClip):
         super().__init__()
         self.classification = FoldedHead(network.classification, network.context, network.config.grid)
-        self.regression = FoldedHead(network.regression, network.context, network.config.grid)
+        self.regression = None if network.regression is None else FoldedHead(network.regression, network.context, network.config.grid)
         self.fusion = Fusion(network)
         self.eval().requires_grad_(False)
 
     def forward(self, feat: Tensor) -> Tensor:
         """[B,C,h,w] -> metres [B,1,h,w]."""
-        return self.fusion(self.classification(feat), self.regression(feat))
+        return self.fusion(self.classification(feat), None if self.regression is None else self.regression(feat))
 
 
 class FoldedHead(nn.Module):
@@ -294,16 +305,18 @@ class FoldedHead(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Expected bin and regressed depth, averaged."""
+    """Expected bin and regressed depth, averaged; the expected bin alone where nothing is regressed."""
 
     def __init__(self, network: MoaDepthClip):
         super().__init__()
         self.far_m = network.config.far_m
         self.register_buffer("bin_centers_m", network.config.bin_centers_m().to(network.context.device).view(1, -1, 1, 1))
 
-    def forward(self, logits: Tensor, raw: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, raw: Tensor | None) -> Tensor:
         """Bin logits [B,bins,h,w] and raw regression [B,1,h,w] -> metres [B,1,h,w]."""
         binned = (logits.softmax(dim=1) * self.bin_centers_m).sum(dim=1, keepdim=True)
+        if raw is None:
+            return binned
         return 0.5 * binned + (0.5 * self.far_m) * raw.sigmoid()
 
 
@@ -329,7 +342,7 @@ def load_moa_depthclip(weights: Path | str, variant: str = "parity", config: Moa
         return network
     clip = assemble_clip(checkpoint, config.clip)
     network = random_moa_depthclip(variant, config)
-    for adapters in network.adapters:
+    for adapters in network.mixtures():
         adapters.start_as_identity()
     network.visual.load_state_dict(image_tower_tensors(clip))
     network.context = prompt_features(clip, config.prompts).mean(dim=0)  # not made unit length again (section 3.2)

@@ -16,7 +16,7 @@ from types import ModuleType
 from torch import nn
 
 PACKAGE = "fathom_open_clip"  # open_clip's folder under a name of our own, so that ``import open_clip`` elsewhere still gets all of it
-MODULES = ("utils", "transformer", "modified_resnet", "model", "tokenizer")
+MODULES = ("utils", "transformer", "modified_resnet", "model", "tokenizer", "zero_shot_metadata")
 
 
 class NotLoaded(nn.Module):
@@ -27,7 +27,7 @@ class NotLoaded(nn.Module):
 
 
 def load_open_clip() -> ModuleType:
-    """A package with open_clip's modules ``transformer``, ``modified_resnet``, ``model`` and ``tokenizer``, loaded on first use.
+    """A package with open_clip's modules ``transformer``, ``modified_resnet``, ``model``, ``tokenizer`` and ``zero_shot_metadata``, loaded on first use.
 
     Raises:
         ModuleNotFoundError: if open_clip, or something that its tokenizer needs, is not installed.

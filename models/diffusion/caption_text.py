@@ -28,13 +28,15 @@ class CaptionWords:
     Args:
         sizes: of CLIP's text tower: ViT-L/14's, or that of the small networks.
         tokenizer: the ``tokenizer.json`` that goes with it.
+        pooled: the U-Net sees one vector, the one where the caption ends.
     """
 
     sizes: EVPReferConfig
     tokenizer: bytes
+    pooled: bool = False
 
     @classmethod
-    def of(cls, backbone: BackboneConfig, tokens: int, tokenizer: str | Path | None = None) -> CaptionWords:
+    def of(cls, backbone: BackboneConfig, tokens: int, tokenizer: str | Path | None = None, pooled: bool = False) -> CaptionWords:
         """For a network of such sizes.
 
         Args:
@@ -46,7 +48,7 @@ class CaptionWords:
         full = backbone.context_width == evp_refer.OFFICIAL.backbone.context_width
         heads = max(1, backbone.context_width // HEAD_WIDTH)
         sizes = replace(evp_refer.OFFICIAL if full else evp_refer.TINY, backbone=backbone, tokens=tokens, clip_heads=heads)
-        return cls(sizes, published_tokenizer(tokenizer) if sizes.vocabulary == VOCABULARY else TINY_TOKENIZER)
+        return cls(sizes, published_tokenizer(tokenizer) if sizes.vocabulary == VOCABULARY else TINY_TOKENIZER, pooled)
 
     def contract(self, contract: Contract) -> Contract:
         """The network's contract with a caption in it. The published code cuts long captions, the runtime refuses them."""
@@ -55,7 +57,7 @@ class CaptionWords:
 
     def text(self) -> ReferText:
         """CLIP and the adapter behind it."""
-        return ReferText(self.sizes)
+        return ReferText(self.sizes, self.pooled)
 
     def example_ids(self, batch: int, seed: int) -> Tensor:
         """Random words between begin and end, padded with ends as the published code does, [batch, tokens]."""
@@ -69,7 +71,7 @@ class CaptionWords:
         """The stage ``text``, and the tensor that it gives the U-Net."""
         sizes = self.sizes
         ids = TensorSpec("ids", "int64", ("batch", sizes.tokens))
-        context = TensorSpec("context", "float32", ("batch", sizes.tokens, sizes.backbone.context_width))
+        context = TensorSpec("context", "float32", ("batch", 1 if self.pooled else sizes.tokens, sizes.backbone.context_width))
         return Stage(StageSpec("text", (ids,), (context,)), TextStage(text, sizes.tokens).eval()), context
 
     def randomise(self, text: ReferText, seed: int) -> None:

@@ -34,6 +34,7 @@ from .text_context import TextAdapter
 LATENT_DIVISOR = 4.7164
 REFINED_NAMES = ("r64", "r32", "r16", "r8")
 ANCHOR = "aggregation.layer1.conv1.weight"  # what stands before it in a file is a wrapper's name
+HEAD_ANCHOR = "classifier.conv1_4.weight"
 TOKENIZER = "tokenizer.json"
 PUBLISHED_PREFIXES = {
     "vae.": "encoder_vq.",
@@ -65,6 +66,7 @@ class EVPReferConfig:
         refinement_groups: GroupNorm groups of IMAFR.
         hidden: width of the segmentation head.
         window: side of the square input, in pixels.
+        imafr, std: 0: without IMAFR, without the latent's divisor; both: VPD's referring network, with which the paper compares.
     """
 
     name: str = "evp-refer"
@@ -78,10 +80,19 @@ class EVPReferConfig:
     refinement_groups: int = 20
     hidden: int = 640
     window: int = 512
+    imafr: int = 1
+    std: int = 1
 
     def __post_init__(self):
+        if self.imafr not in (0, 1) or self.std not in (0, 1):
+            raise ValueError(f"imafr {self.imafr} and std {self.std}: 0 or 1 was wanted")
         if not 2 < self.tokens <= self.clip_positions or self.window % 64:
             raise ValueError(f"{self.tokens} tokens of {self.clip_positions} positions and a window of {self.window} pixels do not go together")
+
+    @property
+    def latent_divisor(self) -> float:
+        """What the latent is divided by."""
+        return LATENT_DIVISOR if self.std else 1.0
 
     @property
     def tap_channels(self) -> tuple[int, int, int, int]:
@@ -107,10 +118,15 @@ TINY = EVPReferConfig(
 
 
 class ReferText(nn.Module):
-    """Token ids [B, T] to the context [B, T, width]: CLIP's hidden states, each with gamma times its adapted self added."""
+    """Token ids [B, T] to the context [B, T, width]: CLIP's hidden states, each with gamma times its adapted self added.
 
-    def __init__(self, config: EVPReferConfig):
+    Args:
+        pooled: only the one where the words end: the context is [B, 1, width].
+    """
+
+    def __init__(self, config: EVPReferConfig, pooled: bool = False):
         super().__init__()
+        self.pooled = pooled
         width = config.backbone.context_width
         self.clip = CLIPTextModel(
             CLIPTextConfig(
@@ -130,7 +146,14 @@ class ReferText(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         text = self.clip(input_ids=ids).last_hidden_state
+        text = at_end(text, ids) if self.pooled else text
         return text + self.gamma * self.text_adapter(text)
+
+
+def at_end(states: Tensor, ids: Tensor) -> Tensor:
+    """Of hidden states [B, T, width] the one at the first end token, [B, 1, width]; that token has the largest id, and stands for padding too."""
+    place = ids.argmax(dim=1)[:, None, None].expand(-1, 1, states.shape[-1])
+    return states.gather(1, place)
 
 
 class TextStage(nn.Module):
@@ -139,7 +162,7 @@ class TextStage(nn.Module):
     def __init__(self, text: ReferText, tokens: int):
         super().__init__()
         self.embeddings, self.encoder, self.final_layer_norm = text.clip.embeddings, text.clip.encoder, text.clip.final_layer_norm
-        self.gamma, self.text_adapter = text.gamma, text.text_adapter
+        self.gamma, self.text_adapter, self.pooled = text.gamma, text.text_adapter, text.pooled
         self.register_buffer("mask", torch.full((1, 1, tokens, tokens), -1e4).triu(1))  # finite in FP16; e^-10000 is 0 in any precision
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -147,6 +170,7 @@ class TextStage(nn.Module):
         for layer in self.encoder.layers:
             x = layer(x, attention_mask=self.mask)
         text = self.final_layer_norm(x)
+        text = at_end(text, ids) if self.pooled else text
         return text + self.gamma * self.text_adapter(text)
 
 
@@ -172,11 +196,11 @@ class EVPRefer(DepthNetwork):
         self.vae = VAEEncoder(config.backbone)
         self.unet = TapUNet(config.backbone, collect_maps=True)
         self.text = ReferText(config)
-        self.refinement = Refinement(config.tap_channels, config.refinement_groups)
+        self.refinement = Refinement(config.tap_channels, config.refinement_groups) if config.imafr else None
         self.classifier = SimpleDecoding(config.tap_channels, config.hidden)
 
     def config_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.config), "latent_divisor": LATENT_DIVISOR}
+        return {**dataclasses.asdict(self.config), "latent_divisor": self.config.latent_divisor}
 
     def artefact_files(self) -> dict[str, bytes]:
         return {TOKENIZER: self.tokenizer}
@@ -190,11 +214,13 @@ class EVPRefer(DepthNetwork):
         return {**super().example_inputs(batch, seed), "ids": ids}
 
     def boundaries(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {"context": self.text(inputs["ids"]), "latent": self.vae(inputs["image"]) / LATENT_DIVISOR}
+        found = {"context": self.text(inputs["ids"]), "latent": self.vae(inputs["image"]) / self.config.latent_divisor}
         taps = self.unet(found["latent"], found["context"])
-        refined = self.refinement(*taps)
-        found |= {**dict(zip(TAP_NAMES, taps, strict=True)), **dict(zip(REFINED_NAMES, refined, strict=True))}
-        found["logits"] = self.classifier(*refined)
+        found |= zip(TAP_NAMES, taps, strict=True)
+        if self.refinement is not None:
+            taps = self.refinement(*taps)
+            found |= zip(REFINED_NAMES, taps, strict=True)
+        found["logits"] = self.classifier(*taps)
         return found
 
     def stages(self) -> tuple[Stage, ...]:
@@ -204,14 +230,15 @@ class EVPRefer(DepthNetwork):
         image, latent, taps = backbone_maps(config.window, config.tap_channels)
         refined = tuple(dataclasses.replace(tap, name=name) for tap, name in zip(taps, REFINED_NAMES, strict=True))
         logits = square_map("logits", 2, config.window // 8)
-        vae, unet = FoldedVAE(self.vae, LATENT_DIVISOR), FoldedUNet(self.unet, None)
+        vae, unet = FoldedVAE(self.vae, config.latent_divisor), FoldedUNet(self.unet, None)
         head = FoldedSimpleDecoding(self.classifier)
+        refine = () if self.refinement is None else (Stage(StageSpec("refine", taps, refined), self.refinement),)
         return (
             Stage(StageSpec("text", (ids,), (context,)), TextStage(self.text, config.tokens).eval()),
             Stage(StageSpec("vae", (image,), (latent,)), vae.eval(), folded=vae.folded),
             Stage(StageSpec("unet", (latent, context), taps), unet.eval(), folded=unet.folded),
-            Stage(StageSpec("refine", taps, refined), self.refinement),
-            Stage(StageSpec("classifier", refined, (logits,)), head.eval(), folded=head.folded),
+            *refine,
+            Stage(StageSpec("classifier", refined if refine else taps, (logits,)), head.eval(), folded=head.folded),
         )
 
 
@@ -255,8 +282,9 @@ def load_evp_refer(path: str | Path, variant: str = "refcoco", config: EVPReferC
     """
     with torch.device("meta"):
         network = EVPRefer(config, _tokenizer(config, tokenizer), variant)
-    checkpoint = read_checkpoint(path, f"encoder.{ANCHOR}", ANCHOR)  # the first is EVP's for depth, which is reported below
-    refuse_other_networks(checkpoint, "evp-refer", config.name)
+    anchor = ANCHOR if config.imafr else HEAD_ANCHOR
+    checkpoint = read_checkpoint(path, f"encoder.{ANCHOR}", anchor)  # the first is EVP's for depth, which is reported below
+    refuse_other_networks(checkpoint, "evp-refer" if config.imafr else "vpd-refer", config.name)
     fill(network, checkpoint, evp_refer_keys(network), config.name)
     restore_position_buffers(network)
     known = any(checkpoint.sha256.startswith(start) for start in PUBLISHED)

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...runtime.artefact.text_input import TextInput
 from ...runtime.errors import InputError
 from ..checkpoint import read_tensors
+from ..nyu_scenes import SCENES
 
 
 class TextAdapter(nn.Module):
@@ -46,6 +48,11 @@ class TextContext(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.gamma.uniform_(-0.5, 0.5, generator=generator)
         self.class_embeddings.normal_(generator=generator)
+
+
+def scene_choice() -> TextInput:
+    """The contract's words for a network that takes the kind of room with each photo: its row in the class embeddings."""
+    return TextInput("choice", "scene", "", 1, 0, "", "{text}", SCENES)
 
 
 def read_text_pack(path: str | Path, tensor: str, shape: tuple[int, ...]) -> Tensor:

@@ -87,6 +87,16 @@ def mean_states(tower: CLIPTextModel, sentences: Sequence[str], length: int) -> 
     return (total / len(sentences)).float()
 
 
+def end_vectors(tower: CLIPTextModel, sentences: Sequence[str], length: int) -> Tensor:
+    """The hidden state behind the last norm at each sentence's end token, [sentences, width], without a projection and of any length."""
+    return torch.cat([states[torch.arange(len(states)), ends] for states, ends in states_of(tower, sentences, length)])
+
+
+def mean_vector(tower: CLIPTextModel, sentences: Sequence[str], length: int) -> Tensor:
+    """Mean of ``end_vectors`` over all sentences, [1, 1, width]."""
+    return end_vectors(tower, sentences, length).double().mean(dim=0)[None, None].float()
+
+
 def read_captions(path: str | Path) -> list[str]:
     """The captions of a file: a JSON list of sentences, a JSON object from photo to sentence, or one sentence a line.
 

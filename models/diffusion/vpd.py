@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ...runtime.artefact.spec import StageSpec, TensorSpec
-from ...runtime.artefact.text_input import TextInput
 from ...runtime.errors import UsageError
 from ..checkpoint import KeyTable, fill, read_checkpoint
 from ..network import DepthNetwork, Stage, WeightsOrigin
@@ -30,7 +29,7 @@ from .folding import FoldedUNet, FoldedVAE
 from .metric_bins import RelativeDepth
 from .refinement import Aggregation
 from .stable_diffusion import LATENT_CHANNELS, TAP_NAMES, TINY_BACKBONE, BackboneConfig, TapUNet, VAEEncoder, backbone_maps, square_map
-from .text_context import TextContext, read_text_pack
+from .text_context import TextContext, read_text_pack, scene_choice
 
 MAX_DEPTH_M = 10.0
 DEPTH_HEAD = "last_layer_depth."  # its published prefix
@@ -110,7 +109,7 @@ class VPD(DepthNetwork):
         protocols = (squeezed_single_image(window, OFFICIAL.nyu_window), nyu_benchmark(window, 2, "VPD test.sh"))
         self.contract = depth_contract(window, MAX_DEPTH_M, protocols)
         if scene is None:
-            self.contract = dataclasses.replace(self.contract, text=TextInput("choice", "scene", "", 1, 0, "", "{text}", SCENES))
+            self.contract = dataclasses.replace(self.contract, text=scene_choice())
         self.origin = WeightsOrigin("random-init")
         channels = config.backbone.unet_channels
         self.vae = VAEEncoder(config.backbone)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ...datasets.captions import Captioned
 from ...datasets.source import DataArgumentError, Source, open_source
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ...runtime.files import refuse_existing, sha256_of, whole_file
@@ -30,7 +31,7 @@ WORDS = (
     "It was asked only for things in synthetic rooms, and always for something that was there: it does not know how to find nothing. "
     "Photos with words and masks are not read here, so there is no row for real photos."
 )
-ADAPTED = {"vit_rank": r"vit\.", "llm_rank": r"llm\."}  # a rank of 0 freezes these parameters
+SWITCHED = {"vit_rank": r"vit\.", "llm_rank": r"llm\.", "experts": r"adapters\.", "regression": r"regression\."}  # at 0 these parameters do not learn
 NOTES = {"relative": ALIGNED, "mask": WORDS}  # by the kind of output
 
 
@@ -72,20 +73,25 @@ class Session:
             )
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
+        if (arguments.captions is None) == bool(catalog.parse_settings(arguments.set).get("captions")):
+            was = "--captions, and the network reads none" if arguments.captions else "--set captions=1 without captions to learn from"
+            raise UsageError(was, fix="give both --set captions=1 and --captions FILE, a JSON object from the pictures' ids to captions, or neither")
         device = device_for(arguments.device)
         folder = Path(arguments.cache) if arguments.cache else None
-        learned = [_repeated(text) for text in arguments.data]
+        learned = [_repeated(text, arguments.captions) for text in arguments.data]
         try:
             data = KeptSamples([source for source, times in learned for _ in range(times)], folder, arguments.shots, arguments.seed)
         except ValueError as error:
             raise UsageError(str(error), fix="give a smaller --shots") from error
         chosen = None
+        if arguments.hold_back and any(times > 1 for _, times in learned):
+            raise UsageError("--hold-back and DATA*N: a sample would be learned from and chosen by", fix="leave out one of them")
         if arguments.hold_back:
             try:
                 data, chosen = data.split(arguments.hold_back, arguments.seed)
             except ValueError as error:
                 raise UsageError(f"--hold-back {arguments.hold_back}: {error}") from error
-        held_out = tuple(KeptSamples([_source(text, "test")], folder) for text in arguments.val)
+        held_out = tuple(KeptSamples([_source(text, "test", arguments.captions)], folder) for text in arguments.val)
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
@@ -96,7 +102,7 @@ class Session:
             options["scene"] = arguments.scene or SCENE
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
-        start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"))
+        start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"), arguments.texts)
         network = started_network(arguments.model, arguments.weights, random, arguments.seed, *start)
         backbone = _backbone(arguments)
         steps = arguments.steps or recipe.epochs * -(-len(data) // recipe.batch)
@@ -112,6 +118,7 @@ class Session:
             "lr": recipe.rate,
             "seed": arguments.seed,
             "shots": arguments.shots,
+            **({"learn": arguments.learn} if arguments.learn else {}),
             "backbone": backbone and backbone.origin.sha256,
             "every": arguments.every,
             "hold_back": arguments.hold_back,
@@ -125,7 +132,7 @@ class Session:
         start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
         if backbone is not None:
             start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
-        if recipe.loss == "l1_and_rmse" and arguments.resume:
+        if not recipe.trained and arguments.resume:
             raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", fix="leave out --resume")
         return cls(run, command, start, held_out, options, began)
 
@@ -133,7 +140,7 @@ class Session:
         """Train, read the weights back, measure them, and write the card; returns the facts, None on all but the first of several processes."""
         rank = int(os.environ.get("RANK", "0"))
         run, output = self.run, self.run.output
-        name, bins = run.network.name, run.recipe.loss == "l1_and_rmse"
+        name, bins = run.network.name, not run.recipe.trained
         result = (
             train_bins(run, on_progress)
             if bins
@@ -201,7 +208,10 @@ def recipe_for(arguments: argparse.Namespace) -> Recipe:
     Raises:
         UsageError: if there is none, or the learning rate is none.
     """
-    recipe = recipe_of(arguments.model, arguments.variant)
+    recipe = recipe_of(arguments.model, arguments.variant, arguments.learn)
+    if recipe is None and arguments.learn and arguments.model in RECIPES:
+        parts = [name.partition(" ")[2] for name in RECIPES if name in (f"{arguments.model} clip", f"{arguments.model} qformer")]
+        raise UsageError(f"--learn {arguments.learn}: there is no such recipe of {arguments.model}", wanted=" or ".join(parts) or "no --learn")
     if recipe is None or arguments.model not in RECIPES:
         raise UsageError(f"there is no recipe for {arguments.model!r}", wanted=f"one of {', '.join(name for name in RECIPES if ' ' not in name)}")
     if arguments.batch:
@@ -213,7 +223,7 @@ def recipe_for(arguments: argparse.Namespace) -> Recipe:
     if arguments.precision:
         recipe = replace(recipe, precision=arguments.precision)
     settings = catalog.parse_settings(arguments.set)
-    frozen = tuple(part for rank, part in ADAPTED.items() if settings.get(rank) == 0)
+    frozen = tuple(part for setting, part in SWITCHED.items() if settings.get(setting) == 0)
     recipe = replace(recipe, trained=tuple(pattern for pattern in recipe.trained if not pattern.startswith(frozen)))
     if arguments.accumulate > recipe.batch:
         raise UsageError(f"--accumulate {arguments.accumulate}", wanted=f"at most the step's {recipe.batch} pictures")
@@ -239,14 +249,12 @@ def device_for(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _repeated(text: str) -> tuple[Source, int]:
+def _repeated(text: str, captions: str | None) -> tuple[Source, int]:
     """The source of ``DATA`` or ``DATA*N``, and how often each of its samples counts."""
     words, star, times = text.rpartition("*")
-    if not star:
-        return _source(text, "train"), 1
-    if not (times.isascii() and times.isdigit() and 0 < int(times) < 10**6):
-        raise UsageError(f"--data {text}: {times!r} is no number of times", wanted="DATA*N with N from 1")
-    return _source(words, "train"), int(times)
+    if not (star and times.isascii() and times.isdigit() and 0 < int(times) < 10**6):
+        return _source(text, "train", captions), 1
+    return _source(words, "train", captions), int(times)
 
 
 def _facts(source: Source, times: int) -> dict:
@@ -254,9 +262,10 @@ def _facts(source: Source, times: int) -> dict:
     return facts if times == 1 else {**facts, "name": f"{facts['name']}, each {times} times"}
 
 
-def _source(text: str, split: str) -> Source:
+def _source(text: str, split: str, captions: str | None) -> Source:
     try:
-        return open_source(text, split)
+        source = open_source(text, split)
+        return source if captions is None else Captioned(source, captions)
     except DataArgumentError as error:
         raise UsageError(str(error)) from error
     except (ValueError, OSError) as error:

@@ -14,7 +14,7 @@ from ...runtime.errors import UsageError, missing_package
 
 DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0, "hold_back": 0, "ema": 0.0, "accumulate": 1}
 WORDS = (  # flags in the command that is written on the card, in its order
-    *("shots", "weights", "visual_weights", "backbone", "variant", "scene", "steps", "batch", "lr"),
+    *("shots", "weights", "visual_weights", "backbone", "variant", "scene", "texts", "captions", "learn", "steps", "batch", "lr"),
     *("precision", "ema", "hold_back", "accumulate", "seed", "store"),
 )
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
@@ -58,7 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
     start.add_argument("--scene", metavar="NAME", help="kind of room to measure with, for networks that must be told and data that does not say")
     start.add_argument("--set", metavar="NAME=N", action="append", default=[], help="a number of the network that the paper varies, such as experts=8")
+    start.add_argument("--texts", metavar="FILE", help="captions whose mean is EVP's one text, read by the CLIP of the file it starts from")
+    start.add_argument("--captions", metavar="FILE", help="with --set captions=1: a JSON object from the pictures' ids to captions")
     recipe = parser.add_argument_group("instead of the recipe's")
+    recipe.add_argument("--learn", metavar="PART", help="clip: EVP's text tower too; qformer: DepthBLIP-2's Q-Former instead of its bins")
     recipe.add_argument("--steps", type=_positive, metavar="N", help="steps of the optimiser (default: the recipe's epochs)")
     recipe.add_argument("--batch", type=_positive, metavar="N", help="pictures per step and process")
     recipe.add_argument("--lr", type=float, metavar="X", help="highest learning rate; the lowest moves with it")

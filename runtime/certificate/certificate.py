@@ -65,7 +65,7 @@ class Certificate:
 
 
 def certify(plan: PlanFile, backend: Any) -> str:
-    """Prove a plan on an open TensorRT backend unless that was done here before: one forward pass at most if it holds.
+    """Prove a plan on an open TensorRT backend unless that was done here before: every stage runs once, on golden tensors.
 
     Args:
         backend: of this plan, with ``environment``.
@@ -82,7 +82,7 @@ def certify(plan: PlanFile, backend: Any) -> str:
     if says := certificate.read():
         return f"certified on this machine before ({says})"
     start = time.perf_counter()
-    proof = prove(plan, backend)
+    proof = prove(plan, backend, ("isolated",))
     proof.require(backend.environment["gpu"])
     took = time.perf_counter() - start
     return f"certified now, by one run of the plan's own case in {took:.2f} s ({proof.words}); {certificate.write(proof)}"

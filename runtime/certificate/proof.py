@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artefact.spec import network_inputs
+from ..artefact.spec import StageSpec, network_inputs
 from ..errors import AccuracyError, InputError
 from .comparison import Difference, compare_output, difference
 from .goldens import as_input, read_goldens
+from .probes import StageProbes, Suspect, read_probes, sample
 from .tolerance import TOLERANCES, Tolerance
 
 if TYPE_CHECKING:
     from ..artefact.plan import PlanFile
+
+
+MODES = ("isolated", "chained")  # each stage on golden tensors; the stages on what the one before made
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,17 @@ class Proof:
     """What the engines of a plan gave.
 
     Args:
-        rows: of every output of every stage, in running order; isolated ones first, where those were run.
-        measure, error: of the network's output at the end of the chain; see ``comparison.compare_output``.
+        rows: of every output of every stage, in running order; isolated ones first.
+        suspects: stage -> the one weight whose change would explain the stage's error.
+        probed: how many weights were looked for.
+        measure, error: of the network's output, at the end of the chain where that was run; see ``comparison.compare_output``.
         output: that output itself.
         tolerance: what is allowed.
     """
 
     rows: tuple[ProofRow, ...]
+    suspects: dict[str, Suspect]
+    probed: int
     measure: str
     error: float
     output: np.ndarray
@@ -56,17 +64,22 @@ class Proof:
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:
         """(stage, what is wrong), what is wrong alone before what is wrong in the chain; empty if everything holds."""
-        found = [(row.stage, words) for row in self.rows if (words := row.failure(self.tolerance))]
+        over = [row for row in self.rows if row.failure(self.tolerance)]
+        alone = [(row.stage, row.failure(self.tolerance)) for row in over if row.mode == "isolated"]
+        alone += [(stage, one.words) for stage, one in self.suspects.items() if not any(stage == named for named, _ in alone)]
+        order = list(dict.fromkeys(row.stage for row in self.rows))
+        found = sorted(alone, key=lambda item: order.index(item[0])) + [(row.stage, row.failure(self.tolerance)) for row in over if row.mode == "chained"]
         if not self.error <= self.tolerance.depth:
             limit = self.tolerance.depth
-            found.append((self.rows[-1].stage, f"the output at the end of the chain: {self.measure} {self.error:.1e}, at most {limit:.0e}"))
+            found.append((self.rows[-1].stage, f"the network's output: {self.measure} {self.error:.1e}, at most {limit:.0e}"))
         return tuple(found)
 
     @property
     def words(self) -> str:
         """The numbers, for people."""
         worst = max(row.found.rms for row in self.rows)
-        return f"largest relative error of a tensor {worst:.1e}, {self.measure} {self.error:.1e}"
+        looked = f", none of {self.probed} weights seems changed" if self.probed and not self.suspects else ""
+        return f"largest relative error of a tensor {worst:.1e}, {self.measure} {self.error:.1e}{looked}"
 
     def require(self, where: str) -> None:
         """Pass or raise.
@@ -84,12 +97,12 @@ class Proof:
             )
 
 
-def prove(plan: PlanFile, backend: Any, alone: bool | None = None) -> Proof:
+def prove(plan: PlanFile, backend: Any, modes: tuple[str, ...] = MODES) -> Proof:
     """Run a plan's own case on an open backend.
 
     Args:
-        backend: of this plan; if it can run single stages (``run_stage``), a wrong one is told from those that it feeds.
-        alone: also run every stage on golden tensors, which takes as long as another run of the network; None for only if the chain fails.
+        backend: of this plan; if it cannot run single stages (``run_stage``), the chain alone is run.
+        modes: ``isolated``, ``chained`` or both: each is one run of every stage.
 
     Raises:
         InputError: if the plan carries no golden tensors.
@@ -98,18 +111,37 @@ def prove(plan: PlanFile, backend: Any, alone: bool | None = None) -> Proof:
     manifest, golden = plan.manifest, read_goldens(plan)
     if not golden:
         raise InputError(f"{plan.path} carries no golden tensors", wanted="a plan that can prove itself", fix="depth-build it again with this release")
+    modes = modes if hasattr(backend, "run_stage") else ("chained",)
     specs, batch, output = manifest.specs(), manifest.batch[0], manifest.contract.output.tensor
     made = [(stage.name, tensor.name) for stage in specs for tensor in stage.outputs]
-    inputs = {name: as_input(golden[name], spec, batch) for name, spec in network_inputs(specs).items()}
-    got = backend.run(inputs, frozenset(name for _, name in made))
-    rows = [ProofRow(stage, "chained", name, difference(got[name], golden[name])) for stage, name in made]
+    rows: list[ProofRow] = []
+    suspects, probed = {}, 0
+    if "isolated" in modes:
+        got, probes = {}, read_probes(plan)
+        for stage in specs:
+            got.update(backend.run_stage(stage.name, {tensor.name: as_input(golden[tensor.name], tensor, batch) for tensor in stage.inputs}))
+        rows += [
+            ProofRow(stage.name, "isolated", tensor.name, difference(got[tensor.name], golden[tensor.name])) for stage in specs for tensor in stage.outputs
+        ]
+        suspects, probed = _suspects(probes, specs, got, golden, manifest.precision), sum(one.count for one in probes.values())
+    if "chained" in modes:
+        inputs = {name: as_input(golden[name], spec, batch) for name, spec in network_inputs(specs).items()}
+        got = backend.run(inputs, frozenset(name for _, name in made))
+        rows += [ProofRow(stage, "chained", name, difference(got[name], golden[name])) for stage, name in made]
     end = np.broadcast_to(golden[output], got[output].shape) if got[output].shape[1:] == golden[output].shape[1:] else golden[output]
     ((measure, error),) = [(key, value) for key, value in compare_output(got[output], end).items() if key != "max_abs"]
-    proof = Proof(tuple(rows), measure, error, got[output], TOLERANCES[manifest.precision])
-    if alone is False or (alone is None and not proof.failures) or not hasattr(backend, "run_stage"):
-        return proof
-    isolated = []
-    for stage in specs:
-        found = backend.run_stage(stage.name, {tensor.name: as_input(golden[tensor.name], tensor, batch) for tensor in stage.inputs})
-        isolated += [ProofRow(stage.name, "isolated", tensor.name, difference(found[tensor.name], golden[tensor.name])) for tensor in stage.outputs]
-    return Proof((*isolated, *rows), measure, error, got[output], proof.tolerance)
+    return Proof(tuple(rows), suspects, probed, measure, error, got[output], TOLERANCES[manifest.precision])
+
+
+def _suspects(
+    probes: dict[str, StageProbes], stages: tuple[StageSpec, ...], got: dict[str, np.ndarray], golden: dict[str, np.ndarray], precision: str
+) -> dict[str, Suspect]:
+    """Stage -> the weight that explains the error it makes of golden inputs."""
+    found = {}
+    for stage in stages:
+        names = [tensor.name for tensor in stage.outputs if golden[tensor.name].dtype.kind == "f"]
+        if stage.name in probes and all(got[name].shape[1:] == golden[name].shape[1:] for name in names):
+            error = sample([got[name] for name in names], [golden[name] for name in names])
+            if len(error) == probes[stage.name].lines.shape[1] and (suspect := probes[stage.name].suspect(error, precision)):
+                found[stage.name] = suspect
+    return found

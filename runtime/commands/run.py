@@ -111,15 +111,15 @@ def _run(arguments: argparse.Namespace) -> int:
         place_bag(arguments, out)
     elif arguments.topic is not None:
         raise UsageError("--topic without a bag", wanted="a file that ends in .mcap")
-    inputs = [] if bag else find_videos(arguments.inputs)
-    videos = [text for text in inputs if is_video(text) and not Path(text).is_dir()]
-    if videos and len(videos) < len(inputs):
-        raise UsageError("photos and videos together", wanted="one or the other", fix="run them one after the other")
 
     def remark(text: str) -> None:
         if not arguments.quiet:
             print(text, file=sys.stderr)
 
+    inputs = [] if bag else find_videos(arguments.inputs, remark)
+    videos = [text for text in inputs if is_video(text) and not Path(text).is_dir()]
+    if videos and len(videos) < len(inputs):
+        raise UsageError("photos and videos together", wanted="one or the other", fix="run them one after the other")
     if bag and arguments.skip_existing:
         raise UsageError("--skip-existing and a bag", wanted="photos or videos")
     if (videos or bag) and arguments.show:

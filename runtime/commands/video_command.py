@@ -18,7 +18,8 @@ from ..outputs.colormap import colorize
 from ..outputs.scale_bar import PAPER, frame_for
 from ..photo.depth_map import DepthMap
 from ..sequences import zip_equal
-from ..video.video import ColorVideo, Frame, VideoSource, is_live, shown, stem_of
+from ..video.color_video import ColorVideo
+from ..video.video import Frame, VideoSource, is_live, shown, stems_of
 from ..video.video_run import VideoFacts, failure_of, run_video
 from .progress import Progress
 
@@ -44,7 +45,7 @@ def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: b
     """
     if skip and "color" not in kinds:
         raise UsageError("--skip-existing and frames alone", wanted="color among the kinds of --save: the colour video says that a video is done")
-    stems = [stem_of(source) for source in sources]
+    stems = stems_of(sources)
     if len(set(stems)) != len(stems):
         raise UsageError(f"two videos are called {next(stem for stem in stems if stems.count(stem) > 1)}", fix="run them one by one, with another --output")
     places = {}
@@ -91,6 +92,7 @@ class _Video:
         self.color: ColorVideo | None = None
         self.waiting: list[tuple[Frame, DepthMap | None]] = []  # for the range
         self.surround: tuple[np.ndarray, tuple[int, int]] | None = None
+        self.size = (0, 0)  # of the first frame
         self.progress: Progress
 
     def work(self) -> None:
@@ -98,6 +100,8 @@ class _Video:
         flags = self.arguments
         made = False
         with VideoSource(self.source) as source:
+            for path in self.place.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
             if "frames" in self.place:
                 made = not self.place["frames"].exists()
                 self.place["frames"].mkdir(parents=True, exist_ok=True)
@@ -179,7 +183,10 @@ class _Video:
                 size, far = frame.pixels.shape[:2], np.float32(max(self.range[1], 1e-3))
                 depth = DepthMap.of(np.full(size, far), np.ones(size, bool), self.pipeline.contract.output)
             self.surround = _of_the_videos_shape(*frame_for(depth, *self.range, self.arguments.colormap), frame.pixels.shape[:2])
-        (picture, (x, y)), (height, width) = self.surround, colors.shape[:2]
+            self.size = colors.shape[:2]
+        (picture, (x, y)), (height, width) = self.surround, self.size
+        if colors.shape[:2] != self.size:  # a recording whose size changes; its depth is written at each frame's own size
+            colors = np.array(Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST))
         picture[y : y + height, x : x + width] = colors
         self.color.aspect = self.source_video.aspect
         self.color.write(picture, frame.time_s)

@@ -21,6 +21,15 @@ RTX_TARGETS = {  # compute capability -> why it is refused; empty: built for
 BUILT_FOR = tuple(target for target, refused in RTX_TARGETS.items() if not refused)
 
 
+FP8_FROM = 89  # compute capability of Ada, whose tensor cores are the first with FP8
+
+
+def why_no_fp8(target: str) -> str:
+    """Why a compute capability (``sm86``) computes nothing in FP8; empty if it does."""
+    number = target[2:] if target.startswith("sm") else target
+    return "" if number.isdigit() and int(number) >= FP8_FROM else f"{target} has no FP8 tensor cores, which begin with sm{FP8_FROM}"
+
+
 def why_refused(target: str) -> str:
     """Why no plan for TensorRT-RTX is built for a compute capability (``sm75``); empty if one is."""
     return RTX_TARGETS.get(target, f"it is not among the targets TensorRT-RTX compiles for; {ON_THAT_MACHINE}")

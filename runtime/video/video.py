@@ -1,12 +1,11 @@
-"""Frames of video files, cameras and streams, and colour videos, through PyAV."""
+"""Frames of video files, cameras and streams, through PyAV."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from ..artefact.contract import MAX_PIXELS_PER_SIDE
-from ..errors import EnvironmentMismatchError, InputError, missing_package
-from ..files import whole_file
-from ..photo.photo import natural_key
+from ..errors import InputError, missing_package
+from ..photo.photo import natural_key, unique_stems
+from ..sequences import zip_equal
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
+SUFFIXES.update({".3g2", ".264", ".265", ".asf", ".divx", ".dv", ".f4v", ".h264", ".h265", ".hevc", ".m2v", ".mjpeg", ".mjpg", ".mxf", ".vob", ".wtv"})
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 RESULT = re.compile(r".+_color\.mp4")  # what depth-run writes
 STREAM = re.compile(r"(rtsp|rtsps|rtmp|rtmps|srt|udp|tcp|http|https)://\S+")
 CAMERA = re.compile(r"/dev/video[0-9]+")
-ENCODERS = ("libx264", "libopenh264", "mpeg4")
-TICKS = 90_000  # per second, as in MPEG
+DURATION_IN_HEADER = ("matroska,webm", "flv", "asf")  # MP4 and AVI count their frames; the others know no end
 STREAM_TIMEOUT_S = 10
 
 
@@ -43,8 +42,12 @@ def is_video(text: str) -> bool:
     return is_live(text) or Path(text).suffix.lower() in SUFFIXES
 
 
-def find_videos(inputs: list[str]) -> list[str]:
-    """The inputs of ``depth-run`` with folders and globs of nothing but videos replaced by their videos, in natural order."""
+def find_videos(inputs: list[str], on_message: Callable[[str], None] = lambda text: None) -> list[str]:
+    """The inputs of ``depth-run`` with folders and globs of nothing but videos replaced by their videos, in natural order.
+
+    Args:
+        on_message: called with a sentence about videos that are left out because they lie among photos.
+    """
     found: list[str] = []
     for text in inputs:
         path = Path(text)
@@ -56,6 +59,8 @@ def find_videos(inputs: list[str]) -> list[str]:
             inside = []
         videos = [str(item) for item in inside if item.suffix.lower() in SUFFIXES and not RESULT.fullmatch(item.name)]
         pictures = [item for item in inside if item.suffix.lower() in PICTURES]
+        if videos and pictures:
+            on_message(f"{len(videos)} videos among the photos of {text} are left out ({Path(videos[0]).name}): run them by themselves")
         found += sorted(videos, key=natural_key) if videos and not pictures else [text]
     return found
 
@@ -77,6 +82,13 @@ def stem_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"^[a-z]+://|^/dev/", "", shown(source))).strip("_") or "stream"
 
 
+def stems_of(sources: list[str]) -> list[str]:
+    """``stem_of`` each; of files that are called the same, the suffix is kept, or as many folders as it takes."""
+    files = [source for source in sources if not is_live(source)]
+    stems = dict(zip_equal(files, unique_stems([(os.path.realpath(file), Path(file).name) for file in files])))
+    return [stems[source] if source in stems else stem_of(source) for source in sources]
+
+
 class VideoSource:
     """An open video, camera or stream; iterate over it once. ``close()`` may be called twice.
 
@@ -95,7 +107,7 @@ class VideoSource:
             InputError: if it is not there or no video.
             EnvironmentMismatchError: if PyAV is not installed.
         """
-        self._av, self.live, self._name = _import_av(), is_live(source), shown(source)
+        self._av, self.live, self._name = import_av(), is_live(source), shown(source)
         if not self.live and not Path(source).is_file():
             raise InputError(f"{source} does not exist", wanted="a video file, /dev/videoN, or an address such as rtsp://HOST/PATH")
         options: dict[str, Any] = {"format": "v4l2"} if CAMERA.fullmatch(source) else {}
@@ -103,16 +115,17 @@ class VideoSource:
             options["timeout"] = STREAM_TIMEOUT_S
         try:
             self._container = self._av.open(source, **options)
-        except _av_errors(self._av) as error:
-            raise InputError(f"{self._name} cannot be opened ({_short(error)})", wanted="a video", fix="play it with ffplay to see what is wrong") from error
+        except av_errors(self._av) as error:
+            raise InputError(f"{self._name} cannot be opened ({short(error)})", wanted="a video", fix="play it with ffplay to see what is wrong") from error
         if not self._container.streams.video:
             self.close()
             raise InputError(f"{self._name} holds no pictures", wanted="a video")
-        stream = self._container.streams.video[0]
+        stream = self._stream = self._container.streams.best("video") or self._container.streams.video[0]  # the first may be a cover
         stream.thread_type = "AUTO"
         rate = stream.average_rate or stream.guessed_rate
         self.rate = Fraction(rate) if rate and 0 < rate <= 1000 else Fraction(25)
         self.frames = 0 if self.live else int(stream.frames)
+        self._end_s = 0.0
         self.aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or Fraction(1)
         self.given = self.damaged = 0
         if max(stream.codec_context.width, stream.codec_context.height) > MAX_PIXELS_PER_SIDE:
@@ -139,14 +152,15 @@ class VideoSource:
             if turns % 2 and not self.given:
                 self.aspect = 1 / self.aspect
             self.given += 1
+            self._end_s = last + step
             yield Frame(self.given - 1, last, np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)
         if first is None:
             raise InputError(f"{self._name} holds no frame that can be decoded", wanted="a video")
 
     def _decoded(self) -> Iterator[Any]:
         """Frames that decode; each packet that does not counts as one damaged frame, and the next one is tried."""
-        errors = _av_errors(self._av)
-        packets = self._container.demux(video=0)
+        errors = av_errors(self._av)
+        packets = self._container.demux(self._stream)
         while True:
             try:
                 packet = next(packets)
@@ -167,8 +181,20 @@ class VideoSource:
                     yield frame
 
     def missing(self) -> int:
-        """Frames that the header announces but that were neither read nor damaged; known once all were read."""
-        return 0 if self.live else max(self.frames - self.given - self.damaged, 0)
+        """Frames that the header announces, by number or by its duration, but that were neither read nor damaged; known once all were read."""
+        if self.live:
+            return 0
+        wanted = self.frames or round(self._promised_s() * float(self.rate))
+        return max(wanted - self.given - self.damaged, 0)
+
+    def _promised_s(self) -> float:
+        """What the header says of the length where it cannot say how many frames there are; 0 if it is not to be trusted: where frames came at no
+        constant rate, the last one may stand for long, and sound may go on after the pictures."""
+        step, seen_s = 1 / float(self.rate), (self.given + self.damaged) / float(self.rate)
+        if self._container.format.name not in DURATION_IN_HEADER or abs(self._end_s - seen_s) > max(2 * step, seen_s / 20):
+            return 0.0
+        whole_s, alone = (self._container.duration or 0) / 1e6, len(self._container.streams) == 1
+        return whole_s if whole_s - self._end_s > (1.5 * step if alone else max(1.0, whole_s / 20)) else 0.0
 
     def close(self) -> None:
         """Close it."""
@@ -181,91 +207,12 @@ class VideoSource:
         self.close()
 
 
-class ColorVideo:
-    """A video file being written; it appears under its name when ``close()`` is called, and only if it holds a frame.
+def import_av() -> Any:
+    """PyAV, which says nothing of its own.
 
     Raises:
-        InputError: if the file exists and ``force`` is False, or cannot be written.
-        EnvironmentMismatchError: if this PyAV can encode no video.
+        EnvironmentMismatchError: if it is not installed.
     """
-
-    def __init__(self, path: Path, rate: Fraction, force: bool = False, aspect: Fraction = Fraction(1)):
-        self._av, self._rate, self._last, self._path, self.aspect = _import_av(), rate, -1, path, aspect
-        self._file = ExitStack()
-        self._part = self._file.enter_context(whole_file(path, force))
-        self._container: Any = None
-        self._stream: Any = None
-
-    def write(self, pixels: np.ndarray, time_s: float) -> None:
-        """Add a frame.
-
-        Args:
-            pixels: uint8 [H, W, 3], RGB; all of one size, whose odd last row or column is left out.
-        """
-        even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
-        if not even.size:
-            was = f"frames of {pixels.shape[1]}x{pixels.shape[0]} pixels make no colour video"
-            raise InputError(was, wanted="at least 2x2", fix="--save npy or png16 keeps the depth of every frame")
-        with self._errors():
-            if self._container is None:
-                self._open(even.shape[1], even.shape[0])
-            frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-            frame.pts = self._last = max(round(time_s * TICKS), self._last + 1)
-            frame.time_base = Fraction(1, TICKS)
-            self._container.mux(self._stream.encode(frame))
-
-    def _open(self, width: int, height: int) -> None:
-        name = next((name for name in ENCODERS if name in self._av.codecs_available), None)
-        if name is None:
-            raise EnvironmentMismatchError(f"this PyAV encodes none of {', '.join(ENCODERS)}", fix="pip install --force-reinstall av, or --save png16")
-        self._container = self._av.open(str(self._part), "w", format="mp4")
-        self._stream = self._container.add_stream(name, rate=self._rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, TICKS)
-        if self.aspect != 1:
-            self._stream.codec_context.sample_aspect_ratio = self.aspect
-        self._stream.bit_rate = max(width * height * 4, 500_000)
-
-    def close(self) -> None:
-        """Finish the file; may be called twice.
-
-        Raises:
-            InputError: if it holds no frame, or the disk is full.
-        """
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        with file, self._errors():
-            if self._container is None:
-                raise InputError(f"{self._path} would hold no frame", wanted="at least one")
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-
-    def drop(self) -> None:
-        """Leave nothing behind; may be called twice, and after ``close()``."""
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        with suppress(_DroppedError), file:
-            if self._container is not None:
-                with suppress(*_av_errors(self._av)):
-                    self._container.close()
-            raise _DroppedError
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """PyAV's error for a full disk and the like as one of our errors."""
-        try:
-            yield
-        except _av_errors(self._av) as error:
-            raise InputError(f"{self._path} cannot be written ({_short(error)})", fix="check the disk and the permissions of its folder") from error
-
-
-class _DroppedError(Exception):
-    pass
-
-
-def _import_av() -> Any:
     os.environ.setdefault("AV_LOG_FORCE_NOCOLOR", "1")
     try:
         import av
@@ -275,11 +222,12 @@ def _import_av() -> Any:
     return av
 
 
-def _av_errors(av: Any) -> tuple[type[Exception], ...]:
+def av_errors(av: Any) -> tuple[type[Exception], ...]:
     """What PyAV raises: most of it OSErrors and ValueErrors too, but not all."""
     return (av.error.FFmpegError, OSError, ValueError)
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """The words of an error on one line, without passwords."""
     words = shown(" ".join(str(error).split()))
     return words if len(words) <= 200 else words[:200] + "…"

@@ -76,19 +76,26 @@ class Trials:
 
 
 def kills(trials: Trials, count: int, seed: int) -> dict[str, Any]:
-    """SIGKILL at random moments; then nothing is half-written, no process goes on, the next run finishes and sweeps what is old."""
+    """SIGKILL at random moments; then nothing is half-written, no process goes on, the next run finishes and sweeps what is old.
+
+    Counted are kills that came before the command's end. How long it takes changes with what else the machine does: the span of moments follows.
+    """
     draw, total, done = random.Random(seed), sum(work.kills for work in trials.works.values()), {}
     for name, work in trials.works.items():
-        here = -(-count * work.kills // total)
-        early = left = 0
-        for _ in range(here):
+        here, span = -(-count * work.kills // total), trials.seconds[name]
+        hits = late = left = 0
+        while hits < here:
             out = trials.fresh(name)
             child = subprocess.Popen(
                 work.command(trials.source, out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
             )
-            time.sleep(draw.uniform(0.2, 1.0) * trials.seconds[name])
+            time.sleep(draw.uniform(0.2, 1.0) * span)
             child.kill()
-            early += child.wait() == -signal.SIGKILL
+            if child.wait() != -signal.SIGKILL:
+                late, span = late + 1, span * 0.9
+                shutil.rmtree(out)
+                continue
+            hits, span = hits + 1, span * 1.03
             if problem := find_problem(out, trials.allowed[name]):
                 trials.fault("kill", name, problem)
             if orphans := _orphans(out):
@@ -105,7 +112,7 @@ def kills(trials: Trials, count: int, seed: int) -> dict[str, Any]:
             elif left_over(out):
                 trials.fault("kill, sweep", name, f"{left_over(out)[0]} is still there")
             shutil.rmtree(out)
-        done[name] = {"kills": here, "before_the_end": early, "temporary_files_left": left}
+        done[name] = {"kills": hits, "too_late": late, "temporary_files_left": left}
         print(f"kill, {name}: {done[name]}", flush=True)
     return done
 

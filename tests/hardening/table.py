@@ -18,6 +18,7 @@ def tables(record: dict[str, Any]) -> str:
     parts = [_fuzz(record["fuzz"])] if "fuzz" in record else []
     parts += [_faults(record["faults"])] if "faults" in record else []
     parts += [_soak(record["soak"])] if "soak" in record else []
+    parts += [_weights(record["weights"])] if "weights" in record else []
     return "\n\n".join(parts)
 
 
@@ -42,7 +43,7 @@ def _words(name: str, one: dict[str, Any]) -> str:
     if "skipped" in rest:
         return f"not run: {rest['skipped']}"
     if name == "kills":
-        return ", ".join(f"{work} {facts['kills']} ({facts['before_the_end']} before its end)" for work, facts in rest.items())
+        return "SIGKILL before its end: " + ", ".join(f"{work} {facts['kills']}" for work, facts in rest.items())
     if name == "full_disks":
         return "refused at this many sizes: " + ", ".join(f"{work} {count}" for work, count in rest.items())
     if name == "two_writers":
@@ -68,6 +69,21 @@ def _soak(found: dict[str, Any]) -> str:
         memory, files, threads = pairs
         cells = (names[name], f"{one['done']:,}", one["wrong"], memory, f"{one['growth']:+.1%}", files, threads, f"{one['seconds']:.0f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _weights(found: dict[str, Any]) -> str:
+    lines = [f"**One wrong weight**: each weight tensor 1 % off, one at a time; {found['seconds']:,.0f} s.", ""]
+    lines += [
+        "| network | precision | stages 1 % off caught | single weights caught | of them by their direction alone | not caught: moves its stage by at most |"
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    for name, network in found["networks"].items():
+        for precision, one in network.items():
+            caught = one["by_size"] + one["by_line"]
+            stages = f"{one['stages'] - len(one['whole_missed'])} of {one['stages']}"
+            share = f"{caught} of {one['weights']} ({caught / one['weights']:.0%})"
+            lines.append(f"| {name} | {precision} | {stages} | {share} | {one['by_line']} | {one['largest_missed']:.0e} |")
     return "\n".join(lines)
 
 

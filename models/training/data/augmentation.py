@@ -66,7 +66,7 @@ def mirrored(sample: Sample) -> Sample:
         fx, fy, cx, cy = intrinsics
         intrinsics = (fx, fy, sample.rgb.shape[1] - 1 - cx, cy)
     turned = (np.ascontiguousarray(part[:, ::-1]) for part in (sample.rgb, sample.depth_m, sample.valid))
-    return Sample(*turned, intrinsics, sample.id, sample.scene)
+    return Sample(*turned, intrinsics, sample.id, sample.scene, sample.caption)
 
 
 def cropped(sample: Sample, least: float, draw: np.random.Generator) -> Sample:
@@ -125,7 +125,7 @@ def turned(sample: Sample, degrees: float) -> Sample:
     below = rgb[top + 1, left] * (1 - right) + rgb[top + 1, left + 1] * right
     photo = np.rint(above * (1 - down) + below * down).astype(np.uint8) * inside[..., None]
     valid = sample.valid[at] & inside
-    return Sample(photo, np.where(valid, sample.depth_m[at], 0).astype(sample.depth_m.dtype), valid, None, sample.id, sample.scene)
+    return Sample(photo, np.where(valid, sample.depth_m[at], 0).astype(sample.depth_m.dtype), valid, None, sample.id, sample.scene, sample.caption)
 
 
 def recoloured(picture: np.ndarray, augmentation: Augmentation, draw: np.random.Generator) -> np.ndarray:

@@ -31,16 +31,18 @@ class Batch:
         truth_m: [B, 1, window height, window width]; 0 where unknown.
         valid: bool, like ``truth_m``: known, and not farther than the network can say.
         scenes: kind of room of each picture, or "".
+        captions: of each picture, or "".
     """
 
     image: Tensor
     truth_m: Tensor
     valid: Tensor
     scenes: tuple[str, ...]
+    captions: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(self.image.to(device), self.truth_m.to(device), self.valid.to(device), self.scenes)
+        return Batch(self.image.to(device), self.truth_m.to(device), self.valid.to(device), self.scenes, self.captions)
 
 
 class KeptSamples:
@@ -95,7 +97,7 @@ class KeptSamples:
         if file.is_file():
             return _kept(file)
         sample = self.sources[which][inside]
-        keep(file, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, scene=np.str_(sample.scene))
+        keep(file, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, scene=np.str_(sample.scene), caption=np.str_(sample.caption))
         return sample
 
 
@@ -110,7 +112,8 @@ def keep(file: Path, **arrays: np.ndarray) -> None:
 def _kept(file: Path) -> Sample:
     try:
         with np.load(file, allow_pickle=False) as kept:
-            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]))
+            caption = str(kept["caption"]) if "caption" in kept else ""  # a sample with one is kept under another name than without
+            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]), caption)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"the kept sample {file} is broken ({error})", fix="delete it") from error
 
@@ -136,7 +139,7 @@ class Examples:
         self.far_m = contract.output.far if contract.output.unit == "m" else np.inf
 
     def example(self, number: int, draw: np.random.Generator | None = None, augmentation: Augmentation | None = None) -> tuple[np.ndarray, ...]:
-        """image float32 [3, canvas], truth_m float32 [window], valid bool [window] and scene of a sample, changed at random if asked to.
+        """image float32 [3, canvas], truth_m float32 [window], valid bool [window], scene and caption of a sample, changed at random if asked to.
 
         Raises:
             InputError: if a photo does not fit the protocol, or is narrower than the window at its height.
@@ -172,7 +175,7 @@ class Examples:
                 shown = cut_depth(shown, np.where(valid, truth, 0), far_m, augmentation, draw)
             picture = _blacken(shown, placed)
             left = 0
-        return window_tensor(picture, Window(left, False, False), image), np.where(valid, truth, np.float32(0)), valid, sample.scene
+        return window_tensor(picture, Window(left, False, False), image), np.where(valid, truth, np.float32(0)), valid, sample.scene, sample.caption
 
     def _steps(self, sample: Sample) -> tuple[Step, ...]:
         if self.geometry == "protocol":
@@ -187,7 +190,7 @@ class Examples:
         """Several examples as tensors; ``draws``: one random generator per number."""
         parts = [self.example(number, draws[place] if draws else None, augmentation) for place, number in enumerate(numbers)]
         image, truth, valid = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(3))
-        return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts))
+        return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
 
 
 def shape_truth(depth_m: np.ndarray, valid: np.ndarray, placed: tuple[Placed, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ....datasets.rooms.rooms import NYU_NAMES
+from ....runtime.errors import InputError
+from ....runtime.text.encoder import TextEncoder
 from ...diffusion.depth_decoder import double
 from ...diffusion.depth_protocols import FEATURE_SCALE
+from ...diffusion.vpd import SCENES, scene_of_photo
 from ...network import DepthNetwork
 from ..data.training_data import Batch
 from ..recipes.recipe import Recipe
@@ -29,6 +32,11 @@ class EvpLearner(Learner):
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
         self.hint, self.edges = (HINT_WEIGHT if recipe.hint else 0.0), recipe.edges
+        words = getattr(network, "words", None)
+        self.write = words and TextEncoder(network.contract.text, network.contract.input, words.tokenizer)
+
+    def predict(self, batch: Batch) -> Tensor:
+        return self.decode(self.features(self.maps(batch)))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """With ``cells`` set, a random block of that many feature cells a side is decoded and learned from: most of a step's time goes
@@ -64,8 +72,32 @@ class EvpLearner(Learner):
         return self.network.constants.latent_divisor
 
     def context(self, batch: Batch) -> Tensor:
-        """The text that the U-Net attends to."""
-        return self.network.text()
+        """The text that the U-Net attends to: the network's own, or that of each picture's kind of room or caption.
+
+        Raises:
+            InputError: if a picture has no caption.
+        """
+        text, device = self.network.text, batch.image.device
+        if self.write is not None:
+            if not all(batch.captions):
+                fix = "give --captions FILE, a JSON object from the pictures' ids to captions"
+                raise InputError("a picture has no caption", wanted="one for every picture", fix=fix)
+            ids = self.write.tokenize(batch.captions)[self.network.contract.text.ids]
+            return text(torch.from_numpy(ids).to(device))
+        if self.network.contract.text is None and text.class_embeddings.ndim == 3:
+            return text()
+        return text(torch.tensor([[self.row(scene)] for scene in batch.scenes], device=device))
+
+    def row(self, scene: str) -> int:
+        """Which of the known scenes a sample's is (``kitchen_0004`` is a kitchen); the network's own for one that is not known.
+
+        Raises:
+            InputError: if it is not known and the network has none.
+        """
+        found, own = scene_of_photo(NYU_NAMES.get(scene, scene)), getattr(self.network, "row", None)
+        if found is None and own is None:
+            raise InputError(f"{scene!r} names no kind of room that the network knows", wanted="data that names its rooms", fix=f"one of {', '.join(SCENES)}")
+        return own if found is None else SCENES.index(found)
 
     def maps(self, batch: Batch) -> tuple[Tensor, ...]:
         """The VAE's latent and the U-Net's taps."""
@@ -79,7 +111,7 @@ class EvpLearner(Learner):
 
     def refined(self, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The taps as the aggregation takes them."""
-        return self.network.refinement(*taps)
+        return self.network.refined(taps)
 
     def decode(self, features: Tensor) -> Tensor:
         """Depth [B, 1, 32 h, 32 w] of features or a block of them."""
@@ -87,11 +119,13 @@ class EvpLearner(Learner):
         levels = network.decoder(features)
         out = double(levels[-1])
         raw = network.depth_head(out)
+        if network.bins is None:
+            return network.relative(raw)
         with torch.autocast(out.device.type, enabled=False):  # the bins' logarithms do not fit 16 bits
             return metric_depth(network.bins, features.float(), tuple(level.float() for level in levels), raw.float())
 
     def rebuilt(self, side: int) -> DepthNetwork:
-        return type(self.network)(self.windowed(side), self.network.variant)
+        return type(self.network)(self.windowed(side), self.network.variant, self.network.words)
 
     def windowed(self, side: int):
         """The config for another window."""
@@ -120,6 +154,8 @@ class EvpLearner(Learner):
 
     def spread_bins(self) -> None:
         """Bin centres that begin everywhere in a room: at random they all begin below a metre."""
+        if self.network.bins is None:
+            return
         last = self.network.bins.seed_bin_regressor._net[-1]
         far_m = self.network.constants.max_depth_m
         last.weight.mul_(SEED_SHARE)
@@ -129,15 +165,7 @@ class EvpLearner(Learner):
 class VpdLearner(EvpLearner):
     """VPD, conditioned on the kind of room that each picture shows."""
 
-    def predict(self, batch: Batch) -> Tensor:
-        return self.decode(self.features(self.maps(batch)))
-
     latent_divisor = 1.0
-
-    def context(self, batch: Batch) -> Tensor:
-        text = self.network.text
-        known = text.class_embeddings[[self.row(scene) for scene in batch.scenes]].unsqueeze(1)  # [B, 1, width]
-        return known + text.gamma * text.text_adapter(known)
 
     def refined(self, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return taps
@@ -151,10 +179,3 @@ class VpdLearner(EvpLearner):
 
     def spread_bins(self) -> None:
         """VPD has none."""
-
-    def row(self, scene: str) -> int:
-        """Which of the known scenes a sample's is (``kitchen_0004`` is a kitchen); the network's own for one that is not known."""
-        from ...diffusion.vpd import SCENES, scene_of_photo
-
-        found = scene_of_photo(NYU_NAMES.get(scene, scene))
-        return SCENES.index(found) if found else self.network.row

@@ -65,11 +65,11 @@ def log_edges(prediction_m: Tensor, truth_m: Tensor, valid: Tensor, scales: int 
     return total
 
 
-def moa_parts(logits: Tensor, regressed_m: Tensor, edges_m: Tensor, truth_m: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def moa_parts(logits: Tensor, regressed_m: Tensor | None, edges_m: Tensor, truth_m: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """MoA-DepthCLIP's three losses, each without its weight (``MOA_WEIGHTS``).
 
     ``cross_entropy`` of the bin that holds the truth; ``l1`` of the regressed depth; ``silog`` of the regressed depth in the paper's
-    own form, 10 (variance + 0.85 mean^2) of d, which has no root and forgives nothing.
+    own form, 10 (variance + 0.85 mean^2) of d, which has no root and forgives nothing. Without a regressed depth the first alone.
 
     Args:
         logits: [B, bins, H, W].
@@ -79,9 +79,12 @@ def moa_parts(logits: Tensor, regressed_m: Tensor, edges_m: Tensor, truth_m: Ten
     """
     wanted = torch.bucketize(truth_m.clamp_min(FLOOR_M), edges_m[1:-1], right=True)  # [B, 1, H, W]
     by_pixel = cross_entropy(logits, wanted[:, 0], reduction="none")  # [B, H, W]
+    parts = {"cross_entropy": by_pixel[valid[:, 0]].mean()}
+    if regressed_m is None:
+        return parts
     d = torch.log(truth_m[valid]) - torch.log(regressed_m[valid].clamp_min(FLOOR_M))
     return {
-        "cross_entropy": by_pixel[valid[:, 0]].mean(),
+        **parts,
         "l1": (regressed_m - truth_m)[valid].abs().mean(),
         "silog": 10 * (((d - d.mean()) ** 2).mean() + 0.85 * d.mean() ** 2),
     }

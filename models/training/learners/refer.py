@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate
 
-from ...diffusion.evp_refer import LATENT_DIVISOR
 from ...network import DepthNetwork
 from ..data.referring_data import NamedSamples, WordsBatch, WordsExamples
 from ..data.training_data import KeptSamples
@@ -31,12 +30,15 @@ class ReferLearner(EvpLearner):
     """
 
     measures = "masks"
-    latent_divisor = LATENT_DIVISOR
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
         self.sentences = recipe.sentences
         self.register_buffer("weights", torch.tensor(CLASS_WEIGHTS), persistent=False)
+
+    @property
+    def latent_divisor(self) -> float:
+        return self.network.config.latent_divisor
 
     def predict(self, batch: WordsBatch) -> Tensor:
         """Logits [S, 2, window, window], enlarged as at inference."""
@@ -49,7 +51,8 @@ class ReferLearner(EvpLearner):
 
     def logits(self, taps: tuple[Tensor, ...], side: int) -> Tensor:
         """Logits [S, 2, side, side] of the taps."""
-        found = self.network.classifier(*self.network.refinement(*taps))
+        refinement = self.network.refinement
+        found = self.network.classifier(*(taps if refinement is None else refinement(*taps)))
         return interpolate(found, (side, side), mode="bilinear", align_corners=True)
 
     def forward(self, batch: WordsBatch) -> dict[str, Tensor]:

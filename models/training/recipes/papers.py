@@ -1,4 +1,5 @@
-"""The constants of the papers and of their published code. A key is a network's name, with a variant behind it where that has its own."""
+"""The constants of the papers and of their published code. A key is a network's name, with a variant behind it where that has its own, or the
+part that ``--learn`` names."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ EVP = Recipe(
     decay=0.1,
     batch=2,
     epochs=15,
+    trained=(r"(?!text\.clip\.)",),
     slow=(r"unet\.", r"vae\."),
 )
 MOA = Recipe(
@@ -66,6 +68,7 @@ LLM_MDE_PAPER = replace(
 )
 BINS = Recipe(
     source="DepthBLIP-2, few-shot adaptive bins: only the seven depths learn (published: 16 pictures, see --shots)",
+    trained=(),
     loss="l1_and_rmse",
     rate=1e-3,
     least_rate=0.0,
@@ -78,8 +81,21 @@ BINS = Recipe(
     augmentation=LIGHT,
 )
 
+UNREAD = r"former\.encoder\.layer\.{last}\.(intermediate|output)\."  # what the last layer makes of the words nobody looks at
+QFORMER = replace(
+    BINS,
+    source="DepthBLIP-2, table 3: the Q-Former learns, the bins stay (published: nothing but that; rates and pictures are those of the bins)",
+    trained=(rf"qformer\.(?!{UNREAD.format(last=11)})",),
+)
+
 PAPERS: dict[str, Recipe] = {
     "evp": EVP,
+    "evp clip": replace(
+        EVP,
+        source="EVP (arXiv 2312.08548), published code, table 4 row 6: the text tower learns too, at a hundredth of the rate like the backbone",
+        trained=(".",),
+        slow=(*EVP.slow, r"text\.clip\."),
+    ),
     "evp kitti": replace(
         EVP,
         source="EVP (arXiv 2312.08548), published KITTI settings: random windows of the 352x1216 benchmark crop",
@@ -120,4 +136,5 @@ PAPERS: dict[str, Recipe] = {
     "llm-mde paper": LLM_MDE_PAPER,
     "llm-mde paper-metric": LLM_MDE_PAPER,
     "depthblip2": BINS,
+    "depthblip2 qformer": QFORMER,
 }

@@ -24,7 +24,8 @@ class Recipe:
         decay: AdamW's weight decay; biases, norms and other vectors have none.
         batch: pictures per step and process.
         epochs: passes over the data, where no number of steps is given.
-        trained: regular expressions; a parameter learns if the start of its name matches one, all others stay frozen and in eval mode.
+        trained: regular expressions; a parameter learns if the start of its name matches one, all others stay frozen and in eval mode. Empty:
+            the network stays as it is, and only DepthBLIP-2's seven depths are fitted.
         slow: regular expressions of those that learn at ``slow_factor`` of the rate.
         clip: largest norm of the gradient, or 0.
         geometry: of ``training_data.Examples``.

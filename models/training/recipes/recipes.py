@@ -9,6 +9,6 @@ from .tiny import TINY
 RECIPES: dict[str, Recipe] = PAPERS | TINY
 
 
-def recipe_of(model: str, variant: str | None) -> Recipe | None:
-    """The recipe of a network: its variant's own if it has one. None if there is none."""
-    return RECIPES.get(f"{model} {variant}") or RECIPES.get(model)
+def recipe_of(model: str, variant: str | None, part: str | None = None) -> Recipe | None:
+    """The recipe of a network: its variant's own if it has one, or the one in which a part of it learns. None if there is none."""
+    return RECIPES.get(f"{model} {part}") if part else RECIPES.get(f"{model} {variant}") or RECIPES.get(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from .papers import LIGHT, LLM_MDE, MOA
+from .papers import LIGHT, LLM_MDE, MOA, UNREAD
 from .recipe import Recipe
 
 
@@ -84,8 +84,19 @@ LONG = replace(
     edges=0.5,
     augmentation=CARELESS,
 )
+TINY_BLIP2 = replace(
+    FROM_NOTHING,
+    source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
+    warmup=0.05,
+    decay=0.01,
+    epochs=10,
+    hint=True,
+    hint_alone=0.5,
+    trained=(r"image_encoder\.", rf"qformer\.(?!{UNREAD.format(last=2)})"),
+)
 TINY: dict[str, TinyRecipe] = {
-    "evp-tiny": LONG,
+    "evp-tiny": replace(LONG, trained=(r"(?!text\.clip\.)",)),
+    "evp-tiny clip": LONG,
     "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
     "vpd-tiny": LONG,
     "moa-depthclip-tiny": small(
@@ -115,14 +126,8 @@ TINY: dict[str, TinyRecipe] = {
         decay=1e-4,
         slow=(r"text_features",),  # a step of theirs is a thousand times as large in the logits
     ),
-    "depthblip2-tiny": replace(
-        FROM_NOTHING,
-        source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
-        warmup=0.05,
-        decay=0.01,
-        epochs=10,
-        hint=True,
-        hint_alone=0.5,
-        trained=(r"image_encoder\.", r"qformer\.(?!former\.encoder\.layer\.2\.(intermediate|output)\.)"),  # the last layer's words are not read
+    "depthblip2-tiny": TINY_BLIP2,
+    "depthblip2-tiny qformer": replace(
+        TINY_BLIP2, source="this project: of DepthBLIP-2 the Q-Former alone", trained=TINY_BLIP2.trained[1:], hint=False, hint_alone=0.0
     ),
 }

@@ -35,6 +35,7 @@ def started_network(
     scene: str | None,
     visual: str | None,
     settings: Mapping[str, int] | None = None,
+    texts: str | None = None,
 ) -> DepthNetwork:
     """The network in eval mode, as training begins.
 
@@ -42,26 +43,27 @@ def started_network(
         weights: the network's own file, or the start's: Stable Diffusion 1.5 (EVP, VPD), OpenAI's CLIP (MoA-DepthCLIP), LAVIS' Q-Former
             (DepthBLIP-2), bert-base-uncased (LLM-MDE).
         visual: the image encoder's file: LAVIS' (DepthBLIP-2), timm's vit_base_patch16_224 (LLM-MDE).
-        settings: see ``catalog.load``.
+        settings, texts: see ``catalog.load``.
 
     Raises:
         InputError: if a file is broken or does not fit.
         UsageError: if files do not go together, or ``catalog.load`` raises it.
     """
     entry = catalog.NETWORKS[name]
-    if (settings or {}).get("captions"):
-        raise UsageError("EVP with a caption for every photo is not trained here", fix="leave --set captions=1 out: one text for all is learned with")
+    if texts is not None and "texts" not in entry.options:
+        raise UsageError(f"{name} takes no --texts", fix="leave it out")
     if "scene" in entry.options:
         scene = scene or SCENE
     kind = entry.module.rpartition(".")[2]
     if weights is not None and kind in ("evp", "vpd"):
         checkpoint = read_checkpoint(weights, ANCHOR)
         if network_of(checkpoint.tensors) == "stable-diffusion":
-            return _diffusion(entry, kind, checkpoint, seed, variant, scene)
+            return _diffusion(name, kind, checkpoint, seed, variant, scene, settings, texts)
     if weights is not None and kind == "llm_mde" and visual is not None:
         bert = read_checkpoint(weights, *BERT_ANCHORS)
         return _language(name, read_checkpoint(visual, VIT_ANCHOR), bert, seed, variant, settings)
-    return catalog.load(name, weights, random_init=random_init, seed=seed, variant=variant, scene=scene, visual_weights=visual, settings=settings)
+    options = {"scene": scene, "visual_weights": visual, "texts": texts}
+    return catalog.load(name, weights, random_init=random_init, seed=seed, variant=variant, settings=settings, **options)
 
 
 def _module(entry: catalog.NetworkEntry):
@@ -75,13 +77,25 @@ def _variant(entry: catalog.NetworkEntry, variant: str | None) -> str:
     return variant or entry.variants[0]
 
 
-def _diffusion(entry: catalog.NetworkEntry, kind: str, checkpoint: Checkpoint, seed: int, variant: str | None, scene: str | None) -> DepthNetwork:
+def _diffusion(
+    name: str,
+    kind: str,
+    checkpoint: Checkpoint,
+    seed: int,
+    variant: str | None,
+    scene: str | None,
+    settings: Mapping[str, int] | None,
+    texts: str | None,
+) -> DepthNetwork:
+    from ...diffusion.text_tower import read_captions
     from .stable_diffusion import start_from_stable_diffusion
 
+    entry = catalog.NETWORKS[name]
     module, config = _module(entry)
+    config = catalog.with_settings(name, config, settings or {})
     with torch.device("meta"):
         network = module.EVP(config, _variant(entry, variant)) if kind == "evp" else module.VPD(config, scene, _variant(entry, variant))
-    start_from_stable_diffusion(network, checkpoint, seed)
+    start_from_stable_diffusion(network, checkpoint, seed, None if texts is None else read_captions(texts))
     return network
 
 

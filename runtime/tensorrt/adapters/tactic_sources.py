@@ -6,7 +6,10 @@ import ctypes
 from types import ModuleType
 from typing import Any
 
-CUDNN, CUBLAS = ("libcudnn.so.8",), ("libcublas.so.11", "libcublas.so.12")
+from .releases import release
+
+CUDNN = ("libcudnn.so.8",)
+CUBLAS = {(8, 5): ("libcublas.so.11",), (8, 6): ("libcublas.so.11", "libcublas.so.12")}  # 8.6 exists for CUDA 11 and for CUDA 12
 LEAST_CUDNN = 8000
 
 
@@ -17,7 +20,7 @@ def limit_sources(trt: ModuleType, config: Any) -> bool:
     Returns:
         whether cuBLAS is there.
     """
-    has_cublas, has_cudnn = any(map(_is_cublas, CUBLAS)), any(map(_is_cudnn, CUDNN))
+    has_cublas, has_cudnn = any(map(_is_cublas, CUBLAS[release(trt.__version__)[:2]])), any(map(_is_cudnn, CUDNN))
     missing = [] if has_cublas else [trt.TacticSource.CUBLAS, trt.TacticSource.CUBLAS_LT]
     missing += [] if has_cudnn else [trt.TacticSource.CUDNN]
     config.set_tactic_sources(int(config.get_tactic_sources()) & ~sum(1 << int(source) for source in missing))

@@ -1,4 +1,4 @@
-"""What INT8 does to a layer's output, from a sample of what it reads: which observer suits a tensor, and by how much the output shifts."""
+"""What quantising does to a layer's output, from a sample of what it reads: which observer suits a tensor, and by how much the output shifts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 
 from ..graph.stage_graph import StageGraph
-from ..ranges.observers import LEVELS
+from .formats import INT8, Format, activation_scale, quantize_weight, weight_scales
 from .layer_rows import Geometry, by_channel, geometry_of, layer_output, weight_matrix
-from .quantize import activation_scale, quantize_weight, weight_axis, weight_scales
+from .quantize import weight_axis
 from .smooth import input_axis
 
 SURE = 2.0
@@ -30,9 +30,10 @@ class Layer:
         rows: of its input, [count, width].
         geometry: see ``geometry_of``.
         factors: SmoothQuant's, per input channel [C]: the input is divided by them and the weight multiplied; None for none.
+        form: what it is quantised to.
     """
 
-    def __init__(self, graph: StageGraph, node: onnx.NodeProto, rows: np.ndarray, geometry: Geometry, factors: np.ndarray | None = None):
+    def __init__(self, graph: StageGraph, node: onnx.NodeProto, rows: np.ndarray, geometry: Geometry, factors: np.ndarray | None = None, form: Format = INT8):
         weight = np.asarray(graph.array(node.input[1]), np.float32)
         matrix = weight_matrix(graph, node, weight, geometry).astype(np.float32)
         self.wanted = layer_output(rows, matrix)  # [count, groups, outputs]
@@ -42,22 +43,21 @@ class Layer:
             weight = weight * factors.reshape(shape)
             rows = rows / np.repeat(factors, rows.shape[1] // len(factors))  # a patch has its channels first
         axis = weight_axis(graph, node)
-        scales = weight_scales(weight, axis)
+        scales = weight_scales(weight, axis, form)
         shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
-        rounded = quantize_weight(weight, scales, axis) * scales.reshape(shape).astype(np.float32)
+        rounded = quantize_weight(weight, scales, axis, form).astype(np.float32) * scales.reshape(shape)
         self._matrix = weight_matrix(graph, node, rounded, geometry).astype(np.float32)
-        self._rows, self._geometry = rows, geometry
+        self._rows, self._geometry, self._form = rows, geometry, form
 
     @property
     def rows(self) -> np.ndarray:
-        """What INT8 rounds."""
+        """What is rounded."""
         return self._rows
 
     def error(self, amax: float) -> np.ndarray:
-        """The output in INT8, with a range for the input, less the output in FP32: [count, groups, outputs]."""
-        scale = activation_scale(amax if amax > 0 else 1.0)
-        rounded = np.clip(np.rint(self._rows / scale), -LEVELS - 1, LEVELS) * scale
-        return layer_output(rounded.astype(np.float32), self._matrix) - self.wanted
+        """The output quantised, with a range for the input, less the output in FP32: [count, groups, outputs]."""
+        rounded = self._form.rounded(self._rows, activation_scale(amax if amax > 0 else 1.0, self._form))
+        return layer_output(rounded, self._matrix) - self.wanted
 
     def noise(self, amax: float) -> float:
         """Power of the error over power of the output."""
@@ -72,11 +72,15 @@ class Layer:
         return by_channel(np.where(np.abs(mean) > SURE * doubt, mean, 0.0), self._geometry)
 
 
-def layers_of(graph: StageGraph, tensor: str, samples: Samples, nodes: Iterable[str] | None = None, factors: np.ndarray | None = None) -> list[Layer]:
+def layers_of(
+    graph: StageGraph, tensor: str, samples: Samples, nodes: Iterable[str] | None = None, factors: np.ndarray | None = None, form: Format = INT8
+) -> list[Layer]:
     """The layers that read a tensor and of whose input there is a sample.
 
     Args:
         nodes: names of those to take; None for all.
+        factors: see ``Layer``.
+        form: what they are quantised to.
     """
     wanted = None if nodes is None else set(nodes)
     found = []
@@ -85,7 +89,7 @@ def layers_of(graph: StageGraph, tensor: str, samples: Samples, nodes: Iterable[
             continue
         geometry = geometry_of(graph, node)
         if geometry is not None and (rows := samples.get(sample_key(tensor, geometry))) is not None and len(rows):
-            found.append(Layer(graph, node, rows, geometry, factors))
+            found.append(Layer(graph, node, rows, geometry, factors, form))
     return found
 
 

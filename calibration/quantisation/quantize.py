@@ -1,4 +1,4 @@
-"""Explicit INT8: QuantizeLinear and DequantizeLinear where TensorRT fuses them, and nowhere else."""
+"""Explicit quantisation: QuantizeLinear and DequantizeLinear where TensorRT fuses them, and nowhere else."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..graph.stage_graph import StageGraph
-from ..ranges.observers import LEVELS
 from ..ranges.table import TensorRange
+from .formats import INT8, Format, activation_scale, block_scales, quantize_blocks, quantize_weight, weight_scales
 
 ALSO = ("residual-adds", "attention-products")
 QUANTISABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-OPSET = 19  # the first in which a scale may be FP16, which the high-precision side of a typed stage is
-LEAST_ACTIVATION_SCALE = 2.0**-14  # the smallest normal FP16 number
-LEAST_WEIGHT_SCALE = 2.0**-20
-FLOAT, INT8 = TensorProto.FLOAT, TensorProto.INT8
 
 
 @dataclass(frozen=True)
@@ -26,9 +22,9 @@ class Quantized:
     """What quantising did to a stage.
 
     Args:
-        nodes: names of the nodes that now compute in INT8.
+        nodes: names of the nodes that are quantised now.
         activations: tensors that are quantised, once each however many nodes read them.
-        weights: names of the weights that are stored as INT8.
+        weights: names of the weights that are stored in fewer bits.
         left: node -> why it stays as it was, among those that were asked for.
     """
 
@@ -39,7 +35,7 @@ class Quantized:
 
 
 def activation_inputs(graph: StageGraph, also: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
-    """Which inputs of which nodes INT8 needs a range for.
+    """Which inputs of which nodes INT8 and FP8 need a range for.
 
     Conv, ConvTranspose, MatMul and Gemm with a constant weight read one activation. ``attention-products`` read two;
     ``residual-adds`` fuse with the convolution before them where both inputs are quantised. Both stay in high precision unless
@@ -81,67 +77,66 @@ def weight_axis(graph: StageGraph, node: onnx.NodeProto) -> int | None:
     return 1 if len(shape) == 2 else None
 
 
-def weight_scales(weight: np.ndarray, axis: int | None) -> np.ndarray:
-    """Scale per output channel (or one), float32, such that the greatest weight becomes 127; a channel of zeros gets 1."""
-    others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
-    amax = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float32)
-    scales = np.where(amax > 0, np.maximum(amax / np.float32(LEVELS), np.float32(LEAST_WEIGHT_SCALE)), np.float32(1))
-    return _as_fp16_upwards(scales)
+def weight_only(graph: StageGraph, node: onnx.NodeProto, form: Format) -> str:
+    """Why a node's weight cannot be stored in blocks; empty if it can: a matrix whose input channels are whole blocks."""
+    if node.op_type not in ("MatMul", "Gemm") or len(node.input) < 2 or node.input[1] not in graph.constants:
+        return f"{form.name} is for weights of matrix products"
+    shape = tuple(graph.constants[node.input[1]].dims)
+    if len(shape) != 2:
+        return f"{form.name} is for weights of matrix products"
+    channels = shape[block_axis(node)]
+    return f"its {channels} input channels are not a multiple of {form.block}" if channels % form.block else ""
 
 
-def activation_scale(amax: float) -> np.ndarray:
-    """Scale of a tensor whose magnitude ``amax`` becomes 127, float32 scalar that FP16 holds exactly."""
-    return _as_fp16_upwards(np.asarray(max(amax / LEVELS, LEAST_ACTIVATION_SCALE), np.float32)).reshape(())
+def block_axis(node: onnx.NodeProto) -> int:
+    """Axis of the input channels of a matrix product's weight, along which blocks lie."""
+    return 1 if any(a.name == "transB" and a.i for a in node.attribute) else 0
 
 
-def _as_fp16_upwards(scales: np.ndarray) -> np.ndarray:
-    """The next FP16 number that is not smaller: the same scale then serves FP32 and FP16 graphs, and 127 still suffices."""
-    with np.errstate(over="ignore"):
-        half = scales.astype(np.float16)
-    up = np.where(half.astype(np.float32) < scales, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
-    return np.where(np.isfinite(up), up, scales).astype(np.float32)
+def quantisable(graph: StageGraph, form: Format, also: tuple[str, ...] = ()) -> set[str]:
+    """Names of the nodes that a format suits."""
+    if form.activations:
+        return set(activation_inputs(graph, also))
+    return {node.name for node in graph.model.graph.node if not weight_only(graph, node, form)}
 
 
-def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int | None) -> np.ndarray:
-    """int8 values of a weight: rounded half to even as QuantizeLinear does, within -127 .. 127."""
-    shape = [1] * weight.ndim
-    if axis is not None:
-        shape[axis] = -1
-    return np.clip(np.rint(np.asarray(weight, np.float32) / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
-
-
-def quantize(graph: StageGraph, ranges: dict[str, TensorRange], nodes: Iterable[str], *, stored: bool = True, also: tuple[str, ...] = ()) -> Quantized:
+def quantize(
+    graph: StageGraph, ranges: dict[str, TensorRange], nodes: Iterable[str], *, form: Format = INT8, stored: bool = True, also: tuple[str, ...] = ()
+) -> Quantized:
     """Put Q/DQ pairs before the activations and weights of some nodes, in place.
 
     One pair per tensor serves all quantised readers; other readers (a residual addition, a norm) keep the original. Biases stay
-    as they are. The node between DQ and DQ is what TensorRT fuses into an INT8 kernel.
+    as they are. The node between DQ and DQ is what TensorRT fuses into a kernel of fewer bits. A format for weights alone leaves activations as they are.
 
     Args:
-        graph: FP32 stage, opset 18 or later; becomes opset 19.
+        graph: FP32 stage, opset 18 or later; becomes that of the format.
         ranges: of the activations; a node without one is left alone.
-        nodes: names of the nodes that shall compute in INT8.
-        stored: weights are stored as INT8 with a DequantizeLinear; otherwise they stay FP32 and are quantised in the graph, which
+        nodes: names of the nodes that shall be quantised.
+        form: to what.
+        stored: weights are stored quantised with a DequantizeLinear; otherwise they stay FP32 and are quantised in the graph, which
             needs no memory and gives the same numbers.
         also: see ``activation_inputs``.
 
     Raises:
-        BuildFailedError: if the graph has an opset before 18.
+        BuildFailedError: if the graph has an opset before 18, or operators that mean something else in the format's opset.
     """
     wanted = set(nodes)
     inputs = activation_inputs(graph, also)
     if wanted:
-        graph.raise_opset(OPSET)
-    work = _Placement(graph, stored)
+        graph.raise_opset(form.opset)
+    work = _Placement(graph, form, stored)
     done, left = [], {}
     for node in list(graph.model.graph.node):
         reason = ""
         if node.name in wanted:
-            if node.name not in inputs:
-                reason = "no operator with a constant weight" if node.op_type in QUANTISABLE else f"{node.op_type} is not computed in INT8"
+            if not form.activations:
+                reason = weight_only(graph, node, form)
+            elif node.name not in inputs:
+                reason = "no operator with a constant weight" if node.op_type in QUANTISABLE else f"{node.op_type} is not computed in {form.name}"
             elif missing := [node.input[p] for p in inputs[node.name] if node.input[p] not in ranges]:
                 reason = f"no range is known for {missing[0]}"
-            else:
-                for position in inputs[node.name]:
+            if not reason:
+                for position in inputs[node.name] if form.activations else ():
                     node.input[position] = work.activation(node.input[position], ranges[node.input[position]].amax, node)
                 if node.op_type in QUANTISABLE and len(node.input) > 1 and node.input[1] in graph.constants:
                     node.input[1] = work.weight(node)
@@ -158,8 +153,8 @@ def quantize(graph: StageGraph, ranges: dict[str, TensorRange], nodes: Iterable[
 class _Placement:
     """New nodes and constants, each made once."""
 
-    def __init__(self, graph: StageGraph, stored: bool):
-        self.graph, self.stored = graph, stored
+    def __init__(self, graph: StageGraph, form: Format, stored: bool):
+        self.graph, self.form, self.stored = graph, form, stored
         self.nodes: list[onnx.NodeProto] = []
         self.activations: dict[str, str] = {}
         self.weights: dict[str, str] = {}
@@ -168,35 +163,45 @@ class _Placement:
 
     def activation(self, name: str, amax: float, reader: onnx.NodeProto) -> str:
         if name not in self.activations:
-            scale = self.graph.add_constant(f"{name}:scale", activation_scale(amax if amax > 0 else 1.0))
-            zero = self.graph.add_constant("int8_zero", np.zeros((), np.int8))
-            self._add("QuantizeLinear", [name, scale, zero], f"{name}:int8", INT8, reader)
-            self.activations[name] = self._add("DequantizeLinear", [f"{name}:int8", scale, zero], f"{name}:dequantized", FLOAT, reader)
+            form = self.form
+            scale = self.graph.add_constant(f"{name}:{form.name}:scale", activation_scale(amax if amax > 0 else 1.0, form))
+            zero = self.graph.add_constant(f"{form.name}_zero", np.zeros((), form.dtype))
+            low = f"{name}:{form.name}"
+            self._add("QuantizeLinear", [name, scale, zero], low, form.kind, reader)
+            self.activations[name] = self._add("DequantizeLinear", [low, scale, zero], f"{low}:dequantized", TensorProto.FLOAT, reader)
         return self.activations[name]
 
     def weight(self, node: onnx.NodeProto) -> str:
-        graph, name, axis = self.graph, node.input[1], weight_axis(self.graph, node)
+        graph, form, name = self.graph, self.form, node.input[1]
+        axis = block_axis(node) if form.block else weight_axis(graph, node)
         if (name, axis) in self._by_axis:
             return self._by_axis[name, axis]
         stem = name if name not in self.weights else f"{name}:axis{axis}"
-        values = graph.array(name)
-        scales = weight_scales(values, axis)
-        scale = graph.add_constant(f"{stem}:scale", scales.reshape(-1) if axis is not None else scales.reshape(()))
-        zero = graph.add_constant(f"{stem}:zero", np.zeros(scales.shape if axis is not None else (), np.int8))
-        attributes = {} if axis is None else {"axis": axis}
-        int8 = f"{stem}:int8"
-        if self.stored:
-            graph.add_made_constant(int8, INT8, tuple(values.shape), lambda: quantize_weight(values, scales, axis))
+        values, low = graph.array(name), f"{stem}:{form.name}"
+        if form.block:
+            scales = block_scales(values, axis, form)
+            attributes = {"axis": axis, "block_size": form.block}
         else:
-            self._add("QuantizeLinear", [name, scale, zero], int8, INT8, node, **attributes)
+            scales = weight_scales(values, axis, form)
+            scales = scales.reshape(-1) if axis is not None else scales.reshape(())
+            attributes = {} if axis is None else {"axis": axis}
+        tensors = [graph.add_constant(f"{low}:scale", scales)]
+        if not form.block:  # the type of the result follows from the zero point where there is one
+            tensors.append(graph.add_constant(f"{low}:zero", np.zeros(scales.shape, form.dtype)))
+        if self.stored:
+            round_all = quantize_blocks if form.block else quantize_weight
+            graph.add_made_constant(low, form.kind, tuple(values.shape), lambda: round_all(values, scales, axis, form))
+        else:
+            told = {"output_dtype": form.kind} if form.block else {}
+            self._add("QuantizeLinear", [name, *tensors], low, form.kind, node, **attributes, **told)
         self.weights[name] = stem
-        self._by_axis[name, axis] = self._add("DequantizeLinear", [int8, scale, zero], f"{stem}:dequantized", FLOAT, node, **attributes)
+        self._by_axis[name, axis] = self._add("DequantizeLinear", [low, *tensors], f"{low}:dequantized", TensorProto.FLOAT, node, **attributes)
         return self._by_axis[name, axis]
 
     def _add(self, op: str, inputs: list[str], output: str, kind: int, beside: onnx.NodeProto, **attributes: int) -> str:
         path = beside.name.rpartition("/")[0]
         self._count += 1
-        name = f"{op}_for_int8_{self._count}"
+        name = f"{op}_for_{self.form.name}_{self._count}"
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{path}/{name}" if path else name, **attributes))
         self.graph.add_value(output, kind)
         return output

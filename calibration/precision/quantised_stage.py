@@ -1,4 +1,4 @@
-"""A stage with INT8 where its plan says so: ranges, SmoothQuant, Q/DQ; the same steps for trying a plan and for typing by it."""
+"""A stage with INT8, FP8 or INT4 where its plan says so: ranges, SmoothQuant, Q/DQ; the same steps for trying a plan and for typing by it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from ...runtime.errors import InputError
 from ..graph.chain import prepare
 from ..graph.stage_graph import StageGraph
-from ..int8.correct import bias_place, correct, output_of
-from ..int8.layer_error import best_range, layers_of
-from ..int8.quantize import Quantized, activation_inputs, quantize
-from ..int8.smooth import Smoothed, smooth, smoothable, source_of
 from ..observation.stage_observation import StageObservation
+from ..quantisation.correct import bias_place, correct, output_of
+from ..quantisation.formats import FORMATS, INT8, Format
+from ..quantisation.layer_error import best_range, layers_of
+from ..quantisation.quantize import Quantized, activation_inputs, quantize
+from ..quantisation.smooth import Smoothed, smooth, smoothable, source_of
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
-from ..ranges.table import TensorRange
+from ..ranges.table import CalibrationTable, TensorRange
 from .precision_plan import Choice, RegionPlan
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -24,7 +25,7 @@ Choices = dict[tuple[str, ...], Choice]  # nodes of a region -> what it computes
 
 
 def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also: tuple[str, ...] = ()) -> dict[str, TensorRange]:
-    """Range of every activation that some INT8 node reads, by that node's rule; if nodes disagree on a tensor's observer, the first wins.
+    """Range of every activation that some quantised node reads, by that node's rule; if nodes disagree on a tensor's observer, the first wins.
 
     A tensor that SmoothQuant divides gets its range by the same rule, and its channels for the division.
     """
@@ -32,9 +33,9 @@ def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also
     nodes = {node.name: node for node in graph.model.graph.node}
     ranges: dict[str, TensorRange] = {}
     for names, choice in choices.items():
-        if choice.precision != "int8":
+        if not choice.observer:
             continue
-        rules = seen.ranges(choice.observer)
+        rules = seen.ranges(choice.observer, FORMATS[choice.precision])
         for name in names:
             for position in inputs.get(name, ()):
                 tensor = nodes[name].input[position]
@@ -42,15 +43,16 @@ def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also
                     ranges.setdefault(tensor, rules[tensor])
     by_node = {name: choice for names, choice in choices.items() for name in names}
     for target, found in _smooth(graph.copy(), choices, seen.channels).items():
-        ranges[target] = smoothed_range(graph, found, by_node[found.layers[0]].observer, seen)
+        choice = by_node[found.layers[0]]
+        ranges[target] = smoothed_range(graph, found, choice.observer, seen, FORMATS[choice.precision])
     return ranges
 
 
-def smoothed_range(graph: StageGraph, found: Smoothed, observer: str, seen: StageObservation) -> TensorRange:
+def smoothed_range(graph: StageGraph, found: Smoothed, observer: str, seen: StageObservation, form: Format = INT8) -> TensorRange:
     """Range of a tensor that SmoothQuant divides, by the same observer, on the sample of it; the greatest magnitude if there is none."""
     left = float((seen.channels[found.tensor] / found.factors).max())
     channels = tuple(float(v) for v in seen.channels[found.tensor])
-    layers = layers_of(graph, found.tensor, seen.samples, found.layers, found.factors)
+    layers = layers_of(graph, found.tensor, seen.samples, found.layers, found.factors, form)
     if not layers:
         return TensorRange(left, "max", left, channels)
     histogram = Histogram()
@@ -60,20 +62,21 @@ def smoothed_range(graph: StageGraph, found: Smoothed, observer: str, seen: Stag
     return TensorRange(rules[rule], rule, left, channels)
 
 
-def best_alpha(graph: StageGraph, nodes: Iterable[str], observer: str, seen: StageObservation) -> tuple[float, float]:
+def best_alpha(graph: StageGraph, nodes: Iterable[str], observer: str, seen: StageObservation, form: Format = INT8) -> tuple[float, float]:
     """SmoothQuant's alpha with which the outputs of some nodes are least noisy (0 for none), and that noise over the noise without, each with the ranges
     of ``observer``; (0, 1) where nothing can be smoothed or nothing was sampled."""
     names = tuple(nodes)
-    ranges = seen.ranges(observer)
-    tensors = {tensor: layers for tensor in smoothable(graph, names) if tensor in seen.channels and (layers := layers_of(graph, tensor, seen.samples, names))}
+    ranges = seen.ranges(observer, form)
+    able = [tensor for tensor in smoothable(graph, names) if tensor in seen.channels]
+    tensors = {tensor: layers for tensor in able if (layers := layers_of(graph, tensor, seen.samples, names, form=form))}
     plain = sum(layer.noise(ranges[tensor].amax) for tensor, layers in tensors.items() for layer in layers)
     best = (0.0, plain)
     for alpha in ALPHAS if plain else ():
         done = [found for found in smooth(graph.copy(), names, seen.channels, alpha).values() if found.tensor in tensors]
         noise = sum(layer.noise(ranges[tensor].amax) for tensor in set(tensors) - {found.tensor for found in done} for layer in tensors[tensor])
         for found in done:
-            amax = smoothed_range(graph, found, observer, seen).amax
-            noise += sum(layer.noise(amax) for layer in layers_of(graph, found.tensor, seen.samples, found.layers, found.factors))
+            amax = smoothed_range(graph, found, observer, seen, form).amax
+            noise += sum(layer.noise(amax) for layer in layers_of(graph, found.tensor, seen.samples, found.layers, found.factors, form))
         if noise < best[1]:
             best = (alpha, noise)
     return best[0], best[1] / plain if plain else 1.0
@@ -102,9 +105,10 @@ def shifts_for(
         target, factors = reads.get(node.name, (node.input[0], None))
         if target not in ranges:
             continue
-        key = (graph.model.graph.name, node.name, ranges[target].amax, wanted[node.name].smooth if factors is not None else 0.0)
+        form = FORMATS[wanted[node.name].precision]
+        key = (graph.model.graph.name, node.name, form.name, ranges[target].amax, wanted[node.name].smooth if factors is not None else 0.0)
         if key not in known:
-            layers = layers_of(graph, node.input[0], seen.samples, (node.name,), factors)
+            layers = layers_of(graph, node.input[0], seen.samples, (node.name,), factors, form)
             known[key] = layers[0].shift(ranges[target].amax) if layers else np.zeros(0)
         if known[key].size:
             made = output_of(graph, node)
@@ -112,7 +116,7 @@ def shifts_for(
     return found
 
 
-def make_int8(
+def make_quantised(
     graph: StageGraph,
     choices: Choices,
     ranges: dict[str, TensorRange],
@@ -124,10 +128,14 @@ def make_int8(
     """Smooth, correct and quantise what the choices say, in place; see ``shifts_for``, and ``quantize`` for ``stored`` and ``also``."""
     channels = {source_of(name): np.asarray(found.channels) for name, found in ranges.items() if found.channels}
     _smooth(graph, choices, channels)
-    nodes = [name for names, choice in choices.items() if choice.precision == "int8" for name in names]
     wanted = {name for names, choice in choices.items() if choice.corrected for name in names}
     correct(graph, {name: shift for name, shift in (shifts or {}).items() if name in wanted})
-    return quantize(graph, ranges, nodes, stored=stored, also=also)
+    done = []
+    for form in FORMATS.values():
+        nodes = [name for names, choice in choices.items() if choice.precision == form.name for name in names]
+        done.append(quantize(graph, ranges, nodes, form=form, stored=stored, also=also))
+    facts = (tuple(name for part in done for name in getattr(part, field)) for field in ("nodes", "activations", "weights"))
+    return Quantized(*facts, {name: why for part in done for name, why in part.left.items()})
 
 
 def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]) -> dict[str, Smoothed]:
@@ -138,35 +146,48 @@ def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]
     return done
 
 
-def write_int8_stage(
-    source: Path,
-    target: Path,
-    regions: tuple[RegionPlan, ...],
-    ranges: dict[str, TensorRange],
-    shifts: dict[str, tuple[float, ...]],
-    also: tuple[str, ...] = (),
+def quantise_stage(
+    graph: StageGraph, regions: tuple[RegionPlan, ...], table: CalibrationTable, stage: str, *, stored: bool, also: tuple[str, ...] = ()
 ) -> Quantized:
-    """Write the form of an FP32 stage in which the INT8 regions hold Q/DQ and INT8 weights, and everything else is FP32 still.
+    """Quantise what a precision plan says, in place.
 
     Args:
-        source: the FP32 graph of the bundle.
-        target: the graph to write; its weights go to ``<target>.data``.
-        regions: of this stage, from the precision plan.
-        ranges, shifts: of this stage, from the calibration table.
-        also: of the precision plan.
+        graph: the FP32 stage of the bundle, prepared (see ``chain.prepare``).
+        regions: of this stage.
+        table: its ranges and corrections of biases.
+        stage: name.
+        stored, also: see ``quantize``.
 
     Raises:
         InputError: if the plan names nodes that the graph does not have, or the table lacks a range that the plan needs.
     """
-    graph = StageGraph.load(source)
-    prepare(graph)
     known = {node.name for node in graph.model.graph.node}
     for region in regions:
         if missing := [name for name in region.nodes if name not in known]:
-            raise InputError(f"the precision plan names the node {missing[0]}, which {source.name} does not have", fix="run depth-calibrate on this bundle")
-    arrays = {name: np.array(values) for name, values in shifts.items()}
-    done = make_int8(graph, {region.nodes: region.choice for region in regions}, ranges, arrays, stored=True, also=also)
+            raise InputError(f"the precision plan names the node {missing[0]}, which the stage {stage} does not have", fix="run depth-calibrate on this bundle")
+    shifts = {name: np.array(values) for name, values in table.shifts.get(stage, {}).items()}
+    choices = {region.nodes: region.choice for region in regions}
+    done = make_quantised(graph, choices, table.stages.get(stage, {}), shifts, stored=stored, also=also)
     if lacking := [name for name, why in done.left.items() if why.startswith("no range")]:
         raise InputError(f"the calibration table has no range for the node {lacking[0]}", fix="run depth-calibrate on this bundle")
+    return done
+
+
+def write_quantised_stage(
+    source: Path, target: Path, regions: tuple[RegionPlan, ...], table: CalibrationTable, stage: str, also: tuple[str, ...] = ()
+) -> Quantized:
+    """Write the form of an FP32 stage in which the quantised regions hold Q/DQ and weights of fewer bits, and everything else is FP32 still.
+
+    Args:
+        source: the FP32 graph of the bundle.
+        target: the graph to write; its weights go to ``<target>.data``.
+        regions, table, stage, also: see ``quantise_stage``.
+
+    Raises:
+        InputError: see ``quantise_stage``.
+    """
+    graph = StageGraph.load(source)
+    prepare(graph)
+    done = quantise_stage(graph, regions, table, stage, stored=True, also=also)
     graph.save(target)
     return done

@@ -1,0 +1,187 @@
+"""FP8 and INT4: their grids against tables made by hand, graphs with them in ONNX Runtime, a search that may use them, and what TensorRT-RTX makes of it."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
+from fathom.calibration.graph.session import StageSession
+from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.calibration.observation.images import Chosen
+from fathom.calibration.quantisation.formats import FP8, INT4, activation_scale
+from fathom.calibration.quantisation.quantize import quantize
+from fathom.calibration.ranges.table import TensorRange
+from fathom.calibration.search.cards import CARDS
+from fathom.calibration.search.cost import CostModel
+from fathom.calibration.search.objective import Budget
+from fathom.export.plan.build import build_plan
+from fathom.export.plan.build_options import BuildOptions
+from fathom.export.precision.calibrated import planned_boundaries, require_calibration, type_by_plan
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.errors import UsageError
+from fathom.runtime.pipeline import Pipeline
+
+WIDE = Budget(0.2, 0.2, 0.2)
+
+
+def e4m3():
+    """Every finite number of E4M3 (OCP 8-bit floating point, table 1), from its bits: bias 7, no infinity, S.1111.111 is NaN."""
+    found = []
+    for code in range(127):
+        exponent, mantissa = code >> 3, code & 7
+        found.append(mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+    return np.array(sorted({-v for v in found} | set(found)))
+
+
+def nearest(values, grid):
+    """The nearest number of a grid; values half-way between two are not asked for."""
+    return grid[np.abs(values[..., None] - grid).argmin(axis=-1)]
+
+
+def matrix_graph(calibration_bundles, folder, weight, opset=18):
+    """``y = x @ w`` with a large weight, which lies in a file."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 5, size]) for n, size in zip("xy", weight.shape, strict=True)]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="fc/MatMul_0")
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    return calibration_bundles.load_graph(folder, helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9))
+
+
+def test_fp8_is_the_nearest_number_of_e4m3_and_never_more_than_448():
+    grid = e4m3()
+    assert len(grid) == 253 and grid.max() == 448
+    values = np.random.default_rng(0).normal(size=4000).astype(np.float32) * 10.0 ** np.random.default_rng(1).uniform(-4, 4, 4000).astype(np.float32)
+    found = FP8.on_grid(values, np.float32(1))
+    np.testing.assert_array_equal(found, nearest(values.astype(np.float64), grid).astype(np.float32))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_fp8_product_is_what_the_grid_gives(calibration_bundles, tmp_path, stored):
+    random = np.random.default_rng(2)
+    weight, x = random.normal(size=(48, 40)).astype(np.float32) * np.geomspace(0.1, 10, 40, dtype=np.float32), random.normal(size=(2, 5, 48)).astype(np.float32)
+    graph = matrix_graph(calibration_bundles, tmp_path / "g", weight)
+    done = quantize(graph, {"x": TensorRange(2.5, "max", 4.0)}, ["fc/MatMul_0"], form=FP8, stored=stored)
+    assert done.nodes == ("fc/MatMul_0",) and graph.opset == 19
+    scale, grid = float(activation_scale(2.5, FP8)), e4m3()
+    assert 2.5 / 448 <= scale < 2.502 / 448
+    scales = np.abs(weight).max(axis=0) / 448
+    scales = np.where(np.float16(scales) < scales, np.nextafter(np.float16(scales), np.float16(np.inf)), np.float16(scales)).astype(np.float64)
+    wanted = (nearest(x / scale, grid) * scale) @ (nearest(weight / scales, grid) * scales)
+    if stored:
+        graph.save(tmp_path / "fp8.onnx")
+        graph = StageGraph.load(tmp_path / "fp8.onnx")
+        assert graph.constants["w:fp8"].data_type == TensorProto.FLOAT8E4M3FN and (tmp_path / "fp8.onnx.data").stat().st_size == weight.size
+        onnx.checker.check_model(str(tmp_path / "fp8.onnx"), full_check=True)
+    found = StageSession(graph).run({"x": x})["y"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_int4_weight_has_a_scale_for_every_64_input_channels_and_half_a_byte_each(calibration_bundles, tmp_path, stored):
+    random = np.random.default_rng(3)
+    weight, x = random.normal(size=(128, 40)).astype(np.float32), random.normal(size=(2, 5, 128)).astype(np.float32)
+    weight[64:] *= 20
+    graph = matrix_graph(calibration_bundles, tmp_path / "g", weight)
+    done = quantize(graph, {}, ["fc/MatMul_0"], form=INT4, stored=stored)
+    assert done.nodes == ("fc/MatMul_0",) and done.activations == ()
+    blocks = weight.reshape(2, 64, 40).astype(np.float64)
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / 7
+    scales = np.where(np.float16(scales) < scales, np.nextafter(np.float16(scales), np.float16(np.inf)), np.float16(scales)).astype(np.float64)
+    wanted = x @ (np.clip(np.rint(blocks / scales), -8, 7) * scales).reshape(128, 40)
+    if stored:
+        graph.save(tmp_path / "int4.onnx")
+        assert (tmp_path / "int4.onnx.data").stat().st_size == weight.size // 2
+        onnx.checker.check_model(str(tmp_path / "int4.onnx"), full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # its fused kernel quantises the activation as well
+        ran = onnxruntime.InferenceSession(str(tmp_path / "int4.onnx"), options).run(None, {"x": x})[0]
+    else:
+        ran = StageSession(graph).run({"x": x})["y"]
+    np.testing.assert_allclose(ran, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_int4_leaves_what_has_no_whole_blocks_and_refuses_what_a_newer_opset_would_change(calibration_bundles, tmp_path):
+    weight = np.ones((48, 64), np.float32)
+    assert "48 input channels" in quantize(matrix_graph(calibration_bundles, tmp_path / "a", weight), {}, ["fc/MatMul_0"], form=INT4).left["fc/MatMul_0"]
+    graph = calibration_bundles.load_graph(tmp_path / "b", calibration_bundles.token_models()[0])
+    assert "matrix products" in quantize(graph, {}, ["patch/Conv_0"], form=INT4).left["patch/Conv_0"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(calibration_bundles, tmp_path_factory):
+    """The two-stage network, calibrated with FP8 and INT4 among the candidates."""
+    folder = tmp_path_factory.mktemp("formats")
+    made = {}
+    for low in ("fp8", "int4"):
+        path = calibration_bundles.write_bundle(folder / low, calibration_bundles.token_models(), calibration_bundles.small_contract())
+        bundle = BundleDirectory.open(path)
+        settings = Settings(WIDE, ("fp32", "fp16", low), card=CARDS["rtx4090"])
+        add_to_bundle(bundle, calibrate(bundle, Chosen("rooms:6:1:48x64"), settings, folder / f"{low}.journal"))
+        made[low] = path
+    return made
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return Chosen("rooms:1:9:48x64").source[0].rgb
+
+
+@pytest.mark.parametrize("low", ["fp8", "int4"])
+def test_the_search_takes_it_where_the_budget_allows_and_a_plan_shows_its_depth_on_a_cpu(calibrated, low, photo, tmp_path):
+    path = calibrated[low]
+    plan = require_calibration(BundleDirectory.open(path), low).plan
+    held = [region for region in plan.regions if region.choice.precision == low]
+    assert held and any(low in region.evidence or any(words.startswith(low) for words in region.evidence) for region in held)
+    maps = {}
+    for precision in ("fp32", low):
+        report = build_plan(path, tmp_path / f"{precision}.plan", BuildOptions("onnxruntime", precision))
+        with Pipeline.open(tmp_path / f"{precision}.plan") as pipeline:
+            maps[precision] = pipeline.predict(photo).values
+    assert report.manifest.precision == low and low in {stage.precision for stage in report.manifest.stages}
+    moved = float((np.abs(maps[low] - maps["fp32"]) / maps["fp32"]).mean())
+    assert 1e-4 < moved < 0.05  # beyond FP16's rounding
+    if low == "int4":
+        assert any("MB with FP16 for INT4" in text for text in plan.verdicts.values())
+
+
+def test_typed_stages_hold_what_the_plan_says(calibrated, tmp_path):
+    for low, kind in (("fp8", TensorProto.FLOAT8E4M3FN), ("int4", TensorProto.INT4)):
+        opened = BundleDirectory.open(calibrated[low])
+        calibration, stage = require_calibration(opened, low), opened.manifest.stages[0]
+        target, types = tmp_path / f"{low}.onnx", planned_boundaries(opened, calibration)
+        _, quantised = type_by_plan(opened, stage, calibration, target, precision=low, boundaries=types)
+        assert quantised["blocks.0.ff.2/MatMul_0"] == low
+        onnx.checker.check_model(str(target), full_check=True)
+        held = {tensor.name: tensor.data_type for tensor in onnx.load(target).graph.initializer}
+        assert held[f"blocks.0.ff.2.weight:{low}"] == kind and held[f"blocks.0.ff.2.weight:{low}:scale"] == TensorProto.FLOAT16
+
+
+def test_tensorrt_rtx_compiles_fp8_for_ada_and_blackwell_and_holds_its_weights(calibrated, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    report = build_plan(calibrated["fp8"], tmp_path / "x.plan", BuildOptions("tensorrt-rtx", "fp8", ("sm89", "sm120")))
+    assert sum(stage.layers.get("fp8", 0) for stage in report.stages) >= 2
+    found, looked_for = report.stages[0].stored["float8_e4m3fn"]
+    assert found == looked_for >= 1
+    report = build_plan(calibrated["int4"], tmp_path / "y.plan", BuildOptions("tensorrt-rtx", "int4", ("sm86",)))
+    assert report.stages[0].layers["int4"] >= 1
+
+
+def test_fp8_is_refused_where_no_tensor_core_has_it(calibrated, tmp_path):
+    with pytest.raises(UsageError, match="sm86 has no FP8 tensor cores"):
+        BuildOptions("tensorrt-rtx", "fp8", ("sm89", "sm86"))
+    with pytest.raises(UsageError, match=r"Orin Nano.* has no FP8"):
+        Settings(precisions=("fp32", "fp8"), card=CARDS["orin-nano"])
+    with pytest.raises(UsageError, match="holds FP8 too"):
+        build_plan(calibrated["fp8"], tmp_path / "x.plan", BuildOptions("onnxruntime", "int8"))
+    with pytest.raises(UsageError, match="holds no FP8"):
+        build_plan(calibrated["int4"], tmp_path / "x.plan", BuildOptions("onnxruntime", "fp8"))
+
+
+def test_the_cost_of_fp8_and_int4_by_hand(calibration_bundles, tmp_path):
+    """A product of [1, 5, 4096] by [4096, 4096] reads little but its weight: bytes over bandwidth, whatever the tensor cores could do."""
+    graph = matrix_graph(calibration_bundles, tmp_path / "g", np.ones((4096, 4096), np.float32))
+    model = CostModel(graph, card=CARDS["rtx4090"])
+    tokens = 2 * 5 * 4096  # bytes of either activation in FP16
+    for precision, nbytes in (("fp16", 2 * 4096**2 + 2 * tokens), ("fp8", 4096**2 + 1.5 * tokens), ("int4", (0.5 + 2 / 64) * 4096**2 + 2 * tokens)):
+        assert model.node_ms("fc/MatMul_0", precision) == pytest.approx(nbytes / 1008e6, rel=1e-6)
