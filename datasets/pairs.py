@@ -12,6 +12,7 @@ from .reading import PHOTO_SUFFIXES, natural, read_depth_png, read_rgb
 from .sample import Provenance, Sample, fingerprint
 
 MOST = 1e12
+PLACES = ("indoor", "outdoor")
 NYU_CLIP_M = 9.99  # where the sensor of NYU Depth v2 stops counting: such a pixel says "far", not a depth
 
 
@@ -20,21 +21,26 @@ class Pairs:
 
     ``meta.json`` gives ``depth_scale`` (metres = value / scale) and may give ``intrinsics_fx_fy_cx_cy``, ``size``
     (width, height) and ``dataset``; the sensor's clip of NYU Depth v2 (9.99 m and more) counts as unknown. A ``manifest.json``
-    beside the folders may order them and say for each whether its ``use`` is ``train`` or ``test``.
+    beside the folders may order them and say for each whether its ``use`` is ``train`` or ``test``, and whether its ``kind`` is ``indoor`` or
+    ``outdoor``.
 
     Args:
         folder: of the pairs, or one pair.
-        use: only the pairs of that use; needs the manifest.
+        use, place: only the pairs of that use and of that kind; they need the manifest.
 
     Raises:
         OSError: if something is missing.
         ValueError: if a JSON file or the choice is not of that form.
     """
 
-    def __init__(self, folder: Path | str, use: str | None = None):
-        self.folder, self.use = Path(folder), use
+    def __init__(self, folder: Path | str, use: str | None = None, place: str | None = None):
+        self.folder, self.use, self.place = Path(folder), use, place
+        wanted = {key: value for key, value in (("use", use), ("kind", place)) if value}
+        chosen = " and ".join(wanted.values())
         if use not in (None, "train", "test"):
             raise ValueError(f"pairs: a use of train or test was wanted, got {use!r}")
+        if place not in (None, *PLACES):
+            raise ValueError(f"pairs: {' or '.join(PLACES)} was wanted, got {place!r}")
         if not self.folder.is_dir():
             raise OSError(f"{self.folder} is no folder")
         manifest = self.folder / "manifest.json"
@@ -42,18 +48,18 @@ class Pairs:
             entries = _json(manifest, list)
             if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries):
                 raise ValueError(f"{manifest}: a list of objects with a name was wanted")
-            names = [entry["name"] for entry in entries if use is None or entry.get("use") == use]
+            names = [entry["name"] for entry in entries if all(entry.get(key) == value for key, value in wanted.items())]
             if any(Path(name).name != name or name in ("", "..") for name in names):
                 raise ValueError(f"{manifest} names a pair outside its folder")
             self.pairs = [self.folder / name for name in names]
-        elif use:
-            raise OSError(f"{manifest} does not exist; it says which pairs are for {use}")
+        elif wanted:
+            raise OSError(f"{manifest} does not exist; it says which pairs are {chosen}")
         elif (self.folder / "meta.json").is_file():
             self.pairs = [self.folder]
         else:
             self.pairs = sorted((path.parent for path in self.folder.glob("*/meta.json")), key=natural)
         if not self.pairs:
-            raise ValueError(f"{self.folder} holds no pair{f' for {use}' if use else ''}: folders with rgb.png, depth.png and meta.json were wanted")
+            raise ValueError(f"{self.folder} holds no pair{chosen and f' of kind {chosen}'}: folders with rgb.png, depth.png and meta.json were wanted")
         for pair in self.pairs:
             if not (pair / "meta.json").is_file():
                 raise OSError(f"{pair / 'meta.json'} does not exist")
@@ -62,7 +68,12 @@ class Pairs:
     def provenance(self) -> Provenance:
         """Which pairs these are."""
         files = [(pair.name, path.name, path.stat().st_size) for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
-        return Provenance("pairs", f"{self.folder.name}{f', use {self.use}' if self.use else ''}", fingerprint("pairs", files), len(self))
+        return Provenance(
+            "pairs",
+            f"{self.folder.name}{f', use {self.use}' if self.use else ''}{f', {self.place}' if self.place else ''}",
+            fingerprint("pairs", files),
+            len(self),
+        )
 
     def __len__(self) -> int:
         return len(self.pairs)

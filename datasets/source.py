@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .kitti import KittiEigen
 from .nyu import VARIANTS, NyuFolder, NyuLabeled
-from .pairs import Images, Pairs
+from .pairs import PLACES, Images, Pairs
 from .rooms.rooms import Rooms
 from .sample import Provenance, Sample, fingerprint
 from .selection import DataArgumentError, Selected, Selection
@@ -18,9 +18,10 @@ GRAMMAR = """\
 nyu:FILE.mat[:train|:test|:all][:official|:raw|:inpainted]   the labelled file of NYU Depth v2, splits.mat beside it
 nyu-folder:DIR[:LIST.txt]                                    rgb_*.jpg and sync_depth_*.png, all or those of a list
 kitti:DIR:LIST.txt[:crop]                                    an Eigen list over raw_data and data_depth_annotated
-pairs:DIR[:train|:test]                                      folders with rgb.png, depth.png, meta.json; manifest.json says the use
+pairs:DIR[:train|:test][:indoor|:outdoor]                    folders with rgb.png, depth.png, meta.json; manifest.json says use and kind
 images:DIR                                                   photos without depth
 rooms:N[:SEED][:HEIGHTxWIDTH][:holes]                        synthetic rooms (seed 0, 240x320; holes as a depth sensor has them)
+lived-in:N[:SEED][:HEIGHTxWIDTH][:holes]                     rooms with people, clutter and careless photos, to learn from (144x192)
 refer:DIR:refcoco[:unc][:val|:testA|:testB|:train]           the RefCOCO family, words and masks, for networks that draw masks
 nyu and nyu-folder take a part with [:scene=bedroom+kitchen][:each=N][:count=N][:draw=SEED] at the end"""
 
@@ -95,7 +96,7 @@ def open_source(text: str, default_split: str = "test") -> Source:
     words = rest.split(":")
     if kind == "refer":
         raise DataArgumentError(f"{text!r}: masks of words hold no depth; depth-bench accuracy measures networks for referring segmentation on them")
-    if not rest or kind not in ("nyu", "nyu-folder", "kitti", "pairs", "images", "rooms"):
+    if not rest or kind not in ("nyu", "nyu-folder", "kitti", "pairs", "images", "rooms", "lived-in"):
         raise DataArgumentError(f"{text!r} names no data; wanted one of\n{GRAMMAR}")
     if kind in ("nyu", "nyu-folder") and (selection := Selection.parse(words)) is not None:
         return Selected(open_source(f"{kind}:{':'.join(words)}", default_split), selection)
@@ -113,24 +114,25 @@ def open_source(text: str, default_split: str = "test") -> Source:
         listing = words.pop()
         return KittiEigen(":".join(words), listing, crop)
     if kind == "pairs":
+        place = _take(words, PLACES)
         use = _take(words, ("train", "test"))
-        return Pairs(":".join(words), use)
+        return Pairs(":".join(words), use, place)
     if kind == "images":
         return Images(rest)
-    return _rooms(text, words)
+    return _rooms(text, words, lived_in=kind == "lived-in")
 
 
-def _rooms(text: str, words: list[str]) -> Rooms:
+def _rooms(text: str, words: list[str], lived_in: bool) -> Rooms:
     holes = _take(words, ("holes",)) is not None
-    size = (240, 320)
+    size = (144, 192) if lived_in else (240, 320)
     if len(words) > 1 and "x" in words[-1]:
         height, _, width = words.pop().partition("x")
         if not (_count(height) and _count(width)):
             raise DataArgumentError(f"{text!r}: {height}x{width} is no size; wanted HEIGHTxWIDTH in pixels")
         size = (int(height), int(width))
     if not 1 <= len(words) <= 2 or not all(map(_count, words)):
-        raise DataArgumentError(f"{text!r} is not of the form rooms:N[:SEED][:HEIGHTxWIDTH][:holes]")
-    return Rooms(int(words[0]), int(words[1]) if len(words) == 2 else 0, size, holes)
+        raise DataArgumentError(f"{text!r} is not of the form {'lived-in' if lived_in else 'rooms'}:N[:SEED][:HEIGHTxWIDTH][:holes]")
+    return Rooms(int(words[0]), int(words[1]) if len(words) == 2 else 0, size, holes, lived_in)
 
 
 def _count(word: str) -> bool:

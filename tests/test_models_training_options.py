@@ -53,6 +53,9 @@ def test_16_bits_learn_nearly_the_same(quick, precision):
 
 def test_parts_of_a_step_are_its_pictures(quick):
     class Numbers:
+        def __init__(self):
+            self.examples = {0: self}  # one window
+
         def batch(self, numbers, draws, augmentation):
             return [(number, float(draw.random())) for number, draw in zip(numbers, draws, strict=True)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .raycast import View, cast
@@ -9,6 +11,25 @@ from .walls import Scene
 
 BASELINE_M = 0.075  # between the infrared projector and its camera, as in the Kinect of NYU Depth v2
 SENSOR_FAR_M = 9.5
+
+
+@dataclass(frozen=True)
+class Stance:
+    """How a camera is held.
+
+    Args:
+        tall: mean and spread of its height, metres; never below ``low``.
+        low: metres.
+        down: mean and spread of how far it looks down, degrees, and the least and most.
+        roll: spread of its turn about the optical axis, degrees.
+        middle: a picture is better if its median depth is not below this, metres.
+    """
+
+    tall: tuple[float, float] = (1.4, 0.22)
+    low: float = 0.7
+    down: tuple[float, float, float, float] = (14, 9, -8, 42)
+    roll: float = 1.8
+    middle: float = 1.5
 
 
 def _look(position: np.ndarray, target: np.ndarray, roll: float) -> np.ndarray:
@@ -31,7 +52,7 @@ def _intrinsics(draw: np.random.Generator, height: int, width: int) -> tuple[flo
     )
 
 
-def stand(scene: Scene, draw: np.random.Generator, height: int, width: int) -> View:
+def stand(scene: Scene, draw: np.random.Generator, height: int, width: int, stance: Stance = Stance()) -> View:
     """A view of the room as a person with a camera would take it.
 
     Places are tried until the middle of the picture is neither too near nor filled by one thing; the best of twelve is
@@ -41,12 +62,12 @@ def stand(scene: Scene, draw: np.random.Generator, height: int, width: int) -> V
     fx, fy, cx, cy = _intrinsics(draw, height, width)
     best: tuple[float, View] | None = None
     for _ in range(12):
-        tall = float(np.clip(draw.normal(1.4, 0.22), 0.7, min(2.0, size[2] - 0.3)))
+        tall = float(np.clip(draw.normal(*stance.tall), stance.low, min(2.0, size[2] - 0.3)))
         x, y = draw.uniform(0.25, size[0] - 0.25), draw.uniform(0.25, size[1] - 0.25)
         target = np.array([draw.uniform(0.15, 0.85) * size[0], draw.uniform(0.15, 0.85) * size[1], 0.0])
         gap = np.hypot(target[0] - x, target[1] - y)
-        target[2] = tall - gap * np.tan(np.radians(float(np.clip(draw.normal(14, 9), -8, 42))))
-        roll = np.radians(draw.normal(0, 1.8))
+        target[2] = tall - gap * np.tan(np.radians(float(np.clip(draw.normal(*stance.down[:2]), *stance.down[2:]))))
+        roll = np.radians(draw.normal(0, stance.roll))
         if gap < 0.7 or any(a - 0.12 < x < b + 0.12 and c - 0.12 < y < d + 0.12 for a, b, c, d in scene.footprints):
             continue
         position = np.array([x, y, tall])
@@ -56,7 +77,7 @@ def stand(scene: Scene, draw: np.random.Generator, height: int, width: int) -> V
         owners = np.repeat(np.arange(len(scene.groups)), [len(group.shapes) for group in scene.groups])[np.maximum(index, 0)]
         crowd = np.bincount(owners[owners > 0].reshape(-1), minlength=2)
         near, middle = np.quantile(depth, 0.03), np.median(depth)
-        faults = 4 * max(0.0, 0.55 - near) + max(0.0, 1.5 - middle) + max(0.0, middle - 5) + 2 * max(0.0, crowd.max() / depth.size - 0.4)
+        faults = 4 * max(0.0, 0.55 - near) + max(0.0, stance.middle - middle) + max(0.0, middle - 5) + 2 * max(0.0, crowd.max() / depth.size - 0.4)
         faults += 0.15 * max(0, 5 - int((crowd > 4).sum())) + 2 * float((~np.isfinite(depth)).mean())
         view = View(position, rotation, (fx, fy, cx, cy), height, width)
         if best is None or faults < best[0]:

@@ -50,12 +50,14 @@ def _place(build: Builder, p: Palette, piece: Piece, x: float, y: float, axes: n
         build.lights.append(Light(center, np.array([[0.12, 0, 0], [0, 0.12, 0]]), np.zeros(3), 0.9 * np.array([1.0, 0.75, 0.45]), 0))
 
 
-def _rectangle(x: float, y: float, size, axes: np.ndarray) -> tuple[float, float, float, float]:
+def footprint(x: float, y: float, size, axes: np.ndarray) -> tuple[float, float, float, float]:
+    """The rectangle (x0, x1, y0, y1) around a piece of ``size`` that stands at x, y with the frame ``axes``, metres."""
     hx, hy = np.abs(axes[:2, :2]).T @ (np.asarray(size[:2]) / 2)
     return x - hx, x + hx, y - hy, y + hy
 
 
-def _free(rectangle, taken, margin: float) -> bool:
+def is_free(rectangle, taken, margin: float) -> bool:
+    """Whether a rectangle keeps ``margin`` metres from all that are taken."""
     a, b, c, d = rectangle
     return all(b + margin < e or a - margin > f or d + margin < g or c - margin > h for e, f, g, h in taken)
 
@@ -79,8 +81,8 @@ def _furnish(build: Builder, p: Palette, size: np.ndarray, kind: str, holes: dic
             start = np.array([CORNERS[wall][0] * size[0], CORNERS[wall][1] * size[1]])
             x, y = start + s * ALONG[wall, :2] + (piece.size[1] / 2 + draw.uniform(0.03, 0.1)) * INWARD[wall, :2]
             hidden = any(z0 > 0.1 and piece.size[2] > z0 and s - piece.size[0] / 2 < s1 and s + piece.size[0] / 2 > s0 for s0, s1, z0, _ in holes.get(wall, []))
-            rectangle = _rectangle(x, y, piece.size, wall_axes(wall))
-            if not hidden and _free(rectangle, taken, 0.02):
+            rectangle = footprint(x, y, piece.size, wall_axes(wall))
+            if not hidden and is_free(rectangle, taken, 0.02):
                 tilt = turned(float(draw.normal(0, 0.02)), 0)
                 taken.append(rectangle)
                 _place(build, p, piece, x, y, tilt @ wall_axes(wall))
@@ -88,7 +90,7 @@ def _furnish(build: Builder, p: Palette, size: np.ndarray, kind: str, holes: dic
                     seat = furniture.office_chair(p)
                     away = np.array([x, y]) + (piece.size[1] / 2 + draw.uniform(0.05, 0.35)) * INWARD[wall, :2]
                     _place(build, p, seat, *away, turned(float(draw.normal(0, 0.5)), 0) @ (wall_axes(wall) * [[-1], [-1], [1]]))
-                    taken.append(_rectangle(*away, seat.size, np.eye(3)))
+                    taken.append(footprint(*away, seat.size, np.eye(3)))
                 break
     for maker in furniture.IN_THE_MIDDLE[kind]:
         if draw.random() < 0.3:
@@ -97,8 +99,8 @@ def _furnish(build: Builder, p: Palette, size: np.ndarray, kind: str, holes: dic
         axes = turned(float(draw.choice([0, np.pi / 2, np.pi, -np.pi / 2]) + draw.normal(0, 0.15)), 0)
         for _ in range(8):
             x, y = draw.uniform(0.25, 0.75, 2) * size[:2]
-            rectangle = _rectangle(x, y, piece.size, axes)
-            if _free(rectangle, taken, 0.25) and rectangle[0] > 0.2 and rectangle[2] > 0.2 and rectangle[1] < size[0] - 0.2 and rectangle[3] < size[1] - 0.2:
+            rectangle = footprint(x, y, piece.size, axes)
+            if is_free(rectangle, taken, 0.25) and rectangle[0] > 0.2 and rectangle[2] > 0.2 and rectangle[1] < size[0] - 0.2 and rectangle[3] < size[1] - 0.2:
                 taken.append(rectangle)
                 _place(build, p, piece, x, y, axes)
                 if draw.random() < 0.4:  # a rug under it
@@ -132,7 +134,7 @@ def _chairs(build: Builder, p: Palette, table: Piece, x: float, y: float, axes: 
             own = turned(side + jitter, 0) @ axes
             outward = turned(side, 0) @ axes
             px, py = np.array([x, y]) - reach * outward[1, :2] + spread * outward[0, :2]
-            rectangle = _rectangle(px, py, seat.size, own)
+            rectangle = footprint(px, py, seat.size, own)
             if rectangle[0] > 0.05 and rectangle[2] > 0.05:
                 taken.append(rectangle)
                 _place(build, p, seat, px, py, own)

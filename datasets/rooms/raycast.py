@@ -7,12 +7,15 @@ axis is 1, so that ``t`` is the perpendicular depth that depth cameras and NYU D
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 KINDS = ("box", "cylinder", "ellipsoid")
 NEAR_M = 0.02
 TINY = np.float32(1e-9)
+SIGNS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
+SLACK_M = 0.005  # by which spheres are taken larger: what rounds away in float32 must not lose a shadow
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +51,10 @@ class Shape:
         """Of a sphere around the centre that holds the solid, metres."""
         return float(np.linalg.norm(self.half))
 
+    @cached_property
     def corners(self) -> np.ndarray:
         """Of the box around the solid, world metres [8, 3]."""
-        signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
-        return self.center + (signs * self.half) @ self.axes
+        return self.center + (SIGNS * self.half) @ self.axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +69,17 @@ class Group:
     shapes: tuple[Shape, ...]
     casts: bool = True
 
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high corner of the box around all solids, world metres [3] each."""
+        corners = np.concatenate([shape.corners for shape in self.shapes])
+        return corners.min(0), corners.max(0)
+
+    @cached_property
     def sphere(self) -> tuple[np.ndarray, float]:
         """Centre [3] and radius, metres."""
-        corners = np.concatenate([shape.corners() for shape in self.shapes])
-        low, high = corners.min(0), corners.max(0)
+        low, high = self.bounds
+        corners = np.concatenate([shape.corners for shape in self.shapes])
         return (low + high) / 2, float(np.linalg.norm(corners - (low + high) / 2, axis=1).max())
 
 
@@ -98,18 +108,24 @@ class View:
         right, down, forward = self.rotation
         return (y[:, None, None] * down + (x[:, None] * right + forward)[None]).astype(np.float32)
 
-    def window(self, corners: np.ndarray) -> tuple[slice, slice] | None:
-        """Rows and columns that can see the hull of ``corners`` [n, 3], or None if none can."""
+    def windows(self, corners: np.ndarray) -> list[tuple[slice, slice] | None]:
+        """For each hull of ``corners`` [n, 8, 3] the rows and columns that can see it, or None if none can."""
         local = (corners - self.position) @ self.rotation.T
-        if (local[:, 2] <= NEAR_M).all():
-            return None
-        if (local[:, 2] <= NEAR_M).any():
-            return slice(0, self.height), slice(0, self.width)
+        near = local[..., 2] <= NEAR_M
         fx, fy, cx, cy = self.intrinsics
-        x, y = local[:, 0] / local[:, 2] * fx + cx, local[:, 1] / local[:, 2] * fy + cy
-        top, bottom = max(0, int(np.floor(y.min()))), min(self.height, int(np.ceil(y.max())) + 1)
-        left, right = max(0, int(np.floor(x.min()))), min(self.width, int(np.ceil(x.max())) + 1)
-        return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x, y = local[..., 0] / local[..., 2] * fx + cx, local[..., 1] / local[..., 2] * fy + cy
+            top, left = np.maximum(0, np.floor(y.min(1))), np.maximum(0, np.floor(x.min(1)))
+            bottom, right = np.minimum(self.height, np.ceil(y.max(1)) + 1), np.minimum(self.width, np.ceil(x.max(1)) + 1)
+        behind, across = near.all(1), near.any(1)
+        top, left, bottom, right = (
+            np.where(across, whole, part) for whole, part in zip((0, 0, self.height, self.width), (top, left, bottom, right), strict=True)
+        )
+        seen = ~behind & (top < bottom) & (left < right)
+        edges = np.stack([top, bottom, left, right], 1)
+        return [
+            (slice(int(t), int(b)), slice(int(le), int(r))) if visible else None for visible, (t, b, le, r) in zip(seen.tolist(), edges.tolist(), strict=True)
+        ]
 
 
 def _box(origin: np.ndarray, direction: np.ndarray, half: np.ndarray) -> np.ndarray:
@@ -166,8 +182,8 @@ def cast(view: View, groups: tuple[Group, ...]) -> tuple[np.ndarray, np.ndarray]
     rays = view.directions()
     depth = np.full((view.height, view.width), np.inf, np.float32)
     index = np.full((view.height, view.width), -1, np.int32)
-    for number, shape in enumerate(shape for group in groups for shape in group.shapes):
-        window = view.window(shape.corners())
+    shapes = [shape for group in groups for shape in group.shapes]
+    for number, (shape, window) in enumerate(zip(shapes, view.windows(np.stack([shape.corners for shape in shapes])), strict=True)):
         if window is None:
             continue
         part = rays[window]
@@ -192,16 +208,19 @@ def blocked(points: np.ndarray, light: np.ndarray, groups: tuple[Group, ...]) ->
         bool [n].
     """
     shadow = np.zeros(len(points), bool)
+    groups = tuple(group for group in groups if group.casts)
+    if not groups or not len(points):
+        return shadow
     toward = np.broadcast_to(light, points.shape) - points
     square = np.einsum("ij,ij->i", toward, toward) + TINY
-    for group in groups:
-        if not group.casts:
-            continue
-        center, radius = group.sphere()
-        offset = center.astype(np.float32) - points
-        along = np.clip(np.einsum("ij,ij->i", offset, toward) / square, 0, 1)
-        miss = offset - along[:, None] * toward
-        near = np.flatnonzero((np.einsum("ij,ij->i", miss, miss) < np.float32(radius * radius)) & ~shadow)
+    # |center - points - along * toward|^2 of all spheres at once, by products of matrices: [groups, points]
+    centers, radii = (np.stack([np.asarray(group.sphere[k], np.float32) for group in groups]) for k in range(2))
+    dot = centers @ toward.T - np.einsum("ij,ij->i", points, toward)
+    along = np.clip(dot / square, 0, 1)
+    miss = (centers * centers).sum(1)[:, None] - 2 * (centers @ points.T) + np.einsum("ij,ij->i", points, points) - along * (2 * dot - along * square)
+    meets = miss < ((radii + np.float32(SLACK_M)) ** 2)[:, None]
+    for group, met in zip(groups, meets, strict=True):
+        near = np.flatnonzero(met & ~shadow)
         for shape in group.shapes:
             if not len(near):
                 break

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-PATTERNS = ("plain", "wood", "planks", "tiles", "bricks", "stripes", "dots", "carpet", "fabric", "plaster", "poster", "books", "grid", "marble", "sky")
+TILE_SIDE = 256  # texels of a tile of natural mottling
+PATTERNS = (
+    "plain",
+    "natural",
+    "wood",
+    "planks",
+    "tiles",
+    "bricks",
+    "stripes",
+    "dots",
+    "carpet",
+    "fabric",
+    "plaster",
+    "poster",
+    "books",
+    "grid",
+    "marble",
+    "sky",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +40,8 @@ class Material:
         seed: of its lattice.
         gloss: strength of the highlight, 0 to 1.
         glow: light the surface gives off itself, as a multiple of its colour.
+        mottle: how uneven its tone is: standard deviation of the reflectance's logarithm.
+        span: metres after which the unevenness repeats.
     """
 
     pattern: str
@@ -30,6 +51,8 @@ class Material:
     seed: int = 0
     gloss: float = 0.0
     glow: float = 0.0
+    mottle: float = 0.0
+    span: float = 1.5
 
     def __post_init__(self):
         if self.pattern not in PATTERNS:
@@ -57,9 +80,39 @@ def noise(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     return upper * (1 - v) + lower * v
 
 
-def _fade(unit: float, footprint: np.ndarray) -> np.ndarray:
-    """How much of a detail of this size is left where a pixel covers ``footprint`` metres: without it far tiles flicker."""
-    return np.clip(1.6 - 2.2 * footprint / unit, 0, 1)
+@cache
+def natural_tiles(side: int = TILE_SIDE) -> tuple[np.ndarray, ...]:
+    """Noise whose amplitude falls as 1 / frequency, as in photos of natural scenes (Field 1987): a tile [side, side] of mean 0 and variance 1 that
+    repeats without seams, and its averages over 2 x 2, 4 x 4, ... texels, float32."""
+    draw = np.random.Generator(np.random.PCG64(1987))
+    row, column = np.meshgrid(np.fft.fftfreq(side), np.fft.rfftfreq(side), indexing="ij")
+    frequency = np.hypot(row, column)
+    frequency[0, 0] = np.inf
+    tile = np.fft.irfft2(np.fft.rfft2(draw.standard_normal((side, side))) / frequency, (side, side))
+    tiles = [((tile - tile.mean()) / tile.std()).astype(np.float32)]
+    while len(tiles[-1]) > 4:
+        tiles.append(tiles[-1].reshape(len(tiles[-1]) // 2, 2, -1, 2).mean((1, 3)))
+    return tuple(tiles)
+
+
+def natural(u: np.ndarray, v: np.ndarray, span: float, seed: int, footprint: np.ndarray) -> np.ndarray:
+    """Natural mottling at places u, v (metres): float32 like them, as fine as pixels that cover about ``footprint`` metres can show."""
+    tiles = natural_tiles()
+    level = int(np.clip(np.round(np.log2(max(float(np.median(footprint)), 1e-6) * TILE_SIDE / span)), 0, len(tiles) - 1))
+    side = len(tiles[level])
+    across, down = seed % 251 / 251, seed % 241 / 241
+    rows, columns = (np.floor((part / span + shift) * side).astype(np.int64) % side for part, shift in ((v, down), (u, across)))
+    return tiles[level][rows, columns]
+
+
+@dataclass(frozen=True, eq=False)
+class _Fade:
+    """How much of a detail of a size is left where a pixel covers ``footprint`` metres: without it far tiles flicker."""
+
+    footprint: np.ndarray
+
+    def __call__(self, unit: float) -> np.ndarray:
+        return np.clip(1.6 - 2.2 * self.footprint / unit, 0, 1)
 
 
 def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -173,7 +226,14 @@ def _sky(m: Material, u, v, fade, base, second):
     return _mix(base * np.ones_like(leaves)[:, None], second, ground) * (ground * leaves + (1 - ground))[:, None]
 
 
+def _natural(m: Material, u, v, fade, base, second):
+    """A photo or a print without any figure: three colours that change as natural scenes do."""
+    share = np.stack([natural(u, v, m.scale * (1 + 0.6 * k), m.seed + 83 * k, fade.footprint) for k in range(3)], 1)
+    return base + (second - base) / (1 + np.exp(-2 * share))
+
+
 _PAINT = {
+    "natural": _natural,
     "wood": _wood, "planks": _planks, "tiles": _tiles, "bricks": _bricks, "stripes": _stripes, "dots": _dots, "carpet": _carpet, "fabric": _fabric,
     "plaster": _plaster, "poster": _poster, "books": _books, "grid": _grid, "marble": _marble, "sky": _sky,
 }  # fmt: skip
@@ -190,8 +250,11 @@ def reflectance(material: Material, place: np.ndarray, footprint: np.ndarray) ->
         float32 [n, 3] in [0, 1].
     """
     base, second = np.asarray(material.base, np.float32), np.asarray(material.second, np.float32)
+    u, v = place[:, 0], place[:, 1]
     if material.pattern == "plain":
-        return np.broadcast_to(base, (len(place), 3)).copy()
-    paint = _PAINT[material.pattern]
-    colour = paint(material, place[:, 0], place[:, 1], lambda unit: _fade(unit, footprint), base, second)
-    return np.clip(colour, 0, 1).astype(np.float32)
+        colour = np.broadcast_to(base, (len(place), 3)).copy()
+    else:
+        colour = np.clip(_PAINT[material.pattern](material, u, v, _Fade(footprint), base, second), 0, 1).astype(np.float32)
+    if material.mottle:
+        colour = np.minimum(colour * np.exp(np.float32(material.mottle) * natural(u, v, material.span, material.seed, footprint))[:, None], np.float32(1))
+    return colour

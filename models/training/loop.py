@@ -142,20 +142,16 @@ def train(
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
     unused = recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
-    started, side, batches, checked, out_of_patience = time.monotonic(), 0, None, False, False
+    windows = Windows(learner, recipe, run.data)
+    batches = Prefetch(_batches_of(windows, run, ranks), run.workers, run.steps)
+    started, checked, out_of_patience = time.monotonic(), False, False
     losses = [line["loss"] for line in lines if "loss" in line]
     on_message(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
     while step < run.steps and not out_of_patience:
         share = step / run.steps
-        wanted, learner.cells = recipe.phase_at(share)
+        side, learner.cells = recipe.phase_at(step, run.steps)
+        learner.network = windows.networks[side]
         learner.alone = share < recipe.hint_alone
-        if batches is None or wanted != side:
-            side = wanted
-            if side:
-                learner.network = learner.at_window(side)
-            if batches is not None:
-                batches.close()
-            batches = Prefetch(_batches_of(learner.examples(run.data, recipe.geometry), run, ranks), run.workers, run.steps)
         _set_modes(learner.network)
         rate = recipe.rate_at(share)
         for group in optimiser.param_groups:
@@ -187,6 +183,7 @@ def train(
             spent_s = earlier_s + time.monotonic() - started
             lines.append({"step": step, **numbers, "lr": rate, "window": learner.network.contract.input.window[0], "wall_s": round(spent_s, 1)})
         if (step % run.every == 0 or step == run.steps) and ranks.rank == 0:
+            learner.network = windows.networks[0 if recipe.whole_every else side]
             with averaged.applied():
                 out_of_patience = _validate(learner, run, step, lines, losses, on_message)
             save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts, averaged.tensors, scaler)
@@ -196,8 +193,7 @@ def train(
             torch.distributed.broadcast(said, 0)
             out_of_patience = bool(said)
         on_progress(step)
-    if batches is not None:
-        batches.close()
+    batches.close()
     wall_s = earlier_s + time.monotonic() - started
     network.eval().requires_grad_(False)
     if ranks.rank == 0:
@@ -291,10 +287,27 @@ def _check_gradients(names: dict[Tensor, str]) -> None:
         raise AccuracyError(f"no gradient reaches {len(unreached)} tensor(s) that should learn, {unreached[0]} is one")
 
 
-def _batches_of(examples, run: Run, ranks: Ranks) -> Callable[[int], list]:
+class Windows:
+    """A learner's network at every window that a recipe asks for, and the samples shaped for it; the modules are shared.
+
+    Attributes:
+        networks, examples: by the window's side; 0: the network's own.
+    """
+
+    def __init__(self, learner: Learner, recipe: Recipe, samples: KeptSamples):
+        own = learner.network
+        self.networks = {0: own} | {side: learner.at_window(side) for side in recipe.sides if side}
+        self.examples = {}
+        for side, learner.network in self.networks.items():
+            self.examples[side] = learner.examples(samples, recipe.geometry)
+        learner.network = own
+
+
+def _batches_of(windows: Windows, run: Run, ranks: Ranks) -> Callable[[int], list]:
     """A function from a step to its parts: (share of the step's pictures, batch) each."""
 
     def make(step: int) -> list:
+        examples = windows.examples[run.recipe.phase_at(step, run.steps)[0]]
         mine = numbers_of_step(step, run.recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
         draws = [np.random.Generator(np.random.PCG64([run.seed, step, ranks.rank, place, 1])) for place in range(len(mine))]
         size = -(-len(mine) // run.accumulate)

@@ -78,11 +78,14 @@ class Session:
             raise UsageError(was, fix="give both --set captions=1 and --captions FILE, a JSON object from the pictures' ids to captions, or neither")
         device = device_for(arguments.device)
         folder = Path(arguments.cache) if arguments.cache else None
+        learned = [_repeated(text, arguments.captions) for text in arguments.data]
         try:
-            data = KeptSamples([_source(text, "train", arguments.captions) for text in arguments.data], folder, arguments.shots, arguments.seed)
+            data = KeptSamples([source for source, times in learned for _ in range(times)], folder, arguments.shots, arguments.seed)
         except ValueError as error:
             raise UsageError(str(error), fix="give a smaller --shots") from error
         chosen = None
+        if arguments.hold_back and any(times > 1 for _, times in learned):
+            raise UsageError("--hold-back and DATA*N: a sample would be learned from and chosen by", fix="leave out one of them")
         if arguments.hold_back:
             try:
                 data, chosen = data.split(arguments.hold_back, arguments.seed)
@@ -108,7 +111,7 @@ class Session:
             "variant": network.variant,
             **({"settings": options["settings"]} if arguments.set else {}),
             "weights": network.origin.sha256,
-            "data": [source.provenance.to_json() for source in data.sources],
+            "data": [_facts(source, times) for source, times in learned],
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
             "steps": steps,
             "batch": recipe.batch,
@@ -244,6 +247,19 @@ def device_for(name: str) -> torch.device:
     if not number.isdigit() or not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():
         raise EnvironmentMismatchError(f"PyTorch finds no {name} here", fix="use --device cpu, or install a PyTorch for this GPU")
     return torch.device(name)
+
+
+def _repeated(text: str, captions: str | None) -> tuple[Source, int]:
+    """The source of ``DATA`` or ``DATA*N``, and how often each of its samples counts."""
+    words, star, times = text.rpartition("*")
+    if not (star and times.isascii() and times.isdigit() and 0 < int(times) < 10**6):
+        return _source(text, "train", captions), 1
+    return _source(words, "train", captions), int(times)
+
+
+def _facts(source: Source, times: int) -> dict:
+    facts = source.provenance.to_json()
+    return facts if times == 1 else {**facts, "name": f"{facts['name']}, each {times} times"}
 
 
 def _source(text: str, split: str, captions: str | None) -> Source:

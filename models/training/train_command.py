@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", metavar="NAME", help="a network of the catalog that has a recipe (--list)")
     parser.add_argument("--list", action="store_true", help="list the recipes, and leave")
-    parser.add_argument("--data", metavar="DATA", action="append", help="what to learn from; may be repeated")
+    parser.add_argument("--data", metavar="DATA", action="append", help="what to learn from; may be repeated; DATA*N: each sample counts N times")
     parser.add_argument("--shots", type=_positive, default=0, metavar="N", help="learn from only N samples of the data, drawn by the seed")
     parser.add_argument("--val", metavar="DATA", action="append", default=[], help="what to measure on; the first one also during training; may be repeated")
     parser.add_argument("-o", "--output", metavar="FILE", help="the weights to write, .safetensors")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ....datasets.careless import blurred, compressed, exposed, noisy, shaken
 from ....datasets.sample import Sample
 
 
@@ -29,6 +30,9 @@ class Augmentation:
         cut_depth: chance that a full-height strip of the photo shows its own depth (vertical CutDepth).
         cut_width: largest width of that strip, as a share.
         turn: largest rotation of photo and depth about the middle, in degrees; 0 for none.
+        crop: smallest share of the photo's sides that is left of it; 1 for the whole photo.
+        frame: chance that the photo has a white or black border, as NYU Depth v2 has; nothing is known below it.
+        careless: chance of each of five faults: exposure and warmth, blur, a shaken camera, noise, JPEG.
 
     Raises:
         ValueError: if a chance is not between 0 and 1, or a strength is not between 0 and 1 (hue: 180, turn: 45).
@@ -44,9 +48,13 @@ class Augmentation:
     cut_depth: float = 0.25
     cut_width: float = 0.75
     turn: float = 0.0
+    crop: float = 1.0
+    frame: float = 0.0
+    careless: float = 0.0
 
     def __post_init__(self):
         shares = (self.flip, self.colour, self.cut_depth, self.cut_width, self.brightness, self.contrast, self.gamma, self.saturation)
+        shares += (self.crop, self.frame, self.careless)
         if not all(0 <= share <= 1 for share in shares) or not 0 <= self.hue <= 180 or not 0 <= self.turn <= 45:
             raise ValueError(f"chances and strengths from 0 to 1 were wanted, got {self}")
 
@@ -59,6 +67,45 @@ def mirrored(sample: Sample) -> Sample:
         intrinsics = (fx, fy, sample.rgb.shape[1] - 1 - cx, cy)
     turned = (np.ascontiguousarray(part[:, ::-1]) for part in (sample.rgb, sample.depth_m, sample.valid))
     return Sample(*turned, intrinsics, sample.id, sample.scene, sample.caption)
+
+
+def cropped(sample: Sample, least: float, draw: np.random.Generator) -> Sample:
+    """A part of photo, depth and validity with the same shape, ``least`` to all of its sides, from anywhere; the intrinsics are dropped."""
+    share = draw.uniform(least, 1)
+    height, width = sample.depth_m.shape
+    rows, columns = max(1, round(height * share)), max(1, round(width * share))
+    top, left = int(draw.integers(0, height - rows + 1)), int(draw.integers(0, width - columns + 1))
+    parts = (part[top : top + rows, left : left + columns] for part in (sample.rgb, sample.depth_m, sample.valid))
+    return Sample(*parts, None, sample.id, sample.scene)
+
+
+def framed(sample: Sample, draw: np.random.Generator) -> Sample:
+    """With a border of up to 3 % of the photo's height, nearly white or black; nothing is known below it."""
+    height, width = sample.depth_m.shape
+    wide = draw.uniform(0.004, 0.03, 4) * height
+    top, bottom, left, right = (round(float(each)) for each in wide)
+    inside = np.zeros((height, width), bool)
+    inside[top : height - bottom, left : width - right] = True
+    tone = int(draw.integers(235, 256)) if draw.random() < 0.7 else int(draw.integers(0, 20))
+    rgb = np.where(inside[..., None], sample.rgb, np.uint8(tone))
+    valid = sample.valid & inside
+    return Sample(rgb, np.where(valid, sample.depth_m, np.float32(0)), valid, sample.intrinsics, sample.id, sample.scene)
+
+
+def carelessly_taken(rgb: np.ndarray, chance: float, draw: np.random.Generator) -> np.ndarray:
+    """A photo uint8 [H, W, 3] with each of five faults at that chance, in the order in which a camera makes them; lengths are for a photo 200 pixels wide."""
+    scale = rgb.shape[1] / 200
+    if draw.random() < chance:
+        rgb = exposed(rgb, float(draw.normal(0, 0.7)), float(draw.normal(0, 0.35)))
+    if draw.random() < chance:
+        rgb = blurred(rgb, scale * float(draw.uniform(0.3, 1.3)))
+    if draw.random() < chance / 2:
+        rgb = shaken(rgb, max(2, round(scale * draw.uniform(2, 7))), float(draw.uniform(0, math.pi)))
+    if draw.random() < chance:
+        rgb = noisy(rgb, float(draw.gamma(2.0, 2.5)), draw)
+    if draw.random() < chance:
+        rgb = compressed(rgb, int(draw.integers(25, 95)))
+    return rgb
 
 
 def turned(sample: Sample, degrees: float) -> Sample:

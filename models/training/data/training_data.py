@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ....datasets.source import Source
 from ....runtime.artefact.contract import Contract, Pad, Resize, Step
 from ....runtime.errors import InputError
 from ....runtime.photo.preprocess import Placed, Window, place_steps, shape_photo, window_tensor
-from .augmentation import Augmentation, cut_depth, mirrored, recoloured, turned
+from .augmentation import Augmentation, carelessly_taken, cropped, cut_depth, framed, mirrored, recoloured, turned
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,12 @@ class Examples:
             sample = mirrored(sample)
         if augmentation is not None and augmentation.turn:
             sample = turned(sample, float(draw.uniform(-augmentation.turn, augmentation.turn)))
+        if augmentation is not None and augmentation.crop < 1:
+            sample = cropped(sample, augmentation.crop, draw)
+        if augmentation is not None and augmentation.careless:
+            sample = replace(sample, rgb=carelessly_taken(sample.rgb, augmentation.careless, draw))
+        if augmentation is not None and augmentation.frame and draw.random() < augmentation.frame:
+            sample = framed(sample, draw)
         steps = self._steps(sample)
         placed = place_steps(steps, *sample.rgb.shape[:2])
         picture = shape_photo(sample.rgb, placed)

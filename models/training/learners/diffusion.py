@@ -19,6 +19,8 @@ from ..data.training_data import Batch
 from ..recipes.recipe import Recipe
 from .depth_hint import map_hint
 from .learner import Learner
+from .losses import log_edges
+from .metric_bins_step import metric_depth
 
 HINT_WEIGHT = 0.5
 SEED_SHARE = 0.1  # scale of the random weights that place the initial bin centres
@@ -29,7 +31,7 @@ class EvpLearner(Learner):
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
-        self.hint = HINT_WEIGHT if recipe.hint else 0.0
+        self.hint, self.edges = (HINT_WEIGHT if recipe.hint else 0.0), recipe.edges
         words = getattr(network, "words", None)
         self.write = words and TextEncoder(network.contract.text, network.contract.input, words.tokenizer)
 
@@ -53,10 +55,16 @@ class EvpLearner(Learner):
             top, left = (int(torch.randint(0, features.shape[-1] - self.cells + 1, ())) for _ in range(2))
             features = features[..., top : top + self.cells, left : left + self.cells]
             rows, columns = (slice(FEATURE_SCALE * start, FEATURE_SCALE * (start + self.cells)) for start in (top, left))
-        loss = self.loss(self.decode(features).float(), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns])
-        if not self.hint:
-            return {"loss": loss}
-        return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint}
+        found, truth_m, valid = self.decode(features).float(), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns]
+        parts = {"silog": self.loss(found, truth_m, valid)}
+        loss = parts["silog"]
+        if self.hint:
+            parts["hint"] = hint
+            loss = loss + self.hint * hint
+        if self.edges:
+            parts["edges"] = log_edges(found, truth_m, valid)
+            loss = loss + self.edges * parts["edges"]
+        return {"loss": loss} if len(parts) == 1 else {"loss": loss, **parts}
 
     @property
     def latent_divisor(self) -> float:
@@ -114,7 +122,7 @@ class EvpLearner(Learner):
         if network.bins is None:
             return network.relative(raw)
         with torch.autocast(out.device.type, enabled=False):  # the bins' logarithms do not fit 16 bits
-            return network.bins(features.float(), tuple(level.float() for level in levels), out.float(), raw.float())
+            return metric_depth(network.bins, features.float(), tuple(level.float() for level in levels), raw.float())
 
     def rebuilt(self, side: int) -> DepthNetwork:
         return type(self.network)(self.windowed(side), self.network.variant, self.network.words)

@@ -53,7 +53,7 @@ class Recipe:
     patience: int = 0
 
     # Defaults of what only ``tiny.TinyRecipe`` has, for networks that start from nothing.
-    hint, hint_alone, sentences = False, 0.0, 1
+    hint, hint_alone, sentences, edges, whole_every, sides = False, 0.0, 1, 0.0, 0, (0,)
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -63,8 +63,8 @@ class Recipe:
         if self.precision not in ("fp32", "bf16", "fp16") or self.patience < 0:
             raise ValueError(f"fp32, bf16 or fp16 and a patience from 0 were wanted, got {self.precision!r} and {self.patience}")
 
-    def phase_at(self, share: float) -> tuple[int, int]:
-        """The window's side after ``share`` (0 to below 1) of all steps, 0 for the network's own, and the cells that are decoded, 0 for all."""
+    def phase_at(self, step: int, steps: int) -> tuple[int, int]:
+        """The window's side in a step, 0 for the network's own, and the cells that are decoded, 0 for all."""
         return 0, 0
 
     def rate_at(self, share: float) -> float:

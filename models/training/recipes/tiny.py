@@ -17,25 +17,37 @@ class TinyRecipe(Recipe):
         hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the cheapest.
         phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
+        whole_every: every so many steps one sees all of the network's own window, whatever the phase; 0: none does.
         sentences: for networks that are asked in words, about each picture of a batch.
+        edges: weight of ``losses.log_edges`` beside the loss.
     """
 
     hint: bool = False
     hint_alone: float = 0.0
     phases: tuple[tuple[float, int, int], ...] = ()
+    whole_every: int = 0
     sentences: int = 1
+    edges: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sentences < 1:
-            raise ValueError(f"at least one sentence was wanted, got {self.sentences}")
+        if self.sentences < 1 or self.whole_every < 0 or self.edges < 0:
+            raise ValueError(f"a sentence, steps from 0 and a weight from 0 were wanted, got {self.sentences}, {self.whole_every} and {self.edges}")
         if not 0 <= self.hint_alone < 1 or (self.hint_alone and not self.hint):
             raise ValueError(f"hint_alone must be a share below 1, of a recipe with hints, got {self.hint_alone}")
         shares = [share for share, _, _ in self.phases]
         if shares != sorted(set(shares)) or (shares and (shares[0] <= 0 or shares[-1] != 1)):
             raise ValueError(f"growing shares that end with 1 were wanted, got {self.phases}")
 
-    def phase_at(self, share: float) -> tuple[int, int]:
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides of all windows that ``phase_at`` may give."""
+        return tuple(dict.fromkeys((0, *(side for _, side, _ in self.phases))))
+
+    def phase_at(self, step: int, steps: int) -> tuple[int, int]:
+        if self.whole_every and step % self.whole_every == 0:
+            return 0, 0
+        share = step / steps
         return next(((side, cells) for end, side, cells in self.phases if share < end), (0, 0))
 
 
@@ -61,6 +73,17 @@ FROM_NOTHING = TinyRecipe(
     augmentation=LIGHT,
 )
 TINY_DIFFUSION = replace(FROM_NOTHING, epochs=3, hint=True, phases=TINY_PHASES)
+CARELESS = replace(LIGHT, crop=0.75, frame=0.3, careless=0.3, turn=3.0, hue=20.0, saturation=0.4)
+LONG = replace(
+    FROM_NOTHING,
+    source="this project: from nothing, whole maps always, each third step at its own window; outlines count; photos as careless hands take them",
+    epochs=20,
+    hint=True,
+    phases=((0.85, 96, 0), (1.0, 160, 0)),
+    whole_every=3,
+    edges=0.5,
+    augmentation=CARELESS,
+)
 TINY_BLIP2 = replace(
     FROM_NOTHING,
     source="this project: DepthBLIP-2's published formula from seven prompts to depth, and behind it everything learns (published: at most the bins do)",
@@ -72,10 +95,10 @@ TINY_BLIP2 = replace(
     trained=(r"image_encoder\.", rf"qformer\.(?!{UNREAD.format(last=2)})"),
 )
 TINY: dict[str, TinyRecipe] = {
-    "evp-tiny": replace(TINY_DIFFUSION, trained=(r"(?!text\.clip\.)",)),
-    "evp-tiny clip": TINY_DIFFUSION,
+    "evp-tiny": replace(LONG, trained=(r"(?!text\.clip\.)",)),
+    "evp-tiny clip": LONG,
     "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
-    "vpd-tiny": TINY_DIFFUSION,
+    "vpd-tiny": LONG,
     "moa-depthclip-tiny": small(
         MOA, source="this project: MoA-DepthCLIP's losses, from nothing", rate=1e-3, least_rate=1e-5, schedule="cosine", warmup=0.03, clip=1.0, trained=(".",)
     ),
