@@ -8,15 +8,19 @@ import fake_tensorrt
 import fake_tensorrt10_builder
 import kernel_host
 import numpy as np
+import onnx
 import operator_network
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from test_export_tensorrt10 import VERSION, run_here
 
 from fathom.export.bundle.bundle import write_bundle
 from fathom.export.commands import build_command
+from fathom.export.operators.split import split_stage
 from fathom.runtime.artefact.operator_use import OperatorUse, PluginLibrary
 from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.commands import inspection
 from fathom.runtime.errors import ChecksumError, EnvironmentMismatchError
 from fathom.runtime.pipeline import Pipeline
@@ -195,3 +199,24 @@ def test_what_a_manifest_says_of_operators_is_read_strictly(wrong):
     assert OperatorUse.from_json(USE).to_json() == USE
     with pytest.raises(ValueError):
         OperatorUse.from_json({**USE, **wrong})
+
+
+def test_a_stage_is_cut_behind_a_cast_whose_type_stands_in_the_cast_alone(tmp_path):
+    """Typing puts casts between FP32 parts and FP16 ones, and writes their types nowhere else."""
+    number, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    shape = ["batch", 4, 6, 6]
+    nodes = [
+        helper.make_node("Softplus", ["x"], ["soft"]),
+        helper.make_node("Cast", ["soft"], ["soft:fp16"], to=half),
+        helper.make_node("GroupNormSilu", ["soft:fp16", "scale", "shift"], ["y"], domain="fathom", groups=2),
+    ]
+    sides = [[helper.make_tensor_value_info("x", number, shape)], [helper.make_tensor_value_info("y", half, shape)]]
+    constants = [numpy_helper.from_array(np.full(4, value, np.float32), name) for name, value in (("scale", 1), ("shift", 0))]
+    graph = helper.make_graph(nodes, "s", *sides, constants, value_info=[helper.make_tensor_value_info("soft", number, shape)])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fathom", 1)]
+    (tmp_path / "s.onnx").write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+    spec = StageSpec("s", (TensorSpec("x", "float32", tuple(shape)),), (TensorSpec("y", "float16", tuple(shape)),))
+    engine, kernel = split_stage(tmp_path / "s.onnx", spec)
+    assert [(tensor.dtype, tensor.shape) for tensor in engine.spec.outputs] == [("float16", tuple(shape))]
+    assert kernel.operator == "GroupNormSilu" and kernel.parameters["groups"] == 2 and kernel.spec.inputs == engine.spec.outputs
+    onnx.checker.check_model(onnx.load(engine.graph))

@@ -111,10 +111,12 @@ def _name_after_stage(model: onnx.ModelProto, stage: str) -> None:
 
 
 def _kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor whose type is written in the graph; an operator of ours gives what it takes."""
+    """Element type of every tensor whose type is written in the graph or in its cast; an operator of ours gives what it takes."""
     graph = model.graph
     found = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
     found |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    casts = [node for node in graph.node if node.op_type == "Cast" and not node.domain]
+    found |= {node.output[0]: helper.get_attribute_value(next(a for a in node.attribute if a.name == "to")) for node in casts}
     made = [(name, node.input[0]) for node in graph.node if node.domain == DOMAIN for name in node.output]
     return {**found, **{name: found[source] for name, source in made if source in found}}
 
