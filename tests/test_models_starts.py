@@ -17,6 +17,7 @@ from fathom.models.llm_mde import llm_mde
 from fathom.models.training import loop
 from fathom.models.training.loop import read_log
 from fathom.models.training.recipes import recipes
+from fathom.models.training.recipes.papers import LIGHT
 from fathom.models.training.recipes.recipes import RECIPES
 from fathom.models.training.starts.llm_mde import bert_keys, vit_keys
 from fathom.models.training.starts.stable_diffusion import stable_diffusion_keys
@@ -187,7 +188,8 @@ def test_the_loss_is_finite_and_falls(name, published_files, tmp_path, monkeypat
     model, diffusion = f"{name}-tiny", name in ("evp", "vpd")
     key = " ".join((model, *CASES[name][1:]))
     phases = ((1.0, 32, 0),) if diffusion else ()
-    monkeypatch.setitem(recipes.RECIPES, key, replace(RECIPES[key], hint=False, hint_alone=0.0, phases=phases, warmup=0.0))
+    plain = {"hint": False, "hint_alone": 0.0, "phases": phases, "whole_every": 0, "warmup": 0.0, "augmentation": LIGHT}  # losses that compare
+    monkeypatch.setitem(recipes.RECIPES, key, replace(RECIPES[key], **plain))
     start = published_files.start_of(tmp_path / "start", name, "Stable Diffusion" if diffusion else "", {})
     output = tmp_path / "w.safetensors"
     words = ["--model", model, "--data", "rooms:1:1:48x64", "--steps", "24", "--batch", "1", "-o", str(output), "--json", "--quiet"]

@@ -76,7 +76,7 @@ def cropped(sample: Sample, least: float, draw: np.random.Generator) -> Sample:
     rows, columns = max(1, round(height * share)), max(1, round(width * share))
     top, left = int(draw.integers(0, height - rows + 1)), int(draw.integers(0, width - columns + 1))
     parts = (part[top : top + rows, left : left + columns] for part in (sample.rgb, sample.depth_m, sample.valid))
-    return Sample(*parts, None, sample.id, sample.scene)
+    return Sample(*parts, None, sample.id, sample.scene, sample.caption)
 
 
 def framed(sample: Sample, draw: np.random.Generator) -> Sample:
@@ -89,7 +89,7 @@ def framed(sample: Sample, draw: np.random.Generator) -> Sample:
     tone = int(draw.integers(235, 256)) if draw.random() < 0.7 else int(draw.integers(0, 20))
     rgb = np.where(inside[..., None], sample.rgb, np.uint8(tone))
     valid = sample.valid & inside
-    return Sample(rgb, np.where(valid, sample.depth_m, np.float32(0)), valid, sample.intrinsics, sample.id, sample.scene)
+    return Sample(rgb, np.where(valid, sample.depth_m, np.float32(0)), valid, sample.intrinsics, sample.id, sample.scene, sample.caption)
 
 
 def carelessly_taken(rgb: np.ndarray, chance: float, draw: np.random.Generator) -> np.ndarray:
