@@ -1,6 +1,7 @@
 """Triton repositories: configurations that Triton's own classes read, ensembles that give depth-run's map, photos through the Python backend."""
 
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from triton_ensemble import ensemble_depth
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 import fathom
+from fathom.export.commands import build_command
 from fathom.export.commands.triton_command import main as depth_triton
 from fathom.export.triton.check import check_models
 from fathom.export.triton.config_text import config_text, read_config
@@ -30,6 +32,7 @@ from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.serving.photo_service import OUTPUTS
+from fathom.runtime.text.encoder import TextEncoder
 
 PHOTO = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
 
@@ -99,6 +102,29 @@ def test_the_ensemble_gives_the_map_of_depth_run_bit_for_bit(tiny, tmp_path, kin
     with BundleDirectory.open(source) if kind == "bundle" else PlanFile.open(source) as artefact:
         depth = ensemble_depth(tmp_path / "models", made.ensemble, artefact, PHOTO, protocol)
     assert depth.tobytes() == np.load(tmp_path / "photo_depth.npy").tobytes()
+
+
+NETWORKS = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_ensembles_of_every_network_give_the_map_of_depth_run_bit_for_bit(tiny_bundle, tmp_path, name):
+    bundle, plan = tiny_bundle(name), tmp_path / "network.plan"
+    assert build_command.main([str(bundle), "-o", str(plan), "--quiet"]) == 0
+    Image.fromarray(PHOTO).save(tmp_path / "photo.png")
+    asked = ["--prompt", "the cup on the left"] if "refer" in name else []
+    for source, kind in ((bundle, BundleDirectory), (plan, PlanFile)):
+        made, out = write_repository(source, tmp_path / f"{kind.__name__}-models", ("ensemble",)), tmp_path / kind.__name__
+        done = depth_run("--engine", source, tmp_path / "photo.png", "-o", out, "--save", "npy", "--threads", 1, "--batch", 1, *asked)
+        assert done.returncode == 0, done.stderr
+        with kind.open(source) as artefact:
+            contract, words = artefact.manifest.contract, None
+            if contract.text is not None:
+                encoder = TextEncoder(contract.text, contract.input, artefact.read(contract.text.tokenizer) if contract.text.tokenizer else b"")
+                words = functools.partial(encoder, prompt=asked[-1] if asked else None)
+            depth = ensemble_depth(tmp_path / f"{kind.__name__}-models", made.ensemble, artefact, PHOTO, inputs=words)
+        assert depth.tobytes() == np.load(out / "photo_depth.npy").astype(depth.dtype).tobytes()
 
 
 def changed(folder, was, new, count=1):

@@ -1,9 +1,12 @@
 """Bags of ROS 2 in and out, and flying pixels."""
 
+import dataclasses
+import importlib
 import importlib.util
 import io
 import json
 import queue
+import sys
 import threading
 import time
 from pathlib import Path
@@ -183,8 +186,9 @@ def test_a_bag_becomes_a_bag_of_metres(tiny, bag, tmp_path, capsys):
     assert run.main(words) == 3 and "exists already" in capsys.readouterr().err
 
 
-def test_compressed_pictures(tiny, bag, tmp_path):
+def test_compressed_pictures(tiny, bag, tmp_path, capsys):
     assert run.main(["--engine", str(tiny.plan), str(bag), "-o", str(tmp_path / "c.mcap"), "--topic", "/cam/image_raw/compressed", "-q", "--scale", "1.5"]) == 0
+    assert "depth_m = 1.5 * network" in capsys.readouterr().out
     (message,) = [message for topic, _, message in read(tmp_path / "c.mcap") if topic == "/cam/depth/image_raw"]
     assert b"fathom.correction" in (tmp_path / "c.mcap").read_bytes() and b"1.5 * network" in (tmp_path / "c.mcap").read_bytes()
     with Pipeline.open(tiny.plan) as pipeline:
@@ -256,3 +260,95 @@ def test_the_node_drops_what_is_old_and_survives_what_is_broken(newest, tiny):
         node.on_image(pictures[1])
         assert sent.get(timeout=10)[0] == 1
         node.close()
+
+
+def test_a_surprise_in_one_picture_does_not_end_the_node(newest):
+    sent, words = queue.Queue(), queue.Queue()
+    node = newest(lambda photo, camera: DepthMap(photo[..., 0] + np.float32(1), photo[..., 0] >= 0, "metric", "m", 0.1, 300, "far"), sent.put, words.put)
+    node.publish = lambda *what: sent.put(what)
+    picture = SimpleNamespace(**vars(raw("rgb8", PHOTOS[0])), header=0)
+    node.on_info(SimpleNamespace(k=[50.0]))  # no matrix at all
+    node.on_image(picture)
+    assert "Error" in words.get(timeout=10)
+    node.info = None
+    node.on_image(picture)
+    assert sent.get(timeout=10)[0] == 0
+    node.close()
+
+
+class Topics:
+    """As much of rclpy as the node uses: parameters from a file, and what it subscribes to and publishes."""
+
+    def __init__(self, name):
+        self.said, self.published, self.listening = [], {}, {}
+
+    def declare_parameter(self, name, default):
+        return SimpleNamespace(value=self.parameters.get(name, default))
+
+    def get_logger(self):
+        return SimpleNamespace(info=self.said.append, warning=self.said.append)
+
+    def create_publisher(self, kind, topic, qos):
+        self.published[topic] = queue.Queue()
+        return SimpleNamespace(publish=lambda message: self.published[topic].put((kind, qos, message)))
+
+    def create_subscription(self, kind, topic, take, qos):
+        self.listening[topic] = (kind, take)
+
+
+@pytest.fixture
+def node_module(monkeypatch):
+    """The node's module over a stand-in for rclpy whose messages take only the fields of the real ones."""
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    from rosbags.typesys import Stores, get_typestore
+
+    known = get_typestore(Stores.ROS2_HUMBLE).types
+
+    def fill(message, **values):
+        for field, value in values.items():
+            setattr(message, field, value)
+
+    def kind_of(name):
+        fields = [field.name for field in dataclasses.fields(known[f"sensor_msgs/msg/{name}"])]
+        return type(name, (), {"__slots__": fields, "__init__": fill})
+
+    kinds = {name: kind_of(name) for name in ("CameraInfo", "CompressedImage", "Image", "PointCloud2", "PointField")}
+    policy = SimpleNamespace(KEEP_LAST="last", RELIABLE="reliable", BEST_EFFORT="best effort")
+    qos = SimpleNamespace(HistoryPolicy=policy, ReliabilityPolicy=policy, QoSProfile=lambda **how: how, qos_profile_sensor_data="sensor")
+    stand_ins = {"rclpy": SimpleNamespace(), "rclpy.node": SimpleNamespace(Node=Topics), "rclpy.qos": qos, "sensor_msgs": SimpleNamespace()}
+    for name, module in {**stand_ins, "sensor_msgs.msg": SimpleNamespace(**kinds)}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.syspath_prepend(str(PACKAGE))
+    for name in ("fathom_depth", "fathom_depth.newest", "fathom_depth.depth_node"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("fathom_depth.depth_node")
+    for name in ("fathom_depth", "fathom_depth.newest", "fathom_depth.depth_node"):
+        sys.modules.pop(name, None)
+
+
+PACKAGE = Path(__file__).parent.parent / "docs/ros2/fathom_depth"
+
+
+def test_the_node_publishes_real_messages_with_its_parameters(node_module, tiny, monkeypatch):
+    import yaml
+
+    (settings,) = yaml.safe_load((PACKAGE / "config/depth.yaml").read_text()).values()
+    settings = settings["ros__parameters"]
+    assert settings == node_module.PARAMETERS | {"mask_edges": True}  # the file sets what the node declares, and nothing else
+    launch = (PACKAGE / "launch/depth.launch.py").read_text()
+    monkeypatch.setattr(Topics, "parameters", {"engine": str(tiny.plan), "scale": "1.4", "mask_edges": False, "points": True, "reliable": True}, raising=False)
+    node = node_module.DepthNode()
+    assert "depth_m = 1.4 * network" in node.said[0]
+    assert all(f'"{topic}": "' in launch for topic in (*node.published, *node.listening, "image/compressed"))
+    k, p = np.float64([50, 0, 39.5, 0, 50, 29.5, 0, 0, 1]), np.float64([50, 0, 39.5, 0, 0, 50, 29.5, 0, 0, 0, 1, 0])
+    facts = {"distortion_model": "plumb_bob", "d": np.zeros(5), "k": k, "r": np.eye(3).reshape(-1), "p": p, "binning_x": 0, "binning_y": 0}
+    node.listening["camera_info"][1](SimpleNamespace(height=60, width=80, **facts))
+    node.listening["image"][1](SimpleNamespace(**vars(raw("rgb8", PHOTOS[0])), header="its own"))
+    found = {topic: waiting.get(timeout=10) for topic, waiting in node.published.items()}
+    with Pipeline.open(tiny.plan) as pipeline:
+        wanted = pipeline.predict(PHOTOS[0]).values * np.float32(1.4)
+    np.testing.assert_allclose(np.frombuffer(found["depth"][2].data, "<f4").reshape(60, 80), wanted, rtol=1e-6)
+    assert all(message.header == "its own" and qos["reliability"] == "reliable" for _, qos, message in found.values())
+    assert found["depth_info"][2].k.tolist() == k.tolist() and found["points"][2].width == 4800 and found["points"][2].fields[0].name == "x"
+    node.newest.close()
+    node.pipeline.close()

@@ -87,8 +87,9 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
         print(f"error: {error}", file=sys.stderr)
     numbers: dict[str, Any] = {"bag": arguments.inputs[0], "topic": source.topic, "frames": done, "failed": len(failures), "file": str(out)}
     numbers.update({"untrained": pipeline.origin.untrained, **({"correction": pipeline.scale.words} if pipeline.scale else {})})
-    words = f"{arguments.inputs[0]} {source.topic}  {done} frames, {len(failures)} failed{', UNTRAINED WEIGHTS' if pipeline.origin.untrained else ''} -> {out}"
-    print(json.dumps(numbers) if arguments.json else words, flush=True)
+    words = f"{arguments.inputs[0]} {source.topic}  {done} frames, {len(failures)} failed{', UNTRAINED WEIGHTS' if pipeline.origin.untrained else ''}"
+    words += f", {pipeline.scale.words}" if pipeline.scale else ""
+    print(json.dumps(numbers) if arguments.json else f"{words} -> {out}", flush=True)
     return max((error.exit_code for error in failures), default=0)
 
 

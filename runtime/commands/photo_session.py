@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AccuracyError, DiskFullError, FathomError, InputError
 from ..free_memory import give_back_free_memory
-from ..outputs import writers
+from ..outputs.writers import save_as
 from ..photo.photo import read_photo
 from ..photo.preprocess import windows_of
 from .progress import Progress
@@ -149,17 +149,7 @@ class PhotoSession:
     def _write(self, photo: PhotoFile, pixels: np.ndarray, depth: DepthMap) -> list[str]:
         flags, warnings = self.arguments, []
         for kind, path in self.targets[photo].items():
-            if kind == "png16":
-                saved = writers.save_png16(depth, path, flags.force)
-            elif kind == "npy":
-                saved = writers.save_npy(depth, path, flags.force)
-            elif kind == "exr":
-                saved = writers.save_exr(depth, path, flags.force)
-            elif kind == "color":
-                saved = writers.save_color(depth, path, flags.force, flags.colormap, flags.near, flags.far)
-            else:
-                saved = writers.save_ply(depth, pixels, path, flags.force)
-            warnings += saved.warnings
+            warnings += save_as(kind, depth, pixels, path, flags.force, (flags.colormap, flags.near, flags.far)).warnings
         return warnings
 
     def _tell(self, group: Future) -> None:

@@ -23,7 +23,9 @@ from ..fleet.cluster import check_address, joined, shares
 from ..fleet.job import BROKEN, LOCK, MOST_RECORD_BYTES, RECORD, FleetJob
 from ..fleet.run_on_ray import Outcome, finished_rows, run_files, run_rows
 from ..fleet.sources import Sources, find_sources, is_parquet, is_uri, load_arrow
-from ..outputs.writers import refuse_ply
+from ..outputs.writers import refuse_ply, require_exr
+from ..ros.bag import is_bag
+from ..video.video import is_video
 from .inspection import open_artefact
 from .progress import Progress
 
@@ -43,6 +45,9 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
     start, address = time.monotonic(), check_address(arguments.ray)
     if arguments.show or arguments.topic is not None:
         raise UsageError("--show and --topic with --ray", wanted="photos to files or Parquet", fix="leave them out")
+    moving = next((text for text in arguments.inputs if is_bag(text) or is_video(text)), None)
+    if moving is not None:
+        raise UsageError(f"{moving} with --ray", wanted="photos, lists of them or Parquet", fix="a video or bag without --ray")
     if arguments.device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {arguments.device} with --ray", wanted="cpu or cuda: Ray gives each pipeline a GPU of its own", fix="leave it out")
     rows = is_parquet(arguments.output)
@@ -60,6 +65,8 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
     kinds = () if rows else arguments.save or ("png16", "color", *(("ply",) if camera else ()))
     if "ply" in kinds:
         refuse_ply(contract.output.kind, camera)
+    if "exr" in kinds:
+        require_exr()
     gpu = _on_gpu(manifest, arguments.device)
 
     def remark(text: str) -> None:
@@ -278,5 +285,6 @@ def _report(
     facts.update({"network": origin.network, "untrained": origin.untrained, **({"correction": correction.words} if correction else {})})
     words = f"{done} photos done, {there} done before, {len(outcome.broken)} broken"
     rate = f" in {working_s:.1f} s ({done / working_s:.1f}/s) by {shared.actors} pipelines" if shared and done else ""
-    print(json.dumps(facts) if arguments.json else f"{words}{rate}{', UNTRAINED WEIGHTS' if origin.untrained else ''} -> {arguments.output}", flush=True)
+    rate += f"{', UNTRAINED WEIGHTS' if origin.untrained else ''}{f', {correction.words}' if correction else ''}"
+    print(json.dumps(facts) if arguments.json else f"{words}{rate} -> {arguments.output}", flush=True)
     return 0 if done or there or not outcome.broken else max(code for _, code in outcome.broken.values())

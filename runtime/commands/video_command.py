@@ -140,14 +140,8 @@ class _Video:
             return
         for kind in set(self.kinds) & FRAME_SUFFIX.keys():
             path = self.place["frames"] / f"{frame.number:06d}{FRAME_SUFFIX[kind]}"
-            if kind == "png16":
-                writers.save_png16(depth, path, self.arguments.force)
-            elif kind == "npy":
-                writers.save_npy(depth, path, self.arguments.force)
-            elif kind == "exr":
-                writers.save_exr(depth, path, self.arguments.force)
-            else:
-                writers.save_ply(depth, frame.pixels, path, self.arguments.force)
+            flags = self.arguments
+            writers.save_as(kind, depth, frame.pixels, path, flags.force, (flags.colormap, flags.near, flags.far))
 
     def _show(self, frame: Frame, depth: DepthMap | None) -> None:
         """Into the colour video, once the first second has said from where to where the colours go."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import AccuracyError, DiskFullError, FathomError, InputError
-from ..outputs import writers
+from ..errors import AccuracyError, DiskFullError, EnvironmentMismatchError, FathomError, InputError
+from ..outputs.writers import save_as
 from ..pipeline import Pipeline
 from ..sequences import zip_equal
 from ..serving.photo_service import OUTPUTS, Ask, PhotoService, facts_of, map_of
@@ -97,16 +97,8 @@ class PhotoWorker:
         try:
             for kind, path in job.targets(self.names[key]).items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if kind == "png16":
-                    saved = writers.save_png16(depth, path, True)
-                elif kind == "npy":
-                    saved = writers.save_npy(depth, path, True)
-                elif kind == "color":
-                    saved = writers.save_color(depth, path, True, job.colormap, job.near, job.far)
-                else:
-                    saved = writers.save_ply(depth, pixels, path, True)
-                warnings += saved.warnings
-        except DiskFullError:
+                warnings += save_as(kind, depth, pixels, path, True, (job.colormap, job.near, job.far)).warnings
+        except (DiskFullError, EnvironmentMismatchError):
             raise
         except FathomError as error:
             return (key, BROKEN_PHOTO, str(error), error.exit_code, None)

@@ -32,6 +32,28 @@ class Saved:
     warnings: tuple[str, ...] = ()
 
 
+def save_as(kind: str, depth: DepthMap, photo: np.ndarray, path: Path, force: bool, color: tuple[str, float | None, float | None]) -> Saved:
+    """A map in one of the kinds of ``depth-run --save``.
+
+    Args:
+        kind: ``png16``, ``npy``, ``exr``, ``color`` or ``ply``.
+        photo: uint8 [H, W, 3], for the point cloud.
+        color: colour map, near and far of ``save_color``.
+
+    Raises:
+        InputError, UsageError, EnvironmentMismatchError: what the writer of that kind raises.
+        ValueError: if there is no such kind.
+    """
+    if kind == "color":
+        return save_color(depth, path, force, *color)
+    if kind == "ply":
+        return save_ply(depth, photo, path, force)
+    plain = {"png16": save_png16, "npy": save_npy, "exr": save_exr}
+    if kind not in plain:
+        raise ValueError(f"a map cannot be saved as {kind!r}")
+    return plain[kind](depth, path, force)
+
+
 def save_png16(depth: DepthMap, path: Path, force: bool = False) -> Saved:
     """16-bit PNG, 0 where there is no depth.
 

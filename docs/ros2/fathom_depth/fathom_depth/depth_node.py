@@ -23,6 +23,7 @@ class DepthNode(Node):
         self.pipeline = Pipeline.open(value["engine"], trust=Trust.of(None, value["require_key"]))
         self.pipeline.mask_edges = value["mask_edges"]
         self.pipeline.scale = read_scale(value["scale"]) if value["scale"] else None
+        self.get_logger().info(f"{self.pipeline.origin.network}, {self.pipeline.scale.words if self.pipeline.scale else 'metres as the network says them'}")
         protocol = value["protocol"] or None
         reliability = ReliabilityPolicy.RELIABLE if value["reliable"] else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=reliability)

@@ -56,3 +56,5 @@ class NewestDepth:
                 self.publish(message.header, depth_fields(depth), scaled_info(info, width, height) if info is not None else None, cloud)
             except FathomError as error:
                 self.complain(str(error))
+            except Exception as error:  # a thread that dies leaves a node that looks alive and says nothing
+                self.complain(f"{type(error).__name__}: {error}")
