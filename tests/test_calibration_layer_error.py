@@ -7,14 +7,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.calibration.observation.folds import folds_of
+from fathom.calibration.observation.photo import Photo
 from fathom.calibration.observation.sample_layers import sample_layers
 from fathom.calibration.observation.stage_observation import StageObservation
 from fathom.calibration.precision.precision_plan import Choice, RegionPlan
 from fathom.calibration.precision.quantised_stage import make_quantised, ranges_for, shifts_for, write_quantised_stage
 from fathom.calibration.quantisation.correct import bias_place
-from fathom.calibration.quantisation.layer_error import best_range, layers_of
-from fathom.calibration.quantisation.layer_rows import by_channel, geometry_of, layer_output, sample_rows, weight_matrix
-from fathom.calibration.ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
+from fathom.calibration.quantisation.layer_rows import by_channel, geometry_of, greatest_rows, layer_output, sample_rows, weight_matrix
+from fathom.calibration.ranges.observers import LAYER_OUTPUT
 from fathom.calibration.ranges.table import CalibrationTable
 
 
@@ -70,37 +71,68 @@ def test_rows_times_the_weight_are_the_layers_output(random, op, weight, shape, 
         wanted = (tx @ (tw if op == "MatMul" else tw.T)).reshape(-1, 5)
     apart = np.abs(found[:, None, :] - wanted.numpy()[None]).max(axis=2)  # [rows, positions]
     assert apart.min(axis=1).max() < 1e-4 and len(set(apart.argmin(axis=1))) > min(15, len(wanted) // 3)
+    spike = x.copy()
+    spike[tuple(size // 2 for size in x.shape)] = -40
+    assert greatest_rows(geometry, spike, 1).min() == -40
     if op == "ConvTranspose":  # with a constant error per tap, every output pixel is off by exactly one of them
         assert np.allclose(by_channel(np.full((1, 12), 0.5), geometry), [0.5] * 3)
 
 
-def observed(graph, x):
-    """What an observation of one picture holds of ``x``."""
+def observed(graph, *scenes):
+    """What an observation of a picture of ``x`` in every scene holds."""
     seen = StageObservation()
-    seen.histograms["x"] = Histogram()
-    seen.histograms["x"].add(x)
-    seen.channels["x"] = np.abs(x).max(axis=tuple(range(x.ndim - 1)))
-    sample_layers(seen.samples, graph, ["x"], {"x": x}, 1.0, (0, 0))
+    for fold, x in enumerate(scenes):
+        seen.look(fold, "x", x)
+        seen.channels["x"] = np.maximum(seen.channels.get("x", 0.0), np.abs(x).max(axis=tuple(range(x.ndim - 1))))
+        sample_layers(seen.samples, seen.origins, graph, ["x"], {"x": x}, 1 / len(scenes), (fold, 0), fold)
     seen.suit(graph)
     return seen
 
 
-def test_the_observer_follows_what_matters_to_the_output(random):
-    """Rare large values in one channel: narrow where nothing reads that channel, wide where the output hangs on it."""
+def spiked(random, spike, channel=0, every=50):
+    """Normal numbers [2000, 16] with a rare large one in one channel."""
     x = random.normal(size=(2000, 16)).astype(np.float32)
-    x[::50, 0] = 60
+    x[::every, channel] = spike
+    return x
+
+
+def test_the_observer_follows_what_matters_to_the_output(random):
+    """Rare large values in one channel, in every scene: narrow where nothing reads that channel, wide where the output hangs on it."""
     weight = random.normal(size=(16, 8)).astype(np.float32)
+    scenes = [spiked(random, 60) for _ in range(3)]
     ranges = {}
     for matters in (0.0, 10.0):
         weight[0] = matters
-        graph = one_layer("MatMul", weight.copy(), (2000, 16))
-        seen = observed(graph, x)
-        rules = {rule: seen.ranges(rule)["x"].amax for rule in OBSERVERS}
-        layers = layers_of(graph, "x", seen.samples)
-        rule, noise = best_range(layers, rules)
-        assert rule == seen.suited["int8", "x"] and noise <= min(sum(layer.noise(amax) for layer in layers) for amax in rules.values())
-        ranges[matters] = seen.ranges(LAYER_OUTPUT)["x"].amax
+        ranges[matters] = observed(one_layer("MatMul", weight.copy(), (2000, 16)), *scenes).ranges(LAYER_OUTPUT)["x"].amax
     assert ranges[0.0] < 10 and ranges[10.0] == pytest.approx(60, rel=0.01)
+
+
+def test_a_range_that_clips_must_suit_scenes_it_was_not_read_from(random):
+    """The first scene's large values lie where no weight reads them, and clipping them is a gain; the other scene's are what the output hangs on."""
+    weight = random.normal(size=(16, 8)).astype(np.float32)
+    weight[0], weight[1] = 0, 10
+    graph = one_layer("MatMul", weight, (2000, 16))
+    idle, busy = spiked(random, 60), spiked(random, 60, channel=1)
+
+    def rounded(x, amax):  # the error that rounding the input makes in the output, by hand
+        return float(np.square((np.clip(np.rint(x / amax * 127), -127, 127) * amax / 127 - x) @ weight).sum())
+
+    assert rounded(idle, 6) < rounded(idle, 60) / 4 and rounded(busy, 6) > 4 * rounded(busy, 60)
+    for scenes, clips in (((idle, spiked(random, 60)), True), ((idle, busy), False), ((idle, spiked(random, 60), busy), False)):
+        found = observed(graph, *scenes).ranges(LAYER_OUTPUT)["x"]
+        assert found.amax < 10 if clips else found.amax == found.greatest
+    alone = observed(graph, idle)
+    assert alone.ranges(LAYER_OUTPUT)["x"].amax == pytest.approx(60, rel=0.01)  # one scene says nothing about others
+
+
+def test_folds_hold_whole_scenes_and_about_as_many_photos():
+    photos = [Photo(number, str(number), "", 1, f"scene {number % 11}") for number in range(40)]
+    folds = folds_of(photos)
+    assert sorted(folds) == list(range(40)) and len(set(folds.values())) == 4
+    assert all(folds[p.number] == folds[q.number] for p in photos for q in photos if p.scene == q.scene)
+    sizes = [list(folds.values()).count(fold) for fold in range(4)]
+    assert max(sizes) - min(sizes) <= 4
+    assert len(set(folds_of(photos[::11]).values())) == 4  # one scene: every photo counts
 
 
 @pytest.mark.parametrize("op", ["MatMul", "Conv"])
@@ -143,10 +175,9 @@ def test_what_is_written_is_what_was_tried(calibration_bundles, tmp_path, random
     values = StageSession(watched, optimise=False).run(image) | image
     seen = StageObservation()
     for name in names:
-        seen.histograms[name] = Histogram()
-        seen.histograms[name].add(values[name])
+        seen.look(0, name, values[name])
         seen.channels[name] = np.abs(values[name]).max(axis=(0, 2, 3) if values[name].ndim == 4 else (0, 1))
-    sample_layers(seen.samples, graph, names, values, 1.0, (0, 0))
+    sample_layers(seen.samples, seen.origins, graph, names, values, 1.0, (0, 0))
     seen.suit(graph)
     choice = Choice("int8", LAYER_OUTPUT, 0.6, True)
     choices = {tuple(node.name for node in graph.model.graph.node): choice}

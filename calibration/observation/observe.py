@@ -15,8 +15,8 @@ from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
 from ..quantisation.quantize import activation_inputs
-from ..ranges.observers import Histogram
 from .flow import Flow
+from .folds import folds_of
 from .journal import Journal
 from .photo import Photo, photo_sha256
 from .sample_layers import sample_layers
@@ -95,6 +95,7 @@ def observe(
     """
     flow = Flow(chain, source, journal)
     groups = flow.groups(photos, hold)
+    folds = folds_of(photo for photo in photos if photo.number not in hold)
     plans = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
     seen = {spec.name: StageObservation.from_arrays(journal.get(_state(place))) for place, spec in enumerate(chain.specs)}
     total = sum(len(group) for group in groups) * sum(map(len, plans))
@@ -104,7 +105,7 @@ def observe(
 
     for number, group in enumerate(groups):
         for place, spec in enumerate(chain.specs):
-            _observe_stage(chain, place, (number, group), plans[place], seen[spec.name], flow, hold, advance)
+            _observe_stage(chain, place, (number, group), plans[place], seen[spec.name], flow, folds, advance)
         for photo, window in group:
             if photo.number not in hold or not flow.holds(photo, window):
                 flow.drop(photo, window)
@@ -127,10 +128,10 @@ def _observe_stage(
     plan: list[list[str]],
     seen: StageObservation,
     flow: Flow,
-    hold: set[int],
+    folds: dict[int, int],
     advance: Callable[[], None],
 ) -> None:
-    """One group of windows through one stage, in as many passes as ``plan`` has; goes on where it was interrupted."""
+    """One group of windows through one stage, in as many passes as ``plan`` has; goes on where it was interrupted. A photo without a fold is not looked at."""
     spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
     number, items = numbered
     share = 1 / max(1, flow.looked_at)  # of every layer's sample
@@ -147,11 +148,11 @@ def _observe_stage(
             values = session.run(tensors)
             outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
             check_finite(spec.name, outputs)
-            if photo.number not in hold:
-                _look(seen, names, {**tensors, **values}, peaks, graph)
-                sample_layers(seen.samples, graph, names, {**tensors, **values}, share, (photo.number, window))
+            if (fold := folds.get(photo.number)) is not None:
+                _look(seen, fold, names, {**tensors, **values}, peaks, graph)
+                sample_layers(seen.samples, seen.origins, graph, names, {**tensors, **values}, share, (photo.number, window), fold)
             if turn == 0:
-                flow.write(photo, window, {**tensors, **outputs}, place, photo.number in hold)
+                flow.write(photo, window, {**tensors, **outputs}, place, photo.number not in folds)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 journal.put(state, seen.to_arrays())
                 journal.note(state, [number, turn, position + 1])
@@ -162,10 +163,10 @@ def _observe_stage(
         journal.note(state, [number, turn + 1, 0])
 
 
-def _look(seen: StageObservation, names: list[str], values: dict[str, np.ndarray], peaks: dict[str, str], graph: StageGraph) -> None:
+def _look(seen: StageObservation, fold: int, names: list[str], values: dict[str, np.ndarray], peaks: dict[str, str], graph: StageGraph) -> None:
     for name in names:
         tensor = values[name]
-        seen.histograms.setdefault(name, Histogram()).add(tensor, name)
+        seen.look(fold, name, tensor)
         if any(reader.op_type in ("MatMul", "Gemm") for reader, _ in graph.readers[name]) and tensor.ndim >= 2:
             amax = np.abs(tensor).max(axis=tuple(range(tensor.ndim - 1)))
             seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), amax)

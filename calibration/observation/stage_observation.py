@@ -8,11 +8,11 @@ import numpy as np
 
 from ..graph.stage_graph import StageGraph
 from ..quantisation.formats import INT8, Format
-from ..quantisation.layer_error import Samples, best_range, layers_of
+from ..quantisation.layer_error import Samples, best_on_other_scenes, layers_of
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
 from ..ranges.table import TensorRange
 
-UNSUITED = "mse"  # the rule for a tensor of whose readers nothing was sampled
+UNSUITED = "max"  # the rule for a tensor of whose readers nothing was sampled
 
 
 @dataclass
@@ -24,15 +24,41 @@ class StageObservation:
         channels: greatest magnitude per channel [C] of the activations of matrix products (for SmoothQuant).
         peaks: greatest magnitude of every floating-point tensor.
         samples: rows that layers read, by ``layer_error.sample_key``: [count, width].
-        suited: format, tensor -> the observer with which the outputs of the layers that read it are least noisy (see ``suit``).
+        folds: fold of scenes, tensor -> what ``histograms`` holds of that fold (see ``folds_of``).
+        origins: fold of every row of the samples, [count].
+        suited: format, tensor -> the observer that suits the layers that read it (see ``suit``).
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     channels: dict[str, np.ndarray] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
+    folds: dict[int, dict[str, Histogram]] = field(default_factory=dict)
+    origins: dict[str, np.ndarray] = field(default_factory=dict)
     suited: dict[tuple[str, str], str] = field(default_factory=dict)
     _known: dict[tuple[str, str], TensorRange] = field(default_factory=dict)
+
+    def look(self, fold: int, name: str, values: np.ndarray) -> None:
+        """Count the magnitudes of a tensor of a photo of a fold.
+
+        Raises:
+            AccuracyError: if a value is NaN or infinite.
+        """
+        one = Histogram()
+        one.add(values, name)
+        for held in (self.histograms, self.folds.setdefault(fold, {})):
+            held.setdefault(name, Histogram()).merge(one)
+
+    def elsewhere(self, name: str) -> dict[int, Histogram]:
+        """Fold -> what a tensor was on all other folds; empty if it was seen on one alone."""
+        parts = {fold: held[name] for fold, held in self.folds.items() if name in held}
+        found: dict[int, Histogram] = {}
+        for fold in sorted(parts) if len(parts) > 1 else ():
+            found[fold] = Histogram()
+            for other in parts:
+                if other != fold:
+                    found[fold].merge(parts[other])
+        return found
 
     def ranges(self, observer: str, form: Format = INT8) -> dict[str, TensorRange]:
         """The range of every observed activation by one rule; ``LAYER_OUTPUT`` takes for every tensor the one that suits it in a format."""
@@ -45,18 +71,22 @@ class StageObservation:
         return found
 
     def suit(self, graph: StageGraph, form: Format = INT8) -> None:
-        """Choose an observer for every tensor by the error that a format makes in the outputs of the layers that read it."""
-        by_rule = {rule: self.ranges(rule) for rule in OBSERVERS}
+        """Choose an observer for every tensor by the error that a format makes in the outputs of the layers that read it, on scenes the range was not read
+        from: ``max``, unless another one is better on every fold (see ``best_on_other_scenes``)."""
         for name in self.histograms:
             if layers := layers_of(graph, name, self.samples, form=form):
-                self.suited[form.name, name], _ = best_range(layers, {rule: by_rule[rule][name].amax for rule in OBSERVERS})
+                ranges = {fold: {rule: read(held) for rule, read in OBSERVERS.items()} for fold, held in self.elsewhere(name).items()}
+                greatest = layers_of(graph, name, self.samples, form=form, greatest=True)
+                self.suited[form.name, name] = best_on_other_scenes(layers, greatest, self.origins, ranges)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """For the journal."""
-        arrays = {f"h|{n}": np.concatenate([h.counts, np.array([h.exponent])]) for n, h in self.histograms.items()}
-        arrays |= {f"m|{n}": np.array(h.amax) for n, h in self.histograms.items()}
+        parts = [(f"{fold}|{name}", histogram) for fold, held in self.folds.items() for name, histogram in held.items()]
+        arrays = {f"h|{n}": np.concatenate([h.counts, np.array([h.exponent])]) for n, h in parts}
+        arrays |= {f"m|{n}": np.array(h.amax) for n, h in parts}
         arrays |= {f"c|{n}": values for n, values in self.channels.items()}
         arrays |= {f"s|{n}": rows for n, rows in self.samples.items()}
+        arrays |= {f"o|{n}": folds for n, folds in self.origins.items()}
         return arrays | {f"p|{n}": np.array(peak) for n, peak in self.peaks.items()}
 
     @classmethod
@@ -66,11 +96,16 @@ class StageObservation:
         for key, values in arrays.items():
             kind, _, name = key.partition("|")
             if kind == "h":
-                seen.histograms[name] = Histogram(int(values[-1]), values[:-1], float(arrays[f"m|{name}"]))
+                fold, _, tensor = name.partition("|")
+                part = Histogram(int(values[-1]), values[:-1], float(arrays[f"m|{name}"]))
+                seen.folds.setdefault(int(fold), {})[tensor] = part
+                seen.histograms.setdefault(tensor, Histogram()).merge(part)
             elif kind == "c":
                 seen.channels[name] = values
             elif kind == "s":
                 seen.samples[name] = values
+            elif kind == "o":
+                seen.origins[name] = values
             elif kind == "p":
                 seen.peaks[name] = float(values)
         return seen

@@ -13,7 +13,7 @@ from ..graph.stage_graph import StageGraph
 from ..observation.stage_observation import StageObservation
 from ..quantisation.correct import bias_place, correct, output_of
 from ..quantisation.formats import FORMATS, INT8, Format
-from ..quantisation.layer_error import best_range, layers_of
+from ..quantisation.layer_error import ALL, Layer, best_on_other_scenes, layers_of
 from ..quantisation.quantize import Quantized, activation_inputs, quantize
 from ..quantisation.smooth import Smoothed, smooth, smoothable, source_of
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
@@ -55,11 +55,23 @@ def smoothed_range(graph: StageGraph, found: Smoothed, observer: str, seen: Stag
     layers = layers_of(graph, found.tensor, seen.samples, found.layers, found.factors, form)
     if not layers:
         return TensorRange(left, "max", left, channels)
+    rule = observer
+    if observer == LAYER_OUTPUT:
+        greatest = layers_of(graph, found.tensor, seen.samples, found.layers, found.factors, form, greatest=True)
+        ranges = {}
+        for fold in seen.elsewhere(found.tensor):
+            parts = [_sampled(some[0], np.flatnonzero(seen.origins[some[0].key] != fold)) for some in (layers, greatest)]
+            ranges[fold] = {name: read(parts[0]) for name, read in OBSERVERS.items()} | {"max": max(part.amax for part in parts)}
+        rule = best_on_other_scenes(layers, greatest, seen.origins, ranges)
+    amax = left if rule == "max" else min(OBSERVERS[rule](_sampled(layers[0], ALL)), left)
+    return TensorRange(amax, rule, left, channels)
+
+
+def _sampled(layer: Layer, some: np.ndarray | slice) -> Histogram:
+    """Of some of the sampled rows."""
     histogram = Histogram()
-    histogram.add(layers[0].rows, found.tensor)
-    rules = {rule: left if rule == "max" else min(read(histogram), left) for rule, read in OBSERVERS.items()}
-    rule = best_range(layers, rules)[0] if observer == LAYER_OUTPUT else observer
-    return TensorRange(rules[rule], rule, left, channels)
+    histogram.add(layer.rows[some])
+    return histogram
 
 
 def best_alpha(graph: StageGraph, nodes: Iterable[str], observer: str, seen: StageObservation, form: Format = INT8) -> tuple[float, float]:

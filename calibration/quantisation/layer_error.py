@@ -14,12 +14,13 @@ from .quantize import weight_axis
 from .smooth import input_axis
 
 SURE = 2.0
+ALL = slice(None)
 Samples = dict[str, np.ndarray]  # sample_key -> rows [count, width]
 
 
-def sample_key(tensor: str, geometry: Geometry) -> str:
-    """Name of the rows that layers of a geometry read of a tensor."""
-    return f"{tensor}|{geometry.key}"
+def sample_key(tensor: str, geometry: Geometry, greatest: bool = False) -> str:
+    """Name of the rows that layers of a geometry read of a tensor: of those taken at random, or of those with its greatest magnitudes."""
+    return f"{tensor}|{geometry.key}" + "|greatest" * greatest
 
 
 class Layer:
@@ -31,9 +32,19 @@ class Layer:
         geometry: see ``geometry_of``.
         factors: SmoothQuant's, per input channel [C]: the input is divided by them and the weight multiplied; None for none.
         form: what it is quantised to.
+        key: name of its rows in the samples.
     """
 
-    def __init__(self, graph: StageGraph, node: onnx.NodeProto, rows: np.ndarray, geometry: Geometry, factors: np.ndarray | None = None, form: Format = INT8):
+    def __init__(
+        self,
+        graph: StageGraph,
+        node: onnx.NodeProto,
+        rows: np.ndarray,
+        geometry: Geometry,
+        factors: np.ndarray | None = None,
+        form: Format = INT8,
+        key: str = "",
+    ):
         weight = np.asarray(graph.array(node.input[1]), np.float32)
         matrix = weight_matrix(graph, node, weight, geometry).astype(np.float32)
         self.wanted = layer_output(rows, matrix)  # [count, groups, outputs]
@@ -47,22 +58,22 @@ class Layer:
         shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
         rounded = quantize_weight(weight, scales, axis, form).astype(np.float32) * scales.reshape(shape)
         self._matrix = weight_matrix(graph, node, rounded, geometry).astype(np.float32)
-        self._rows, self._geometry, self._form = rows, geometry, form
+        self._rows, self._geometry, self._form, self.key = rows, geometry, form, key
 
     @property
     def rows(self) -> np.ndarray:
         """What is rounded."""
         return self._rows
 
-    def error(self, amax: float) -> np.ndarray:
-        """The output quantised, with a range for the input, less the output in FP32: [count, groups, outputs]."""
-        rounded = self._form.rounded(self._rows, activation_scale(amax if amax > 0 else 1.0, self._form))
-        return layer_output(rounded, self._matrix) - self.wanted
+    def error(self, amax: float, some: np.ndarray | slice = ALL) -> np.ndarray:
+        """The output quantised, with a range for the input, less the output in FP32: [count, groups, outputs], of all rows or of some."""
+        rounded = self._form.rounded(self._rows[some], activation_scale(amax if amax > 0 else 1.0, self._form))
+        return layer_output(rounded, self._matrix) - self.wanted[some]
 
-    def noise(self, amax: float) -> float:
+    def noise(self, amax: float, some: np.ndarray | slice = ALL) -> float:
         """Power of the error over power of the output."""
-        power = float(np.square(self.wanted, dtype=np.float64).sum())
-        return float(np.square(self.error(amax), dtype=np.float64).sum()) / power if power else 0.0
+        power = float(np.square(self.wanted[some], dtype=np.float64).sum())
+        return float(np.square(self.error(amax, some), dtype=np.float64).sum()) / power if power else 0.0
 
     def shift(self, amax: float) -> np.ndarray:
         """Mean of the error by output channel, [O]; 0 where the sample does not tell it from 0 (two standard errors)."""
@@ -73,7 +84,13 @@ class Layer:
 
 
 def layers_of(
-    graph: StageGraph, tensor: str, samples: Samples, nodes: Iterable[str] | None = None, factors: np.ndarray | None = None, form: Format = INT8
+    graph: StageGraph,
+    tensor: str,
+    samples: Samples,
+    nodes: Iterable[str] | None = None,
+    factors: np.ndarray | None = None,
+    form: Format = INT8,
+    greatest: bool = False,
 ) -> list[Layer]:
     """The layers that read a tensor and of whose input there is a sample.
 
@@ -81,6 +98,7 @@ def layers_of(
         nodes: names of those to take; None for all.
         factors: see ``Layer``.
         form: what they are quantised to.
+        greatest: see ``sample_key``.
     """
     wanted = None if nodes is None else set(nodes)
     found = []
@@ -88,16 +106,31 @@ def layers_of(
         if position != 0 or (wanted is not None and node.name not in wanted):
             continue
         geometry = geometry_of(graph, node)
-        if geometry is not None and (rows := samples.get(sample_key(tensor, geometry))) is not None and len(rows):
-            found.append(Layer(graph, node, rows, geometry, factors, form))
+        if geometry is not None and (rows := samples.get(key := sample_key(tensor, geometry, greatest))) is not None and len(rows):
+            found.append(Layer(graph, node, rows, geometry, factors, form, key))
     return found
 
 
-def best_range(layers: list[Layer], candidates: dict[str, float]) -> tuple[str, float]:
-    """The observer, of those with their ranges in ``candidates``, with which the layers' outputs are least noisy, and that noise; of equals the first."""
-    noise: dict[float, float] = {}
-    for amax in candidates.values():
-        if amax not in noise:
-            noise[amax] = sum(layer.noise(amax) for layer in layers)
-    best = min(candidates, key=lambda name: noise[candidates[name]])
-    return best, noise[candidates[best]]
+def best_on_other_scenes(layers: list[Layer], greatest: list[Layer], origins: dict[str, np.ndarray], ranges: dict[int, dict[str, float]]) -> str:
+    """The observer with which the layers' outputs are least noisy on scenes that its range was not read from.
+
+    ``max`` loses nothing that was seen, so it stands unless another one is at least as quiet on every fold of scenes, each judged with the range of the
+    others, and where that fold's magnitudes are greatest, too: rows taken at random hardly meet what is clipped, and a new scene may be full of it. Of
+    equals the first.
+
+    Args:
+        layers, greatest: with rows taken at random, and with those of the greatest magnitudes.
+        origins: ``sample_key`` -> fold of every row.
+        ranges: fold -> observer -> its range on all other folds, ``max`` among them; empty if there is one fold alone, and ``max`` it is.
+    """
+    noise: dict[str, list[tuple[float, float]]] = {}
+    for fold, candidates in ranges.items():
+        parts = [[(layer, np.flatnonzero(origins[layer.key] == fold)) for layer in some] for some in (layers, greatest)]
+        known: dict[float, tuple[float, float]] = {}
+        for name, amax in candidates.items():
+            if amax not in known:
+                usual, rare = (sum(layer.noise(amax, rows) for layer, rows in part) for part in parts)
+                known[amax] = usual, rare
+            noise.setdefault(name, []).append(known[amax])
+    able = [name for name, found in noise.items() if (np.array(found) <= np.array(noise["max"])).all()]
+    return min(able, key=lambda name: sum(usual for usual, _ in noise[name]), default="max")

@@ -69,18 +69,44 @@ def sample_rows(geometry: Geometry, values: np.ndarray, count: int, random: np.r
     Args:
         values: the tensor, [..., C] of a matrix product, [N, C, H, W] of a convolution.
     """
+    there = int(np.prod(_grid(geometry, values.shape)))
+    return _rows_at(geometry, values, random.integers(0, there, min(count, there)))
+
+
+def greatest_rows(geometry: Geometry, values: np.ndarray, count: int) -> np.ndarray:
+    """The rows in the middle of which the greatest magnitudes lie (at a border as near as can be): as ``sample_rows``."""
+    sizes = np.abs(values).max(axis=-1 if geometry.kind == "rows" else 1)  # of every position
+    places = np.argpartition(sizes.ravel(), -min(count, sizes.size))[-min(count, sizes.size) :]
+    if geometry.kind == "patches":
+        grid = _grid(geometry, values.shape)
+        image, *at = np.unravel_index(places, sizes.shape)
+        middle = [d * (k // 2) for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
+        facts = zip(at, geometry.pads[:2], middle, geometry.strides, grid[1:], strict=True)
+        places = np.ravel_multi_index((image, *(np.clip((x + pad - m) // step, 0, most - 1) for x, pad, m, step, most in facts)), grid)
+    return _rows_at(geometry, values, places)
+
+
+def _grid(geometry: Geometry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many rows a tensor holds, along each of its axes."""
     if geometry.kind == "rows":
-        flat = values.reshape(-1, values.shape[-1])
-        return flat[random.integers(0, len(flat), min(count, len(flat)))].astype(np.float32)
-    n, _, h, w = values.shape
+        return shape[:-1]
+    n, _, h, w = shape
     if geometry.kind == "pixels":
-        places = random.integers(0, n * h * w, min(count, n * h * w))
-        image, row, column = np.unravel_index(places, (n, h, w))
-        return values[image, :, row, column].astype(np.float32)
+        return n, h, w
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.strides, geometry.dilations
     top, left, bottom, right = geometry.pads
-    out_h, out_w = (h + top + bottom - dh * (kh - 1) - 1) // sh + 1, (w + left + right - dw * (kw - 1) - 1) // sw + 1
-    image, row, column = np.unravel_index(random.integers(0, n * out_h * out_w, min(count, n * out_h * out_w)), (n, out_h, out_w))
+    return n, (h + top + bottom - dh * (kh - 1) - 1) // sh + 1, (w + left + right - dw * (kw - 1) - 1) // sw + 1
+
+
+def _rows_at(geometry: Geometry, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    if geometry.kind == "rows":
+        return values.reshape(-1, values.shape[-1])[places].astype(np.float32)
+    image, row, column = np.unravel_index(places, _grid(geometry, values.shape))
+    if geometry.kind == "pixels":
+        return values[image, :, row, column].astype(np.float32)
+    _, _, h, w = values.shape
+    (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.strides, geometry.dilations
+    top, left, _, _ = geometry.pads
     rows = row[:, None] * sh - top + np.arange(kh) * dh  # [count, kh]
     columns = column[:, None] * sw - left + np.arange(kw) * dw  # [count, kw]
     inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]  # [count, kh, kw]
