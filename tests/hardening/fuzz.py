@@ -138,6 +138,7 @@ def run_kind(kind: str, seed: int, first: int, cases: int, keep: Path | None) ->
                 try:
                     os.close(report_read)
                     sys.dont_write_bytecode = True
+                    _compute_alone()
                     work(kind, seeds, scratch, seed, at, last, state, report_write)
                     code = 0
                 except BaseException:
@@ -200,6 +201,12 @@ def _read(handle: int) -> bytes:
         return b""
 
 
+def _compute_alone() -> None:
+    """The threads with which the parent computed do not live in a child that it forked, and OpenMP would wait for them for ever."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 def made_elsewhere(kind: str, folder: Path) -> list[bytes]:
     """The good files, made in a child: whoever loads PyTorch before it forks makes every child large."""
     pid = os.fork()
@@ -208,6 +215,7 @@ def made_elsewhere(kind: str, folder: Path) -> list[bytes]:
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
+            _compute_alone()
             for number, data in enumerate(READERS[kind].seeds(folder)):
                 (folder / f"seed-{number}").write_bytes(data)
             code = 0
