@@ -39,6 +39,16 @@ def test_the_time_left_follows_the_last_minutes(clock):
     assert out.getvalue().splitlines()[-1].endswith(" of 2000 steps, about 8 min to go")
 
 
+def test_steps_of_an_earlier_run_say_nothing_about_the_time_left(clock):
+    out = io.StringIO()
+    with Progress(1000, "steps", stream=out) as bar:
+        bar.advance_to(900, earlier=True)
+        for step in range(901, 911):
+            clock[0] += 1
+            bar.advance_to(step)
+    assert out.getvalue() == "910 of 1000 steps, about 90 s to go\n"
+
+
 def test_nothing_is_foretold_before_the_first_step(clock):
     out = io.StringIO()
     with Progress(3, "photos", stream=out) as bar:

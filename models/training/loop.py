@@ -108,14 +108,14 @@ def numbers_of_step(step: int, batch: int, count: int, seed: int) -> list[int]:
 
 
 def train(
-    run: Run, resume: bool = False, on_message: Callable[[str], None] = lambda text: None, on_progress: Callable[[int], None] = lambda step: None
+    run: Run, resume: bool = False, on_message: Callable[[str], None] = lambda text: None, on_progress: Callable[..., None] = lambda step, earlier=False: None
 ) -> dict:
     """Train and write ``run.output``.
 
     Args:
         resume: go on from the state beside the output.
         on_message: called with one line for people now and then.
-        on_progress: called with the number of steps that are done.
+        on_progress: called with the number of steps that are done; with ``earlier=True`` once, where an interrupted run is taken up.
 
     Returns:
         ``{"loss", "wall_s", "steps", "log"}``: the mean loss of the last tenth, seconds over all parts of the run, and the log's lines.
@@ -140,6 +140,7 @@ def train(
     if resume:
         step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
+        on_progress(step, earlier=True)
     unused = recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
     windows = Windows(learner, recipe, run.data)

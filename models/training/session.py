@@ -136,7 +136,7 @@ class Session:
             raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", fix="leave out --resume")
         return cls(run, command, start, held_out, options, began)
 
-    def train(self, resume: bool, on_message: Callable[[str], None], on_progress: Callable[[int], None]) -> dict | None:
+    def train(self, resume: bool, on_message: Callable[[str], None], on_progress: Callable[..., None]) -> dict | None:
         """Train, read the weights back, measure them, and write the card; returns the facts, None on all but the first of several processes."""
         rank = int(os.environ.get("RANK", "0"))
         run, output = self.run, self.run.output
@@ -144,7 +144,7 @@ class Session:
         result = (
             train_bins(run, on_progress)
             if bins
-            else train(run, resume, on_message if rank == 0 else lambda text: None, on_progress if rank == 0 else lambda step: None)
+            else train(run, resume, on_message if rank == 0 else lambda text: None, on_progress if rank == 0 else lambda step, earlier=False: None)
         )
         if rank:
             return None

@@ -55,9 +55,15 @@ class Progress:
             left = f", about {_duration((now - then) / steps * (self.total - self.done))} to go" if steps else ""
             self.message(f"{self.done} of {self.total} {self.what}{left}")
 
-    def advance_to(self, done: int) -> None:
-        """At least that many steps are done."""
-        if done > self.done:
+    def advance_to(self, done: int, earlier: bool = False) -> None:
+        """At least that many steps are done; ``earlier``: by an interrupted run, so that they say nothing about the time that is left."""
+        if earlier:
+            self.done = done
+            self._past = deque([(time.monotonic(), done)], PAST_LINES)
+            if self._bar is not None:
+                self._bar.initial = self._bar.n = done
+                self._bar.refresh()
+        elif done > self.done:
             self.advance(done - self.done)
 
     def result(self, text: str) -> None:
