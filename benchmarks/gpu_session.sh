@@ -8,14 +8,14 @@
 # kernels    every test of our kernels with the shipped fatbins    device    device layer and pixel kernels, both bindings
 # whole      the runtime with PyTorch in the place of TensorRT: photos, CUDA graphs, threads, 10,000 frames
 # operators  our operators against PyTorch and double precision    build     every bundle in FP32, FP16 and INT8, certified as it is built
-# accuracy   every plan on rooms:50:8 and on the pairs of DATA     latency   engines, PyTorch, engines, network by network
+# accuracy   every plan on rooms:50:8 and on the indoor pairs of DATA     latency   engines, PyTorch, engines, network by network
 # graphs     CUDA graph on and off                                stages    stage times of every bundle, for depth-calibrate
 # record     all of it as OUT/gpu.json (python -m fathom.benchmarks.card.gather)
 #
 # PYTHON=python3          has PyTorch with CUDA, pytest, hypothesis
 # ENGINES="$PYTHON"       has TensorRT; TensorRT 8.5 is at home in Python 3.10 only, and wants cuBLAS 11 beside it for attention
 # BUNDLES=DIR             bundles made elsewhere by depth-export, calibrated for INT8 (the machine needs no exporter)
-# DATA=DIR                photos with depth, as for --data pairs:DIR:test         JOBS=8  builds at a time         ROUNDS=200
+# DATA=DIR                photos with depth, as for --data pairs:DIR:test:indoor       JOBS=8  builds at a time         ROUNDS=200
 # BACKEND=tensorrt        or tensorrt-rtx                                        MODES=eager-fp32,eager-fp16,compile-fp16,max-autotune-fp16
 set -uo pipefail
 
@@ -73,7 +73,7 @@ run_step() {
       for network in $networks; do
         for pictures in rooms ${DATA:+pairs}; do
           local data=rooms:50:8
-          [ "$pictures" = rooms ] || data=pairs:$DATA:test
+          [ "$pictures" = rooms ] || data=pairs:$DATA:test:indoor
           mapfile -t given < <(plans "$network")
           [ ${#given[@]} -eq 0 ] || step "acc-$network-$pictures" 300 "$engines" -m fathom.benchmarks.bench_command accuracy "${given[@]}" --data "$data" --evaluation full \
             -o "$out/out/acc-$network-$pictures.json" --force --quiet

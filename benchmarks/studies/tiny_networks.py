@@ -3,9 +3,9 @@
     python -m fathom.benchmarks.studies.tiny_networks --work DIR [--pairs DIR] -o benchmarks/results/tiny_networks.json
 
 Export, calibration and builds are the commands a user gives; the measurement is that of ``depth-bench accuracy``: 50 synthetic rooms of
-a seed that nobody trains or calibrates on, and the real pairs marked ``test`` in DIR. The referring network draws masks; it is judged by
-the share of pixels that change sides. A network that is in the JSON with the same weights already is not measured again, so an
-interrupted run is taken up where it was; ``--only NAME`` measures the named ones anew.
+a seed that nobody trains or calibrates on, and the indoor pairs marked ``test`` in DIR (all learned indoors). The referring network
+draws masks; it is judged by the share of pixels that change sides. A network that is in the JSON with the same weights already is not
+measured again, so an interrupted run is taken up where it was; ``--only NAME`` measures the named ones anew.
 
 ONNX Runtime runs all plans on the CPU: INT8 with its own integer kernels and the rest in FP32, FP16 simulated (tensors are rounded as an
 FP16 engine stores them, sums are FP32).
@@ -222,8 +222,8 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     calibration, texts = [CALIBRATION_ROOMS], {"rooms": ROOMS}
     if arguments.pairs:
-        calibration.append(f"pairs:{arguments.pairs}:train")
-        texts["pairs"] = f"pairs:{arguments.pairs}:test"
+        calibration.append(f"pairs:{arguments.pairs}:train:indoor")
+        texts["pairs"] = f"pairs:{arguments.pairs}:test:indoor"
     try:
         sets = {title: Held(text) for title, text in texts.items()}
     except (OSError, ValueError) as error:
@@ -268,7 +268,7 @@ def _write(output: Path, networks: dict[str, Any], data: dict[str, Any]) -> None
         "data": data,
         "calibration": {
             "rooms": CALIBRATION_ROOMS,
-            "pairs": "those marked train",
+            "pairs": "indoor ones marked train",
             "int8": " ".join(INT8),
             "fp16 (only where plain FP16 fails)": " ".join(FP16),
         },

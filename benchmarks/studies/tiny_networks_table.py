@@ -36,6 +36,7 @@ def table(record: dict[str, Any]) -> str:
             continue
         for place, (title, found) in enumerate(facts["sets"].items()):
             rows, masks = found["rows"], "asked" in found["rows"]["pytorch"]
+            title = "indoor pairs" if title == "pairs" else title
             base = ("overlap", "") if masks else tuple(f"{rows['pytorch'][metric]:.3f}" for metric in ("abs_rel", "delta1"))
             fit = "" if found.get("alignment", "none") == "none" else f", {found['alignment']}"
             pictures = f"{rows['pytorch']['asked']} questions, {title}" if masks else f"{found['images']} {title}, at the photos' size{fit}"
@@ -71,13 +72,15 @@ def cards_table(folder: Path = WEIGHTS) -> str:
     for name in NETWORKS:
         file, results = folder / f"{name}.safetensors", read_card(name, folder)
         if file.is_file() and results:
-            cells = [cell for result in (*results, None)[:2] for cell in _reached(result)]
+            cells = [cell for result in (*results, None)[:2] for cell in _reached(result)]  # outdoor pairs, where they are told apart, stand in the card
             lines.append(f"| {name} | {file.stat().st_size / 1e6:.1f} MB | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _reached(result: CardResult | None) -> tuple[str, str]:
-    return (result.words(), result.blind_words()) if result else ("", "")
+    if not result:
+        return "", ""
+    return result.words() + (f" ({result.images} indoor)" if ", indoor" in result.data else ""), result.blind_words()
 
 
 def tables() -> dict[str, str]:
