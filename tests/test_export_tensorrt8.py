@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fake_cuda
@@ -15,6 +16,7 @@ import onnx
 import pytest
 import torch
 
+from fathom.calibration.precision.precision_plan import Choice
 from fathom.export.child.child import ChildResult, run_child
 from fathom.export.commands import build_command
 from fathom.export.plan import constrained_stages, prove_candidate, stage_builder
@@ -31,6 +33,8 @@ from fathom.runtime.errors import BuildFailedError, EnvironmentMismatchError, Pr
 from fathom.runtime.examination import examine_file
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.tensorrt.adapters import tactic_sources
+
+INT8 = Choice("int8", "max")
 
 
 @pytest.fixture
@@ -238,19 +242,27 @@ def test_a_product_that_stayed_fp32_is_not_passed_off_as_fp16(gpu, small_bundle,
     assert next(stage.layers for stage in report.stages if stage.name == "encoder")["untold"] == 1
 
 
-def int8_plan(small_bundle, tmp_path):
-    bundle, scratch = BundleDirectory.open(small_bundle), tmp_path / "scratch"
-    scratch.mkdir()
-    builder = stage_builder.StageBuilder(bundle, BuildOptions("tensorrt", "int8"), scratch, lambda what, done: None, int8_everywhere(bundle), compare=False)
+def int8_plan(small_bundle, tmp_path, choice=INT8):
+    (scratch := tmp_path / "scratch").mkdir()
+    found = int8_everywhere(bundle := BundleDirectory.open(small_bundle))
+    options = BuildOptions("tensorrt", "int8" if choice.quantised else "fp16")
+    found = replace(found, plan=replace(found.plan, regions=tuple(replace(region, choice=choice) for region in found.plan.regions)))
+    builder = stage_builder.StageBuilder(bundle, options, scratch, lambda what, done: None, found, compare=False)
     builder.type_stages()
     built = builder.build_all()
     write_plan(tmp_path / "x.plan", *builder.plan(built))
-    return built
+    return built, {name for region in found.plan.regions for name in region.nodes}
+
+
+def test_bf16_becomes_fp32(gpu, small_bundle, tmp_path):
+    _, wide = int8_plan(small_bundle, tmp_path, Choice("bf16"))
+    asked = {layer.name: layer.precision for network, _ in gpu.trt.built for layer in network.layers}
+    assert len(wide) > 3 and {asked[name] for name in wide} == {gpu.trt.DataType.FLOAT} and gpu.trt.DataType.HALF in asked.values()
 
 
 def test_int8_is_explicit_and_left_to_its_q_dq(gpu, small_bundle, tmp_path):
     """Ranges that nobody saw: what is looked at is the network that the compiler gets."""
-    built, trt = int8_plan(small_bundle, tmp_path), gpu.trt
+    (built, _), trt = int8_plan(small_bundle, tmp_path), gpu.trt
     for (network, config), (entry, _, facts), request in zip(trt.built, built, gpu.requests[1:], strict=True):
         assert config.flags == {trt.BuilderFlag.FP16, trt.BuilderFlag.INT8, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
         int8 = [name for name, kind in request["nodes"] if kind == "int8"]
