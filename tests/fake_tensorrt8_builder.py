@@ -70,6 +70,17 @@ class Layer:
     def set_output_type(self, place, dtype):
         self.asked[place] = dtype
 
+    precision_is_set = property(lambda self: self.precision is not None)
+
+    def reset_precision(self):
+        self.precision = None
+
+    def output_type_is_set(self, place):
+        return place in self.asked
+
+    def reset_output_type(self, place):
+        del self.asked[place]
+
 
 def add_builder(trt, version="8.5.2.2"):
     """Give a fake package (``fake_tensorrt.module``) everything that a build asks for; ``trt.built`` keeps the networks."""

@@ -173,6 +173,27 @@ def test_grid_sample_is_pytorchs(tmp_path):
     check(tmp_path, "GridSample", x, wanted, {"grid": grid}, mode="linear", padding_mode="zeros", align_corners=0)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-2, 3), (None, 3), (-2, None)])
+def test_whole_numbers_are_clipped_by_max_and_min(tmp_path, low, high):
+    x = RNG.integers(-9, 9, (3, 7))
+    bounds = {name: np.array(value) for name, value in (("low", low), ("high", high)) if value is not None}
+    node = helper.make_node("Clip", ["x", *(name if name in bounds else "" for name in ("low", "high"))], ["y"], name="layer/node")
+    made = lowered(tmp_path, graph_of([node], x, x, bounds), x, x)
+    np.testing.assert_array_equal(run(made.graph, x.astype(np.int32)), np.clip(x, low, high))
+    assert "Clip" not in {node.op_type for node in onnx.load(made.graph).graph.node}
+
+
+def test_newer_attributes_that_say_nothing_are_dropped(tmp_path):
+    x = numbers(2, 3, 6, 8)
+    wanted = torch.nn.functional.avg_pool2d(torch.from_numpy(x), 2).numpy()
+    facts = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    _, made = check(tmp_path, "AveragePool", x, wanted, dilations=[1, 1], **facts)
+    assert "dilations" not in {a.name for node in onnx.load(made.graph).graph.node for a in node.attribute}
+    spread = graph_of([helper.make_node("AveragePool", ["x"], ["y"], name="layer/odd", dilations=[2, 2], **facts)], x, numbers(2, 3, 2, 3))
+    with pytest.raises(BuildFailedError, match=r"layer/odd \(AveragePool\).*its attribute dilations is \[2, 2\]"):
+        lowered(tmp_path, spread, x, numbers(2, 3, 2, 3), "8.6")
+
+
 def test_int8_weights_become_fp32_ones_that_the_graph_quantises(tmp_path):
     weight, scale = RNG.integers(-127, 128, (8, 3)).astype(np.int8), RNG.uniform(0.001, 0.1, 8).astype(np.float32)
     x, step = numbers(4, 3), np.float32(0.02)
@@ -292,6 +313,7 @@ def test_the_checker_names_node_and_reason():
     assert problems([helper.make_node("Abs", ["x"], ["y"], name="n")], x, x) == []
     (said,) = problems([helper.make_node("Abs", ["x"], ["y"], name="n")], x, x, opset=18)
     assert said == "the graph has opset 18, wanted 17 at most"
+    gates, two_ways = {"w": numbers(2, 12, 4), "r": numbers(2, 12, 4)}, {"hidden_size": 4, "direction": "bidirectional"}
     cases = [
         ([helper.make_node("Shape", ["x"], ["s"], name="n", start=1), helper.make_node("Cast", ["s"], ["y"], to=1)], {}, "passed over"),
         ([helper.make_node("Unsqueeze", ["x", "a"], ["y"], name="n")], {"a": np.array([0])}, ""),
@@ -301,6 +323,10 @@ def test_the_checker_names_node_and_reason():
             "tensor i is INT32, wanted FP32, FP16",
         ),
         ([helper.make_node("Einsum", ["x"], ["y"], name="n", equation="...i->...")], {}, "equation"),
+        ([helper.make_node("Einsum", ["x", "a"], ["y"], name="n", equation="bij,jk->bik")], {"a": numbers(4, 4)}, ""),
+        ([helper.make_node("Einsum", ["x", "a"], ["y"], name="n", equation="bij,bjk->bik")], {"a": numbers(2, 1, 4)}, "broadcast along j"),
+        ([helper.make_node("GRU", ["x", *gates], ["g", "y"], name="n", **two_ways, activations=["Sigmoid", "Tanh"] * 2)], gates, ""),
+        ([helper.make_node("GRU", ["x", *gates], ["g", "y"], name="n", **two_ways, activations=["Sigmoid", "Tanh", "Sigmoid", "Relu"])], gates, "directions"),
         ([helper.make_node("Gather", ["x", "i"], ["y"], name="n", axis=1)], {"i": np.array([1 << 40])}, "beyond INT32"),
     ]
     for nodes, constants, words in cases:

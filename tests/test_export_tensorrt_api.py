@@ -1,6 +1,7 @@
-"""Every TensorRT name that we use must be in TensorRT 10.3, 10.16, 11.4 and TensorRT-RTX 1.7.1, or stand behind ``hasattr``.
+"""Every TensorRT name that we use must be in TensorRT 10.3, 10.16, 11.4 and TensorRT-RTX 1.7.1, or stand behind ``hasattr``; those of the build for
+TensorRT 8 in 8.5 and 8.6.
 
-The dumps in ``data/trt_api`` list classes and members of the four Python packages.
+The dumps in ``data/trt_api`` list classes and members of the Python packages.
 """
 
 import ast
@@ -11,7 +12,8 @@ import pytest
 
 import fathom.export.tensorrt.build as module
 import fathom.runtime.tensorrt.logger as logger
-from fathom.export.tensorrt import finished_engine, timing_cache
+from fathom.export.tensorrt import constrained_build, finished_engine, timing_cache
+from fathom.runtime.tensorrt.adapters import tactic_sources
 from fathom.runtime.tensorrt.rtx_targets import BUILT_FOR
 
 ALL = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "data" / "trt_api").glob("*.json"))}
@@ -126,3 +128,21 @@ def test_no_enum_is_written_as_a_number():
     shifts = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.LShift)]
     for node in shifts:
         assert not isinstance(node.right, ast.Constant) or node.right.value >= 20, "flags are renumbered between versions: use the enum"
+
+
+@pytest.mark.parametrize("release", ["8_5", "8_6"])
+def test_every_name_that_the_constrained_build_uses_is_in_the_real_packages(release):
+    api = ALL[f"api_{release}"]
+    objects = {"runtime": "Runtime", "engine": "ICudaEngine", "inspector": "EngineInspector", "plan": "IHostMemory"}
+    used = _used(Path(constrained_build.__file__).read_text(), objects) | _used(Path(tactic_sources.__file__).read_text(), objects)
+    named = {("ILayer", "precision"), ("ILayer", "set_output_type"), ("IBuilderConfig", "set_tactic_sources"), ("ParserError", "node")}
+    assert named <= used and len(used) > 40
+    missing = [(owner, member) for owner, member in used - PLAIN if member not in (api if owner == "trt" else _members(api, owner)) and member != "__version__"]
+    assert missing == []
+    assert {*constrained_build.UNCONSTRAINED} <= _members(api, "LayerType") and {*constrained_build.FLOATS} <= _members(api, "DataType")
+    batch = Path(module.__file__).read_text().partition("def _set_batch")
+    shared = _used("".join(batch[1:])) | _used(Path(logger.__file__).read_text()) | _used(Path(timing_cache.__file__).read_text(), {"cache": "ITimingCache"})
+    shared |= _used(Path(finished_engine.__file__).read_text(), objects)
+    assert {("ITimingCache", "serialize"), ("EngineInspector", "get_engine_information"), ("ILogger", "INTERNAL_ERROR")} <= shared
+    known = {owner: set(api) | {"__version__"} if owner == "trt" else _members(api, owner) for owner, _ in shared}
+    assert [(owner, member) for owner, member in shared - PLAIN if member not in known[owner]] == []

@@ -30,6 +30,7 @@ from fathom.export.lowering.operator_checks import RELEASES
 from fathom.export.onnxruntime.rewrites import GATE_PASSES, rewrite
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
+from fathom.export.precision.calibrated import read_calibration, type_all_by_plan
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.tensorrt.compatibility import RTX_MAGIC
@@ -93,6 +94,17 @@ def test_int8_stages_run_and_compile(tiny_bundle, tmp_path, name):
     assert any(stage.precision == "int8" for stage in report.manifest.stages)
     stored = [facts.stored["int8"] for facts in report.stages if "int8" in facts.stored]
     assert stored and all(found == of > 0 for found, of in stored)
+    with BundleDirectory.open(bundle) as opened:  # and TensorRT 8 has a form for every one of them
+        (tmp_path / "plain").mkdir()
+        type_all_by_plan(opened, read_calibration(opened), tmp_path / "plain", "int8", True, lambda what, done: None)
+        for stage in opened.manifest.stages:
+            folder = tmp_path / "lowered" / stage.spec.name
+            folder.mkdir(parents=True)
+            made = lower_stage(tmp_path / "plain" / f"{stage.spec.name}.typed.onnx", folder, stage.spec, "8.5")
+            graph = onnx.load(made.graph, load_external_data=False).graph
+            pairs = [len(node.input) for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+            assert bool(pairs) == (plan.precision(stage.spec.name) == "int8") and set(pairs) <= {3}
+            assert all(tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2 for tensor in graph.initializer)
 
 
 def outputs_of(graph, feed, passes=()):

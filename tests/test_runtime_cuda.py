@@ -181,6 +181,26 @@ def test_missing_bindings_are_named(monkeypatch, binding, module):
         open_device(0, binding)
 
 
+def test_pycuda_is_taken_where_it_alone_is_installed(monkeypatch):
+    """JetPack 5: Python 3.8 has no cuda-bindings."""
+    fake_pycuda.install(monkeypatch, fake_cuda.Machine())
+    fake_cuda.install(monkeypatch, fake_cuda.Machine())
+    for module, binding in (("", "cuda-bindings"), ("cuda.bindings", "pycuda"), ("cuda", "pycuda")):
+        if module:
+            monkeypatch.setitem(sys.modules, module, None)
+        device = open_device()
+        assert device.binding == binding
+        device.close()
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    for version, missing in (
+        ((3, 10), "'cuda-bindings' is not installed.*fathom-depth\\[cuda\\]"),
+        ((3, 8), "'pycuda' is not installed.*fathom-depth\\[pycuda\\]"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(EnvironmentMismatchError, match=missing):
+            patch.setattr(sys, "version_info", version)
+            open_device()
+
+
 @pytest.mark.parametrize("pools", [True, False])
 def test_memory_with_and_without_pools(monkeypatch, pools):
     machine = fake_cuda.Machine(pools=pools)

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fathom.runtime.sequences import pairwise, zip_equal
 
 ROOT = Path(fathom.__file__).parent
 BUILDING = ["__init__", "export/__init__", "export/plan/__init__", "export/plan/build_child", "export/tensorrt/__init__", "export/tensorrt/build"]
-BUILDING += ["export/tensorrt/constrained_build", "export/tensorrt/engine_layers", "export/tensorrt/timing_cache"]
+BUILDING += [f"export/tensorrt/{name}" for name in ("constrained_build", "engine_layers", "finished_engine", "timing_cache")]
 SOURCES = [*sorted((ROOT / "runtime").rglob("*.py")), *[ROOT / f"{name}.py" for name in BUILDING]]
 NEWER_NAMES = {  # module -> what came after 3.8
     "itertools": {"pairwise", "batched"},
@@ -131,3 +132,15 @@ def test_a_real_python_3_8_compiles_it():
     code = "import sys\nfor name in sys.argv[1:]: compile(open(name).read(), name, 'exec', dont_inherit=True)"
     done = subprocess.run([python, "-c", code, *map(str, SOURCES)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_process_that_compiles_for_tensorrt_8_needs_no_other_package(tmp_path):
+    """Python 3.8 of a board that has TensorRT's bindings and not even NumPy; without a 3.8 here, this Python without its packages."""
+    (tmp_path / "fathom").symlink_to(ROOT)
+    code = "import sys, fathom.export.plan.build_child as child\nfor task in ('tensorrt8', 'tensorrt-version'): child._task(task)\n"
+    code += "print(*(module.__file__ for name, module in sys.modules.items() if name.partition('.')[0] == 'fathom'), sep='\\n')"
+    environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([_python38() or sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    loaded = {Path(name).relative_to(tmp_path / "fathom") for name in done.stdout.split()}
+    assert len(loaded) > 15 and loaded <= {path.relative_to(ROOT) for path in SOURCES}  # all of it is looked through above

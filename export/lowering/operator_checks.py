@@ -91,9 +91,13 @@ class Facts:
         """Of the first input."""
         return len(self._values[self.node.input[0]].shape.dim) if self.node.input[0] in self._values else 0
 
+    def sizes(self, name: str) -> tuple[int | None, ...]:
+        """Of a tensor; None where a size is free."""
+        return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in self._values[name].shape.dim) if name in self._values else ()
+
     def free(self) -> bool:
         """Whether the first input has a free size."""
-        return any(not dim.HasField("dim_value") for dim in self._values[self.node.input[0]].shape.dim)
+        return None in self.sizes(self.node.input[0])
 
 
 def _constant(facts: Facts, place: str) -> str:
@@ -126,7 +130,19 @@ def _three_inputs(facts: Facts, _: str) -> str:
 def _plain_einsum(facts: Facts, _: str) -> str:
     equation = facts.text("equation", "")
     terms = equation.replace(" ", "").split("->")[0].split(",")
-    return f"its equation is {equation}" if "." in equation or any(len(set(term)) != len(term) for term in terms) else ""
+    if "." in equation or any(len(set(term)) != len(term) for term in terms):
+        return f"its equation is {equation}"
+    sizes: dict[str, set[int]] = {}
+    for term, name in zip(terms, facts.node.input, strict=True):
+        for letter, size in zip(term, facts.sizes(name), strict=False):
+            sizes.setdefault(letter, set()).update(() if size is None else (size,))
+    wide = sorted(letter for letter, found in sizes.items() if len(found) > 1)
+    return f"its inputs are broadcast along {', '.join(wide)}" if wide else ""
+
+
+def _same_directions(facts: Facts, _: str) -> str:
+    names, two = facts.attributes.get("activations", []), facts.text("direction", "forward") == "bidirectional"
+    return "its directions have different activations" if two and names[: len(names) // 2] * 2 != names else ""
 
 
 def _resize_modes(facts: Facts, _: str) -> str:
@@ -170,6 +186,7 @@ LIMITS: dict[str, Callable[[Facts, str], str]] = {  # name -> what is wrong with
     "zero-point": _zero_point,
     "three-inputs": _three_inputs,
     "plain-einsum": _plain_einsum,
+    "same-directions": _same_directions,
     "resize-modes": _resize_modes,
     "resize-axes": _resize_axes,
     "grid-modes": _grid_modes,

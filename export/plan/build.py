@@ -24,6 +24,7 @@ from ..precision.calibrated import Calibration, read_calibration, require_calibr
 from ..precision.rounded import SIMULATED
 from .build_options import BuildOptions
 from .built_stage import BuiltStage
+from .constrained_stages import constrained_release, installed_tensorrt
 from .plan_file import write_plan
 from .prove_candidate import prove_candidate
 from .stage_builder import StageBuilder
@@ -79,6 +80,9 @@ def build_plan(
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
         _check_stage(stage, options)
+    if options.backend == "tensorrt" and (options.operators or options.precision in ("fp8", "int4")):  # before anyone calibrates for what it does not know
+        version, target = installed_tensorrt(options.device)
+        options.check_card(version, target, bool(constrained_release(version)))
     calibration = None if options.precision == "fp32" else require_calibration(bundle, options.precision) if options.planned else read_calibration(bundle)
     if calibration is not None:
         for verdict in calibration.plan.verdicts.values() if options.planned else ():

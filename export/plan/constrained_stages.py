@@ -89,7 +89,10 @@ class ConstrainedStages:
     def request(self, name: str, target: Path, batch: tuple[int, int, int]) -> dict[str, Any]:
         """See ``constrained_build.build_constrained_engine``."""
         lowered, spec, kinds = self._stages[name]
-        ops = {node.name: node.op_type for node in onnx.load(str(lowered.graph), load_external_data=False).graph.node}
+        graph = onnx.load(str(lowered.graph), load_external_data=False).graph
+        ops, sides = {node.name: node.op_type for node in graph.node}, (*graph.value_info, *graph.input, *graph.output)
+        floats = {value.name for value in sides if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        computed = {node.name for node in graph.node if node.op_type not in NOT_COMPUTED and not floats.isdisjoint((*node.input, *node.output))}
         return {
             "task": "tensorrt8",
             "stage": name,
@@ -99,7 +102,7 @@ class ConstrainedStages:
             "precision": self._precision,
             "nodes": list(kinds.items()),
             "products": [name for name, op in ops.items() if op in PRODUCTS],
-            "exact": [name for name, op in ops.items() if kinds[name] == "fp32" and op not in NOT_COMPUTED],
+            "exact": [name for name in ops if kinds[name] == "fp32" and name in computed],
             "half": [tensor.name for tensor in spec.inputs + spec.outputs if tensor.dtype == "float16"],
         }
 

@@ -10,10 +10,9 @@ from typing import Any
 from ... import __version__
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.artefact.manifest import GOLDENS, Initializer, PlanManifest, PlanStage
-from ...runtime.artefact.operator_use import OperatorUse, PluginLibrary
+from ...runtime.artefact.operator_use import OperatorUse
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.certificate.probes import PROBES
-from ...runtime.errors import UsageError
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..operators.plugin_graph import library_beside, write_plugin_graph
 from ..operators.rewritten_bundle import RewrittenBundle
@@ -67,7 +66,7 @@ class StageBuilder:
         if plain:
             options.check_card(self.version, target, bool(release))
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
-        self._library = self._plugin_library()
+        self._library = library_beside(options.plugins, scratch) if options.plugins else None
 
     def type_stages(self) -> ParityReport | None:
         """Make the graphs that the compiler reads; FP16 ones, and those for TensorRT 8, are checked against the golden tensors."""
@@ -290,12 +289,6 @@ class StageBuilder:
             operators=self._operator_use(),
         )
         return made, sources
-
-    def _plugin_library(self) -> PluginLibrary | None:
-        if self._constrained is not None and self.options.operators:
-            was, wanted = f"TensorRT {self.version} is built for without our operators", "TensorRT 10.3 or later, TensorRT-RTX or ONNX Runtime"
-            raise UsageError(was, wanted=wanted, fix="leave --operators out")
-        return library_beside(self.options.plugins, self.scratch) if self.options.plugins else None
 
     def _operator_use(self) -> OperatorUse | None:
         if not isinstance(self.bundle, RewrittenBundle):

@@ -43,7 +43,7 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
 
     Returns:
         ``nbytes`` of the engine, ``version``, ``counts`` (products by the type they got; ``untold`` for those that the compiler merged into a region
-        of its own), ``activations_nbytes``.
+        of its own), ``told`` (how much of what must be FP32 was read back, in words; empty for an FP32 engine), ``activations_nbytes``.
 
     Raises:
         EnvironmentMismatchError: if there is no GPU.
@@ -81,10 +81,10 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         send("log", text=f"{stage}: what earlier builds measured was not taken ({'; '.join(log.about_timing) or logger.errors()})")
     logger.forget()
     plan, words = builder.build_serialized_network(network, config), ""
-    if plan is None and MISMARKED in (words := logger.errors()):  # what fuses into an INT8 layer was held to FP16; the types that come out are read below
-        send("progress", what=f"{stage}: compiling again, constraints as wishes", done=0.5)
-        config.clear_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+    if plan is None and MISMARKED in (words := logger.errors()):  # what fuses into an INT8 layer was held to FP16
+        send("progress", what=f"{stage}: compiling again, with nothing held but FP32", done=0.5)
+        free_half(trt, network)
+        logger.forget()
         plan = builder.build_serialized_network(network, config)
         words = logger.errors() if plan is None else ""
     cache.keep(config)
@@ -93,13 +93,13 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         was = f"stage {stage}: tensorrt {trt.__version__} could not compile the network: {words or logger.errors()}"
         raise BuildFailedError(was, fix=WANTS_CUBLAS if FUSED_REGION in was and not has_cublas else "")
     engine = load_engine(trt, logger, plan, stage)
-    counts = _check_precision(layer_information(trt, engine, request.get("layers", "")), request)
+    counts, told = _check_precision(layer_information(trt, engine, request.get("layers", "")), request)
     activations, nbytes = int(engine.device_memory_size), int(plan.nbytes)
     with open(request["target"], "wb") as file, memoryview(plan) as view:
         for start in range(0, nbytes, CHUNK):
             file.write(view[start : start + CHUNK])
     send("progress", what=f"{stage}: written", done=1.0)
-    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": activations}
+    return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "told": told, "activations_nbytes": activations}
 
 
 def tensorrt_version(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -166,6 +166,17 @@ def constrain(trt: ModuleType, network: Any, nodes: list[tuple[str, str]]) -> No
                 layer.set_output_type(place, types[kind])
 
 
+def free_half(trt: ModuleType, network: Any) -> None:
+    """Take back what was asked for in FP16; what must be FP32 stays held, and the compiler has to obey or end."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.precision_is_set and layer.precision == trt.DataType.HALF:
+            layer.reset_precision()
+            for place in range(layer.num_outputs):
+                if layer.output_type_is_set(place):
+                    layer.reset_output_type(place)
+
+
 def _set_boundaries(trt: ModuleType, network: Any, half: set) -> None:
     """The types of what crosses a stage's boundary."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
@@ -174,8 +185,8 @@ def _set_boundaries(trt: ModuleType, network: Any, half: set) -> None:
             tensor.dtype = trt.DataType.HALF
 
 
-def _check_precision(information: str, request: dict[str, Any]) -> dict[str, int]:
-    """Hold the types that the engine tells of against the plan; returns how many products have which."""
+def _check_precision(information: str, request: dict[str, Any]) -> tuple[dict[str, int], str]:
+    """Hold the types that the engine tells of against the plan; returns how many products have which, and what became of FP32 nodes in words."""
     kinds, exact, products = dict(request["nodes"]), set(request["exact"]), set(request["products"])
     got = layer_types(information, kinds, set(request["half"]))
     wrong = []
@@ -196,4 +207,6 @@ def _check_precision(information: str, request: dict[str, Any]) -> dict[str, int
             wanted=f"{request['precision']} outside the FP32 islands" if request["precision"] != "int8" else "what the precision plan says",
             fix="report it with the version of TensorRT; --precision fp32 asks for nothing",
         )
-    return {kind: count for kind, count in sorted(counts.items()) if count}
+    seen = sum("float" in got[name].own for name in exact & got.keys())
+    told = f"{len(exact)} nodes held to FP32: {seen} read back as FP32, {len(exact) - seen} merged into what it does not tell of"
+    return {kind: count for kind, count in sorted(counts.items()) if count}, told if exact and request["precision"] != "fp32" else ""

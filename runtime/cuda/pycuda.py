@@ -1,4 +1,4 @@
-"""The driver calls through pycuda, chosen by ``FATHOM_CUDA=pycuda``: no graphs, and everything from the thread that opened the device.
+"""The driver calls through pycuda, for ``FATHOM_CUDA=pycuda`` and where no cuda-bindings is: no graphs, and everything from the thread that opened the device.
 
 pycuda ties every object to the context stack of one thread, so ``pycuda.autoinit`` and contexts of its own are not used: the primary
 context is pushed around each piece of work and popped after it.
@@ -166,7 +166,7 @@ class PyCudaDevice(Device):
 
 def _import_pycuda() -> Any:
     if importlib.util.find_spec("pycuda") is None:
-        raise missing_package("pycuda", "pycuda", "the binding that FATHOM_CUDA=pycuda asks for")
+        raise missing_package("pycuda", "pycuda", "the binding of the CUDA driver that FATHOM_CUDA=pycuda asks for, and the only one for Python 3.8")
     try:
         import pycuda.driver
     except ImportError as error:
