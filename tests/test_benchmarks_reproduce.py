@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +101,27 @@ def test_full_size_depthblip2_exports_its_two_files_with_the_learned_bins():
     assert "nyu:N.mat:scene=kitchen" in accuracy
 
 
+def test_llm_mde_stops_early_and_its_best_weights_are_measured_where_they_were_made():
+    files = Files("nyu:N.mat", weights="b.safetensors", visual_weights="v.safetensors")
+    train, export, accuracy = (" ".join(step.arguments) for step in steps_of(find_row("llm-mde", "5", "scheme-5"), files, Path("out"), device="cuda:1"))
+    assert "--variant paper" in train and "--hold-back 79 --batch 16 --device cuda:1" in train and "--resume" not in train
+    assert "--weights out/trained.best.safetensors" in export and "--visual-weights" not in export
+    assert accuracy.startswith("accuracy --reference out/bundle --reference-weights out/trained.best.safetensors --device cuda:1 --data nyu:N.mat")
+    one, *others = (steps_of(find_row("llm-mde", *name), files, Path("out")) for name in (("3", "apg"), ("4", "scheme-3"), ("5", "scheme-3")))
+    assert others == [one, one]  # printed three times with the same numbers
+
+
+def test_an_interrupted_training_goes_on(tmp_path, capsys):
+    (tmp_path / "trained.state.safetensors").touch()
+    row, words = find_row("evp", "4", "4"), ["reproduce", "evp", "4", "4", "--data", "nyu:N.mat", "--weights", "setup.py", "--show", "--quiet"]
+    assert "--resume" in steps_of(row, Files("nyu:N.mat", weights="sd.ckpt"), tmp_path)[0].arguments
+    assert main(words) == 0
+    train, export, accuracy = capsys.readouterr().out.splitlines()
+    assert (
+        train.endswith(" -o trained.safetensors") and "--weights trained.safetensors" in export and "--engine bundle " in accuracy and "--resume" not in train
+    )
+
+
 @pytest.fixture(scope="module")
 def nyu(tmp_path_factory):
     """The labelled file and splits.mat: of every kind of room some pictures to learn from and one to measure."""
@@ -166,6 +189,47 @@ def begins(published_files, tmp_path_factory):
     return find
 
 
+@pytest.fixture(scope="module")
+def captions(nyu, tmp_path_factory):
+    """A caption for every picture of the file."""
+    path = tmp_path_factory.mktemp("captions") / "captions.json"
+    path.write_text(json.dumps({sample.id: f"a photo of a {sample.scene.split('_')[0]}" for sample in open_source(f"{nyu}:all")}))
+    return str(path)
+
+
+@pytest.fixture
+def run(nyu, kitti, refcoco, begins, captions, tmp_path, capsys):
+    """A row from its small files to numbers, by ``depth-bench reproduce`` with more words; what is missing is missed first."""
+
+    def run(name, *more, steps="2"):
+        row = ROWS[name]
+        data = {"nyu": nyu, "kitti": kitti, "refcoco": refcoco}[row.data]
+        words = ["reproduce", *name.split(), "--data", data, "--tiny", *begins(row), "--limit", "1", "--steps", steps, "-o", str(tmp_path / "out")]
+        words += ["--json", "--quiet", *more]
+        if row.captions:
+            assert main(words) == 3 and "a caption for every picture" in capsys.readouterr().err
+            words += ["--captions", captions]
+        assert main(words) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["published"] == row.published and found["images"] == 1 and found["tiny"]
+        assert set(found["ours"]) == set(row.published) and all(np.isfinite(value) for value in found["ours"].values())
+        record = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+        assert record["evaluation"]["name"] == (row.evaluation or "refer-window") and record["rows"][0]["protocol"] == (row.protocol or "single-image")
+        network = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())["network"]
+        assert {setting: network["config"][setting] for setting in row.settings} == row.settings
+        if row.variant:
+            assert network["variant"] == row.variant
+        if "bins" in row.options:
+            assert network["config"]["bins_m"] == [float(depth) for depth in row.options["bins"].split(",")]
+        if row.part:
+            assert row.part.removeprefix("scene=") in record["data"]["name"]
+        if row.training and "hold-back" in row.training.flags:
+            assert network["weights"]["file"] == "trained.best.safetensors"
+        return record
+
+    return run
+
+
 def in_process(step, force, quiet):
     from fathom.export.commands import export_command
     from fathom.models.training import train_command
@@ -174,41 +238,58 @@ def in_process(step, force, quiet):
     return mains[step.program]([*step.arguments, "--quiet"])
 
 
-def run_row(name, data, start, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "execute", in_process)
-    words = ["reproduce", *name.split(), "--data", data, "--tiny", *start, "--limit", "1", "--steps", "2", "-o", str(tmp_path / "out"), "--json", "--quiet"]
-    if ROWS[name].captions:
-        assert main(words) == 3 and "a caption for every picture" in capsys.readouterr().err
-        (tmp_path / "captions.json").write_text(json.dumps({sample.id: f"a photo of a {sample.scene.split('_')[0]}" for sample in open_source(f"{data}:all")}))
-        words += ["--captions", str(tmp_path / "captions.json")]
-    assert main(words) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    row = ROWS[name]
-    assert found["published"] == row.published and found["images"] == 1 and found["tiny"]
-    assert set(found["ours"]) == set(row.published) and all(np.isfinite(value) for value in found["ours"].values())
-    record = json.loads((tmp_path / "out" / "accuracy.json").read_text())
-    assert record["evaluation"]["name"] == (row.evaluation or "refer-window") and record["rows"][0]["protocol"] == (row.protocol or "single-image")
-    config = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())["network"]["config"]
-    assert {setting: config[setting] for setting in row.settings} == row.settings
-    if "bins" in row.options:
-        assert config["bins_m"] == [float(depth) for depth in row.options["bins"].split(",")]
-    if row.part:
-        assert all(row.part.removeprefix("scene=") in record["data"]["name"] for _ in record["rows"])
-    return record
+@pytest.fixture(scope="module")
+def once():
+    """Steps in this process; what several rows train or export alike is made once."""
+    made, histories = {}, {}
+
+    def execute(step, force, quiet):
+        own = Path(step.arguments[step.arguments.index("-o") + 1]).parent
+        history = (*histories.get(own, ()), step.program, *(word.replace(str(own), "") for word in step.arguments))
+        histories[own] = history
+        if step.program == "depth-bench":
+            return in_process(step, force, quiet)
+        if history in made:
+            others = "trained*" if step.program == "depth-export" else "bundle"
+            shutil.copytree(made[history], own, dirs_exist_ok=True, ignore=shutil.ignore_patterns(others, "accuracy.json"))
+            return 0
+        made[history] = own
+        return in_process(step, force, quiet)
+
+    return execute
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_in_pytorch(name, once, run, monkeypatch):
+    """All of the way but the graphs: training, the network read back, and numbers from it. ``--device`` measures with PyTorch."""
+    from fathom.export.bundle import bundle
+    from fathom.export.parity.parity import ParityReport, Tolerances
+
+    def no_graph(stage, folder):
+        (folder / f"{stage.spec.name}.onnx").write_bytes(b"-")
+        return SimpleNamespace(file=folder / f"{stage.spec.name}.onnx")
+
+    monkeypatch.setattr(bundle, "export_graph", no_graph)
+    monkeypatch.setattr(bundle, "measure_parity", lambda *_, **__: ParityReport((), 0.0, 0.0, Tolerances(), "", ""))
+    monkeypatch.setattr(command, "execute", once)
+    record = run(name, "--device", "cpu", steps="1")
+    assert [row["kind"] for row in record["rows"]] == ["pytorch"]
 
 
 REPRESENTATIVE = ("depthblip2 4 kitchen-4", "moa-depthclip 2 8", "evp 4 12")  # fixed bins, training with settings, captions
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_a_row_runs_from_files_to_numbers(name, nyu, begins, tmp_path, monkeypatch, capsys):
-    run_row(name, nyu, begins(ROWS[name]), tmp_path, monkeypatch, capsys)
+def test_a_row_runs_from_files_to_numbers(name, run, monkeypatch):
+    monkeypatch.setattr(command, "execute", in_process)
+    assert run(name)["rows"][0]["kind"] == "engine"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_every_row_runs(name, nyu, kitti, refcoco, begins, tmp_path, monkeypatch, capsys):
-    run_row(name, {"nyu": nyu, "kitti": kitti, "refcoco": refcoco}[ROWS[name].data], begins(ROWS[name]), tmp_path, monkeypatch, capsys)
+def test_every_row_runs(name, run, monkeypatch):
+    monkeypatch.setattr(command, "execute", in_process)
+    run(name)
 
 
 def test_the_papers_protocol_is_the_default_on_the_papers_data(nyu, tmp_path, capsys):

@@ -42,8 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=_positive, metavar="N", help="steps of training (default: the recipe's)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="measure only the first N images")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N: train there, and measure with PyTorch there (default: the CPU, measuring with ONNX Runtime)"
+    )
     parser.add_argument("--show", action="store_true", help="print the commands, and leave")
-    parser.add_argument("-o", "--output", metavar="DIR", help="keep weights, bundle and record in this folder")
+    parser.add_argument("-o", "--output", metavar="DIR", help="keep weights, bundle and record in this folder; an interrupted training goes on from it")
     common_flags(parser)
 
 
@@ -66,10 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if arguments.output:
             folder = Path(arguments.output)
-            folder.mkdir(parents=True, exist_ok=True)
+            if not arguments.show:
+                folder.mkdir(parents=True, exist_ok=True)
+        elif arguments.show:
+            folder = Path()
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fathom-reproduce-")))
-        for step in steps_of(row, files, folder, arguments.tiny, arguments.steps, arguments.limit):
+        for step in steps_of(row, files, folder, arguments.tiny, arguments.steps, arguments.limit, arguments.device):
             words = shlex.join((step.program, *step.arguments))
             if arguments.show:
                 print(words)
