@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -240,12 +241,12 @@ def in_process(step, force, quiet):
 
 @pytest.fixture(scope="module")
 def once():
-    """Steps in this process; what several rows train or export alike is made once."""
+    """A function from a kind of run to the steps in this process; what several rows train or export alike is made once of each kind."""
     made, histories = {}, {}
 
-    def execute(step, force, quiet):
+    def execute(kind, step, force, quiet):
         own = Path(step.arguments[step.arguments.index("-o") + 1]).parent
-        history = (*histories.get(own, ()), step.program, *(word.replace(str(own), "") for word in step.arguments))
+        history = (*histories.get(own, (kind,)), step.program, *(word.replace(str(own), "") for word in step.arguments))
         histories[own] = history
         if step.program == "depth-bench":
             return in_process(step, force, quiet)
@@ -256,7 +257,7 @@ def once():
         made[history] = own
         return in_process(step, force, quiet)
 
-    return execute
+    return lambda kind: partial(execute, kind)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -271,7 +272,7 @@ def test_every_row_in_pytorch(name, once, run, monkeypatch):
 
     monkeypatch.setattr(bundle, "export_graph", no_graph)
     monkeypatch.setattr(bundle, "measure_parity", lambda *_, **__: ParityReport((), 0.0, 0.0, Tolerances(), "", ""))
-    monkeypatch.setattr(command, "execute", once)
+    monkeypatch.setattr(command, "execute", once("pytorch"))
     record = run(name, "--device", "cpu", steps="1")
     assert [row["kind"] for row in record["rows"]] == ["pytorch"]
 
@@ -287,8 +288,8 @@ def test_a_row_runs_from_files_to_numbers(name, run, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_every_row_runs(name, run, monkeypatch):
-    monkeypatch.setattr(command, "execute", in_process)
+def test_every_row_runs(name, once, run, monkeypatch):
+    monkeypatch.setattr(command, "execute", once("engine"))
     run(name)
 
 
