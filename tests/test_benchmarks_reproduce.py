@@ -56,7 +56,9 @@ def _follow(lines, wanted):
 
 def test_rows_name_networks_and_settings_that_exist():
     from fathom.benchmarks.accuracy.published import EVALUATIONS
+    from fathom.benchmarks.reproduce.steps import DOWNLOADED
 
+    assert {name for name, entry in NETWORKS.items() if entry.hub} == set(DOWNLOADED)
     for name, row in ROWS.items():
         entry = NETWORKS[row.network]
         assert set(row.settings) <= set(entry.settings) and (row.variant or entry.variants[0]) in entry.variants, name
@@ -82,7 +84,8 @@ def test_list(capsys):
     ("words", "code", "message"),
     [
         (["evp", "1", "evp"], 3, "nyu_depth_v2_labeled.mat"),
-        (["evp", "1", "evp", "--data", "nyu:x.mat"], 3, "model.safetensors of MykolaL/evp_depth"),
+        (["evp", "1", "evp", "--data", "nyu:x.mat"], 3, "MykolaL/evp_depth/resolve/df101c7/model.safetensors is not here yet, and HF_HUB_OFFLINE"),
+        (["evp", "1", "evp", "--data", "nyu:x.mat", "--device", "cpu"], 3, "model.safetensors of MykolaL/evp_depth"),
         (["evp", "2", "evp", "--data", "nyu:x.mat"], 2, "KITTI"),
         (["depthblip2", "1", "depthblip2", "--data", "nyu:x.mat", "--weights", "setup.py"], 3, "clip_vit_L.pth"),
         (["moa-depthclip", "2", "8", "--data", "nyu:x.mat:test", "--weights", "v.pt"], 3, "--train-data"),
@@ -95,7 +98,9 @@ def test_list(capsys):
         (["dpt"], 2, "no paper 'dpt'"),
     ],
 )
-def test_what_is_missing_is_named(words, code, message, capsys):
+def test_what_is_missing_is_named(words, code, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(command, "execute", in_process)
     assert main(["reproduce", *words]) == code
     assert message in capsys.readouterr().err
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("row", nargs="*", metavar="PAPER TABLE ROW", help="for example: evp 1 evp")
     parser.add_argument("--data", metavar="DATA", help="what to measure on: nyu:FILE.mat, nyu-folder:DIR:LIST.txt, kitti:DIR:LIST.txt or refer:DIR:refcoco")
     parser.add_argument("--train-data", metavar="DATA", help="what to learn from (default: the training part of nyu:FILE.mat)")
-    parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from")
+    parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from (default: EVP's from the hub)")
     parser.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
     parser.add_argument("--captions", metavar="FILE", help="a JSON object from picture to caption, for rows that learn from captions")
     parser.add_argument(
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{len(arguments.row)} words were given", wanted="PAPER TABLE ROW")
     row = find_row(*arguments.row)
     files = Files(arguments.data, arguments.train_data, arguments.weights, arguments.visual_weights, arguments.captions)
-    check_files(row, files, arguments.tiny)
+    check_files(row, files, arguments.tiny, arguments.device)
     if row.note:
         warn(row.note)
     if arguments.tiny:

@@ -18,6 +18,7 @@ STARTS = {  # network -> the file a row of it begins with; depth-export --list s
     "llm-mde": "model.safetensors of bert-base-uncased",
 }
 VISUAL = {"depthblip2": "LAVIS' clip_vit_L.pth", "llm-mde": "model.safetensors of timm's vit_base_patch16_224"}  # those that begin with two files
+DOWNLOADED = ("evp", "evp-refer")  # whose file depth-export fetches from the hub
 DATA_FILES = {
     "nyu": ("nyu_depth_v2_labeled.mat of NYU Depth v2, with splits.mat beside it", "--data nyu:FILE.mat", ("nyu", "nyu-folder")),
     "kitti": ("KITTI's raw pictures with the annotated depth maps, and the Eigen list", "--data kitti:DIR:LIST.txt", ("kitti",)),
@@ -51,8 +52,8 @@ class Step:
     arguments: tuple[str, ...]
 
 
-def check_files(row: Row, files: Files, tiny: bool) -> None:
-    """Stop at the first thing that is missing.
+def check_files(row: Row, files: Files, tiny: bool, device: str | None = None) -> None:
+    """Stop at the first thing that is missing. A file that ``depth-export`` downloads is not, unless PyTorch on a ``device`` wants it too.
 
     Raises:
         UsageError: if the data is of another kind.
@@ -70,6 +71,8 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
         fix = "give a JSON object from picture to caption with --captions FILE"
         raise InputError("a file that this row reads is missing: a caption for every picture", fix=fix)
     if tiny and files.weights is None and files.visual_weights is None:
+        return
+    if files.weights is None and row.network in DOWNLOADED and not (row.start or row.training or row.variant or device):
         return
     if files.weights is None:
         raise InputError(f"a file that this row starts from is missing: {_start(row)}", fix="give it with --weights FILE, or try the row with --tiny")
