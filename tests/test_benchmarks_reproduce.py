@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,11 +277,16 @@ def test_every_row_in_pytorch(name, once, run, monkeypatch):
     """All of the way but the graphs: training, the network read back, and numbers from it. ``--device`` measures with PyTorch."""
     from fathom.export.bundle import bundle
     from fathom.export.parity.parity import ParityReport, Tolerances
+    from fathom.models.training.data.training_data import KeptSamples
+    from fathom.models.training.recipes import recipes
 
     def no_graph(stage, folder):
         (folder / f"{stage.spec.name}.onnx").write_bytes(b"-")
         return SimpleNamespace(file=folder / f"{stage.spec.name}.onnx")
 
+    few, split = {model: replace(recipe, batch=2) for model, recipe in recipes.RECIPES.items()}, KeptSamples.split
+    monkeypatch.setattr(recipes, "RECIPES", few)
+    monkeypatch.setattr(KeptSamples, "split", lambda self, count, seed: split(self, min(count, 2), seed))
     monkeypatch.setattr(bundle, "export_graph", no_graph)
     monkeypatch.setattr(bundle, "measure_parity", lambda *_, **__: ParityReport((), 0.0, 0.0, Tolerances(), "", ""))
     monkeypatch.setattr(command, "execute", once("pytorch"))
