@@ -211,8 +211,15 @@ def captions(nyu, tmp_path_factory):
 
 
 @pytest.fixture
-def run(nyu, kitti, refcoco, begins, captions, tmp_path, capsys):
-    """A row from its small files to numbers, by ``depth-bench reproduce`` with more words; what is missing is missed first."""
+def run(nyu, kitti, refcoco, begins, captions, tmp_path, capsys, monkeypatch):
+    """A row from its small files to numbers, by ``depth-bench reproduce`` with more words; what is missing is missed first. Two pictures a step, and two
+    held back."""
+    from fathom.models.training.data.training_data import KeptSamples
+    from fathom.models.training.recipes import recipes
+
+    few, split = {model: replace(recipe, batch=2) for model, recipe in recipes.RECIPES.items()}, KeptSamples.split
+    monkeypatch.setattr(recipes, "RECIPES", few)
+    monkeypatch.setattr(KeptSamples, "split", lambda self, count, seed: split(self, min(count, 2), seed))
 
     def run(name, *more, steps="2"):
         row = ROWS[name]
@@ -277,16 +284,11 @@ def test_every_row_in_pytorch(name, once, run, monkeypatch):
     """All of the way but the graphs: training, the network read back, and numbers from it. ``--device`` measures with PyTorch."""
     from fathom.export.bundle import bundle
     from fathom.export.parity.parity import ParityReport, Tolerances
-    from fathom.models.training.data.training_data import KeptSamples
-    from fathom.models.training.recipes import recipes
 
     def no_graph(stage, folder):
         (folder / f"{stage.spec.name}.onnx").write_bytes(b"-")
         return SimpleNamespace(file=folder / f"{stage.spec.name}.onnx")
 
-    few, split = {model: replace(recipe, batch=2) for model, recipe in recipes.RECIPES.items()}, KeptSamples.split
-    monkeypatch.setattr(recipes, "RECIPES", few)
-    monkeypatch.setattr(KeptSamples, "split", lambda self, count, seed: split(self, min(count, 2), seed))
     monkeypatch.setattr(bundle, "export_graph", no_graph)
     monkeypatch.setattr(bundle, "measure_parity", lambda *_, **__: ParityReport((), 0.0, 0.0, Tolerances(), "", ""))
     monkeypatch.setattr(command, "execute", once("pytorch"))
