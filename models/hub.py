@@ -118,6 +118,9 @@ def _fetch(wanted: HubFile, part: Path, have: int, on_progress: Callable[[int, i
 
 
 def _check_size(wanted: HubFile, answer: HTTPResponse, have: int) -> None:
+    part = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or f"bytes {have}-")
+    if have and (part is None or int(part[1]) != have):
+        raise InputError(f"{wanted.url} gave another part than the one from byte {have:,}", fix=_by_hand(wanted))
     length = answer.headers.get("Content-Length")
     if length is not None and have + int(length) != wanted.nbytes:
         raise InputError(f"{wanted.url} has {have + int(length):,} bytes", wanted=f"{wanted.nbytes:,}", fix=_by_hand(wanted))

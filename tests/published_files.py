@@ -1,10 +1,12 @@
 """Files of random weights in the form in which the authors, or those they started from, published theirs; of the small networks' sizes."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
 from fathom.models.blip2 import depthblip2
@@ -64,11 +66,39 @@ def vit_and_bert(folder: Path, config: llm_mde.LlmMdeConfig, hub: bool):
     return vit, bert
 
 
-def openai_clip(path: Path, config) -> Path:
-    """CLIP's towers by OpenAI's names."""
-    clip = draw_weights(build_clip(config), 4)
-    save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, path)
-    return path
+SCALARS = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
+
+
+class Branch(nn.Module):
+    """A module with nothing but children and tensors, so that any tree of names can be archived."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def tree_of(state: dict[str, Tensor]) -> nn.Module:
+    root = Branch()
+    for name, tensor in state.items():
+        *path, leaf = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, Branch())
+            module = module._modules[part]
+        if tensor.is_floating_point():
+            module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+        else:
+            module.register_buffer(leaf, tensor)
+    return root
+
+
+def save_archive(state: dict[str, Tensor], path) -> None:
+    """As OpenAI publishes CLIP: half precision, three sizes beside the weights."""
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    half |= {name: torch.tensor(value) for name, value in SCALARS.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(tree_of(half)), str(path))
 
 
 def lavis_qformer(config: QFormerConfig, rng):
@@ -153,6 +183,7 @@ def start_of(folder: Path, network: str, start: str, settings: dict[str, int]) -
         return ["--weights", str(folder / "q.pth"), "--visual-weights", str(folder / "v.pth")]
     if network in ("moa-depthclip", "depthclip"):
         config = {"moa-depthclip": moa_depthclip, "depthclip": depthclip}[network].TINY.clip
-        return ["--weights", str(openai_clip(folder / "clip.safetensors", config))]
+        save_archive(draw_weights(build_clip(config), 4).state_dict(), folder / "clip.pt")
+        return ["--weights", str(folder / "clip.pt")]
     options = {"settings": settings, "random_init": True} if settings else {}
     return ["--weights", str(finished(folder / "model.safetensors", f"{network}-tiny", **options))]

@@ -53,6 +53,7 @@ PYTORCH_REFERENCE = {
     "benchmarks/pytorch_reference.py",
     "benchmarks/latency/pytorch_latency.py",
     "benchmarks/studies/evp_fullsize.py",
+    "benchmarks/studies/vpd_scenes.py",
     "benchmarks/card/operators.py",
 }
 ROOM_FILES = 15

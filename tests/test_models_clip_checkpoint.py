@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from fathom.models.clip.clip_checkpoint import OPENAI_SHA256, assemble_clip, clip_origin, read_clip
 from fathom.models.clip.clip_text import prompt_features, token_ids
@@ -19,39 +17,6 @@ from fathom.runtime.errors import EnvironmentMismatchError, InputError
 
 SMALL_RESNET = replace(RN50, embed_dim=128, image_size=64, vision_layers=(1, 2, 1, 1), vision_width=8, text_width=32, text_heads=2, text_layers=2)
 SMALL_VIT = replace(VIT_B_32, embed_dim=24, image_size=64, vision_layers=2, vision_width=64, text_width=32, text_heads=2, text_layers=2, head_width=32)
-SCALARS = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
-
-
-class Branch(nn.Module):
-    """A module with nothing but children and tensors, so that any tree of names can be archived."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def tree_of(state: dict[str, Tensor]) -> nn.Module:
-    root = Branch()
-    for name, tensor in state.items():
-        *path, leaf = name.split(".")
-        module = root
-        for part in path:
-            if part not in module._modules:
-                module.add_module(part, Branch())
-            module = module._modules[part]
-        if tensor.is_floating_point():
-            module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
-        else:
-            module.register_buffer(leaf, tensor)
-    return root
-
-
-def save_archive(state: dict[str, Tensor], path) -> None:
-    """As OpenAI publishes: half precision, three sizes beside the weights."""
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    half |= {name: torch.tensor(value) for name, value in SCALARS.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(tree_of(half)), str(path))
 
 
 @pytest.fixture(scope="module", params=[SMALL_RESNET, SMALL_VIT], ids=["resnet", "vit"])
@@ -82,11 +47,11 @@ def test_the_image_tower_is_the_part_before_the_shared_space():
 
 
 @pytest.mark.parametrize("form", ["archive.pt", "bare.pt", "wrapped.pth", "file.safetensors"])
-def test_every_form_gives_the_same_towers(small, tmp_path, form):
+def test_every_form_gives_the_same_towers(published_files, small, tmp_path, form):
     config, clip = small
     path, state = tmp_path / form, clip.state_dict()
     if form == "archive.pt":
-        save_archive(state, path)
+        published_files.save_archive(state, path)
     elif form == "bare.pt":
         torch.save(state, path)
     elif form == "wrapped.pth":
@@ -104,7 +69,7 @@ def test_every_form_gives_the_same_towers(small, tmp_path, form):
         torch.testing.assert_close(mine, truth, atol=tolerance, rtol=0)
 
 
-def test_what_does_not_fit_is_refused_by_name(small, tmp_path):
+def test_what_does_not_fit_is_refused_by_name(published_files, small, tmp_path):
     config, clip = small
     state = clip.state_dict()
     cases = {
@@ -116,22 +81,22 @@ def test_what_does_not_fit_is_refused_by_name(small, tmp_path):
     names = {"missing": "ln_final.bias", "unexpected": "visual.extra.weight", "misshapen": "logit_scale", "not finite": "text_projection"}
     for case, wrong in cases.items():
         path = tmp_path / "wrong.pt"
-        save_archive(wrong, path)
+        published_files.save_archive(wrong, path)
         with pytest.raises(InputError, match=f"{case}.*{names[case]}"):
             assemble_clip(read_clip(path), config)
 
 
-def test_the_other_clip_is_refused(tmp_path):
-    save_archive(build_clip(SMALL_VIT).state_dict(), tmp_path / "vit.pt")
+def test_the_other_clip_is_refused(published_files, tmp_path):
+    published_files.save_archive(build_clip(SMALL_VIT).state_dict(), tmp_path / "vit.pt")
     with pytest.raises(InputError, match="missing"):
         assemble_clip(read_clip(tmp_path / "vit.pt"), SMALL_RESNET)
     with pytest.raises(InputError, match="no file"):
         read_clip(tmp_path / "absent.pt")
 
 
-def test_the_origin_knows_openais_files_by_their_hash(small, tmp_path, monkeypatch):
+def test_the_origin_knows_openais_files_by_their_hash(published_files, small, tmp_path, monkeypatch):
     config, clip = small
-    save_archive(clip.state_dict(), tmp_path / "RN50.pt")
+    published_files.save_archive(clip.state_dict(), tmp_path / "RN50.pt")
     checkpoint = read_clip(tmp_path / "RN50.pt")
     stranger = clip_origin(checkpoint, config)
     assert stranger.kind == "published" and stranger.file == "RN50.pt" and stranger.licence == "unknown" and stranger.warnings

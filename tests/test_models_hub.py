@@ -20,7 +20,7 @@ FILE = HubFile("owner/name", "df101c7", "model.safetensors", len(BYTES), hashlib
 
 @pytest.fixture
 def server(monkeypatch):
-    state = SimpleNamespace(requests=[], data=BYTES, stop_after=None, ranges=True)
+    state = SimpleNamespace(requests=[], data=BYTES, stop_after=None, ranges=True, shift=0)
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -39,6 +39,8 @@ def server(monkeypatch):
                 return
             start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if "Range" in self.headers and state.ranges else 0
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start + state.shift}-{len(state.data) - 1}/{len(state.data)}")
             body = state.data[start:]
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -87,6 +89,18 @@ def test_an_interruption_keeps_what_arrived(server, tmp_path, monkeypatch):
         download(FILE, tmp_path, interrupt)
     assert next(tmp_path.iterdir()).stat().st_size == 150_000
     assert download(FILE, tmp_path).read_bytes() == BYTES and server.requests[-1][1] == "bytes=150000-"
+
+
+def test_another_part_than_the_rest_is_not_added(server, tmp_path):
+    server.stop_after = 100_000
+    with pytest.raises(InputError):
+        download(FILE, tmp_path)
+    server.stop_after, server.shift = None, 7
+    with pytest.raises(InputError, match="another part than the one from byte 100,000"):
+        download(FILE, tmp_path)
+    assert next(tmp_path.iterdir()).stat().st_size == 100_000
+    server.shift = 0
+    assert download(FILE, tmp_path).read_bytes() == BYTES
 
 
 def test_wrong_bytes_are_refused_and_removed(server, tmp_path):

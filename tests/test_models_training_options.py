@@ -126,6 +126,13 @@ def test_the_best_weights_are_chosen_by_pictures_held_back(quick):
         assert facts["steps"] == len(scores)  # patience 1: the first that is not better ends it
 
 
+def test_patience_counts_epochs(quick):
+    """Two pictures to learn from are one step of two; without patience a validation comes every 200 steps, and at the end."""
+    for patience, looked in ((5, [1, 2, 3]), (0, [3])):
+        _, lines, _ = quick("--steps", "3", "--hold-back", "2", name=f"w{patience}", patience=patience)
+        assert [line["step"] for line in lines if "chosen" in line] == looked
+
+
 def test_held_back_pictures_are_never_learned_from():
     data = KeptSamples([Rooms(9, 1, (24, 32))])
     learned, held = data.split(3, seed=1)

@@ -210,3 +210,19 @@ def test_catalog_gives_vpd(monkeypatch, tmp_path):
         VPDConfig(nyu_window=470)
     with pytest.raises(ValueError, match="no variant"):
         random_vpd("office", "kitti", SMALL)
+
+
+def test_the_ways_to_know_a_room_that_were_measured_say_the_same():
+    """``studies.vpd_scenes`` compares what they cost: a row of vectors, of keys and values, and the room's text with all projections."""
+    from fathom.benchmarks.studies.vpd_scenes import FORMS, CrossAttentions, cross_attentions
+    from fathom.models.diffusion.stable_diffusion import TINY_BACKBONE
+
+    torch.manual_seed(0)
+    places, contexts = cross_attentions(TINY_BACKBONE), torch.randn(27, 1, TINY_BACKBONE.context_width)
+    assert {side: len(found) for side, found in places.items()} == {64: 5, 32: 5, 16: 5, 8: 1}
+    maps = [torch.randn(1, side * side, found[0][1].to_q.in_features) for side, found in places.items()]
+    vectors, *others = (CrossAttentions(places, form, contexts)(maps, contexts[5:6] if form == "text" else torch.tensor([[5]])) for form in FORMS)
+    for other in others:
+        for ours, theirs in zip(vectors, other, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(vectors[0], maps[0])

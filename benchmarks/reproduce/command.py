@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("row", nargs="*", metavar="PAPER TABLE ROW", help="for example: evp 1 evp")
     parser.add_argument("--data", metavar="DATA", help="what to measure on: nyu:FILE.mat, nyu-folder:DIR:LIST.txt, kitti:DIR:LIST.txt or refer:DIR:refcoco")
     parser.add_argument("--train-data", metavar="DATA", help="what to learn from (default: the training part of nyu:FILE.mat)")
-    parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from")
+    parser.add_argument("--weights", metavar="FILE", help="the published file that the row starts from (default: EVP's from the hub)")
     parser.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
     parser.add_argument("--captions", metavar="FILE", help="a JSON object from picture to caption, for rows that learn from captions")
     parser.add_argument(
@@ -42,8 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=_positive, metavar="N", help="steps of training (default: the recipe's)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="measure only the first N images")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N: train there, and measure with PyTorch there (default: the CPU, measuring with ONNX Runtime)"
+    )
     parser.add_argument("--show", action="store_true", help="print the commands, and leave")
-    parser.add_argument("-o", "--output", metavar="DIR", help="keep weights, bundle and record in this folder")
+    parser.add_argument("-o", "--output", metavar="DIR", help="keep weights, bundle and record in this folder; an interrupted training goes on from it")
     common_flags(parser)
 
 
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{len(arguments.row)} words were given", wanted="PAPER TABLE ROW")
     row = find_row(*arguments.row)
     files = Files(arguments.data, arguments.train_data, arguments.weights, arguments.visual_weights, arguments.captions)
-    check_files(row, files, arguments.tiny)
+    check_files(row, files, arguments.tiny, arguments.device)
     if row.note:
         warn(row.note)
     if arguments.tiny:
@@ -66,10 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if arguments.output:
             folder = Path(arguments.output)
-            folder.mkdir(parents=True, exist_ok=True)
+            if not arguments.show:
+                folder.mkdir(parents=True, exist_ok=True)
+        elif arguments.show:
+            folder = Path()
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fathom-reproduce-")))
-        for step in steps_of(row, files, folder, arguments.tiny, arguments.steps, arguments.limit):
+        for step in steps_of(row, files, folder, arguments.tiny, arguments.steps, arguments.limit, arguments.device):
             words = shlex.join((step.program, *step.arguments))
             if arguments.show:
                 print(words)

@@ -21,7 +21,7 @@ def _ablation(number: int, numbers: str, **facts) -> Row:
 
 def _trained(number: int, numbers: str, note: str, told: str = "", learn: str = "", **settings: int) -> Row:
     training = Training(flags={"learn": learn} if learn else {})
-    return _ablation(number, numbers, training=training, settings=settings, captions=told, start=DIFFUSION, note=note)
+    return _ablation(number, numbers, training=training, settings=settings, captions=told, start=DIFFUSION, note=f"{note}; {LEARNED}")
 
 
 REFER = "split val of division unc, every sentence; compared at the network's window as published (evaluation refer-window)"
@@ -29,6 +29,7 @@ DIFFUSION = "v1-5-pruned-emaonly.safetensors of Stable Diffusion 1.5"
 ROOMS = "each picture's own scene: the mean of CLIP's vectors of ImageNet's 80 templates, as the published code of VPD has it"
 ONE_ROOM = "one vector: the mean over all kinds of room of CLIP's vectors of ImageNet's 80 templates"
 CAPTIONS = "wants the captions that BLIP-2 wrote, which were not published: --captions FILE, a JSON object from picture to caption, of training and test"
+LEARNED = "the paper learns from 24,231 pictures (--train-data nyu-folder:DIR:LIST.txt), without them this row from the 795 of the .mat file"
 MEAN = f"one vector, the mean over all captions; {CAPTIONS}"
 REFER_START = "VPD's RefCOCO weights in the layout of MykolaL/evp_refer, as safetensors with CLIP ViT-L/14's text tower in it (VPD publishes them without)"
 VPD = {"network": "vpd", "note": VPD_SCENE}

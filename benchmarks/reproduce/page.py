@@ -8,11 +8,13 @@ from .row import Paper, Row
 HEAD = """\
 # The papers' tables, row by row
 
-Each row of the four papers that is the authors' own, and the command that makes it: `depth-bench reproduce PAPER TABLE ROW --data DATA --weights FILE`.
-`depth-bench reproduce` lists them, `--show` prints the commands behind a row, `--tiny` tries it with the small network. The numbers are the published
-ones, not measured here. RefCOCO is read from its published files (`--data refer:DIR:refcoco:val`; the pickle is read as plain data), VPD takes each picture's
-scene from its folder, and `depth-export --texts FILE` makes EVP's text from captions where the checkpoint carries CLIP;
-`--set captions=1` keeps CLIP instead, and `depth-bench accuracy --captions FILE` gives each picture its own.
+Each row of the four papers that is the authors' own, and the command that makes it: `depth-bench reproduce PAPER TABLE ROW --data DATA --weights
+FILE`. `depth-bench reproduce` lists them, `--show` prints the commands behind a row, `--tiny` tries it with the small network, `--limit N` measures N
+pictures. `-o DIR` keeps what is made, and an interrupted training goes on from it; `--device cuda` trains and measures with PyTorch on a GPU (not yet
+run on one). EVP's published file comes from the hub where `--weights` is not given. The numbers are the published ones, not measured here. RefCOCO is
+read from its published files (`--data refer:DIR:refcoco:val`; the pickle is read as plain data), VPD takes each picture's scene from its folder, and
+`depth-export --texts FILE` makes EVP's text from captions where the checkpoint carries CLIP; `--set captions=1` keeps CLIP instead, and `depth-bench
+accuracy --captions FILE` gives each picture its own.
 This page is written by `python -m fathom.benchmarks.reproduce.page`.
 """
 

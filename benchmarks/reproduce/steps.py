@@ -18,6 +18,7 @@ STARTS = {  # network -> the file a row of it begins with; depth-export --list s
     "llm-mde": "model.safetensors of bert-base-uncased",
 }
 VISUAL = {"depthblip2": "LAVIS' clip_vit_L.pth", "llm-mde": "model.safetensors of timm's vit_base_patch16_224"}  # those that begin with two files
+DOWNLOADED = ("evp", "evp-refer")  # whose file depth-export fetches from the hub
 DATA_FILES = {
     "nyu": ("nyu_depth_v2_labeled.mat of NYU Depth v2, with splits.mat beside it", "--data nyu:FILE.mat", ("nyu", "nyu-folder")),
     "kitti": ("KITTI's raw pictures with the annotated depth maps, and the Eigen list", "--data kitti:DIR:LIST.txt", ("kitti",)),
@@ -51,8 +52,8 @@ class Step:
     arguments: tuple[str, ...]
 
 
-def check_files(row: Row, files: Files, tiny: bool) -> None:
-    """Stop at the first thing that is missing.
+def check_files(row: Row, files: Files, tiny: bool, device: str | None = None) -> None:
+    """Stop at the first thing that is missing. A file that ``depth-export`` downloads is not, unless PyTorch on a ``device`` wants it too.
 
     Raises:
         UsageError: if the data is of another kind.
@@ -71,6 +72,8 @@ def check_files(row: Row, files: Files, tiny: bool) -> None:
         raise InputError("a file that this row reads is missing: a caption for every picture", fix=fix)
     if tiny and files.weights is None and files.visual_weights is None:
         return
+    if files.weights is None and row.network in DOWNLOADED and not (row.start or row.training or row.variant or device):
+        return
     if files.weights is None:
         raise InputError(f"a file that this row starts from is missing: {_start(row)}", fix="give it with --weights FILE, or try the row with --tiny")
     if row.network in VISUAL and files.visual_weights is None:
@@ -84,14 +87,17 @@ def _start(row: Row) -> str:
     return row.start or STARTS[row.network]
 
 
-def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: int | None = None, limit: int | None = None) -> tuple[Step, ...]:
+def steps_of(
+    row: Row, files: Files, folder: Path, tiny: bool = False, steps: int | None = None, limit: int | None = None, device: str | None = None
+) -> tuple[Step, ...]:
     """Train where the row trains, export, measure; the record is ``folder/accuracy.json``.
 
     Args:
-        folder: holds everything that is made.
+        folder: holds everything that is made. A training that was interrupted in it is resumed.
         tiny: the small network of the same architecture, to try the way; weights of its size, if there are some, in the published form.
         steps: of the training instead of the recipe's.
         limit: measure only that many pictures.
+        device: of PyTorch, which trains and measures there; None: it trains on the CPU, and ONNX Runtime measures the exported network.
     """
     name = f"{row.network}-tiny" if tiny else row.network
     model = ["--model", name, *(["--variant", row.variant] if row.variant else [])]
@@ -105,12 +111,21 @@ def steps_of(row: Row, files: Files, folder: Path, tiny: bool = False, steps: in
         arguments += [word for flag, value in row.training.flags.items() for word in (f"--{flag}", value)]
         arguments += {"each": ["--captions", files.captions], "mean": ["--texts", files.captions] if files.weights else []}.get(row.captions, [])
         arguments += ["--steps", str(steps)] if steps else []
+        arguments += ["--device", device] if device else []
+        arguments += ["--resume"] if output.with_name(f"{output.stem}.state.safetensors").is_file() else []
         found.append(Step("depth-train", (*arguments, "-o", str(output))))
+        if "hold-back" in row.training.flags:
+            output = folder / "trained.best.safetensors"
         only_bins = name == "depthblip2" and not row.training.flags  # its recipe writes the seven depths alone
         start = [*start, "--bins", str(output)] if only_bins else ["--weights", str(output)]
     options = [word for flag, value in row.options.items() for word in (f"--{flag}", value)]
     found.append(Step("depth-export", (*model, *start, *options, "-o", str(folder / "bundle"))))
-    arguments = ["accuracy", "--engine", str(folder / "bundle"), "--data", _part(files.data, row.part)]
+    arguments = ["accuracy", "--engine", str(folder / "bundle")]
+    if device:
+        flags, values = (*start, *options)[::2], (*start, *options)[1::2]
+        told = [word for flag, value in zip(flags, values, strict=True) for word in (f"--reference-{flag.removeprefix('--')}", value)]
+        arguments = ["accuracy", "--reference", str(folder / "bundle"), *told, "--device", device]
+    arguments += ["--data", _part(files.data, row.part)]
     arguments += ["--captions", files.captions] if row.captions == "each" else []
     arguments += ["--protocol", row.protocol] if row.protocol else []
     arguments += ["--evaluation", row.evaluation] if row.evaluation else []

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="compute each step's pictures in N parts, for less memory")
     how.add_argument("--workers", type=_positive, default=0, metavar="N", help="threads that make the next steps' batches")
     how.add_argument("--seed", type=_seed, default=DEFAULTS["seed"], metavar="N", help="of weights, order and augmentation (default: %(default)s)")
-    how.add_argument("--every", type=_positive, default=200, metavar="N", help="steps between validations and saved states (default: %(default)s)")
+    how.add_argument("--every", type=_positive, metavar="N", help="steps between validations and saved states (default: 200; an epoch where patience counts)")
     how.add_argument("--store", choices=("fp32", "fp16"), default=DEFAULTS["store"], help="how the weights are written (default: %(default)s)")
     how.add_argument("--cache", metavar="DIR", help="keep every sample that was read or rendered in this folder")
     how.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: %(default)s)")
