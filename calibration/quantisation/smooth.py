@@ -69,9 +69,11 @@ def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarr
         name of what the layers read now -> what was done.
     """
     done: dict[str, Smoothed] = {}
-    for name, layers in smoothable(graph, nodes).items():
+    for name, found in smoothable(graph, nodes).items():
         if name not in channels:
             continue
+        here = {node.name: node for node in graph.model.graph.node}  # a division before this one made the graph's nodes anew
+        layers = [here[node.name] for node in found]
         factors = factors_of(graph, layers, channels[name], alpha)
         if factors is None:
             continue
