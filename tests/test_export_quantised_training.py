@@ -23,7 +23,7 @@ from fathom.calibration.quantisation.formats import FORMATS, FP8, INT4, INT8, bl
 from fathom.calibration.quantisation.formats import activation_scale as stored_scale
 from fathom.calibration.quantisation.formats import weight_scales as stored_scales
 from fathom.calibration.quantisation.quantize import activation_inputs, quantisable, quantize
-from fathom.calibration.quantisation.smooth import divided, smoothable
+from fathom.calibration.quantisation.smooth import balances, divided, smoothable
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange
 from fathom.export.commands.train_command import main
 from fathom.export.plan.build import build_plan
@@ -200,7 +200,7 @@ def learned(small_bundle, tmp_path_factory):
     """A bundle whose ranges clip, the one that learned to live with INT8, and what the command said."""
     folder = tmp_path_factory.mktemp("learned")
     source, target = calibrated(small_bundle, folder / "source", 0.4), folder / "target"
-    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "60", "--lr", "1e-3", "--threads", "1", "-o", str(target), "--json", "--quiet"]
+    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "60", "--lr", "2e-3", "--threads", "1", "-o", str(target), "--json", "--quiet"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(words) == 0
@@ -252,7 +252,8 @@ def test_what_cannot_learn_is_refused(small_bundle, tmp_path, capsys):
         train_command.main(["--quantise", plan, "--data", DATA, "-o", str(tmp_path / "out")])
 
 
-def test_smoothing_becomes_part_of_the_graph_and_leaves_the_plan(small_bundle):
+def test_smoothing_becomes_part_of_the_graph_and_goes_on_learning_there(small_bundle):
+    """Whatever the factors are, the FP32 network stays what it was."""
     name, graph, golden, peaks = next(stage_graphs(small_bundle))
     nodes = tuple(activation_inputs(graph))
     watched = graph.copy()
@@ -270,3 +271,11 @@ def test_smoothing_becomes_part_of_the_graph_and_leaves_the_plan(small_bundle):
     assert set(stage.choices.values()) == {Choice("int8", "max")} and not any(found.channels for found in stage.ranges.values())
     (wanted,), (found,) = StageSession(graph).run(golden).values(), StageSession(stage.graph).run(golden).values()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    shared = balances(stage.graph, nodes)
+    assert len(shared) == 5 and len(balances(graph, nodes)) == 1  # five layers; before, only the norm could take a division without a node more
+    learned = TorchGraph(stage.graph, learnable(stage.graph), balances=shared)
+    with torch.no_grad():
+        for number, factors in enumerate(learned.log_factors):
+            factors.normal_(0, 0.5, generator=torch.Generator().manual_seed(number))
+        (balanced,) = learned({key: torch.from_numpy(values) for key, values in golden.items()}).values()
+    np.testing.assert_allclose(balanced, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())

@@ -12,7 +12,9 @@ from torch import Tensor
 from ...runtime.errors import AccuracyError, UsageError
 from .torch_graph import TorchGraph
 
+RANGES_FASTER = 25  # the rate of the logarithms of ranges and of SmoothQuant's factors over that of the weights
 EASE_IN = 0.1  # part of the steps in which the rates rise
+LEAST_SIZE = 1e-3  # root mean square of a tensor that learns from nothing, such as biases of zero
 SMALLEST = 1e-12
 
 
@@ -23,19 +25,18 @@ class Recipe:
     Args:
         steps: of the optimiser.
         batch: windows of photos per step.
-        rate: greatest learning rate of the weights.
-        range_rate: greatest learning rate of the logarithms of the activations' scales.
+        rate: greatest learning rate of the weights, as a part of each tensor's root mean square (Shazeer and Stern 2018): a step of one size for all
+            would be lost in some tensors and drown others.
         seed: of the draw of windows.
     """
 
     steps: int = 300
     batch: int = 4
-    rate: float = 2e-5
-    range_rate: float = 1e-3
+    rate: float = 2e-4
     seed: int = 0
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch < 1 or self.seed < 0 or not 0 < self.rate < 1 or not 0 <= self.range_rate < 1:
+        if self.steps < 1 or self.batch < 1 or self.seed < 0 or not 0 < self.rate < 1:
             raise UsageError("a number is out of range", wanted="--steps and --batch from 1, --seed from 0, --lr above 0 and below 1")
 
     def share_at(self, step: int) -> float:
@@ -86,8 +87,10 @@ def distil(
         AccuracyError: if a loss is not finite.
     """
     weights = [tensor for stage in student for tensor in stage.weights.values()]
-    scales = [tensor for stage in student for tensor in stage.log_amax.values()]
-    groups = [{"params": weights, "most": recipe.rate}, {"params": scales, "most": recipe.range_rate}]
+    ranges = [tensor for stage in student for tensor in (*stage.log_amax.values(), *stage.log_factors)]
+    groups = [{"params": [tensor], "most": recipe.rate * max(float(tensor.detach().square().mean().sqrt()), LEAST_SIZE)} for tensor in weights]
+    if ranges:
+        groups.append({"params": ranges, "most": RANGES_FASTER * recipe.rate})
     optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=0.0)
     losses = []
     for step in range(recipe.steps):

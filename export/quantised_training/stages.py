@@ -11,6 +11,7 @@ from onnx import TensorProto
 from ...calibration.graph.stage_graph import StageGraph
 from ...calibration.precision.precision_plan import RegionPlan
 from ...calibration.precision.quantised_stage import Choices, make_quantised, smooth_and_correct
+from ...calibration.quantisation.smooth import balances
 from ...calibration.ranges.observers import LEARNED
 from ...calibration.ranges.table import CalibrationTable, TensorRange
 from .torch_graph import TorchGraph, learnable
@@ -53,11 +54,12 @@ class LearningStage:
 
     def student(self, device: torch.device) -> TorchGraph:
         """The quantised graph, learning."""
-        return TorchGraph(self.quantised, learnable(self.graph), device)
+        nodes = [name for names, choice in self.choices.items() if choice.observer for name in names]
+        return TorchGraph(self.quantised, learnable(self.graph), device, balances(self.graph, nodes))
 
     def take(self, learned: TorchGraph) -> None:
         """Put the weights and ranges of a student into this stage."""
-        for name, tensor in learned.weights.items():
+        for name, tensor in learned.balanced().items():
             values = tensor.detach().cpu().numpy()
             self.graph.add_made_constant(name, TensorProto.FLOAT, values.shape, lambda values=values: values)
         for name in learned.log_amax:

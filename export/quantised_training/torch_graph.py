@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from ...calibration.graph.stage_graph import StageGraph
 from ...calibration.quantisation.correct import bias_place
 from ...calibration.quantisation.formats import FORMATS, Format
 from ...calibration.quantisation.quantize import QUANTISABLE
+from ...calibration.quantisation.smooth import Balance
 from .operators import run_node
 from .straight_through import activation_scale, on_grid, weight_scales
 
@@ -42,21 +43,25 @@ class TorchGraph:
         graph: prepared (``chain.prepare``), its quantised weights in FP32 (``quantize`` with ``stored=False``).
         learned: names of the constants that get gradients.
         device: where to compute.
+        balances: constants that learn to share factors per channel, as SmoothQuant does.
 
     Attributes:
         weights: those constants, by name.
+        log_factors: of every balance the logarithms of its factors [C], 0 at first, with gradients.
         log_amax: by name of a quantised activation, the logarithm of the magnitude that becomes its format's greatest number; scalars with gradients.
         greatest: by name of a quantised activation, the greatest magnitude that was seen so far.
     """
 
-    def __init__(self, graph: StageGraph, learned: Iterable[str] = (), device: torch.device | str = "cpu"):
+    def __init__(self, graph: StageGraph, learned: Iterable[str] = (), device: torch.device | str = "cpu", balances: Sequence[Balance] = ()):
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self._nodes = [(node, {a.name: helper.get_attribute_value(a) for a in node.attribute}) for node in graph.model.graph.node]
         self._last = {name: place for place, (node, _) in enumerate(self._nodes) for name in node.input}
         quantising = [(node, attributes) for node, attributes in self._nodes if node.op_type == "QuantizeLinear"]
         scales = {node.input[1] for node, _ in quantising}
         self._form: dict[str, Format] = {}  # by name of what QuantizeLinear makes
-        learned = set(learned)
+        self._balances = tuple(balances)
+        self.log_factors = [torch.zeros(balance.channels, device=device, requires_grad=True) for balance in balances]
+        learned = set(learned) | {name for balance in balances for name, _ in balance.divided}
         self.weights: dict[str, Tensor] = {}
         self._constants: dict[str, Tensor] = {}
         for name, tensor in graph.constants.items():
@@ -75,6 +80,17 @@ class TorchGraph:
                 self.log_amax[node.input[0]] = torch.tensor(amax, device=device).log_().requires_grad_()
                 self.greatest[node.input[0]] = torch.zeros((), device=device)
 
+    def balanced(self) -> dict[str, Tensor]:
+        """The weights as they are computed with: divided and multiplied by the factors of their balances."""
+        values = dict(self.weights)
+        for balance, log_factors in zip(self._balances, self.log_factors, strict=True):
+            for side, factors in ((balance.divided, torch.exp(-log_factors)), (balance.multiplied, torch.exp(log_factors))):
+                for name, axis in side:
+                    shape = [1] * values[name].ndim
+                    shape[axis] = -1
+                    values[name] = values[name] * factors.reshape(shape)
+        return values
+
     def amax(self, name: str) -> float:
         """The magnitude of a quantised activation that becomes its format's greatest number, such that its scale is the one computed with here."""
         form = next(self._form[node.output[0]] for node, _ in self._nodes if node.op_type == "QuantizeLinear" and node.input[0] == name)
@@ -89,7 +105,7 @@ class TorchGraph:
         Raises:
             UsageError: see ``run_node``.
         """
-        values = {name: feeds[name] for name in self.inputs} | self._constants | self.weights
+        values = {name: feeds[name] for name in self.inputs} | self._constants | self.balanced()
         scales: dict[str, Tensor] = {}  # of what QuantizeLinear makes
         for place, (node, attributes) in enumerate(self._nodes):
             if node.op_type == "QuantizeLinear":
