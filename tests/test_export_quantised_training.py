@@ -200,7 +200,7 @@ def learned(small_bundle, tmp_path_factory):
     """A bundle whose ranges clip, the one that learned to live with INT8, and what the command said."""
     folder = tmp_path_factory.mktemp("learned")
     source, target = calibrated(small_bundle, folder / "source", 0.4), folder / "target"
-    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "60", "--lr", "2e-3", "--threads", "1", "-o", str(target), "--json", "--quiet"]
+    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "60", "--lr", "1e-4", "--threads", "1", "-o", str(target), "--json", "--quiet"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(words) == 0
@@ -236,7 +236,7 @@ def test_what_was_learned_is_a_calibrated_bundle_that_builds_and_gives_that_dept
 
 def test_learning_that_does_not_help_writes_nothing(small_bundle, tmp_path, capsys):
     source = calibrated(small_bundle, tmp_path / "source", 1.0)
-    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "2", "--lr", "0.5", "-o", str(tmp_path / "out"), "--quiet"]
+    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "2", "--lr", "0.01", "-o", str(tmp_path / "out"), "--quiet"]
     assert main(words) == 4
     assert "before" in capsys.readouterr().err and not (tmp_path / "out").exists()
 

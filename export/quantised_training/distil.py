@@ -12,7 +12,7 @@ from torch import Tensor
 from ...runtime.errors import AccuracyError, UsageError
 from .torch_graph import TorchGraph
 
-RANGES_FASTER = 25  # the rate of the logarithms of ranges and of SmoothQuant's factors over that of the weights
+RANGES_FASTER = 500  # the rate of the logarithms of ranges and of SmoothQuant's factors over that of the weights
 EASE_IN = 0.1  # part of the steps in which the rates rise
 LEAST_SIZE = 1e-3  # root mean square of a tensor that learns from nothing, such as biases of zero
 SMALLEST = 1e-12
@@ -32,7 +32,7 @@ class Recipe:
 
     steps: int = 300
     batch: int = 4
-    rate: float = 2e-4
+    rate: float = 2e-5
     seed: int = 0
 
     def __post_init__(self):
