@@ -111,7 +111,7 @@ setup(
             "depth-calibrate = fathom.export.commands.calibrate_command:main",
             "depth-triton = fathom.export.commands.triton_command:main",
             "depth-bench = fathom.benchmarks.bench_command:main",
-            "depth-train = fathom.models.training.train_command:main",
+            "depth-train = fathom.export.commands.train_command:main",
         ]
     },
     cmdclass={"build_py": BuildWithoutSetup},

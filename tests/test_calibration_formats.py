@@ -16,6 +16,7 @@ from fathom.calibration.ranges.table import TensorRange
 from fathom.calibration.search.cards import CARDS
 from fathom.calibration.search.cost import CostModel
 from fathom.calibration.search.objective import Budget
+from fathom.export.onnxruntime.build import optimise
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
 from fathom.export.precision.calibrated import planned_boundaries, require_calibration, type_by_plan
@@ -74,6 +75,30 @@ def test_an_fp8_product_is_what_the_grid_gives(calibration_bundles, tmp_path, st
         assert graph.constants["w:fp8"].data_type == TensorProto.FLOAT8E4M3FN and (tmp_path / "fp8.onnx.data").stat().st_size == weight.size
         onnx.checker.check_model(str(tmp_path / "fp8.onnx"), full_check=True)
     found = StageSession(graph).run({"x": x})["y"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("gate", ["Relu", "Clip"])
+def test_what_stands_before_an_fp8_layer_is_not_left_out(calibration_bundles, tmp_path, gate):
+    """ONNX Runtime 1.32 fuses both into QuantizeLinear as if FP8's zero were its least number; a plan opens with the same care."""
+    weight = np.random.default_rng(5).normal(size=(48, 40)).astype(np.float32)
+    x = np.random.default_rng(6).normal(size=(2, 5, 48)).astype(np.float32)
+    graph = matrix_graph(calibration_bundles, tmp_path / "g", weight)
+    bounds = [graph.add_constant(name, np.float32(value)) for name, value in (("low", 0), ("high", 1.5))]
+    node = helper.make_node(gate, ["x", *(bounds if gate == "Clip" else [])], ["gated"], name="gate")
+    product = graph.model.graph.node[0]
+    product.input[0] = "gated"
+    graph.replace_nodes([node, product])
+    quantize(graph, {"gated": TensorRange(2.5, "max", 4.0)}, ["fc/MatMul_0"], form=FP8, stored=True)
+    graph.save(tmp_path / "fp8.onnx")
+    scale, scales = float(activation_scale(2.5, FP8)), np.float32(np.abs(weight).max(axis=0) / 448)
+    scales = np.where(np.float16(scales) < scales, np.nextafter(np.float16(scales), np.float16(np.inf)), np.float16(scales)).astype(np.float64)
+    gated = np.clip(x, 0, 1.5 if gate == "Clip" else None)
+    wanted = (nearest(gated / scale, e4m3()) * scale) @ (nearest(weight / scales, e4m3()) * scales)
+    request = {"stage": "g", "source": tmp_path / "fp8.onnx", "target": tmp_path / "e.onnx", "weights": tmp_path / "e.data", "scratch": tmp_path}
+    optimise(request, lambda *args, **facts: None)
+    assert [n.op_type for n in onnx.load(tmp_path / "e.onnx", load_external_data=False).graph.node].count(gate) == 1
+    found = StageSession(StageGraph.load(tmp_path / "fp8.onnx")).run({"x": x})["y"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 

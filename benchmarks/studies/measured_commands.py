@@ -22,6 +22,7 @@ MODULES = {
     "depth-calibrate": "calibration.calibrate_command",
     "depth-build": "export.commands.build_command",
     "depth-run": "runtime.commands.run",
+    "depth-train": "export.commands.train_command",
 }
 
 

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from ...runtime.errors import AccuracyError, BuildFailedError, FathomError
+from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
 from .stage_graph import StageGraph
 
 FOLD_BELOW_NBYTES = 256 << 20  # folding constants of larger stages would hold their weights twice
@@ -39,7 +40,7 @@ class StageSession:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.realpath(graph.folder))
         if not real_int8:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        disabled = ["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else []
+        disabled = [*WRONG_FOR_FP8, *(["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else [])]
         try:
             data = graph.complete().SerializeToString()
             self._session = onnxruntime.InferenceSession(data, options, providers=providers(), disabled_optimizers=disabled)

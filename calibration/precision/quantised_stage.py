@@ -138,16 +138,21 @@ def make_quantised(
     also: tuple[str, ...] = (),
 ) -> Quantized:
     """Smooth, correct and quantise what the choices say, in place; see ``shifts_for``, and ``quantize`` for ``stored`` and ``also``."""
-    channels = {source_of(name): np.asarray(found.channels) for name, found in ranges.items() if found.channels}
-    _smooth(graph, choices, channels)
-    wanted = {name for names, choice in choices.items() if choice.corrected for name in names}
-    correct(graph, {name: shift for name, shift in (shifts or {}).items() if name in wanted})
+    smooth_and_correct(graph, choices, ranges, shifts)
     done = []
     for form in FORMATS.values():
         nodes = [name for names, choice in choices.items() if choice.precision == form.name for name in names]
         done.append(quantize(graph, ranges, nodes, form=form, stored=stored, also=also))
     facts = (tuple(name for part in done for name in getattr(part, field)) for field in ("nodes", "activations", "weights"))
     return Quantized(*facts, {name: why for part in done for name, why in part.left.items()})
+
+
+def smooth_and_correct(graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], shifts: dict[str, np.ndarray] | None = None) -> None:
+    """What the choices say of a stage's weights and biases before anything is quantised, in place: SmoothQuant, and the correction of biases."""
+    channels = {source_of(name): np.asarray(found.channels) for name, found in ranges.items() if found.channels}
+    _smooth(graph, choices, channels)
+    wanted = {name for names, choice in choices.items() if choice.corrected for name in names}
+    correct(graph, {name: shift for name, shift in (shifts or {}).items() if name in wanted})
 
 
 def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]) -> dict[str, Smoothed]:

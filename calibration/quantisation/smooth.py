@@ -69,9 +69,11 @@ def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarr
         name of what the layers read now -> what was done.
     """
     done: dict[str, Smoothed] = {}
-    for name, layers in smoothable(graph, nodes).items():
+    for name, found in smoothable(graph, nodes).items():
         if name not in channels:
             continue
+        here = {node.name: node for node in graph.model.graph.node}  # a division before this one made the graph's nodes anew
+        layers = [here[node.name] for node in found]
         factors = factors_of(graph, layers, channels[name], alpha)
         if factors is None:
             continue
@@ -87,6 +89,41 @@ def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarr
         done[target] = Smoothed(name, tuple(node.name for node in layers), factors)
     graph.drop_unused_constants()
     return done
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Constants that can be multiplied and divided by the same factors [C] without changing what a stage computes in FP32.
+
+    Args:
+        divided, multiplied: name and axis of each; nobody else reads them.
+        channels: how many factors.
+    """
+
+    divided: tuple[tuple[str, int], ...]
+    multiplied: tuple[tuple[str, int], ...]
+    channels: int
+
+
+def balances(graph: StageGraph, nodes: Iterable[str]) -> list[Balance]:
+    """Where SmoothQuant's factors can still change without a node more: behind norms and linear layers that take the division, and behind divisions that
+    are there already."""
+    found = []
+    for name, layers in smoothable(graph, nodes).items():
+        maker = graph.maker.get(name)
+        if SMOOTHED in name and maker is not None and SMOOTHING in maker.name:
+            shape = graph.constants[maker.input[1]].dims
+            divided = [(maker.input[1], 1 if len(shape) == 4 else 0)]
+        elif folds(graph, name, layers):
+            divided = [(node.input[position], axis) for (node, position), axis in _divisors(graph, name)]
+        else:
+            continue
+        multiplied = [(node.input[1], input_axis(node)) for node in layers]
+        channels = graph.constants[multiplied[0][0]].dims[multiplied[0][1]]
+        fits = all(graph.constants[constant].dims[axis] == channels for constant, axis in divided)
+        if fits and all(len(graph.readers[constant]) == 1 for constant, _ in (*divided, *multiplied)):
+            found.append(Balance(tuple(divided), tuple(multiplied), channels))
+    return found
 
 
 def factors_of(graph: StageGraph, layers: list[onnx.NodeProto], channels: np.ndarray, alpha: float) -> np.ndarray | None:

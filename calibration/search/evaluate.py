@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from ..precision.quantised_stage import Choices, make_quantised, ranges_for, shi
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
 from ..quantisation.smooth import SMOOTHING
 from .bootstrap import bootstrap_errors
+from .maps import Map, apart, object_share
 from .objective import Score, failed
 
 KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
@@ -30,16 +30,6 @@ GROUP_NBYTES = 2 << 30  # of the windows that are in memory together
 Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
 
 SMALLEST_DEPTH = 1e-9
-
-
-@dataclass(frozen=True)
-class _Map:
-    """What became of one photo: values float32 [H, W] and valid bool [H, W]; for a mask also how probable the object is in every window,
-    float32 [windows, h, w]."""
-
-    values: np.ndarray
-    valid: np.ndarray
-    object_share: np.ndarray | None = None
 
 
 class Evaluator:
@@ -94,7 +84,7 @@ class Evaluator:
         self._scenes = {photo.number: photo.scene for photo in photos}
         self._sample = {photo.number: sample(photo.number) for photo in photos}
         self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
-        self._reference = self._maps({})
+        self._reference = self._maps({}, {})
         output = chain.contract.output
         self._relative = output.kind == "relative"
         known = output.kind == "metric" or (self._relative and output.larger_is == "far")
@@ -133,7 +123,7 @@ class Evaluator:
         changed, either = float(np.mean(found[valid] != truth[valid])), float(np.mean((found[valid] > 0) | (truth[valid] > 0)))
         return changed / either if either else 0.0, 1 - changed
 
-    def _truth(self, sample: Sample, reference: _Map) -> tuple[np.ndarray, np.ndarray] | None:
+    def _truth(self, sample: Sample, reference: Map) -> tuple[np.ndarray, np.ndarray] | None:
         near, far = (0, math.inf) if self._relative else (self.chain.contract.output.near, self.chain.contract.output.far)
         counts = sample.valid & reference.valid & (sample.depth_m >= near) & (sample.depth_m <= far)
         return (sample.depth_m, counts) if counts.any() else None
@@ -151,16 +141,30 @@ class Evaluator:
         self._journal.note(name, [getattr(score, field) for field in Score.__dataclass_fields__])
         return score
 
-    def _measure(self, plan: Plan) -> Score:
+    def score_stages(self, plan: Plan, stages: dict[str, StageGraph]) -> Score:
+        """The score of stages that compute something else than those of the chain, such as learned ones.
+
+        Args:
+            plan: what they compute in: FP16 and BF16 are simulated by it.
+            stages: all of them or some, FP32 or with Q/DQ.
+        """
+        rounded = {}
+        for stage, graph in stages.items():
+            rounded[stage] = graph.copy()
+            precisions = {name: choice.precision for names, choice in plan.get(stage, {}).items() for name in names}
+            round_through(rounded[stage], precisions, self.stays[stage])
+        return self._measure({}, rounded)
+
+    def _measure(self, plan: Plan, stages: dict[str, StageGraph] | None = None) -> Score:
         try:
-            found = self._maps(plan)
+            found = self._maps(plan, stages or {})
         except AccuracyError as error:
             return failed(error.was)
         errors = np.array([self._errors(found[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         change = errors - self._base
         doubt = bootstrap_errors(change, [self._scenes[n] for n in self._truths])
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
-        moved = float(np.mean([_apart(found[n], self._reference[n]) for n in found]))
+        moved = float(np.mean([apart(found[n], self._reference[n]) for n in found]))
         abs_rel, delta1 = map(float, errors.mean(axis=0))
         return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, float(doubt[0]) / scale, float(doubt[1]))
 
@@ -195,20 +199,20 @@ class Evaluator:
         round_through(graph, precisions, self.stays[stage], boundaries)
         return graph
 
-    def _maps(self, plan: Plan) -> dict[int, _Map]:
-        """Maps of all photos."""
+    def _maps(self, plan: Plan, stages: dict[str, StageGraph]) -> dict[int, Map]:
+        """Maps of all photos, by a plan for the chain's stages or by ``stages`` in their place."""
         output = self.chain.contract.output.tensor
         found: dict[tuple[int, int], np.ndarray] = {}
         for group in self._groups:
-            for key, tensors in self._run(plan, group).items():
+            for key, tensors in self._run(plan, stages, group).items():
                 found[key] = tensors[output]
         windows = {photo.number: [found[photo.number, window] for window in range(photo.windows)] for photo in self.photos}
-        return {n: _Map(*self.chain.assemble(self._shapes[n], tensors), _object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
+        return {n: Map(*self.chain.assemble(self._shapes[n], tensors), object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
 
-    def _run(self, plan: Plan, group: list[Window]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+    def _run(self, plan: Plan, stages: dict[str, StageGraph], group: list[Window]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """The tensors of some windows, stage after stage, so that one stage is in memory at a time. FP32 stages before the first one that is changed
         run only if what they make was not kept."""
-        changed = [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
+        changed = [*stages] + [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
         items = {(photo.number, window): self._item(photo, window) for photo, window in group}
         started = False
@@ -218,7 +222,10 @@ class Evaluator:
             waiting = [tensors for tensors in items.values() if started or not made <= set(tensors)]
             if not waiting:
                 continue
-            session = StageSession(self.variant(spec.name, plan[spec.name], boundaries)) if spec.name in changed else self._plain(spec.name)
+            if spec.name in changed:
+                session = StageSession(stages.get(spec.name) or self.variant(spec.name, plan[spec.name], boundaries))
+            else:
+                session = self._plain(spec.name)
             for tensors in waiting:
                 values = session.run(tensors)
                 check_finite(spec.name, values)
@@ -255,18 +262,3 @@ def _groups(photos: list[Photo], nbytes: int) -> list[list[Window]]:
 def _digest(plan: Plan) -> str:
     facts = sorted((stage, nodes, choice.words) for stage, choices in plan.items() for nodes, choice in choices.items())
     return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
-def _apart(found: _Map, reference: _Map) -> float:
-    """How far a map moved: relative, pixel by pixel; of a mask the object's probability."""
-    if reference.object_share is not None:
-        return float(np.mean(np.abs(found.object_share - reference.object_share)))
-    counts = reference.valid & found.valid & (np.abs(reference.values) > 0)
-    values = reference.values[counts]
-    return float(np.mean(np.abs(found.values[counts] - values) / np.abs(values))) if counts.any() else 0.0
-
-
-def _object_share(tensors: list[np.ndarray]) -> np.ndarray:
-    """Probability of the object from logits [batch, 2, h, w] of every window: float32 [windows, h, w]."""
-    logits = np.stack([tensor[0] for tensor in tensors]).astype(np.float32)
-    return 0.5 * (1 + np.tanh(0.5 * (logits[:, 1] - logits[:, 0])))  # the logistic function, without its overflow

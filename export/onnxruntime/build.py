@@ -13,6 +13,7 @@ import onnx
 
 from ...runtime.artefact.spec import DTYPES, TENSOR_NAME
 from ...runtime.errors import BuildFailedError, missing_package
+from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from .rewrites import rewrite
 
@@ -69,7 +70,7 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
         options.add_session_config_entry(key, value)
     send("progress", what=f"{stage}: optimising", done=0.2)
     try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_FOR_FP8)
     except Exception as error:  # onnxruntime raises its own kinds, which share no base class
         raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
     send("progress", what=f"{stage}: writing", done=0.7)

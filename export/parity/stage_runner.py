@@ -16,6 +16,7 @@ import onnx
 from ...runtime.certificate.comparison import compare_output, find_problem
 from ...runtime.certificate.probes import StageProbes, pack_probes
 from ...runtime.errors import AccuracyError, BuildFailedError
+from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
 from ..onnxruntime.build import load_onnxruntime
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
 from .weight_probes import probe_stage
@@ -171,7 +172,7 @@ def _session(ort, file: Path, stage: str, engine: bool):
             model = onnx.ModelProto.FromString(graph)
             rewrite(model, GATE_PASSES)
             graph = model.SerializeToString()
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_FOR_FP8)
     except Exception as error:  # onnxruntime raises its own kinds, which share no base class
         raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
 

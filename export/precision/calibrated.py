@@ -95,6 +95,9 @@ def read_calibration(bundle: BundleDirectory) -> Calibration | None:
 def require_calibration(bundle: BundleDirectory, precision: str = "int8") -> Calibration:
     """Plan and table of a bundle, which hold what ``precision`` names.
 
+    Args:
+        precision: ``int8``, ``fp8``, ``int4``, or ``""`` for whatever the plan holds.
+
     Raises:
         UsageError: if it was never calibrated, naming the command that does it, or its plan holds other numbers than were asked for.
         InputError: if they are broken or belong to another network.
@@ -103,10 +106,12 @@ def require_calibration(bundle: BundleDirectory, precision: str = "int8") -> Cal
     if found is None:
         name = bundle.path_of_bundle
         raise UsageError(
-            f"{name} was never calibrated, so nobody knows which parts of it survive {precision.upper()}",
+            f"{name} was never calibrated, so nobody knows which parts of it survive {precision.upper() or 'fewer bits'}",
             wanted="a bundle with a calibration table and a precision plan",
             fix=f"depth-calibrate {name} --data nyu:FILE.mat (or pairs:DIR, images:DIR), then build again",
         )
+    if not precision:
+        return found
     held = {region.choice.precision for region in found.plan.regions if region.choice.quantised}
     others = sorted(held - {"int8"})
     if precision == "int8" and others:

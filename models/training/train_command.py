@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from ...runtime.commands.command import common_flags, run_command
@@ -23,6 +24,7 @@ examples:
   depth-train --model evp-tiny --data rooms:2000 --val rooms:50:7 -o evp-tiny.safetensors
   depth-train --model evp --weights sd15.safetensors --data nyu:nyu_depth_v2_labeled.mat --val nyu:nyu_depth_v2_labeled.mat:test -o evp.safetensors
   depth-train --model llm-mde --variant paper --weights bert.safetensors --visual-weights vit.safetensors --data nyu:FILE.mat --hold-back 50 -o llm.safetensors
+  depth-train --quantise evp/precision_plan.json --data nyu:nyu_depth_v2_labeled.mat -o evp-learned/
   torchrun --nproc-per-node 8 -m fathom.models.training.train_command --model vpd --weights sd15.ckpt --data nyu-folder:nyu:train.txt -o vpd.safetensors
 The weights are read back by depth-export --weights. Beside them lie the log (.log.jsonl), the model card (.md) and, until the run is
 over, its state: an interrupted run goes on with --resume and ends with the same numbers.
@@ -47,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="DATA", action="append", help="what to learn from; may be repeated; DATA*N: each sample counts N times")
     parser.add_argument("--shots", type=_positive, default=0, metavar="N", help="learn from only N samples of the data, drawn by the seed")
     parser.add_argument("--val", metavar="DATA", action="append", default=[], help="what to measure on; the first one also during training; may be repeated")
-    parser.add_argument("-o", "--output", metavar="FILE", help="the weights to write, .safetensors")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the weights to write, .safetensors; with --quantise a bundle")
+    quantise = "instead of a recipe: the precision_plan.json inside a calibrated bundle, whose INT8 or FP8 is distilled from its FP32; --data need no depth"
+    parser.add_argument("--quantise", metavar="PLAN", help=quantise)
     start = parser.add_argument_group("start")
     start.add_argument(
         "--weights", metavar="FILE", help="checkpoint to start from: the network's own, or what its authors began with (small networks need none)"
@@ -108,15 +112,23 @@ def _seed(text: str) -> int:
     return 0 if text == "0" else _positive(text)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run ``depth-train``; returns the exit code."""
+def main(argv: list[str] | None = None, learn_quantised: Callable[[argparse.Namespace, argparse.Namespace], int] | None = None) -> int:
+    """Run ``depth-train``; returns the exit code.
+
+    Args:
+        learn_quantised: does what ``--quantise`` asks for, from the arguments and their defaults.
+    """
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.list:
         return _list(arguments)
     for flag, name in (("model", "--model"), ("data", "--data"), ("output", "-o")):
-        if not getattr(arguments, flag):
+        if not (getattr(arguments, flag) or (flag == "model" and arguments.quantise)):
             parser.error(f"{name} is needed")
+    if arguments.quantise:
+        if learn_quantised is None:
+            parser.error("--quantise is for depth-train; this module alone has no ONNX")
+        return run_command(lambda: learn_quantised(arguments, parser.parse_args([])))
     return run_command(lambda: _run(arguments))
 
 

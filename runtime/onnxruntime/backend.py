@@ -31,6 +31,7 @@ from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMem
 from ..free_memory import give_back_free_memory
 from ..sequences import zip_equal
 from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
+from .optimisers import WRONG_FOR_FP8
 from .page_dropper import PageDropper
 
 if TYPE_CHECKING:
@@ -95,14 +96,16 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry(RECORD, "1")
         try:
             if isinstance(artefact.manifest, BundleManifest):
-                session = ort.InferenceSession(str(artefact.path(stage.file)), options, providers=providers, enable_fallback=0)
+                session = ort.InferenceSession(
+                    str(artefact.path(stage.file)), options, providers=providers, enable_fallback=0, disabled_optimizers=WRONG_FOR_FP8
+                )
             else:
                 if stage.weights:
                     self._add_weights(artefact, stage, options)
                 graph = artefact.view(stage.engine)
                 self._views.append(graph)
                 with PageDropper(artefact, stage.weights) if stage.weights else nullcontext():
-                    session = ort.InferenceSession(bytes(graph), options, providers=providers, enable_fallback=0)
+                    session = ort.InferenceSession(bytes(graph), options, providers=providers, enable_fallback=0, disabled_optimizers=WRONG_FOR_FP8)
         except FathomError:
             raise
         except MemoryError as error:
