@@ -7,6 +7,7 @@ from pathlib import Path
 
 import kernel_host
 import numpy as np
+import stand_in_nvinfer
 
 PLUGINS = kernel_host.SOURCES.parent / "tensorrt"
 DRIVER = r"""
@@ -83,6 +84,153 @@ extern "C" int drive(const char* name, int fields, const char** names, const int
     }
     return 1;
 }
+#if NV_TENSORRT_MAJOR >= 10
+static IPluginV3* first_of(const char* name) {
+    int32_t count = 0;
+    auto* creators = LISTING(count);
+    for (int i = 0; i < count; ++i) {
+        auto* creator = static_cast<IPluginCreatorV3One*>(creators[i]);
+        if (!strcmp(creator->getPluginName(), name)) return creator->createPlugin("a", nullptr, TensorRTPhase::kBUILD);
+    }
+    return nullptr;
+}
+#else
+static IPluginV2DynamicExt* first_of(const char* name) {
+    int32_t count = 0;
+    auto* creators = LISTING(count);
+    for (int i = 0; i < count; ++i)
+        if (!strcmp(creators[i]->getPluginName(), name)) return static_cast<IPluginV2DynamicExt*>(creators[i]->createPlugin("a", nullptr));
+    return nullptr;
+}
+#endif
+static void remove(decltype(first_of("")) plugin) {
+#if NV_TENSORRT_MAJOR >= 10
+    delete plugin;
+#else
+    plugin->destroy();
+#endif
+}
+static const DataType TYPES[] = {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32};
+static const TensorFormat LAYOUTS[] = {TensorFormat::kLINEAR, TensorFormat::kCHW2, TensorFormat::kHWC8, TensorFormat::kCHW32};
+// Every way to give each tensor one of the types and layouts above (number 4 * type + layout, base 16, first tensor first) that a plugin takes.
+extern "C" int formats_taken(const char* name, int inputs, int outputs, int* taken, int most) {
+    auto* plugin = first_of(name);
+    if (!plugin) return -1;
+    const int count = inputs + outputs;
+    int found = 0;
+    std::vector<DynamicPluginTensorDesc> tensors(count);
+    std::vector<PluginTensorDesc> plain(count);
+    for (long long code = 0; code < 1ll << 4 * count; ++code) {
+        bool fits = true;
+        for (int k = 0; k < count && fits; ++k) {
+            const int digit = code >> 4 * (count - 1 - k) & 15;
+            plain[k].type = TYPES[digit / 4], plain[k].format = LAYOUTS[digit % 4];
+            tensors[k].desc = plain[k];
+#if NV_TENSORRT_MAJOR >= 10
+            auto* build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+            fits = build->supportsFormatCombination(k, tensors.data(), inputs, outputs);
+#else
+            fits = plugin->supportsFormatCombination(k, plain.data(), inputs, outputs);
+#endif
+            if (!fits) code |= (1ll << 4 * (count - 1 - k)) - 1;  // nothing that starts so is taken
+        }
+        if (fits && found++ < most) taken[found - 1] = (int)code;
+    }
+    remove(plugin);
+    return found;
+}
+#if NV_TENSORRT_MAJOR >= 10
+using Size = int64_t;
+#else
+using Size = int32_t;
+#endif
+static const char ONES[1] = {};  // sizes are only passed on: their addresses say which they are
+static const IDimensionExpr* size_one() { return reinterpret_cast<const IDimensionExpr*>(ONES); }
+#ifdef FATHOM_STAND_IN
+struct Builder : IExprBuilder {
+    const IDimensionExpr* constant(Size value) noexcept override { return value == 1 ? size_one() : nullptr; }
+};
+#else
+struct BuilderInside : apiv::VExprBuilder {
+    const IDimensionExpr* constant(Size value) noexcept override { return value == 1 ? size_one() : nullptr; }
+    const IDimensionExpr* operation(DimensionOperation, IDimensionExpr const&, IDimensionExpr const&) noexcept override { return nullptr; }
+#if NV_TENSORRT_MAJOR >= 10
+    const IDimensionExpr* declareSizeTensor(int32_t, IDimensionExpr const&, IDimensionExpr const&) noexcept override { return nullptr; }
+#endif
+};
+struct Builder : IExprBuilder {
+    BuilderInside inside;
+    Builder() { mImpl = &inside; }
+};
+#endif
+// Sizes of the outputs: -1 for the constant 1, else 16 * input + axis whose size it is; types as numbers of the first input's type.
+extern "C" int shapes_made(const char* name, int inputs, int outputs, const int* ranks, int* made, int half) {
+    static char places[16 * 16];
+    auto* plugin = first_of(name);
+    if (!plugin) return -1;
+    std::vector<DimsExprs> in(inputs), out(outputs);
+    std::vector<DataType> given(inputs, DataType::kFLOAT), types(outputs, DataType::kINT8);
+    given[0] = half ? DataType::kHALF : DataType::kFLOAT;
+    for (int k = 0; k < inputs; ++k) {
+        in[k].nbDims = ranks[k];
+        for (int axis = 0; axis < ranks[k]; ++axis) in[k].d[axis] = reinterpret_cast<const IDimensionExpr*>(places + 16 * k + axis);
+    }
+    Builder builder;
+    int failed = 0;
+#if NV_TENSORRT_MAJOR >= 10
+    auto* build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    failed = build->getNbOutputs() != outputs || build->getOutputShapes(in.data(), inputs, nullptr, 0, out.data(), outputs, builder) ||
+             build->getOutputDataTypes(types.data(), outputs, given.data(), inputs);
+#else
+    failed = plugin->getNbOutputs() != outputs;
+    for (int k = 0; k < outputs; ++k) {
+        out[k] = plugin->getOutputDimensions(k, in.data(), inputs, builder);
+        types[k] = plugin->getOutputDataType(k, given.data(), inputs);
+    }
+#endif
+    remove(plugin);
+    for (int k = 0; k < outputs; ++k) {
+        failed |= types[k] != given[0];
+        made[9 * k] = out[k].nbDims;
+        for (int axis = 0; axis < out[k].nbDims; ++axis) {
+            const char* place = reinterpret_cast<const char*>(out[k].d[axis]);
+            made[9 * k + 1 + axis] = place == ONES ? -1 : (int)(place - places);
+        }
+    }
+    return failed;
+}
+// Bytes of an engine for another operator, or cut short, make no plugin.
+extern "C" int takes_other_bytes(const char* name) {
+#if NV_TENSORRT_MAJOR >= 10
+    return 0;  // fields with names and types: see drive()
+#else
+    int32_t count = 0, taken = 0;
+    const char bytes[64] = {};
+    auto* creators = LISTING(count);
+    for (int i = 0; i < count; ++i)
+        if (!strcmp(creators[i]->getPluginName(), name))
+            for (size_t size : {size_t(0), size_t(3), size_t(40), size_t(64)}) taken += creators[i]->deserializePlugin("b", bytes, size) != nullptr;
+    return taken;
+#endif
+}
+#if defined(FATHOM_STAND_IN) && NV_TENSORRT_MAJOR < 10
+struct Registry : IPluginRegistry {
+    std::vector<IPluginCreator*> held;
+    bool registerCreator(IPluginCreator& creator, char const*) noexcept override { return held.push_back(&creator), true; }
+    IPluginCreator* getPluginCreator(char const* name, char const* version, char const*) noexcept override {
+        for (auto* creator : held)
+            if (!strcmp(creator->getPluginName(), name) && !strcmp(creator->getPluginVersion(), version)) return creator;
+        return nullptr;
+    }
+};
+// How many creators a registry holds after `times` calls of the entry that TensorRT 8.5 needs; -1 if a call failed.
+extern "C" int registered(int times) {
+    Registry registry;
+    for (; times > 0; --times)
+        if (fathom_register(&registry)) return -1;
+    return (int)registry.held.size();
+}
+#endif
 extern "C" long long bounds_broken() { return out_of_bounds; }
 """
 
@@ -90,6 +238,14 @@ extern "C" long long bounds_broken() { return out_of_bounds; }
 def header_folders() -> list[Path]:
     """Folders with ``NvInfer.h``, from ``FATHOM_TENSORRT_INCLUDE`` (separated like PATH)."""
     return [Path(folder) for folder in os.environ.get("FATHOM_TENSORRT_INCLUDE", "").split(os.pathsep) if folder]
+
+
+def stand_in_headers(folder: Path, release: str) -> Path:
+    """A folder with headers of our own that declare what the plugin classes use of a release's interface, for machines without the real ones."""
+    major, minor = release.split(".")
+    (folder / "NvInferVersion.h").write_text(f"#define NV_TENSORRT_MAJOR {major}\n#define NV_TENSORRT_MINOR {minor}\n")
+    (folder / "NvInfer.h").write_text(stand_in_nvinfer.TEXT)
+    return folder
 
 
 def cuda_include() -> Path | None:
@@ -105,11 +261,28 @@ class HostPlugins:
     def __init__(self, headers: Path, folder: Path):
         source, library = folder / "plugins.cpp", folder / "plugins.so"
         source.write_text(kernel_host.SHIM + DRIVER)
-        includes = [word for place in (PLUGINS, headers, cuda_include()) for word in ("-I", str(place))]
+        includes = [word for place in filter(None, (PLUGINS, headers, cuda_include())) for word in ("-I", str(place))]
         warnings = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-deprecated-declarations"]
         kernel_host.compile_library(source, library, "-O1", *warnings, *includes)
+        self.path = library
         self.library = ctypes.CDLL(str(library))
         self.library.bounds_broken.restype = ctypes.c_longlong
+
+    def formats_taken(self, name: str, inputs: int, outputs: int) -> set[tuple[tuple[str, str], ...]]:
+        """Every row of (type, layout) of all tensors that a plugin says it supports, of four types and four layouts each."""
+        most = 1000
+        taken, types, layouts = (ctypes.c_int * most)(), ("float32", "float16", "int8", "int32"), ("planes", "pairs", "pixels", "blocks of 32")
+        count = self.library.formats_taken(name.encode(), inputs, outputs, taken, most)
+        assert 0 <= count <= most
+        digits = [[code >> 4 * (inputs + outputs - 1 - k) & 15 for k in range(inputs + outputs)] for code in taken[:count]]
+        return {tuple((types[digit // 4], layouts[digit % 4]) for digit in row) for row in digits}
+
+    def shapes_made(self, name: str, ranks: tuple[int, ...], outputs: int, half: bool) -> list[list[tuple[int, int] | int]]:
+        """Sizes of every output: 1, or (input, axis) whose size it is. The types are those of the first input."""
+        made = (ctypes.c_int * (9 * outputs))()
+        assert self.library.shapes_made(name.encode(), len(ranks), outputs, (ctypes.c_int * len(ranks))(*ranks), made, half) == 0
+        sizes = [made[9 * k + 1 : 9 * k + 1 + made[9 * k]] for k in range(outputs)]
+        return [[1 if size == -1 else divmod(size, 16) for size in row] for row in sizes]
 
     def run(self, name: str, fields: dict, inputs: list[np.ndarray], outputs: list[np.ndarray], shapes=None, channels_last=(), dry: bool = False) -> int:
         """Create, serialise, read back, clone and (unless dry) run a plugin; 0, or the driver's error. Shapes: of all tensors, where they are padded."""

@@ -1,6 +1,9 @@
-"""The plugin classes against the public headers of TensorRT: set FATHOM_TENSORRT_INCLUDE to their folders, one per release."""
+"""The plugin classes compiled for the host: against a stand-in of TensorRT's plugin interface, and against the public headers of every release
+whose folder FATHOM_TENSORRT_INCLUDE names. With a real lean runtime at hand (tensorrt-lean-cu12, -cu13) its registry loads the library too.
+"""
 
 import ctypes
+import dataclasses
 import hashlib
 import shutil
 
@@ -10,18 +13,90 @@ import plugin_host
 import pytest
 from test_trt_plugins_operators import CONSTANTS, exact_attention, exact_bins, exact_norm, fp16_steps, read_back, some_attention, some_bins, some_norm, stored
 
+from fathom.runtime.errors import EnvironmentMismatchError
+from fathom.runtime.tensorrt.operators.plugins import load_plugins, read_library
 from fathom.trt_plugins import build_kernels, build_plugins
 
-pytestmark = [
-    pytest.mark.skipif(not kernel_host.compiler() or plugin_host.cuda_include() is None, reason="no C++ compiler or no CUDA headers"),
-    pytest.mark.skipif(not plugin_host.header_folders(), reason="FATHOM_TENSORRT_INCLUDE names no folder of TensorRT headers"),
-]
+needs_compiler = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
+needs_headers = pytest.mark.skipif(not plugin_host.header_folders(), reason="FATHOM_TENSORRT_INCLUDE names no folder of TensorRT headers")
+REAL = plugin_host.header_folders() if kernel_host.compiler() and plugin_host.cuda_include() else []
+STAND_INS = ["8.5", "11.1"] if kernel_host.compiler() else []
+OPERATORS = ("BinsExpectation", "GroupNormSilu", "CrossAttention")
 FIELDS = dict(zip(("alpha", "least_temperature", "greatest_temperature"), CONSTANTS, strict=True))
 
 
-@pytest.fixture(scope="module", params=plugin_host.header_folders(), ids=lambda folder: ".".join(map(str, build_plugins.tensorrt_version(folder))))
+def release_of(given):
+    return f"stand-in of {given}" if isinstance(given, str) else ".".join(map(str, build_plugins.tensorrt_version(given)))
+
+
+@pytest.fixture(scope="module", params=[*STAND_INS, *REAL], ids=release_of)
 def plugins(request, tmp_path_factory):
-    return plugin_host.HostPlugins(request.param, tmp_path_factory.mktemp("plugins"))
+    folder = tmp_path_factory.mktemp("plugins")
+    return plugin_host.HostPlugins(plugin_host.stand_in_headers(folder, request.param) if isinstance(request.param, str) else request.param, folder)
+
+
+def rows(*types_of_tensors):
+    """Rows of (type, layout) from words such as "half pixels"."""
+    types = {"half": "float16", "float": "float32"}
+    return {tuple((types[word.split()[0]], word.split()[1]) for word in row) for row in types_of_tensors}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs", "table"),
+    [
+        ("BinsExpectation", 3, 1, rows(["half planes"] * 4, ["half pixels"] * 4, ["float planes"] * 4)),
+        (
+            "GroupNormSilu",
+            3,
+            1,
+            rows(
+                ["half planes", "float planes", "float planes", "half planes"],
+                ["half pixels", "float planes", "float planes", "half pixels"],
+                ["float planes"] * 4,
+            ),
+        ),
+        ("CrossAttention", 3, 2, rows(["half planes"] * 5, ["float planes"] * 5)),
+    ],
+)
+def test_a_plugin_takes_the_formats_of_its_table_and_no_other(plugins, name, inputs, outputs, table):
+    """Of all rows of four types and four layouts a tensor."""
+    assert plugins.formats_taken(name, inputs, outputs) == table
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("name", "ranks", "sizes"),
+    [
+        ("BinsExpectation", (4, 4, 4), [[(0, 0), 1, (0, 2), (0, 3)]]),
+        ("GroupNormSilu", (5, 1, 1), [[(0, axis) for axis in range(5)]]),
+        ("CrossAttention", (4, 4, 4), [[(0, axis) for axis in range(4)], [(0, 0), (0, 2), (1, 3)]]),
+    ],
+)
+def test_a_plugin_infers_shapes_and_types(plugins, name, ranks, sizes, half):
+    assert plugins.shapes_made(name, ranks, len(sizes), half) == sizes
+
+
+def test_bytes_of_another_length_make_no_plugin(plugins):
+    assert [plugins.library.takes_other_bytes(name.encode()) for name in OPERATORS] == [0, 0, 0]
+
+
+def test_the_entry_for_a_registry_that_loads_no_libraries_registers_once(plugins):
+    """TensorRT 8.5."""
+    if not hasattr(plugins.library, "registered"):
+        pytest.skip("this release loads libraries")
+    assert [plugins.library.registered(times) for times in (1, 2)] == [3, 3]
+
+
+def test_what_an_engine_keeps_of_a_plugin_is_what_it_was_given(plugins):
+    """No value is the operator's default: one that was lost on the way would show."""
+    tensors, constants = some_bins(np.random.default_rng(70)), (40.0, 0.3, 7.0)
+    depth = np.zeros((tensors[0].shape[0], 1, *tensors[0].shape[2:]), np.float16)
+    assert plugins.run("BinsExpectation", dict(zip(FIELDS, constants, strict=True)), tensors, [depth]) == 0
+    assert fp16_steps(depth, exact_bins(*tensors, constants)) <= 2 < fp16_steps(depth, exact_bins(*tensors))
+    x, scale, shift, groups = some_norm(np.random.default_rng(71), 1)
+    y = np.zeros_like(x)
+    assert plugins.run("GroupNormSilu", {"epsilon": 0.5, "groups": groups}, [x, scale, shift], [y]) == 0
+    assert fp16_steps(y, exact_norm(x, scale, shift, groups, 0.5).reshape(x.shape)) <= 2
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -71,6 +146,46 @@ def test_the_attention_plugin_computes_what_its_kernel_does(plugins):
     assert plugins.library.bounds_broken() == 0
 
 
+def lean_runtime():
+    """The bindings of a TensorRT without a builder; they load and take away plugins on machines without a GPU."""
+    return pytest.importorskip("tensorrt_lean_bindings", reason="no lean runtime of TensorRT", exc_type=ImportError)
+
+
+@needs_headers
+@needs_compiler
+def test_the_registry_of_tensorrt_loads_the_library_once_and_lets_it_go(tmp_path):
+    """The real registry: every way to load twice, to unload twice, and to come back."""
+    trt = lean_runtime()
+    headers = [folder for folder in REAL if str(build_plugins.tensorrt_version(folder)[0]) == trt.__version__.split(".")[0]]
+    if not headers:
+        pytest.skip(f"no headers for TensorRT {trt.__version__}")
+    path, registry = plugin_host.HostPlugins(headers[-1], tmp_path).path, trt.get_plugin_registry()
+    ours = lambda: sorted(creator.name for creator in registry.all_creators if creator.name in OPERATORS)  # noqa: E731
+    assert ours() == []
+    library = read_library(path)
+    first, second = load_plugins(trt, path, library), load_plugins(trt, path, library)
+    assert ours() == sorted(OPERATORS) and registry.load_library(str(path)) is None
+    fields = lambda **values: trt.PluginFieldCollection(  # noqa: E731
+        [trt.PluginField(name, np.float32([value]), trt.PluginFieldType.FLOAT32) for name, value in values.items()]
+    )
+    creator = registry.get_creator("BinsExpectation", "1", "")
+    assert creator.create_plugin("a", fields(alpha=100), trt.TensorRTPhase.BUILD) is not None
+    assert creator.create_plugin("a", fields(least_temperature=60), trt.TensorRTPhase.BUILD) is None
+    with pytest.raises(EnvironmentMismatchError, match="loaded already"):
+        load_plugins(trt, path, dataclasses.replace(library, sha256="0" * 64))
+    del creator
+    first.close()
+    first.close()
+    assert ours() == sorted(OPERATORS)
+    second.close()
+    assert ours() == []
+    third = load_plugins(trt, path, library)
+    assert ours() == sorted(OPERATORS)
+    third.close()
+    assert ours() == []
+
+
+@needs_headers
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_library_compiled_by_nvcc_lists_its_creators_however_often_it_is_opened(tmp_path):
     import _ctypes

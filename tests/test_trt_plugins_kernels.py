@@ -252,6 +252,32 @@ def test_compiling_again_gives_the_same_bytes(tmp_path):
     assert build_kernels.build(tmp_path, nvcc) == shipped
 
 
+OLD_NVCC = """#!/bin/sh
+case "$1" in
+--list-gpu-arch) printf 'compute_72\\ncompute_75\\ncompute_80\\n' ;;
+--version) echo "Cuda compilation tools, release 11.4, V11.4.315" ;;
+--help) echo "--fatbin" ;;
+*)
+    echo "$@" >> "$(dirname "$0")/log"
+    while [ "$1" != "-o" ]; do shift; done
+    printf '.version 7.4\\n.target sm_75\\n' > "$2"
+    ;;
+esac
+"""
+
+
+def test_the_compiler_of_an_older_board_is_asked_for_what_it_knows(tmp_path):
+    """Xavier is sm_72, which nvcc 13 has dropped; its own compiler knows no newer boards and does not compress."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(OLD_NVCC)
+    nvcc.chmod(0o755)
+    facts = build_kernels.build(tmp_path / "out", nvcc)
+    assert facts["architectures"] == [72, 75, 80] and facts["nvcc"] == "11.4"
+    fatbins = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("-fatbin")]
+    assert len(fatbins) == len(build_kernels.KERNELS)
+    assert all("arch=compute_72,code=sm_72" in line and "compress" not in line and "sm_90" not in line for line in fatbins)
+
+
 def test_a_missing_compiler_has_its_own_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(build_kernels, "find_nvcc", lambda: (_ for _ in ()).throw(FileNotFoundError("nvcc was not found")))
     assert build_kernels.main([]) == 6

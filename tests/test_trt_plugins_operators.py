@@ -64,14 +64,15 @@ def corner_resize(x, size):
 CONSTANTS = (300.0, 0.0212, 50.0)
 
 
-def exact_bins(shape, centers, attractors):
-    """The published formula, step by step, in double precision."""
+def exact_bins(shape, centers, attractors, constants=CONSTANTS):
+    """The published formula, step by step, in double precision; constants: strength of the attractors, least and greatest temperature."""
+    alpha, least, greatest = constants
     shape, centers, attractors = (a.astype(np.float64) for a in (shape, centers, attractors))
     centers = corner_resize(centers, attractors.shape[-2:])
     distance = softplus(attractors)[:, :, None] - centers[:, None]
-    centers = corner_resize(centers + (distance / (1 + 300 * distance**2)).mean(1), shape.shape[-2:])
+    centers = corner_resize(centers + (distance / (1 + alpha * distance**2)).mean(1), shape.shape[-2:])
     p0, p1, t0, t1 = np.moveaxis(softplus(shape) + 1e-4, 1, 0)
-    p, temperature = p0 / (p0 + p1), (50 - 0.0212) * t0 / (t0 + t1) + 0.0212
+    p, temperature = p0 / (p0 + p1), (greatest - least) * t0 / (t0 + t1) + least
     k, n = np.arange(64)[:, None, None] + 1e-7, 63 + 1e-7
     coefficients = n * np.log(n) - k * np.log(k) - (n - k) * np.log(n - k + 1e-7)
     success, failure = (np.log(np.clip(q, 1e-4, 1))[:, None] for q in (p, 1 - p))
@@ -159,8 +160,10 @@ def run_norm(host, x, scale, shift, groups, epsilon, channels_last=False):
 
 
 def some_norm(generator, number):
-    """Random shapes: groups of one channel, one pixel, odd sizes; every 25th too long for shared memory."""
+    """Random shapes: groups of one channel, one pixel, odd sizes; every tenth in 32 groups, every 25th too long for shared memory."""
     groups, size = int(generator.integers(1, 9)), int(generator.integers(1, 7))
+    if number % 10 == 9:
+        groups, size = 32, int(generator.integers(1, 4))
     height, width = generator.integers(1, 24, 2) if number % 25 else generator.integers(100, 140, 2)
     if number % 25 == 0:
         groups, size = 2, 3
@@ -220,7 +223,7 @@ def run_attention(host, query, keys, values, scale):
 
 def some_attention(generator, dtype=np.float16):
     """Random shapes, one token and full length among them; the text of every picture, or one for all."""
-    batch, heads, positions, width = generator.integers(1, 4), generator.integers(1, 5), generator.integers(1, 40), generator.choice([1, 5, 16, 40])
+    batch, heads, positions, width = generator.integers(1, 4), generator.integers(1, 5), generator.integers(1, 40), generator.choice([1, 5, 16, 40, 80, 160])
     tokens, text = generator.choice([1, 2, 7, 40, 77]), generator.choice([1, batch])
     shapes = (batch, heads, positions, width), (text, heads, width, tokens), (text, heads, tokens, width)
     return [generator.normal(0, size, shape).astype(dtype) for shape, size in zip(shapes, (generator.choice([0.1, 1, 5]), 1, 1), strict=True)]
@@ -265,17 +268,3 @@ def test_the_host_build_counts_what_lies_outside(tmp_path):
     record["attractor_count"], record["is_half"], record["alpha"], record["least_temperature"], record["greatest_temperature"] = 1, 1, *CONSTANTS
     host.launch("fathom_bins_expectation", (1, 1, 1), (256, 1, 1), record)
     assert host.library.bounds_broken() > 0
-
-
-@needs_compiler
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-def test_the_norm_is_closer_to_the_exact_value_than_an_fp16_graph(host):
-    """A mean of 30 deviations: what an FP16 tensor between the nodes rounds away, the kernel keeps."""
-    generator = np.random.default_rng(25)
-    x, one, zero = generator.normal(30, 1, (1, 8, 40, 40)).astype(np.float16), np.ones(8, np.float32), np.zeros(8, np.float32)
-    exact = exact_norm(x, one, zero, 2, 1e-5).reshape(x.shape)
-    grouped = x.astype(np.float32).reshape(1, 2, -1)
-    normed = ((grouped - grouped.mean(2, keepdims=True)) / np.sqrt(grouped.var(2, keepdims=True) + 1e-5)).astype(np.float16)  # a node, rounded at its end
-    gate = (1 / (1 + np.exp(-normed.astype(np.float32)))).astype(np.float16)
-    unfused = (normed * gate).reshape(x.shape)
-    assert np.abs(run_norm(host, x, one, zero, 2, 1e-5) - exact).mean() < 0.7 * np.abs(unfused - exact).mean()

@@ -23,7 +23,7 @@ from typing import Any
 SOURCES = Path(__file__).parent / "csrc"
 OPERATORS = ("bins_expectation", "group_norm_silu", "cross_attention")  # each is one .cuh, which the plugins and the host build read too
 KERNELS = ("antialias", "preprocess", "postprocess", *OPERATORS)
-ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
+ARCHITECTURES = (72, 75, 80, 86, 87, 89, 90, 100, 110, 120)
 PTX_ARCHITECTURE, PTX_VERSION = 75, "6.3"
 DESTINATION = Path(__file__).parent.parent / "runtime" / "kernels"
 
@@ -50,7 +50,7 @@ def find_nvcc() -> Path:
 
 
 def supported(nvcc: Path) -> tuple[int, ...]:
-    """Those of ``ARCHITECTURES`` that this compiler knows."""
+    """Those of ``ARCHITECTURES`` that this compiler knows: nvcc 13 starts at 75, Xavier's 72 needs an older one."""
     known = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout
     return tuple(arch for arch in ARCHITECTURES if re.search(rf"compute_{arch}\b", known))
 
@@ -65,12 +65,14 @@ def build(destination: Path, nvcc: Path) -> dict[str, object]:
     release = re.search(r"release ([0-9.]+)", subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout)
     facts: dict[str, object] = {"nvcc": release.group(1) if release else "", "architectures": list(architectures), "ptx": PTX_ARCHITECTURE}
     facts["source_sha256"] = source_sha256()
+    help_text = subprocess.run([nvcc, "--help"], check=True, capture_output=True, text=True).stdout
+    smaller = ["-compress-mode=size"] if "--compress-mode" in help_text else []  # Xavier's compiler has no such option
     with tempfile.TemporaryDirectory() as scratch:
         for name in KERNELS:
             language = ("-x", "cu", SOURCES / f"{name}.cuh") if name in OPERATORS else (SOURCES / f"{name}.cu",)
             fatbin, ptx = Path(scratch) / f"{name}.fatbin", Path(scratch) / f"{name}.ptx"
             targets = [option for arch in architectures for option in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
-            _compile([nvcc, "-fatbin", "-O3", "-compress-mode=size", *targets, "-o", fatbin, *language])
+            _compile([nvcc, "-fatbin", "-O3", *smaller, *targets, "-o", fatbin, *language])
             _compile([nvcc, "-ptx", "-O3", f"-arch=compute_{PTX_ARCHITECTURE}", "-o", ptx, *language])
             text = re.sub(r"^\.version .*$", f".version {PTX_VERSION}", ptx.read_text(), flags=re.MULTILINE)
             ptx.write_text(re.sub(r"^//.*\n", "", text, flags=re.MULTILINE))

@@ -1,7 +1,8 @@
 // Cross-attention with its map: softmax(scale * q k) v for each head, and the mean of the probabilities over the heads, in one pass.
 //
 // The probabilities [heads, positions, tokens] are never written. A block holds POSITIONS positions and takes one head after the other;
-// LANES threads share a position's softmax. Sums are FP32. Up to MOST_TOKENS tokens and MOST_WIDTH values a head.
+// LANES threads share a position's softmax. Sums are FP32, each in four parts: a long row of additions loses digits, and waits for itself. Products
+// of FP16 values are exact in FP32, so the scale comes after their sum. Up to MOST_TOKENS tokens and MOST_WIDTH values a head.
 #include "team.cuh"
 
 struct CrossAttention {
@@ -11,6 +12,7 @@ struct CrossAttention {
 };
 
 enum { ATTENTION_THREADS = 256, POSITIONS = 8, LANES = ATTENTION_THREADS / POSITIONS, MOST_TOKENS = 128, MOST_WIDTH = 256 };
+#define LOWEST -3.402823466e38f  // a row of nothing but -Inf is NaN all the same
 
 __device__ inline float item_of(unsigned long long tensor, long long index, long long size, int is_half) { return load(tensor, inside(index, size), is_half); }
 
@@ -20,6 +22,21 @@ __device__ inline void put(unsigned long long tensor, long long index, long long
     } else {
         ((float*)tensor)[inside(index, size)] = value;
     }
+}
+
+// Sum of a(i) * b(i).
+template <typename A, typename B>
+__device__ inline float product(int count, const A& a, const B& b) {
+    float sum0 = 0.0f, sum1 = 0.0f, sum2 = 0.0f, sum3 = 0.0f;
+    int i = 0;
+    for (; i + 3 < count; i += 4) {
+        sum0 = fmaf(a(i), b(i), sum0);
+        sum1 = fmaf(a(i + 1), b(i + 1), sum1);
+        sum2 = fmaf(a(i + 2), b(i + 2), sum2);
+        sum3 = fmaf(a(i + 3), b(i + 3), sum3);
+    }
+    for (; i < count; ++i) sum0 = fmaf(a(i), b(i), sum0);
+    return (sum0 + sum1) + (sum2 + sum3);
 }
 
 // Grid: blocks of positions, 1, batch; ATTENTION_THREADS threads.
@@ -36,20 +53,20 @@ extern "C" __global__ void fathom_cross_attention(const CrossAttention p) {
         const long long text_start = ((long long)text * p.heads + head) * tokens * width;
         PHASE(t, ATTENTION_THREADS)
         for (int i = t; i < rows * width; i += ATTENTION_THREADS)
-            query[inside(i, POSITIONS * MOST_WIDTH)] = item_of(p.query, query_start + i, query_size, p.is_half) * p.scale;
+            query[inside(i, POSITIONS * MOST_WIDTH)] = item_of(p.query, query_start + i, query_size, p.is_half);
         MEET;
         PHASE(t, ATTENTION_THREADS)
         for (int i = t; i < rows * tokens; i += ATTENTION_THREADS) {
             const int row = i / tokens, token = i % tokens;
-            float sum = 0.0f;
-            for (int c = 0; c < width; ++c)
-                sum = fmaf(query[inside(row * width + c, POSITIONS * MOST_WIDTH)], item_of(p.keys, text_start + (long long)c * tokens + token, text_size, p.is_half), sum);
-            scores[inside(i, POSITIONS * MOST_TOKENS)] = sum;
+            const float sum = product(
+                width, [&](int c) { return query[inside(row * width + c, POSITIONS * MOST_WIDTH)]; },
+                [&](int c) { return item_of(p.keys, text_start + (long long)c * tokens + token, text_size, p.is_half); });
+            scores[inside(i, POSITIONS * MOST_TOKENS)] = sum * p.scale;
         }
         MEET;
         PHASE(t, ATTENTION_THREADS) {
             const int row = t / LANES;
-            float greatest = -INFINITY;
+            float greatest = LOWEST;
             if (row < rows)
                 for (int token = t % LANES; token < tokens; token += LANES) greatest = fmaxf(greatest, scores[inside(row * tokens + token, POSITIONS * MOST_TOKENS)]);
             lanes[t] = greatest;
@@ -58,7 +75,7 @@ extern "C" __global__ void fathom_cross_attention(const CrossAttention p) {
         Own<float, ATTENTION_THREADS> sums;
         PHASE(t, ATTENTION_THREADS) {
             const int row = t / LANES;
-            float greatest = -INFINITY, sum = 0.0f;
+            float greatest = LOWEST, sum = 0.0f;
             for (int lane = 0; lane < LANES; ++lane) greatest = fmaxf(greatest, lanes[row * LANES + lane]);
             if (row < rows)
                 for (int token = t % LANES; token < tokens; token += LANES) {
@@ -84,9 +101,9 @@ extern "C" __global__ void fathom_cross_attention(const CrossAttention p) {
         PHASE(t, ATTENTION_THREADS)
         for (int i = t; i < rows * width; i += ATTENTION_THREADS) {
             const int row = i / width, c = i % width;
-            float sum = 0.0f;
-            for (int token = 0; token < tokens; ++token)
-                sum = fmaf(scores[inside(row * tokens + token, POSITIONS * MOST_TOKENS)], item_of(p.values, text_start + (long long)token * width + c, text_size, p.is_half), sum);
+            const float sum = product(
+                tokens, [&](int token) { return scores[inside(row * tokens + token, POSITIONS * MOST_TOKENS)]; },
+                [&](int token) { return item_of(p.values, text_start + (long long)token * width + c, text_size, p.is_half); });
             put(p.attended, query_start + i, query_size, p.is_half, sum);
         }
         MEET;

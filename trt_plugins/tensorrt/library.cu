@@ -21,8 +21,8 @@ using AnyCreator = nvinfer1::IPluginCreator;
 #define WORDS(number) WORDS_OF(number)
 
 // Read from the file, before anything in it runs: which release this library is for.
-extern "C" __attribute__((visibility("default"), used)) char const fathom_plugins_for[];
-char const fathom_plugins_for[] = "fathom plugins for TensorRT " WORDS(NV_TENSORRT_MAJOR) "." WORDS(NV_TENSORRT_MINOR);
+EXPORTED char const fathom_plugins_for[];
+__attribute__((used)) char const fathom_plugins_for[] = "fathom plugins for TensorRT " WORDS(NV_TENSORRT_MAJOR) "." WORDS(NV_TENSORRT_MINOR);
 
 EXPORTED AnyCreator* const* LISTING(int32_t& count) {
     static fathom::Creator<fathom::BinsExpectationOperator> bins_expectation;
