@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import onnx
 
+from ..graph.captures import has_subgraph
 from .operator_types import OUR_DOMAIN, operator_types, opsets
 
 FP16_MAX = 65504.0
@@ -65,11 +66,6 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
     _written_out_norms(graph, reasons)
     _between(graph, reasons)
     return reasons
-
-
-def has_subgraph(node: onnx.NodeProto) -> bool:
-    """Whether the node holds graphs of its own: If, Loop, Scan."""
-    return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
 
 
 def _obstacle(node: onnx.NodeProto, floats: set[str], versions: dict[str, int]) -> str:

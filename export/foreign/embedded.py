@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +134,23 @@ def rename(graph: onnx.GraphProto, before: str, after: str) -> None:
                 for value in inner.output:
                     if value.name == before:
                         value.name = after
+
+
+def make_way(graph: onnx.GraphProto, names: Iterable[str], endings: tuple[str, ...] = (), beginnings: tuple[str, ...] = ()) -> None:
+    """Rename inner tensors whose names are about to be given to others: those in ``names``, and those that end or begin in these ways."""
+    wanted, kept = set(names), {value.name for value in (*graph.input, *graph.output)}
+    made = [name for node in graph.node for name in node.output if name] + [tensor.name for tensor in graph.initializer]
+    taken = {*made, *kept}
+    for name in made:
+        if name not in kept and (name in wanted or name.endswith(endings) or name.startswith(beginnings)):
+            after = f"inner/{name}/"
+            while after in taken:
+                after += "_"
+            taken.add(after)
+            rename(graph, name, after)
+            for tensor in graph.initializer:
+                if tensor.name == name:
+                    tensor.name = after
 
 
 def drop_unread(model: onnx.ModelProto) -> None:

@@ -15,7 +15,7 @@ from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.certificate.probes import PROBES
-from ...runtime.errors import InputError
+from ...runtime.errors import BuildFailedError, InputError
 from ...runtime.files import sha256_of, whole_directory
 from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
 from ..child.child import Progress, run_child
@@ -25,6 +25,7 @@ from ..parity.parity import measure_parity
 from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output, output_shape
 from .contract_file import ForeignContract
 from .embedded import open_up
+from .unfit import refuse_unfit
 
 STAGE = "network"
 MAX_GRAPH_NBYTES = (1 << 31) - 1
@@ -68,6 +69,7 @@ def write_foreign_bundle(
         on_message(remark)
     model = open_up(model, graph.parent)
     keep_output(model, form, graph.name)
+    refuse_unfit(model, graph.name)
     batch = adapt_input(model, contract, form, graph.name)
     shape = output_shape(model)
     with whole_directory(path, force, MANIFEST) as folder:
@@ -119,7 +121,12 @@ def _answer(file: Path, contract: Contract, output: str, batch: int | str, golde
     count = batch if isinstance(batch, int) else 1
     save_file({contract.input.tensor: example_picture(contract, count)}, str(golden))
     request = {"task": "first-run", "stage": STAGE, "file": str(file), "output": output, "golden": str(golden)}
-    return run_child(request, what="the first run").values["shape"]
+    try:
+        return run_child(request, what="the first run").values["shape"]
+    except BuildFailedError as error:
+        height, width = contract.input.canvas
+        fix = error.fix or f"if the network was made for another size than the contract's canvas, {height}x{width}, say that one (often multiples of 14 or 32)"
+        raise BuildFailedError(error.was, wanted=error.wanted, fix=fix) from error
 
 
 def _first_run(file: Path, contract: Contract, batch: int | str, golden: Path) -> StageSpec:
