@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
+from ...runtime.artefact.other_kinds import LOOKED_AT, ONNX, recognise
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.certificate.probes import PROBES
 from ...runtime.errors import BuildFailedError, InputError
@@ -106,10 +107,18 @@ def _read(graph: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f"{graph} cannot be read ({error.strerror or error})", wanted="an ONNX file") from error
     except Exception as error:  # protobuf's decoding errors have no common base
-        raise InputError(f"{graph} is no ONNX file ({' '.join(str(error).split())[:200] or type(error).__name__})", wanted="an ONNX file") from error
+        raise _no_onnx(graph, " ".join(str(error).split())[:200] or type(error).__name__) from error
     if not model.graph.node or not model.graph.output:
-        raise InputError(f"{graph} holds no ONNX graph", wanted="a graph with nodes and outputs")
+        raise _no_onnx(graph, "no nodes and outputs")
     return model
+
+
+def _no_onnx(graph: Path, why: str) -> InputError:
+    with open(graph, "rb") as file:
+        what, fix = recognise(file.read(LOOKED_AT))
+    if what and what != ONNX:
+        return InputError(f"{graph} is {what}", wanted="an ONNX file", fix=fix)
+    return InputError(f"{graph} holds no whole ONNX graph ({why})", wanted="an ONNX file", fix="copy or export it again")
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
