@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "P
 PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 BITS, WHITE, PLANES = 258, 262, 284  # tags of TIFF
 WHITE_IS_ZERO, SEPARATE, PACKED_BITS = 0, 2, 12
-MAX_LIST_NBYTES = 256 << 20
+MAX_LIST_NBYTES, MAX_LINE = 256 << 20, 4096
 
 
 class _BoundedReader(io.BufferedReader):
@@ -116,35 +116,43 @@ def natural(path: Path) -> list:
 def list_lines(path: Path) -> list[list[str]]:
     """The words of every line of a list file that is neither empty nor a comment (#).
 
-    Read as people save them: UTF-8 or UTF-16 with or without a byte-order mark, any line ends, back slashes, words apart by blanks, tabs or commas.
+    Read as people save them: UTF-8 or UTF-16 with or without a byte-order mark, any line ends, back slashes, words apart by blanks, tabs or commas,
+    in quotation marks or not.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not text or holds no line.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; wanted a list, a text file")
     if path.stat().st_size > MAX_LIST_NBYTES:
         raise ValueError(f"{path} is no list of files: it has {path.stat().st_size:,} bytes")
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no list of files: {error}") from error
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is no list of files, or not saved as UTF-8: line {line} holds bytes that are no UTF-8") from error
     if "\0" in text:
         raise ValueError(f"{path} is no list of files: it holds null characters")
     found = [line.replace("\\", "/").strip() for line in text.splitlines()]
     lines = [(line if any(gap in line for gap in " \t") else line.replace(",", " ")).split() for line in found if line and not line.startswith("#")]
     if not lines:
         raise ValueError(f"{path} is an empty list")
-    return lines
+    if long := next((number for number, words in enumerate(lines, 1) if sum(map(len, words)) > MAX_LINE), 0):
+        raise ValueError(f"{path} is no list of files: its line {long} has more than {MAX_LINE} characters")
+    return [[word.strip('"') for word in words] for words in lines]
 
 
 def below(folder: Path, name: str, prefixes: tuple[str, ...]) -> Path | None:
-    """The file that a list calls ``name`` (a leading slash counts for nothing), tried under each prefix of ``folder``.
+    """The file that a list calls ``name``, tried under each prefix of ``folder``. A leading slash counts for nothing, unless the whole path of the
+    folder follows it.
 
     Raises:
         ValueError: if the name leads out of the folder.
     """
-    relative = Path(name.lstrip("/"))
+    whole = next((root for root in (folder.absolute(), folder.resolve()) if Path(name).is_relative_to(root)), None)
+    relative = Path(name).relative_to(whole) if whole else Path(name.lstrip("/"))
     if ".." in relative.parts or relative.is_absolute():
         raise ValueError(f"the list names {name!r}, which lies outside {folder}")
     for suffix in (relative.suffix, *{".png": (".jpg",), ".jpg": (".png",)}.get(relative.suffix.lower(), ())):  # data sets are converted often

@@ -201,7 +201,7 @@ def _unwrap(content: object, name: str) -> Mapping[str, Tensor]:
         inside = {key: value for key, value in content.items() if isinstance(value, Mapping)}
         key = next((key for key in (*WRAPPERS, *EMA_WRAPPERS) if key in inside), None)
         if key is None:
-            found = [key for key, value in inside.items() if _is_state_dict(value) or any(_is_state_dict(one) for one in value.values())]
+            found = [key for key, value in inside.items() if _holds_weights(value)]
             if len(found) > 1:
                 raise InputError(f"{name} holds several state dicts: {', '.join(map(str, found))}", wanted="one", fix="save the one that is meant alone")
             if not found:
@@ -212,6 +212,10 @@ def _unwrap(content: object, name: str) -> Mapping[str, Tensor]:
         return content
     found = ", ".join(map(str, list(whole)[:NAMES_SHOWN])) if isinstance(whole, Mapping) else type(whole).__name__
     raise InputError(f"{name} holds no state dict, but {found or 'nothing'}", wanted="tensors by name, as they are or under the key 'model'")
+
+
+def _holds_weights(value: Mapping, depth: int = 0) -> bool:
+    return _is_state_dict(value) or (depth < MAX_WRAPPERS and any(isinstance(one, Mapping) and _holds_weights(one, depth + 1) for one in value.values()))
 
 
 def _is_state_dict(value: object) -> bool:
