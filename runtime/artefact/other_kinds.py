@@ -47,6 +47,8 @@ def refuse_other_kinds(path: Path) -> None:
     Raises:
         InputError: if it is something else that can be recognised: a part of a bundle, a checkpoint, an ONNX file, an engine, a picture …
     """
+    if path.exists() and not path.is_file():  # a pipe or a device may keep its reader waiting for good
+        raise InputError(f"{path} is no plain file", wanted=WANTED)
     try:
         with open(path, "rb") as file:
             head = file.read(LOOKED_AT)

@@ -207,6 +207,8 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
         elif path.exists() or not glob.has_magic(argument):
             if not path.exists():
                 raise InputError(f"{argument} does not exist", wanted="a photo, a folder or a glob")
+            if not path.is_file():  # a pipe or a device may keep its reader waiting for good
+                raise InputError(f"{argument} is no plain file", wanted="a photo, a folder or a glob", fix="write it to a file first")
             files, base = [path], path.parent
         else:
             parts = path.parts
