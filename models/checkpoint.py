@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..runtime.artefact.other_kinds import LOOKED_AT, ZIP, recognise
 from ..runtime.errors import InputError
 from ..runtime.files import BoundedReader, sha256_of
 
@@ -36,6 +35,8 @@ SAFETENSORS_DTYPES = {
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights")  # keys that training scripts put around them
 EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "params_ema")  # taken where there is nothing else
 TORCH_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".tar")
+OTHER_KINDS = ((b"GGUF", "a GGUF file"), (b"\x89HDF", "an HDF5 file"), (b"\x1f\x8b", "a compressed file"))
+ZIP = b"PK\x03\x04"
 PICKLE, MAX_WRAPPERS = b"\x80", 4
 AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
 
@@ -99,7 +100,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"there is no file {path}", wanted="a .safetensors, .ckpt, .pth or .pt file")
     try:
         with path.open("rb") as file:
-            start = file.read(LOOKED_AT)
+            start = file.read(16)
     except OSError as error:
         raise InputError(f"{path.name} cannot be read ({error.strerror or error})", wanted="a readable file") from error
     if not start:
@@ -116,7 +117,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix.lower() in TORCH_ENDINGS:
         return _read_torch(path)
-    what, _ = recognise(start)
+    what = next((what for magic, what in OTHER_KINDS if start.startswith(magic)), "")
     was = f"{path.name} is {what}" if what else f"{path.name} has an unknown ending, and does not begin like a checkpoint"
     raise InputError(was, wanted=".safetensors, .ckpt, .pth, .pt or .pth.tar")
 
