@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.export.foreign.contract_file import GraphForm, foreign_contract
 from fathom.export.foreign.foreign import write_foreign_bundle
+from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.export.precision.rounded import write_rounded_stage
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError
@@ -184,3 +185,28 @@ def test_branches_and_loops_stay_fp32_in_a_simulated_fp16_plan(tmp_path):
     conv = torch.nn.functional.conv2d(p, kernel, padding=2).half().float()
     np.testing.assert_allclose(got, torch.sigmoid(conv).half().float().numpy(), atol=6e-4)
     np.testing.assert_array_equal(got, got.astype(np.float16))
+
+
+@pytest.mark.parametrize("how", ["sparse", "a function of an older opset", "a path as Windows writes it"])
+def test_weights_and_functions_in_seldom_forms(tmp_path, how):
+    model = onnx.load(network(tmp_path / "n.onnx"))
+    if how == "sparse":
+        model.graph.initializer.remove(next(one for one in model.graph.initializer if one.name == "kernel"))
+        indices = numpy_helper.from_array(np.argwhere(np.ones_like(KERNEL)), "kernel_at")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(numpy_helper.from_array(KERNEL.reshape(-1), "kernel"), indices, KERNEL.shape))
+    elif how == "a function of an older opset":
+        model.functions.append(helper.make_function("mine", "Curve", ["a"], ["b"], [node("Sigmoid", ["a"], ["b"])], [helper.make_opsetid("", 13)]))
+        model.opset_import.append(helper.make_opsetid("mine", 1))
+        curve = next(one for one in model.graph.node if one.op_type == "Sigmoid")
+        curve.op_type, curve.domain = "Curve", "mine"
+    onnx.save(model, tmp_path / "n.onnx", save_as_external_data=how.startswith("a path"), location="w.bin", size_threshold=8)
+    if how.startswith("a path"):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "w.bin").rename(tmp_path / "data" / "w.bin")
+        model = onnx.load(tmp_path / "n.onnx", load_external_data=False)
+        for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"):
+            entry.value = "data\\w.bin"
+        (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
+    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+    build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))

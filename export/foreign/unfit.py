@@ -28,8 +28,8 @@ def refuse_unfit(model: onnx.ModelProto, file: str) -> None:
     if strange:
         more = f" and {len(strange) - AT_MOST_NAMED} more" if len(strange) > AT_MOST_NAMED else ""
         raise InputError(
-            f"{file} holds {', '.join(strange[:AT_MOST_NAMED])}{more}, operators of another library",
-            wanted="operators of ONNX or ONNX Runtime, or functions that the file itself holds",
+            f"{file} holds {', '.join(strange[:AT_MOST_NAMED])}{more}, operators of another library or functions of another opset",
+            wanted="operators of ONNX or ONNX Runtime, or functions of the file itself in its own opset",
             fix="export the network without that library's own operators",
         )
     if drawn := next((node for node in nodes if node.op_type in CHANCE and node.domain in RUNS), None):
