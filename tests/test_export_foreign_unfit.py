@@ -16,6 +16,7 @@ from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.export.precision.rounded import write_rounded_stage
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError
+from fathom.runtime.pipeline import Pipeline
 
 H, W = 32, 48
 KERNEL = (np.random.default_rng(3).standard_normal((1, 3, 5, 5)) / 10).astype(np.float32)
@@ -210,3 +211,27 @@ def test_weights_and_functions_in_seldom_forms(tmp_path, how):
     write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
     np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
     build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
+
+
+def test_sums_of_integers_keep_their_numbers_in_fp16(tmp_path):
+    """Dynamic quantisation as ONNX Runtime's tools write it: sums up to 255 * 127 * 75 times a factor near 1e-6."""
+    largest = float(np.abs(KERNEL).max()) / 127
+    whole = np.round(KERNEL / largest).astype(np.int8)
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "q_scale", "q_zero"]),
+        node("Mul", ["q_scale", "k_scale"], ["both"]),
+        node("ConvInteger", ["q", "k", "q_zero", "k_zero"], ["sum"], pads=[2] * 4),
+        node("Cast", ["sum"], ["many"], to=TensorProto.FLOAT),
+        node("Mul", ["many", "both"], ["c"]),
+        node("Sigmoid", ["c"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    weights = [numpy_helper.from_array(a, n) for a, n in ((whole, "k"), (np.float32(largest), "k_scale"), (np.int8(0), "k_zero"))]
+    ends = [value("x", TensorProto.FLOAT, [1, 3, H, W])], [value("y", TensorProto.FLOAT, None)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", *ends, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
+    build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
+    photo = (PICTURE[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    with Pipeline.open(tmp_path / "x.plan") as pipeline:
+        got = pipeline.predict(photo).depth_m
+    np.testing.assert_allclose(got, truth((photo.transpose(2, 0, 1)[None] / 255).astype(np.float32))[0, 0], atol=1e-2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,7 @@ NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "B
 NORMS += ("MeanVarianceNormalization",)
 SUMMING = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "CumSum", "GlobalAveragePool")
 CURVED = ("Pow", "Exp", "Log", "Softplus", "Reciprocal", "Sqrt", "LogSoftmax")
+INTEGER_SUMS = ("ConvInteger", "MatMulInteger")
 SCATTERS = ("ScatterElements", "ScatterND")
 MOVING = ("Reshape", "Transpose", "Concat", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Tile")
 MOVING += ("DepthToSpace", "SpaceToDepth")
@@ -62,10 +64,24 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
             reasons[node.name] = f"{node.op_type} loses too much in FP16"
         elif worst := graph.unfit_constant(node):
             reasons[node.name] = worst
+    _integer_sums(model.graph.node, reasons)
     _scale_and_shift(graph, reasons)
     _written_out_norms(graph, reasons)
     _between(graph, reasons)
     return reasons
+
+
+def _integer_sums(nodes: Iterable[onnx.NodeProto], reasons: dict[str, str]) -> None:
+    """Sums of integers run to millions before a tiny factor makes numbers of them: FP16 holds neither."""
+    makers = {name: node for node in nodes for name in node.output if name}
+    for node in nodes:
+        if node.op_type != "Mul":
+            continue
+        sides = [makers.get(name) for name in node.input]
+        cast = next((side for side in sides if side and side.op_type == "Cast" and getattr(makers.get(side.input[0]), "op_type", "") in INTEGER_SUMS), None)
+        if cast is not None:
+            for part in (node, *(side for side in sides if side and side.op_type in ("Cast", "Mul"))):
+                reasons.setdefault(part.name, "sum of integers")
 
 
 def _obstacle(node: onnx.NodeProto, floats: set[str], versions: dict[str, int]) -> str:
