@@ -15,7 +15,9 @@ PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # What depth-run reads (runtime.photo), and nothing else: other formats that Pillow knows start outside programs (EPS) or take any bytes.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
-MAX_LIST_NBYTES = 256 << 20
+BITS, WHITE, PLANES = 258, 262, 284  # tags of TIFF
+WHITE_IS_ZERO, SEPARATE, PACKED_BITS = 0, 2, 12
+MAX_LIST_NBYTES, MAX_LINE = 256 << 20, 4096
 
 
 class _BoundedReader(io.BufferedReader):
@@ -32,7 +34,7 @@ class _BoundedReader(io.BufferedReader):
 
 def _open(path: Path) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and sizes below its limit
         try:
             Image.init()
             with _BoundedReader(path) as file:
@@ -42,7 +44,7 @@ def _open(path: Path) -> Image.Image:
                 image.load()
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is no picture that can be read; wanted {', '.join(FORMATS)}") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
+        except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
@@ -58,18 +60,36 @@ def read_rgb(path: Path) -> np.ndarray:
         OSError: if the file cannot be read.
         ValueError: if it is no picture, broken, of floating-point pixels, or of implausible size.
     """
-    image = ImageOps.exif_transpose(_open(path))
+    whole = _open(path)
+    try:
+        image = ImageOps.exif_transpose(whole)
+    except Exception:  # unreadable EXIF says nothing about which way is up
+        image = whole
     if image.mode == "F":
         raise ValueError(f"{path} holds floating-point pixels, whose white is unknown")
     if image.mode.startswith("I"):
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"{path} holds pixels from {deep.min()} to {deep.max()}; a photo has 8 or 16 bits")
-        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((_full_scale(whole, deep) + 128) // 257).astype(np.uint8))
+    elif whole.format == "TIFF" and whole.tag_v2.get(PLANES) == SEPARATE and max(_bits(whole)) > 8:
+        raise ValueError(f"{path} holds its colours one after the other, in {max(_bits(whole))} bits; wanted 8-bit pixels")
     if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
     return np.array(image.convert("RGB"))
+
+
+def _full_scale(image: Image.Image, deep: np.ndarray) -> np.ndarray:
+    if image.format != "TIFF":
+        return deep
+    if _bits(image) == (PACKED_BITS,):
+        deep = deep * 65535 // ((1 << PACKED_BITS) - 1)
+    return 65535 - deep if image.tag_v2.get(WHITE) == WHITE_IS_ZERO else deep
+
+
+def _bits(image: Image.Image) -> tuple[int, ...]:
+    return tuple(image.tag_v2.get(BITS, (1,)))
 
 
 def read_depth_png(path: Path, scale: float) -> np.ndarray:
@@ -96,35 +116,43 @@ def natural(path: Path) -> list:
 def list_lines(path: Path) -> list[list[str]]:
     """The words of every line of a list file that is neither empty nor a comment (#).
 
-    Read as people save them: UTF-8 or UTF-16 with or without a byte-order mark, any line ends, back slashes, words apart by blanks, tabs or commas.
+    Read as people save them: UTF-8 or UTF-16 with or without a byte-order mark, any line ends, back slashes, words apart by blanks, tabs or commas,
+    in quotation marks or not.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not text or holds no line.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; wanted a list, a text file")
     if path.stat().st_size > MAX_LIST_NBYTES:
         raise ValueError(f"{path} is no list of files: it has {path.stat().st_size:,} bytes")
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no list of files: {error}") from error
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is no list of files, or not saved as UTF-8: line {line} holds bytes that are no UTF-8") from error
     if "\0" in text:
         raise ValueError(f"{path} is no list of files: it holds null characters")
     found = [line.replace("\\", "/").strip() for line in text.splitlines()]
     lines = [(line if any(gap in line for gap in " \t") else line.replace(",", " ")).split() for line in found if line and not line.startswith("#")]
     if not lines:
         raise ValueError(f"{path} is an empty list")
-    return lines
+    if long := next((number for number, words in enumerate(lines, 1) if sum(map(len, words)) > MAX_LINE), 0):
+        raise ValueError(f"{path} is no list of files: its line {long} has more than {MAX_LINE} characters")
+    return [[word.strip('"') for word in words] for words in lines]
 
 
 def below(folder: Path, name: str, prefixes: tuple[str, ...]) -> Path | None:
-    """The file that a list calls ``name`` (a leading slash counts for nothing), tried under each prefix of ``folder``.
+    """The file that a list calls ``name``, tried under each prefix of ``folder``. A leading slash counts for nothing, unless the whole path of the
+    folder follows it.
 
     Raises:
         ValueError: if the name leads out of the folder.
     """
-    relative = Path(name.lstrip("/"))
+    whole = next((root for root in (folder.absolute(), folder.resolve()) if Path(name).is_relative_to(root)), None)
+    relative = Path(name).relative_to(whole) if whole else Path(name.lstrip("/"))
     if ".." in relative.parts or relative.is_absolute():
         raise ValueError(f"the list names {name!r}, which lies outside {folder}")
     for suffix in (relative.suffix, *{".png": (".jpg",), ".jpg": (".png",)}.get(relative.suffix.lower(), ())):  # data sets are converted often

@@ -35,6 +35,9 @@ SAFETENSORS_DTYPES = {
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", "params", "weights")  # keys that training scripts put around them
 EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "params_ema")  # taken where there is nothing else
 TORCH_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".tar")
+OTHER_KINDS = ((b"GGUF", "a GGUF file"), (b"\x89HDF", "an HDF5 file"), (b"\x1f\x8b", "a compressed file"))
+ZIP = b"PK\x03\x04"
+PICKLE, MAX_WRAPPERS = b"\x80", 4
 AGAIN = "download it again, and compare its size and SHA-256 with the published ones"
 
 
@@ -91,6 +94,8 @@ def read_checkpoint(path: str | Path, *anchors: str) -> Checkpoint:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file by the names they have in it; see ``read_checkpoint``."""
     path = Path(path)
+    if path.is_dir():
+        raise _refuse_folder(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}", wanted="a .safetensors, .ckpt, .pth or .pt file")
     try:
@@ -104,12 +109,25 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path.name} is a Git LFS pointer, not the weights", fix="git lfs pull, or download the file itself")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise InputError(f"{path.name} is a web page, not the weights", fix=AGAIN)
-    ending = path.suffix.lower()
-    if ending == ".safetensors" or (start[8:9] == b"{" and ending not in TORCH_ENDINGS):
-        return _read_safetensors(path)
-    if ending in TORCH_ENDINGS or start.startswith((b"PK\x03\x04", b"\x80")):
+    if start.startswith((ZIP, PICKLE)) and start[8:9] != b"{":  # what it is decides, not what it is called
+        if path.suffix.lower() == ".safetensors":  # PyTorch goes by the name
+            raise InputError(f"{path.name} is a PyTorch checkpoint or another zip, no safetensors file", fix="rename it to .pt, or download it again")
         return _read_torch(path)
-    raise InputError(f"{path.name} has an unknown ending, and does not begin like a checkpoint", wanted=".safetensors, .ckpt, .pth, .pt or .pth.tar")
+    if path.suffix.lower() == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(path)
+    if path.suffix.lower() in TORCH_ENDINGS:
+        return _read_torch(path)
+    what = next((what for magic, what in OTHER_KINDS if start.startswith(magic)), "")
+    was = f"{path.name} is {what}" if what else f"{path.name} has an unknown ending, and does not begin like a checkpoint"
+    raise InputError(was, wanted=".safetensors, .ckpt, .pth, .pt or .pth.tar")
+
+
+def _refuse_folder(path: Path) -> InputError:
+    found = sorted(item.name for item in path.iterdir() if item.suffix.lower() in (".safetensors", *TORCH_ENDINGS))
+    if any(item.name.endswith(".index.json") for item in path.iterdir()):
+        return InputError(f"{path} is a folder, with weights in several files", wanted="one file", fix="save its state dict into one .safetensors")
+    fix = f"give {path / found[0]}" if found else ""
+    return InputError(f"{path} is a folder{f' with {len(found)} checkpoints' if found else ''}", wanted="a .safetensors, .ckpt, .pth or .pt file", fix=fix)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -159,8 +177,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except zipfile.BadZipFile:  # a damaged end, of a file of many disks
         zipped = False
     with path.open("rb") as file:
-        if not zipped and file.read(4) == b"PK\x03\x04":
+        if not zipped and file.read(4) == ZIP:
             raise InputError(f"{path.name} is cut short: it has {path.stat().st_size:,} bytes and no end", fix=AGAIN)
+    if zipped:
+        _refuse_other_zips(path)
     try:
         if zipped:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -171,13 +191,52 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise _refuse_pickle(path, str(error)) from error
     except Exception as error:  # PyTorch raises nearly anything on broken bytes (AssertionError, struct.error, BadZipFile, ...)
         raise InputError(f"{path.name} is a broken checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})", fix=AGAIN) from error
-    for wrapper in (*WRAPPERS, *EMA_WRAPPERS):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        found = ", ".join(map(str, list(content)[:NAMES_SHOWN])) if isinstance(content, Mapping) else type(content).__name__
-        raise InputError(f"{path.name} holds no state dict, but {found or 'nothing'}", wanted="tensors by name, as they are or under the key 'model'")
-    return {name: tensor.clone() for name, tensor in content.items()}  # mapped so far, and only what is wanted: see _read_aligned
+    content = _unwrap(content, path.name)
+    return {name: tensor.detach().clone() for name, tensor in content.items()}  # mapped so far, and only what is wanted: see _read_aligned
+
+
+def _unwrap(content: object, name: str) -> Mapping[str, Tensor]:
+    """The state dict inside what a training script saved: under the usual keys, or the only one there is."""
+    whole, depth = content, 0
+    while isinstance(content, Mapping) and not _is_state_dict(content) and depth < MAX_WRAPPERS:
+        inside = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+        key = next((key for key in (*WRAPPERS, *EMA_WRAPPERS) if key in inside), None)
+        if key is None:
+            found = [key for key, value in inside.items() if _holds_weights(value)]
+            if len(found) > 1:
+                raise InputError(f"{name} holds several state dicts: {', '.join(map(str, found))}", wanted="one", fix="save the one that is meant alone")
+            if not found:
+                break
+            key = found[0]
+        content, depth = inside[key], depth + 1
+    if isinstance(content, Mapping) and _is_state_dict(content):
+        return content
+    found = ", ".join(map(str, list(whole)[:NAMES_SHOWN])) if isinstance(whole, Mapping) else type(whole).__name__
+    raise InputError(f"{name} holds no state dict, but {found or 'nothing'}", wanted="tensors by name, as they are or under the key 'model'")
+
+
+def _holds_weights(value: Mapping, depth: int = 0) -> bool:
+    return _is_state_dict(value) or (depth < MAX_WRAPPERS and any(isinstance(one, Mapping) and _holds_weights(one, depth + 1) for one in value.values()))
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _refuse_other_zips(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError):
+        return  # PyTorch then says what is broken
+    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
+        raise InputError(
+            f"{path.name} is a TorchScript archive, a program with its weights",
+            wanted="the weights alone",
+            fix=f"on a machine you can lose: torch.save(torch.jit.load({path.name!r}, map_location='cpu').state_dict(), 'weights.pt')",
+        )
+    if names and not any(name.endswith("data.pkl") for name in names):
+        raise InputError(f"{path.name} is a zip of {', '.join(names[:3])}", wanted="a checkpoint", fix="unpack it first")
 
 
 def _refuse_pickle(path: Path, message: str) -> InputError:

@@ -78,12 +78,15 @@ FORMS = {
     "jpg": LINE.replace(".png ", ".jpg ", 1).encode(),
     "monodepth2": f"{DRIVE} 69 l\n".encode(),
     "dots": f"./{PHOTO} ./{DEPTH} 721.5377".encode(),
+    "quoted": ",".join(f'"{word}"' for word in LINE.split()).encode(),
+    "old Mac": LINE.encode() + b"\r\r" + LINE.encode().replace(b"69.png", b"70.png"),
+    "whole paths": f"TREE/raw_data/{PHOTO} TREE/data_depth_annotated/val/{DEPTH} 721.5377".encode(),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_lists_as_people_save_them(tree, form):
-    (tree / "list.txt").write_bytes(FORMS[form])
+    (tree / "list.txt").write_bytes(FORMS[form].replace(b"TREE", str(tree).encode()))
     data = KittiEigen(tree, tree / "list.txt")
     assert len(data) == 1 and data[0].depth_m.max() == 10 and data[0].intrinsics[0] == 721.5377
 
@@ -97,12 +100,19 @@ def test_lists_as_people_save_them(tree, form):
         (f"{PHOTO} {DEPTH} wide\n".encode(), "the focal length 'wide'"),
         (b"\x89PNG\r\n\x1a\n\0\0\0", "no list of files"),
         (b"\xef\xbb\xbf\r\n", "empty list"),
+        (LINE.encode() + b"\n# caf\xe9\n", "line 2 holds bytes that are no UTF-8"),
+        (b"a" * 9000, "line 1 has more than 4096 characters"),
     ],
 )
 def test_lists_of_another_form_are_refused_with_the_line(tree, content, words):
     (tree / "list.txt").write_bytes(content)
     with pytest.raises((ValueError, OSError), match=words):
         KittiEigen(tree, tree / "list.txt")
+
+
+def test_a_folder_is_no_list(tree):
+    with pytest.raises(ValueError, match="is a folder"):
+        KittiEigen(tree, tree / "raw_data")
 
 
 def test_a_list_outside_the_folder_is_refused(tree):

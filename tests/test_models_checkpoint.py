@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_a_pickle_without_a_state_dict_is_refused(tmp_path, content):
 def test_missing_files_and_foreign_endings(tmp_path):
     with pytest.raises(InputError, match="no file"):
         read_tensors(tmp_path / "nothing.safetensors")
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="is a folder"):
         read_tensors(tmp_path)
     (tmp_path / "x.onnx").write_bytes(b"abc")
     with pytest.raises(InputError, match="unknown ending"):
@@ -307,3 +308,52 @@ def test_a_checkpoint_of_something_else_says_what_it_holds(tmp_path):
     torch.save({"optimizer": {"lr": 1.0}, "epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(InputError, match="no state dict, but optimizer, epoch"):
         read_checkpoint(tmp_path / "x.pth", ANCHOR)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"state_dict": {"model": t}, "epoch": 1},
+        lambda t: {"checkpoint": {"model": {"module": t}}, "optimizer": {"state": {}}},
+        lambda t: {"generator": t, "lr": 0.1},
+        lambda t: {"ema_model": t, "steps": torch.tensor(3)},
+        lambda t: {name: nn.Parameter(tensor) for name, tensor in t.items()},
+    ],
+    ids=["state_dict, model", "checkpoint, model, module", "any key", "ema_model", "parameters"],
+)
+def test_weights_are_found_however_deep_they_lie(tmp_path, wrap):
+    torch.save(wrap(small()), tmp_path / "x.pth")
+    found = read_checkpoint(tmp_path / "x.pth", ANCHOR).tensors
+    same(found, small())
+    assert not any(tensor.requires_grad for tensor in found.values())
+
+
+def test_two_networks_in_one_file_are_named_not_guessed(tmp_path):
+    torch.save({"student": small(), "teacher": small()}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="several state dicts: student, teacher"):
+        read_checkpoint(tmp_path / "x.pth", ANCHOR)
+
+
+def test_what_a_file_is_decides_not_its_ending(tmp_path):
+    save_file(small(), tmp_path / "x.pth")
+    same(read_tensors(tmp_path / "x.pth"), small())
+    torch.save(small(), tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="rename it"):
+        read_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f: torch.jit.script(nn.Linear(2, 2)).save(str(f)), "TorchScript archive.*state_dict"),
+        (lambda f: zipfile.ZipFile(f, "w").writestr("in.safetensors", b""), "a zip of in.safetensors.*unpack"),
+        (lambda f: f.write_bytes(b"GGUF" + bytes(60)), "GGUF"),
+        (lambda f: f.mkdir() or save_file(small(), f / "model.safetensors"), "a folder with 1 checkpoints.*give .*model.safetensors"),
+        (lambda f: f.mkdir() or (f / "model.safetensors.index.json").write_text("{}"), "weights in several files"),
+    ],
+    ids=["TorchScript", "zip", "GGUF", "folder", "shards"],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, make, words):
+    make(tmp_path / "x.pt" if "GGUF" not in words else tmp_path / "x.gguf")
+    with pytest.raises(InputError, match=words):
+        read_tensors(next(tmp_path.iterdir()))

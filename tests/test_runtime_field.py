@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.commands import run
 from fathom.runtime.errors import DiskFullError, InputError, UsageError
@@ -98,6 +99,23 @@ def test_help_in_a_narrow_terminal(encoding, words):
     assert done.returncode == 0 and done.stdout and not done.stderr
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_cost_no_result(tiny, tmp_path, closed):
+    """As a service or cron may start it; and no output file may get the number of a stream."""
+    picture(tmp_path / "a.png")
+    words = f"{sys.executable} -m fathom.runtime.commands.run --engine {tiny.plan} -o {tmp_path / 'out'} {tmp_path / 'a.png'} {closed}"
+    assert subprocess.run(["sh", "-c", words]).returncode == 0
+    assert Image.open(tmp_path / "out" / "a_depth.png").size == (90, 60)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_keeps_nobody_waiting(tiny, tmp_path, capsys):
+    os.mkfifo(tmp_path / "a.png")
+    assert depth_run(tiny, tmp_path / "a.png", "-o", tmp_path / "out") == 3
+    assert run.main(["--engine", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), str(tiny.plan)]) == 3
+    assert capsys.readouterr().err.count("is no plain file") == 2
+
+
 # --- cameras
 
 
@@ -118,6 +136,28 @@ def test_a_camera_of_another_size_is_scaled_when_its_size_is_known(tmp_path):
         camera.on(480, 480)
     (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"fx": 500, "fy": 500, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}).encode())
     assert read_intrinsics(str(tmp_path / "c.json")) == camera
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"camera_matrix": [[700, 0, 320], [0, 710, 240], [0, 0, 1]], "image_width": 640, "image_height": 480},
+        {"camera_matrix": {"rows": 3, "cols": 3, "data": [700, 0, 320, 0, 710, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480},
+        {"K": [700, 0, 320, 0, 710, 240, 0, 0, 1], "width": 640, "height": 480},
+    ],
+    ids=["OpenCV", "ROS file", "ROS message"],
+)
+def test_cameras_as_calibration_tools_write_them(tmp_path, content):
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert read_intrinsics(str(tmp_path / "c.json")) == Intrinsics(700, 710, 320, 240, 640, 480)
+
+
+def test_what_is_no_camera_is_told_in_plain_words(tmp_path):
+    (tmp_path / "c.yaml").write_text("camera_matrix:\n  rows: 3\n")
+    with pytest.raises(InputError, match=r"c\.yaml is no JSON"):
+        read_intrinsics(str(tmp_path / "c.yaml"))
+    with pytest.raises(UsageError, match="there is no such file"):
+        read_intrinsics("nothing.json")
 
 
 def test_metres_by_focal_length(make_artefacts):
@@ -156,12 +196,49 @@ def test_metres_by_focal_length(make_artefacts):
         ("a.safetensors", struct.pack("<Q", 2) + b"{}", "--weights"),
         ("a.pth", b"PK\x03\x04" + bytes(40), "--weights"),
         ("a.ckpt", b"\x80\x02" + bytes(40), "--weights"),
+        ("a.plan", b"\x08\x08\x12\x07pytorch", "ONNX file.*depth-export --onnx"),
+        ("pytorch_model.bin", b"PK\x03\x04" + bytes(26) + b"archive/data.pkl", "PyTorch checkpoint.*--weights"),
+        ("a.plan", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
+        ("a.plan", b"<!DOCTYPE html>", "web page"),
+        ("a.plan", b"\x1f\x8b\x08" + bytes(30), "compressed file.*unpack"),
+        ("a.xml", b"<?xml version='1.0'?>", "OpenVINO"),
+        ("a.tflite", b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
+        ("a.gguf", b"GGUF\3\0\0\0", "GGUF"),
+        ("a.jpg", b"\xff\xd8\xff\xe0", "a picture.*photos after it"),
+        ("a.json", b"{}", "JSON"),
+        ("b/bundle.json", b"{}", "give the whole bundle: .*/b$"),
     ],
 )
 def test_what_is_no_plan_is_recognised(tmp_path, name, content, words):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words):
         PlanFile.open(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.onnx", "holds ONNX files .model.onnx.*depth-export --onnx"),
+        ("model.safetensors", "holds checkpoints .model.safetensors.*--weights"),
+        ("evp/bundle.json", "holds evp.*give .*evp"),
+        ("evp.plan", "holds evp.plan"),
+        ("readme.txt", "holds no bundle.json"),
+    ],
+)
+def test_folders_that_are_no_bundle_are_recognised(tmp_path, name, words):
+    (tmp_path / "f" / name).parent.mkdir(parents=True)
+    (tmp_path / "f" / name).write_bytes(b"")
+    with pytest.raises(InputError, match=words):
+        BundleDirectory.open(tmp_path / "f")
+
+
+def test_a_plan_or_an_onnx_file_is_no_bundle_to_build(tmp_path):
+    (tmp_path / "x.plan").write_bytes(b"PK\x03\x04" + bytes(40))
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    for name, words in (("x.plan", "built already"), ("x.onnx", "depth-export --onnx"), ("nothing", "does not exist")):
+        with pytest.raises(InputError, match=words):
+            BundleDirectory.open(tmp_path / name)
 
 
 # --- disks

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fathom.datasets.reading import read_rgb
 from fathom.runtime.errors import FathomError, InputError
 from fathom.runtime.photo.photo import find_photos, read_photo
 
@@ -190,3 +191,56 @@ def test_stems_are_unique_and_stay_inside(tmp_path_factory, names):
     found = [item.stem for item in find_photos([str(root / name) for name in sorted(names)])]
     assert len({stem.casefold() for stem in found}) == len(names)
     assert not any(part in ("", ".", "..") for stem in found for part in stem.split("/"))
+
+
+def tiff(values, bits, white):
+    """A grey TIFF by hand: one strip, ``bits`` a pixel (12 packed, or 16), white at the largest number (``white`` 1) or at 0."""
+    height, width = values.shape
+    if bits == 12:
+        flat = values.reshape(-1).tolist()
+        data = b"".join(bytes((a >> 4, (a & 15) << 4 | b >> 8, b & 255)) for a, b in zip(flat[::2], flat[1::2], strict=True))
+    else:
+        data = values.astype("<u2").tobytes()
+    facts = [(256, width), (257, height), (258, bits), (259, 1), (262, white), (273, 8 + 2 + 12 * 9 + 4), (277, 1), (278, height), (279, len(data))]
+    table = b"".join(struct.pack("<HHII", tag, 4 if tag in (256, 257, 273, 278, 279) else 3, 1, value) for tag, value in facts)
+    return b"II*\0" + struct.pack("<IH", 8, len(facts)) + table + bytes(4) + data
+
+
+@pytest.mark.parametrize(("bits", "white"), [(12, 1), (16, 1), (16, 0)])
+def test_deep_tiffs_have_their_white_where_their_tags_say(tmp_path, bits, white):
+    grey = np.arange(240, dtype=np.uint8).reshape(12, 20)
+    deep = grey.astype(int) * ((1 << bits) - 1) // 255
+    (tmp_path / "x.tif").write_bytes(tiff(deep if white else (1 << bits) - 1 - deep, bits, white))
+    for read in (read_photo, read_rgb):
+        assert np.abs(read(tmp_path / "x.tif").astype(int) - grey[..., None]).max() <= 1
+
+
+def test_deep_colours_in_planes_are_refused_because_pillow_mixes_them(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "x.tif", np.full((3, 8, 10), 30000, np.uint16), photometric="rgb", planarconfig="separate")
+    with pytest.raises(InputError, match="one after the other, in 16 bits"):
+        read_photo(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match="one after the other"):
+        read_rgb(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC picture.*convert it"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><title>404</title>", "is a web page"),
+    ],
+)
+def test_what_is_often_called_jpg_is_told(tmp_path, content, words):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_photo(tmp_path / "x.jpg")
+
+
+def test_data_sets_take_the_largest_phone_photos_and_odd_exif_too(tmp_path):
+    Image.new("1", (12000, 9000)).save(tmp_path / "s.png")  # 108 million pixels
+    assert read_rgb(tmp_path / "s.png").shape == read_photo(tmp_path / "s.png").shape == (9000, 12000, 3)
+    Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "e.png", exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "e.png"), read_photo(tmp_path / "e.png"))

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from ...runtime.errors import BuildFailedError, InputError
+from .captures import has_subgraph
 
 INLINE_NBYTES = 1024  # smaller constants stay in the graph, where shapes and axes must be readable without the weights file
 PAGE = 4096
@@ -35,10 +36,11 @@ class StageGraph:
     Args:
         model: the graph without its outside weights.
         folder: where the weights file lies.
+        control_flow: whether it may hold If, Loop and Scan. What their graphs read is not among the lookups.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path):
-        self.model, self.folder = model, folder
+    def __init__(self, model: onnx.ModelProto, folder: Path, control_flow: bool = False):
+        self.model, self.folder, self._control_flow = model, folder, control_flow
         self._made: dict[str, Callable[[], np.ndarray]] = {}
         constants = {tensor.name for tensor in model.graph.initializer}
         for value in [value for value in model.graph.input if value.name in constants]:  # ONNX before IR version 4 lists weights as inputs
@@ -48,24 +50,28 @@ class StageGraph:
         self.index()
 
     @classmethod
-    def load(cls, file: str | Path) -> StageGraph:
+    def load(cls, file: str | Path, control_flow: bool = False) -> StageGraph:
         """Read a graph; its weights are not touched.
 
         Raises:
             InputError: if it is no ONNX graph.
-            BuildFailedError: if it holds control flow.
+            BuildFailedError: if it holds control flow that it may not hold.
         """
         try:
             model = onnx.load(str(file), load_external_data=False)
         except Exception as error:  # protobuf raises its own kinds
             raise InputError(f"{file} is no ONNX graph ({type(error).__name__})", fix="export it again") from error
-        return cls(model, Path(file).parent)
+        return cls(model, Path(file).parent, control_flow)
 
     def _name_nodes(self) -> None:
         taken = {node.name for node in self.model.graph.node}
         for position, node in enumerate(self.model.graph.node):
-            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-                raise BuildFailedError(f"the node {node.name or node.op_type} is control flow ({node.op_type})", wanted="a graph without If, Loop and Scan")
+            if has_subgraph(node) and not self._control_flow:
+                raise BuildFailedError(
+                    f"the node {node.name or node.op_type} is control flow ({node.op_type})",
+                    wanted="a graph without If, Loop and Scan",
+                    fix="build it FP32 or FP16",
+                )
             if not node.name:
                 node.name = f"{node.op_type}_{position}"
                 while node.name in taken:
@@ -80,10 +86,15 @@ class StageGraph:
         """
         if self.opset >= least:
             return
+        corners = self.opset <= 10
         try:
             self.model = version_converter.convert_version(self.model, least)
         except Exception as error:  # the converter raises its own kinds
             raise BuildFailedError(f"the graph has opset {self.opset} and cannot be converted to {least} ({str(error).splitlines()[0][:200]})") from error
+        for node in self.model.graph.node if corners else ():  # up to opset 10 pixels were counted from their corners: the converter forgets it
+            if node.op_type == "Resize":
+                node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+                node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
         self.model.ir_version = max(self.model.ir_version, 9)
         self._name_nodes()
         self.index()
@@ -105,7 +116,7 @@ class StageGraph:
         """The same graph once more; the weights are shared."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        other = StageGraph(model, self.folder)
+        other = StageGraph(model, self.folder, self._control_flow)
         other._made = dict(self._made)
         return other
 

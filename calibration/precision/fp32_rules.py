@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 import onnx
 
+from ..graph.captures import has_subgraph
 from .operator_types import OUR_DOMAIN, operator_types, opsets
 
 FP16_MAX = 65504.0
@@ -18,6 +20,7 @@ NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "B
 NORMS += ("MeanVarianceNormalization",)
 SUMMING = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "CumSum", "GlobalAveragePool")
 CURVED = ("Pow", "Exp", "Log", "Softplus", "Reciprocal", "Sqrt", "LogSoftmax")
+INTEGER_SUMS = ("ConvInteger", "MatMulInteger")
 SCATTERS = ("ScatterElements", "ScatterND")
 MOVING = ("Reshape", "Transpose", "Concat", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Tile")
 MOVING += ("DepthToSpace", "SpaceToDepth")
@@ -61,15 +64,24 @@ def fp32_nodes(model: onnx.ModelProto, floats: set[str], constants: dict[str, np
             reasons[node.name] = f"{node.op_type} loses too much in FP16"
         elif worst := graph.unfit_constant(node):
             reasons[node.name] = worst
+    _integer_sums(model.graph.node, reasons)
     _scale_and_shift(graph, reasons)
     _written_out_norms(graph, reasons)
     _between(graph, reasons)
     return reasons
 
 
-def has_subgraph(node: onnx.NodeProto) -> bool:
-    """Whether the node holds graphs of its own: If, Loop, Scan."""
-    return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
+def _integer_sums(nodes: Iterable[onnx.NodeProto], reasons: dict[str, str]) -> None:
+    """Sums of integers run to millions before a tiny factor makes numbers of them: FP16 holds neither."""
+    makers = {name: node for node in nodes for name in node.output if name}
+    for node in nodes:
+        if node.op_type != "Mul":
+            continue
+        sides = [makers.get(name) for name in node.input]
+        cast = next((side for side in sides if side and side.op_type == "Cast" and getattr(makers.get(side.input[0]), "op_type", "") in INTEGER_SUMS), None)
+        if cast is not None:
+            for part in (node, *(side for side in sides if side and side.op_type in ("Cast", "Mul"))):
+                reasons.setdefault(part.name, "sum of integers")
 
 
 def _obstacle(node: onnx.NodeProto, floats: set[str], versions: dict[str, int]) -> str:

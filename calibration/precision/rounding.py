@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ..graph.captures import reconnect
 from ..graph.stage_graph import StageGraph
 from ..quantisation.formats import FORMATS
 from .fp32_rules import fp32_nodes, takes_bf16
@@ -69,6 +70,7 @@ class _Rounding:
             if name in self.floats:
                 low = precision if position not in wide else "fp32"
                 node.input[position] = self._read(name, low)
+        reconnect(node, self.floats, lambda name: self._read(name, "fp32"))
         outputs = [(position, name) for position, name in enumerate(node.output) if name in self.floats]
         self.nodes.append(node)
         for position, name in outputs:

@@ -12,11 +12,13 @@ from ...runtime.artefact.contract import Contract
 from ...runtime.errors import InputError
 from ..graph.set_nodes import set_nodes
 from .contract_file import GraphForm
-from .embedded import drop_unread, names_read, rename
+from .embedded import drop_unread, make_way, names_read, rename
 
+PICTURE_FORM, DEPTH_MAP = "picture_form", "depth_map"
 DEPTH_FORM = "depth_form"  # module path of the nodes that make depth of disparity: an FP32 island
 SMALLEST = 1e-6
 MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Identity", "Gather")
+BY_PIXEL = ("Identity", "Cast", "Add", "Sub", "Mul", "Div", "Clip")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -74,6 +76,8 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
     if len(lead) > 2 or len(rows) < 3 or lead[1:] not in ([], [1], [None]) or kind.elem_type not in (*FLOATS, TensorProto.UINT8):
         raise InputError(was, wanted="a picture [batch, 3, height, width] or [batch, height, width, 3] of floats or uint8")
     channels_last = rows[2] == 3 and rows[0] != 3
+    if rows[0] is None and rows[2] is None:
+        channels_last = _transposed_first(graph, form.input)
     there = rows[:2] if channels_last else rows[1:]
     if (rows[2 if channels_last else 0] not in (3, None)) or any(size not in (None, side) for size, side in zip(there, canvas, strict=True)):
         raise InputError(
@@ -86,7 +90,13 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
             f"the input {form.input} of {file} is uint8, and the contract has mean {list(contract.input.mean)} and std {list(contract.input.std)}",
             wanted="mean 0 and std 1: a graph of bytes takes pixels as they are",
         )
-    nodes, name = _Nodes(model, "picture_form"), contract.input.tensor
+    make_way(
+        graph,
+        {contract.input.tensor, contract.output.tensor} - {form.input, form.output},
+        (":graph",),
+        tuple(f"{path}/" for path in (PICTURE_FORM, DEPTH_MAP, DEPTH_FORM)),
+    )
+    nodes, name = _Nodes(model, PICTURE_FORM), contract.input.tensor
     inner = f"{form.input}:graph"
     if form.channels == "bgr":
         name = nodes.add("Gather", name, nodes.constant(np.array([2, 1, 0], np.int64)), axis=1)
@@ -113,6 +123,22 @@ def adapt_input(model: onnx.ModelProto, contract: Contract, form: GraphForm, fil
     set_nodes(graph, [*nodes.made, *graph.node])
     del graph.value_info[:]  # shapes from before the sizes were fixed
     return batch
+
+
+def _transposed_first(graph: onnx.GraphProto, name: str) -> bool:
+    """Whether a picture [batch, h, w, 3] is what the graph takes: the first thing that moves its axes brings the channels to the front."""
+    waiting, seen = [name], set()
+    while waiting:
+        current = waiting.pop()
+        for node in graph.node:
+            if current not in node.input:
+                continue
+            if node.op_type == "Transpose":
+                return any(list(attribute.ints) == [0, 3, 1, 2] for attribute in node.attribute)
+            if node.op_type in BY_PIXEL:
+                waiting += [made for made in node.output if made not in seen]
+                seen.update(node.output)
+    return False
 
 
 def _cast_at_once(graph: onnx.GraphProto, name: str) -> bool:
@@ -190,7 +216,7 @@ def adapt_output(model: onnx.ModelProto, contract: Contract, form: GraphForm, sh
     )
     if kind not in FLOATS or len(shape) not in (2, 3, 4, 5) or (channels == 2 and len(shape) != 4) or (len(shape) == 5 and shape[1] not in (1, None)):
         raise wrong
-    nodes, name = _Nodes(model, "depth_map"), f"{form.output}:graph"
+    nodes, name = _Nodes(model, DEPTH_MAP), f"{form.output}:graph"
     if len(shape) == 5:
         name, shape = nodes.reshape("Squeeze", name, [1]), [shape[0], *shape[2:]]
     if len(shape) == 2:

@@ -98,6 +98,8 @@ def foreign_contract(data: Any) -> ForeignContract:
         if isinstance(data.get(part), dict) and isinstance(data[part].get("tensor"), str):
             names[part] = data[part]["tensor"]
             data[part]["tensor"] = safe_name(names[part])
+    if len(set(names.values())) == 2 and data["input"]["tensor"] == data["output"]["tensor"]:
+        data["output"]["tensor"] = safe_name(f"depth_{data['output']['tensor']}")
     _fold_pixels(data, graph.get("pixels", 1))
     values = graph.get("values", {"form": "depth"})
     if isinstance(values, str):

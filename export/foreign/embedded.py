@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,14 @@ import onnx
 import onnx.inliner
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from ...runtime.errors import InputError
 from ..graph.inner_graphs import inner_graphs
 from ..graph.onnx_weights import read_array
 from ..graph.set_nodes import set_nodes
 
 LONG_DOMAIN = "ai.onnx"
+MAX_SPARSE = 1 << 29
+OLD_GRIDS = 10  # up to this opset pixels are enlarged from their corners, which ONNX's converter forgets
 
 
 def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
@@ -29,13 +32,42 @@ def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """
     _shorten_domains(model)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = _inline(model)
+    _fill_sparse(model.graph, folder)
     for tensor in _attribute_tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(numpy_helper.from_array(np.array(read_array(tensor, folder)), tensor.name))
     _lift_constants(model)
     set_nodes(model.graph, _in_order(model.graph))
     return model
+
+
+def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network without local functions; those of an opset that cannot be brought to the network's stay, and are refused later."""
+    own = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+    others = [entry.version for function in model.functions for entry in function.opset_import if entry.domain == "" and entry.version != own]
+    if others and min(others) > OLD_GRIDS:
+        try:
+            return onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(model), convert_version=True)
+        except Exception:  # the converter raises its own kinds
+            return onnx.inliner.inline_local_functions(model)
+    return onnx.inliner.inline_local_functions(model)
+
+
+def _fill_sparse(graph: onnx.GraphProto, folder: Path) -> None:
+    """Sparse initialisers become plain ones."""
+    for sparse in graph.sparse_initializer:
+        dims, indices = tuple(sparse.dims), read_array(sparse.indices, folder)
+        if np.prod(dims, dtype=np.float64) > MAX_SPARSE:
+            raise InputError(f"the sparse weight {sparse.values.name} has the shape {list(dims)}", wanted=f"at most {MAX_SPARSE:,} values")
+        values = read_array(sparse.values, folder)
+        dense = np.zeros(dims, values.dtype)
+        try:
+            dense.reshape(-1)[np.ravel_multi_index(tuple(indices.T), dims) if indices.ndim == 2 else indices] = values
+        except (ValueError, IndexError) as error:
+            raise InputError(f"the sparse weight {sparse.values.name} has values outside its shape {list(dims)}", fix="export it again") from error
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
 
 
 def _shorten_domains(model: onnx.ModelProto) -> None:
@@ -134,6 +166,23 @@ def rename(graph: onnx.GraphProto, before: str, after: str) -> None:
                 for value in inner.output:
                     if value.name == before:
                         value.name = after
+
+
+def make_way(graph: onnx.GraphProto, names: Iterable[str], endings: tuple[str, ...] = (), beginnings: tuple[str, ...] = ()) -> None:
+    """Rename inner tensors whose names are about to be given to others: those in ``names``, and those that end or begin in these ways."""
+    wanted, kept = set(names), {value.name for value in (*graph.input, *graph.output)}
+    made = [name for node in graph.node for name in node.output if name] + [tensor.name for tensor in graph.initializer]
+    taken = {*made, *kept}
+    for name in made:
+        if name not in kept and (name in wanted or name.endswith(endings) or name.startswith(beginnings)):
+            after = f"inner/{name}/"
+            while after in taken:
+                after += "_"
+            taken.add(after)
+            rename(graph, name, after)
+            for tensor in graph.initializer:
+                if tensor.name == name:
+                    tensor.name = after
 
 
 def drop_unread(model: onnx.ModelProto) -> None:

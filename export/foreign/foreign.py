@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
+from ...runtime.artefact.other_kinds import LOOKED_AT, ONNX, recognise
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.certificate.probes import PROBES
-from ...runtime.errors import InputError
+from ...runtime.errors import BuildFailedError, InputError
 from ...runtime.files import sha256_of, whole_directory
 from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
 from ..child.child import Progress, run_child
@@ -25,6 +26,7 @@ from ..parity.parity import measure_parity
 from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output, output_shape
 from .contract_file import ForeignContract
 from .embedded import open_up
+from .unfit import refuse_unfit
 
 STAGE = "network"
 MAX_GRAPH_NBYTES = (1 << 31) - 1
@@ -68,6 +70,7 @@ def write_foreign_bundle(
         on_message(remark)
     model = open_up(model, graph.parent)
     keep_output(model, form, graph.name)
+    refuse_unfit(model, graph.name)
     batch = adapt_input(model, contract, form, graph.name)
     shape = output_shape(model)
     with whole_directory(path, force, MANIFEST) as folder:
@@ -104,10 +107,18 @@ def _read(graph: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f"{graph} cannot be read ({error.strerror or error})", wanted="an ONNX file") from error
     except Exception as error:  # protobuf's decoding errors have no common base
-        raise InputError(f"{graph} is no ONNX file ({' '.join(str(error).split())[:200] or type(error).__name__})", wanted="an ONNX file") from error
+        raise _no_onnx(graph, " ".join(str(error).split())[:200] or type(error).__name__) from error
     if not model.graph.node or not model.graph.output:
-        raise InputError(f"{graph} holds no ONNX graph", wanted="a graph with nodes and outputs")
+        raise _no_onnx(graph, "no nodes and outputs")
     return model
+
+
+def _no_onnx(graph: Path, why: str) -> InputError:
+    with open(graph, "rb") as file:
+        what, fix = recognise(file.read(LOOKED_AT))
+    if what and what != ONNX:
+        return InputError(f"{graph} is {what}", wanted="an ONNX file", fix=fix)
+    return InputError(f"{graph} holds no whole ONNX graph ({why})", wanted="an ONNX file", fix="copy or export it again")
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -119,7 +130,12 @@ def _answer(file: Path, contract: Contract, output: str, batch: int | str, golde
     count = batch if isinstance(batch, int) else 1
     save_file({contract.input.tensor: example_picture(contract, count)}, str(golden))
     request = {"task": "first-run", "stage": STAGE, "file": str(file), "output": output, "golden": str(golden)}
-    return run_child(request, what="the first run").values["shape"]
+    try:
+        return run_child(request, what="the first run").values["shape"]
+    except BuildFailedError as error:
+        height, width = contract.input.canvas
+        fix = error.fix or f"if the network was made for another size than the contract's canvas, {height}x{width}, say that one (often multiples of 14 or 32)"
+        raise BuildFailedError(error.was, wanted=error.wanted, fix=fix) from error
 
 
 def _first_run(file: Path, contract: Contract, batch: int | str, golden: Path) -> StageSpec:

@@ -77,6 +77,8 @@ def safe_data_path(folder: Path, location: str, tensor: str) -> Path:
         InputError: if the name is absolute, climbs out, is a link to elsewhere, or the file is missing.
     """
     path = folder / location
+    if "\\" in location and not path.exists():  # written on Windows
+        path = folder / location.replace("\\", "/")
     inside = os.path.realpath(folder)
     if not location or os.path.isabs(location) or os.path.commonpath([inside, os.path.realpath(path)]) != inside:
         raise InputError(

@@ -124,7 +124,7 @@ class ParityReport:
         if failures := self.failures:
             more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
             raise AccuracyError(
-                f"the exported stages do not give what PyTorch gives: {'; '.join(failures[:3])}{more}",
+                f"the stages do not give what {self.reference} gave: {'; '.join(failures[:3])}{more}",
                 wanted=f"isolated {self.tolerances.isolated_relative:.0e}, chained {self.measure} {self.tolerances.chained:.0e}",
                 fix="see the table for the first stage that differs; nothing was written",
             )

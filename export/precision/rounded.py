@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...calibration.graph.captures import has_subgraph
 from ...calibration.graph.chain import prepare
 from ...calibration.graph.stage_graph import StageGraph
 from ...calibration.precision.precision_plan import RegionPlan
@@ -40,10 +41,11 @@ def write_rounded_stage(
 
     Raises:
         InputError: if the file is no ONNX graph.
-        BuildFailedError: if it holds control flow.
+        BuildFailedError: if it holds control flow and is to be quantised.
     """
-    graph = StageGraph.load(source)
-    prepare(graph)
+    graph = StageGraph.load(source, control_flow=not regions)
+    if not any(has_subgraph(node) for node in graph.model.graph.node):  # branches see tensors by names that preparing may change
+        prepare(graph)
     stays = stays_fp32(graph, stage.fp32_islands)
     if table is not None and any(region.choice.quantised for region in regions):
         quantise_stage(graph, regions, table, stage.spec.name, stored=False, also=also)

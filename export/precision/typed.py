@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ...calibration.graph.captures import has_subgraph, reconnect
 from ...calibration.graph.stage_graph import stored_bytes
-from ...calibration.precision.fp32_rules import fp32_nodes, has_subgraph, takes_bf16
+from ...calibration.precision.fp32_rules import fp32_nodes, takes_bf16
 from ...calibration.precision.operator_types import operator_types, opsets
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, point_outside
@@ -215,7 +216,7 @@ class _Typing:
         elif node.input[0] in self.floats:  # else it makes floats of integers or doubles
             node.input[0] = self._read(node.input[0], self.stored.get(node.input[0], FP32))
         if has_subgraph(node):
-            self._capture(node, set())
+            reconnect(node, self.floats, lambda name: self._read(name, FP32))
         else:
             _retype_attributes(node, kind)
         tail = []
@@ -230,21 +231,6 @@ class _Typing:
                 self._cast[name, kind] = inner
                 tail.append(self._make_cast(inner, name, wanted[name]))
         self._new.extend([node, *tail])
-
-    def _capture(self, node: onnx.NodeProto, hidden: set[str]) -> None:
-        """Graphs inside a node see the tensors around them by name: there they get the FP32 form of each."""
-        for attribute in node.attribute:
-            for graph in (*attribute.graphs, *([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else [])):
-                own = hidden | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-                own |= {name for inner in graph.node for name in inner.output}
-                for inner in graph.node:
-                    for index, name in enumerate(inner.input):
-                        if name in self.floats and name not in own:
-                            inner.input[index] = self._read(name, FP32)
-                    self._capture(inner, own)
-                for value in graph.output:
-                    if value.name in self.floats and value.name not in own:
-                        value.name = self._read(value.name, FP32)
 
     def _read(self, name: str, kind: int) -> str:
         target = f"{name}:{WORDS[kind]}"

@@ -10,6 +10,7 @@ from ..errors import ChecksumError, InputError
 from ..files import sha256_of
 from .manifest import BundleManifest
 from .manifest_json import MAX_MANIFEST_BYTES, manifest_from_bytes
+from .other_kinds import refuse_other_folders
 from .trust import ANY, Trust
 
 MANIFEST = "bundle.json"
@@ -32,6 +33,8 @@ class BundleDirectory:
         """
         path = Path(path)
         source = path / MANIFEST
+        if not source.exists():
+            refuse_other_folders(path)
         try:
             if source.stat().st_size > MAX_MANIFEST_BYTES:
                 raise InputError(f"{source} has {source.stat().st_size} bytes", wanted=f"at most {MAX_MANIFEST_BYTES}")

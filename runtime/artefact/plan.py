@@ -15,39 +15,12 @@ from ..errors import ChecksumError, InputError
 from ..files import check_sha256
 from .manifest import FILE_NAME, MAX_FILES, PlanManifest
 from .manifest_json import MAX_MANIFEST_BYTES, manifest_from_bytes
+from .other_kinds import refuse_other_kinds
 from .trust import ANY, Trust
 
 MANIFEST = "plan.json"
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAX_DIRECTORY_BYTES = 4 << 20
-
-
-OF_WEIGHTS = "depth-export --model NAME --weights FILE makes a bundle of it"
-KINDS = (  # files that are often given instead of a plan: first bytes, their offset, endings, what it is, fix
-    ((b"{",), 8, (".safetensors",), "a safetensors checkpoint", OF_WEIGHTS),
-    ((b"\x80\x02", b"\x80\x04", b"PK\x03\x04"), 0, (".pt", ".pth", ".ckpt", ".tar"), "a PyTorch checkpoint", OF_WEIGHTS),
-    ((b"\x08",), 0, (".onnx",), "an ONNX file", "depth-export --onnx FILE --contract CONTRACT.json -o bundle/ makes a bundle of it"),
-)
-ENGINES = (b"ftrt", b"ptrt", b"vtrt")  # magic numbers of serialised engines
-
-
-def refuse_other_kinds(path: Path) -> None:
-    """Name the right command for a file of another kind that was given as a plan.
-
-    Raises:
-        InputError: if it is an engine, a checkpoint or an ONNX file.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except OSError:
-        return  # opening it reports why
-    wanted = "a plan made by depth-build, or a bundle made by depth-export"
-    if head.startswith(ENGINES):
-        raise InputError(f"{path} is a TensorRT engine alone", wanted=wanted, fix="depth-build makes plans: engines with what their numbers mean")
-    for magics, offset, endings, what, fix in KINDS:
-        if path.suffix.lower() in endings and head[offset:].startswith(magics):
-            raise InputError(f"{path} is {what}, not a plan", wanted=wanted, fix=fix)
 
 
 class PlanFile:
@@ -151,7 +124,7 @@ def _map(path: Path) -> mmap.mmap:
                 raise InputError(f"{path} is empty", wanted="a plan made by depth-build")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist", wanted="a plan made by depth-build") from error
+        raise InputError(f"{path} does not exist", wanted="a plan made by depth-build", fix="depth-export and depth-build make one") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error})", wanted="a plan made by depth-build") from error
 

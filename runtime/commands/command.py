@@ -80,7 +80,13 @@ def run_command(body: Callable[[], int | None]) -> int:
 
 
 def tolerant_streams() -> None:
-    """Let stdout and stderr take any character: help and file names need not be text that the terminal can show."""
+    """Let stdout and stderr take any character: help and file names need not be text that the terminal can show.
+
+    One that was closed before the start (``>&-``) is opened on nothing, so that no output file gets its place.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115 (open until the end)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # a test's stand-in need not be a text file
             stream.reconfigure(errors="backslashreplace")

@@ -13,15 +13,17 @@ from .depth_map import Intrinsics
 
 MAX_BYTES = 1 << 20
 NAMES = ("fx", "fy", "cx", "cy")
-LISTS = ("intrinsics_fx_fy_cx_cy", "intrinsics")
+LISTS = ("intrinsics_fx_fy_cx_cy", "intrinsics", "camera_matrix", "K", "k")  # the last ones are OpenCV's and ROS'
+SIZES = (("width", "height"), ("image_width", "image_height"))
 
 
 def read_intrinsics(argument: str) -> Intrinsics:
     """Understand ``fx,fy,cx,cy`` or the path of a JSON file.
 
     The file holds a list of the four numbers, or an object with the keys ``fx``, ``fy``, ``cx``, ``cy``, or an object whose key
-    ``intrinsics_fx_fy_cx_cy`` or ``intrinsics`` is one of these (other keys are left alone), or a 3 x 3 matrix in their place. An object with
-    ``width`` and ``height`` says which pictures the camera is for: photos of another size then get it scaled.
+    ``intrinsics_fx_fy_cx_cy``, ``intrinsics``, ``camera_matrix`` or ``K`` is one of these (other keys are left alone), or a 3 x 3 matrix in their
+    place, in rows or one after the other. An object with ``width`` and ``height`` (or ``image_width`` and ``image_height``) says which pictures the
+    camera is for: photos of another size then get it scaled.
 
     Raises:
         UsageError: if it is neither four numbers nor the name of a file.
@@ -33,13 +35,17 @@ def read_intrinsics(argument: str) -> Intrinsics:
         try:
             return _four(list(map(float, argument.split(","))))
         except (ValueError, TypeError) as error:
-            raise UsageError(f"--intrinsics {argument}: neither four numbers nor a file ({error})", wanted=wanted) from error
+            why = "there is no such file" if "," not in argument else error
+            raise UsageError(f"--intrinsics {argument}: neither four numbers nor a file ({why})", wanted=wanted) from error
     try:
         data = json.loads(read_text(path, MAX_BYTES))
         camera = _four(_find(data))
-        if isinstance(data, dict) and ("width" in data or "height" in data):
-            camera = dataclasses.replace(camera, width=data.get("width", 0), height=data.get("height", 0))
+        for width, height in SIZES:
+            if isinstance(data, dict) and (width in data or height in data):
+                return dataclasses.replace(camera, width=data.get(width, 0), height=data.get(height, 0))
         return camera
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON", wanted=wanted, fix='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} holds no intrinsics ({error})", wanted=wanted, fix='write {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7}') from error
 
@@ -49,7 +55,11 @@ def _find(data: Any) -> Any:
         for key in LISTS:
             if key in data:
                 return _find(data[key])
+        if isinstance(data.get("data"), list):
+            return _find(data["data"])
         return [data.get(name) for name in NAMES]
+    if isinstance(data, list) and len(data) == 9:
+        data = [data[0:3], data[3:6], data[6:9]]
     if isinstance(data, list) and len(data) == 3 and all(isinstance(row, list) and len(row) == 3 for row in data):
         (fx, skew, cx), (zero, fy, cy), last = data
         if skew or zero or last != [0, 0, 1]:

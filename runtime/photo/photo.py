@@ -24,6 +24,14 @@ from ..sequences import zip_equal
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 ORIENTATION = 0x0112
+BITS, WHITE, PLANES = 258, 262, 284  # tags of TIFF
+WHITE_IS_ZERO, SEPARATE, PACKED_BITS = 0, 2, 12
+OTHER_KINDS = (  # what is often called .jpg or .png: where its first bytes are, what they are, what it is, fix
+    (4, (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1"), "a HEIC picture", "convert it to JPEG or PNG"),
+    (0, (b"version https://git-lfs",), "a Git LFS pointer, not the picture", "git lfs pull, or download the file itself"),
+    (0, (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page", "download the picture itself"),
+    (0, (b"%PDF",), "a PDF", "convert it to JPEG or PNG"),
+)
 UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
 RESULT = re.compile(r"(.+)_(depth|color)\.(png|exr)")  # what depth-run writes beside a photo
 TILES = "depth-run-show.png"  # and for --show beside them all
@@ -94,7 +102,8 @@ def _read(opened: Callable[[], BinaryIO], path: Path) -> np.ndarray:
     except PermissionError as error:
         raise InputError(f"{path} cannot be read (permission denied)", fix="change its permissions") from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture of a known format", wanted="JPEG, PNG, WebP, TIFF or another photo format") from error
+        what, fix = _other_kind(opened)
+        raise InputError(f"{path} is {what}", wanted="JPEG, PNG, WebP, TIFF or another photo format", fix=fix) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} would unpack to an absurd size", wanted=f"at most {2 * Image.MAX_IMAGE_PIXELS} pixels") from error
     except MemoryError as error:
@@ -106,6 +115,16 @@ def _read(opened: Callable[[], BinaryIO], path: Path) -> np.ndarray:
 def _formats() -> list[str]:
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]  # AVIF came to Pillow late, and some builds lack JPEG2000
+
+
+def _other_kind(opened: Callable[[], BinaryIO]) -> tuple[str, str]:
+    """What a file is that is no photo, and what to do about it."""
+    with opened() as file:
+        start = file.read(32)
+    if not start:
+        return "empty", "copy it again"
+    found = ((what, fix) for offset, magic, what, fix in OTHER_KINDS if start[offset:].startswith(magic))
+    return next(found, ("not a picture of a known format", ""))
 
 
 def _check_size(path: Path, image: Image.Image, file: BinaryIO) -> None:
@@ -138,11 +157,26 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 0xFFFF:
             raise InputError(f"{path} holds pixels from {deep.min()} to {deep.max()}", wanted="8-bit or 16-bit pixels", fix="save it as 8-bit RGB")
-        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((_full_scale(image, deep) + 128) // 257).astype(np.uint8))
+    elif image.format == "TIFF" and image.tag_v2.get(PLANES) == SEPARATE and max(_bits(image)) > 8:  # Pillow reads these with every value in two pixels
+        raise InputError(f"{path} holds its colours one after the other, in {max(_bits(image))} bits", wanted="8-bit pixels", fix="save it as 8-bit RGB")
     if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _full_scale(image: Image.Image, deep: np.ndarray) -> np.ndarray:
+    """Deep grey so that white is 65535: a TIFF may have 12 bits, and its white may be 0."""
+    if image.format != "TIFF":
+        return deep
+    if _bits(image) == (PACKED_BITS,):
+        deep = deep * 0xFFFF // ((1 << PACKED_BITS) - 1)
+    return 0xFFFF - deep if image.tag_v2.get(WHITE) == WHITE_IS_ZERO else deep
+
+
+def _bits(image: Image.Image) -> tuple[int, ...]:
+    return tuple(image.tag_v2.get(BITS, (1,)))
 
 
 def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda text: None) -> list[PhotoFile]:
@@ -173,6 +207,8 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
         elif path.exists() or not glob.has_magic(argument):
             if not path.exists():
                 raise InputError(f"{argument} does not exist", wanted="a photo, a folder or a glob")
+            if not path.is_file():  # a pipe or a device may keep its reader waiting for good
+                raise InputError(f"{argument} is no plain file", wanted="a photo, a folder or a glob", fix="write it to a file first")
             files, base = [path], path.parent
         else:
             parts = path.parts

@@ -109,7 +109,9 @@ def read_scale(argument: str) -> CameraScale:
     path = Path(argument)
     if not path.is_file():
         try:
-            scale, shift_m = [*map(float, argument.split(",")), 0.0][:2] if argument.count(",") < 2 else ()
+            if argument.count(",") > 1:
+                raise ValueError("more than two numbers")
+            scale, shift_m = [*map(float, argument.split(",")), 0.0][:2]
             return CameraScale(scale, shift_m, f"--scale {argument}")
         except ValueError as error:
             raise UsageError(f"--scale {argument}: {error}", wanted="a factor, factor,shift in metres, or a file of depth-calibrate-scale") from error

@@ -1,0 +1,237 @@
+"""ONNX files of others that look right and are not: names that meet, training mode, chance, libraries, old grids, branches."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.export.foreign.contract_file import GraphForm, foreign_contract
+from fathom.export.foreign.foreign import write_foreign_bundle
+from fathom.export.plan.build import BuildOptions, build_plan
+from fathom.export.precision.rounded import write_rounded_stage
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.errors import InputError
+from fathom.runtime.pipeline import Pipeline
+
+H, W = 32, 48
+KERNEL = (np.random.default_rng(3).standard_normal((1, 3, 5, 5)) / 10).astype(np.float32)
+PICTURE = np.random.default_rng(4).uniform(0, 1, (1, 3, H, W)).astype(np.float32)
+node = helper.make_node
+
+
+def truth(picture):
+    return torch.sigmoid(torch.nn.functional.conv2d(torch.from_numpy(picture), torch.from_numpy(KERNEL), padding=2)).numpy()
+
+
+def network(file, *, takes="x", makes="y", size=("n", 3, H, W), before=(), middle=(), after=(), constants=(), opset=17, domains=()):
+    """sigmoid(conv(x)): ``before`` leads to "p", ``middle`` from "c" to "m", ``after`` from "s" to the output."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        *(before or [node("Identity", [takes], ["p"])]),
+        node("Conv", ["p", "kernel"], ["c"], pads=[2] * 4),
+        *(middle or [node("Identity", ["c"], ["m"])]),
+        node("Sigmoid", ["m"], ["s"]),
+        *(after or [node("Identity", ["s"], [makes])]),
+    ]
+    weights = [numpy_helper.from_array(np.asarray(array), name) for name, array in (("kernel", KERNEL), *constants)]
+    body = helper.make_graph(nodes, "g", [value(takes, TensorProto.FLOAT, size)], [value(makes, TensorProto.FLOAT, None)], weights)
+    imports = [helper.make_opsetid(name, version) for name, version in (("", opset), *domains)]
+    onnx.save(helper.make_model(body, opset_imports=imports, ir_version=8), file)
+    return file
+
+
+def contract(takes="x", makes="y"):
+    step = {"op": "resize", "height": H, "width": W, "interpolation": "bilinear", "min_width": 0}
+    protocol = {"name": "single-image", "steps": [step], "lefts": [0], "fill_lefts": [], "flip": False, "source": "a test"}
+    return foreign_contract(
+        {
+            "input": {"tensor": takes, "window": [H, W], "canvas": [H, W], "mean": [0] * 3, "std": [1] * 3},
+            "output": {"tensor": makes, "kind": "metric", "unit": "m", "near": 0.1, "far": 10.0, "larger_is": "far", "upsample": "bilinear"},
+            "protocols": [protocol],
+        }
+    )
+
+
+def answer(bundle):
+    with BundleDirectory.open(bundle) as opened:
+        (stage,) = opened.manifest.stages
+        return ort.InferenceSession(str(opened.path(stage.file))).run(None, {stage.spec.inputs[0].name: PICTURE})[0]
+
+
+MEETING = {
+    "an inner tensor has the input's new name": {
+        "takes": "an input",
+        "before": [node("Identity", ["an input"], ["an_input"]), node("Identity", ["an_input"], ["p"])],
+    },
+    "an inner tensor has the output's new name": {
+        "makes": "y depth",
+        "after": [node("Identity", ["s"], ["y_depth"]), node("Identity", ["y_depth"], ["y depth"])],
+    },
+    "both ends get the same name": {"takes": "a b", "makes": "a+b"},
+    "a weight has the input's new name": {"takes": "a b", "before": [node("Add", ["a b", "a_b"], ["p"])], "constants": [("a_b", np.float32(0))]},
+}
+
+
+@pytest.mark.parametrize("which", MEETING)
+def test_names_that_artefacts_change_may_be_taken_already(tmp_path, which):
+    options = MEETING[which]
+    write_foreign_bundle(network(tmp_path / "n.onnx", **options), contract(options.get("takes", "x"), options.get("makes", "y")), tmp_path / "b")
+    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+
+
+def test_the_graph_of_a_bundle_is_a_foreign_graph_too(tmp_path):
+    """Its own adapters' names are there already."""
+    last = [node("Transpose", ["x"], ["p"], perm=[0, 3, 1, 2])]
+    squeezed = [node("Squeeze", ["s", "one"], ["y"])]
+    write_foreign_bundle(
+        network(tmp_path / "n.onnx", size=("n", H, W, 3), before=last, after=squeezed, constants=[("one", np.array([1]))]), contract(), tmp_path / "a"
+    )
+    graph = tmp_path / "a" / "stages" / "network.onnx"
+    write_foreign_bundle(graph, replace(contract(), form=GraphForm("x", "y", "bgr")), tmp_path / "b")
+    np.testing.assert_allclose(answer(tmp_path / "b"), truth(np.ascontiguousarray(PICTURE[:, ::-1])), atol=1e-5)
+
+
+def test_channels_last_are_seen_where_no_size_tells(tmp_path):
+    before = [node("Sub", ["x", "zero"], ["z"]), node("Transpose", ["z"], ["p"], perm=[0, 3, 1, 2])]
+    write_foreign_bundle(
+        network(tmp_path / "n.onnx", size=("a", "b", "c", "d"), before=before, constants=[("zero", np.float32(0))]), contract(), tmp_path / "b"
+    )
+    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"middle": [node("RandomNormalLike", ["c"], ["r"]), node("Add", ["c", "r"], ["m"])]}, "draws random numbers .RandomNormalLike"),
+        (
+            {"middle": [node("Dropout", ["c", "half", "yes"], ["m"])], "constants": [("half", np.float32(0.5)), ("yes", np.array(True))]},
+            r"training mode \(Dropout\).*model\.eval",
+        ),
+        (
+            {
+                "middle": [node("BatchNormalization", ["c", "one", "nil", "nil", "one"], ["m", "u", "v"], training_mode=1)],
+                "constants": [("one", np.ones(1, np.float32)), ("nil", np.zeros(1, np.float32))],
+            },
+            r"training mode \(BatchNormalization\)",
+        ),
+        (
+            {"middle": [node("DeformConv2d", ["c"], ["m"], domain="mmdeploy")], "domains": [("mmdeploy", 1)]},
+            "mmdeploy:DeformConv2d, operators of another library",
+        ),
+    ],
+    ids=["noise", "dropout", "batch norm", "a library's operator"],
+)
+def test_what_cannot_give_the_same_metres_each_time_is_refused(tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        write_foreign_bundle(network(tmp_path / "n.onnx", **options), contract(), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_only_unnamed_outputs_read_is_not_looked_at(tmp_path):
+    model = onnx.load(network(tmp_path / "n.onnx"))
+    model.graph.node.append(node("RandomNormalLike", ["c"], ["r"]))
+    model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "n.onnx")
+    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
+
+
+def enlarged(opset, op, mode, scale):
+    nodes = {
+        "Upsample 7": node("Upsample", ["x"], ["y"], mode=mode, scales=[1.0, 1.0, *scale]),
+        "Upsample 9": node("Upsample", ["x", "scales"], ["y"], mode=mode),
+        "Resize 10": node("Resize", ["x", "scales"], ["y"], mode=mode),
+    }
+    value = helper.make_tensor_value_info
+    weights = [numpy_helper.from_array(np.array([1, 1, *scale], np.float32), "scales")] if opset > 8 else []
+    body = helper.make_graph([nodes[op]], "g", [value("x", TensorProto.FLOAT, [1, 3, 12, 16])], [value("y", TensorProto.FLOAT, None)], weights)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=4)
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize(("opset", "op"), [(7, "Upsample 7"), (8, "Upsample 7"), (9, "Upsample 9"), (10, "Resize 10")])
+@pytest.mark.parametrize("scale", [(2.0, 2.0), (1.75, 2.5)])
+def test_old_graphs_keep_the_grid_on_which_they_enlarge(opset, op, mode, scale):
+    """Up to opset 10, pixel i lies at i / scale of the smaller picture; later operators count from the pixels' middles unless told."""
+    model = enlarged(opset, op, mode, scale)
+    small = np.random.default_rng(0).standard_normal((1, 3, 12, 16)).astype(np.float32)
+    graph = StageGraph(model, None)
+    graph.modernise()
+    (got,) = ort.InferenceSession(graph.model.SerializeToString()).run(None, {"x": small})
+    rows, columns = (np.arange(int(size * s)) / s for size, s in zip(small.shape[2:], scale, strict=True))
+    if mode == "nearest":
+        wanted = small[:, :, rows.astype(int)][..., columns.astype(int)]
+    else:
+        up = np.stack([np.interp(rows, np.arange(12), column) for column in np.moveaxis(small, 2, -1).reshape(-1, 12)]).reshape(1, 3, 16, -1)
+        wanted = np.stack([np.interp(columns, np.arange(16), row) for row in np.moveaxis(up, 2, -1).reshape(-1, 16)]).reshape(1, 3, len(rows), -1)
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_branches_and_loops_stay_fp32_in_a_simulated_fp16_plan(tmp_path):
+    """The rest is rounded, and branches read what was rounded."""
+    value = helper.make_tensor_value_info
+    then = helper.make_graph([node("Identity", ["c"], ["t"])], "t", [], [value("t", TensorProto.FLOAT, None)])
+    other = helper.make_graph([node("Neg", ["c"], ["e"])], "e", [], [value("e", TensorProto.FLOAT, None)])
+    middle = [node("Size", ["x"], ["many"]), node("Greater", ["many", "few"], ["yes"]), node("If", ["yes"], ["m"], then_branch=then, else_branch=other)]
+    write_foreign_bundle(network(tmp_path / "n.onnx", middle=middle, constants=[("few", np.array(5))]), contract(), tmp_path / "b")
+    with BundleDirectory.open(tmp_path / "b") as bundle:
+        (stage,) = bundle.manifest.stages
+        assert write_rounded_stage(bundle.path(stage.file), tmp_path / "r.onnx", stage, (), {}) > 2
+    (got,) = ort.InferenceSession(str(tmp_path / "r.onnx")).run(None, {"x": PICTURE})
+    p, kernel = (torch.from_numpy(a).half().float() for a in (PICTURE, KERNEL))
+    conv = torch.nn.functional.conv2d(p, kernel, padding=2).half().float()
+    np.testing.assert_allclose(got, torch.sigmoid(conv).half().float().numpy(), atol=6e-4)
+    np.testing.assert_array_equal(got, got.astype(np.float16))
+
+
+@pytest.mark.parametrize("how", ["sparse", "a function of an older opset", "a path as Windows writes it"])
+def test_weights_and_functions_in_seldom_forms(tmp_path, how):
+    model = onnx.load(network(tmp_path / "n.onnx"))
+    if how == "sparse":
+        model.graph.initializer.remove(next(one for one in model.graph.initializer if one.name == "kernel"))
+        indices = numpy_helper.from_array(np.argwhere(np.ones_like(KERNEL)), "kernel_at")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(numpy_helper.from_array(KERNEL.reshape(-1), "kernel"), indices, KERNEL.shape))
+    elif how == "a function of an older opset":
+        model.functions.append(helper.make_function("mine", "Curve", ["a"], ["b"], [node("Sigmoid", ["a"], ["b"])], [helper.make_opsetid("", 13)]))
+        model.opset_import.append(helper.make_opsetid("mine", 1))
+        curve = next(one for one in model.graph.node if one.op_type == "Sigmoid")
+        curve.op_type, curve.domain = "Curve", "mine"
+    onnx.save(model, tmp_path / "n.onnx", save_as_external_data=how.startswith("a path"), location="w.bin", size_threshold=8)
+    if how.startswith("a path"):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "w.bin").rename(tmp_path / "data" / "w.bin")
+        model = onnx.load(tmp_path / "n.onnx", load_external_data=False)
+        for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"):
+            entry.value = "data\\w.bin"
+        (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
+    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+    build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
+
+
+def test_sums_of_integers_keep_their_numbers_in_fp16(tmp_path):
+    """Dynamic quantisation as ONNX Runtime's tools write it: sums up to 255 * 127 * 75 times a factor near 1e-6."""
+    largest = float(np.abs(KERNEL).max()) / 127
+    whole = np.round(KERNEL / largest).astype(np.int8)
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "q_scale", "q_zero"]),
+        node("Mul", ["q_scale", "k_scale"], ["both"]),
+        node("ConvInteger", ["q", "k", "q_zero", "k_zero"], ["sum"], pads=[2] * 4),
+        node("Cast", ["sum"], ["many"], to=TensorProto.FLOAT),
+        node("Mul", ["many", "both"], ["c"]),
+        node("Sigmoid", ["c"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    weights = [numpy_helper.from_array(a, n) for a, n in ((whole, "k"), (np.float32(largest), "k_scale"), (np.int8(0), "k_zero"))]
+    ends = [value("x", TensorProto.FLOAT, [1, 3, H, W])], [value("y", TensorProto.FLOAT, None)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", *ends, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
+    build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
+    photo = (PICTURE[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    with Pipeline.open(tmp_path / "x.plan") as pipeline:
+        got = pipeline.predict(photo).depth_m
+    np.testing.assert_allclose(got, truth((photo.transpose(2, 0, 1)[None] / 255).astype(np.float32))[0, 0], atol=1e-2)
