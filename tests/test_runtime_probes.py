@@ -17,7 +17,7 @@ from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.certificate.probes import LESS, PROBES, RESOLUTIONS, TOGETHER, StageProbes, pack_probes, read_probes, sample, unpack_probes
 
 NETWORKS = ("evp-tiny", "evp-refer-tiny", "vpd-tiny", "depthclip-tiny", "moa-depthclip-tiny", "depthblip2-tiny", "llm-mde-tiny")
-ALWAYS_FOUND = {"fp32": 1e-6, "fp16": 1e-3}  # where 1 % of a weight moves its stage by more, it is caught
+ALWAYS_FOUND = {"fp32": 3e-5, "fp16": 1e-3}  # where 1 % of a weight moves its stage by more, it is caught
 
 
 @pytest.fixture
