@@ -11,14 +11,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ...calibration.search.cost import macs
-from ...runtime.certificate.probes import MOST_WEIGHTS, STEP, TOGETHER, StageProbes, sample
+from ...runtime.certificate.probes import LESS, MOST_WEIGHTS, STEP, TOGETHER, StageProbes, sample
 from ...runtime.errors import BuildFailedError
 from ..graph.inner_graphs import inner_graphs
 
 MOST_MACS = 3 * 10**11  # for all runs of a stage: tens of seconds
 MOST_NBYTES = 256 << 20  # of a stage's weights: several copies are in memory
 SEGMENTS = 6
-NOISES, NOISE = 4, 2.0**-11  # share of itself that rounding takes from a weight at most
+NOISES, NOISE = 8, 2.0**-11  # share of itself that rounding takes from a weight at most
 
 
 def probe_stage(ort: Any, file: Path, inputs: dict[str, np.ndarray], outputs: list[str]) -> StageProbes | None:
@@ -60,12 +60,12 @@ def _probe(parts: _Parts, names: list[str], outputs: list[str]) -> StageProbes |
     if not kept:
         return None
     run, rng = parts.runner(0, list(kept)), np.random.default_rng(0)
-    changes = [{name: values * np.float32(1 + STEP) for name, values in kept.items()}]
+    changes = [{name: values * np.float32(1 + step) for name, values in kept.items()} for step in (STEP, -STEP)]
     changes += [{name: _rounded(values, rng) for name, values in kept.items()} for _ in range(NOISES)]
     more = [_line(run(one), golden) for one in changes]
     if any(line is None for line in more):
         return None
-    return StageProbes.of((*kept, TOGETHER), np.stack(lines + more))
+    return StageProbes.of((*kept, TOGETHER, LESS), np.stack(lines + more))
 
 
 def _line(got: list[np.ndarray] | None, golden: list[np.ndarray]) -> np.ndarray | None:

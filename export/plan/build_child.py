@@ -32,6 +32,8 @@ def _task(name: str) -> Callable[[dict[str, Any], Send], dict[str, Any]]:
             raise EnvironmentMismatchError(f"{sys.executable} has no {error.name}", wanted="what the runtime needs") from error
     elif name == "parity":
         from ..parity.stage_runner import run_stages as task
+    elif name == "rounding":
+        from ..parity.rounding_probes import measure_rounding as task
     elif name == "inner-tensors":
         from ..parity.stage_runner import inner_tensors as task
     elif name == "first-run":

@@ -13,8 +13,8 @@ ALIGNMENT = 64
 HALF_SUFFICES = 2.5e-4  # share of a tensor's root mean square that FP16 may round away: FP16's own mean rounding, far below its tolerance
 
 
-def collect_goldens(files: tuple[Path, ...], specs: tuple[StageSpec, ...], precision: str, output: str) -> tuple[tuple[Initializer, ...], bytes]:
-    """One raw file of tensors and its table.
+def golden_tensors(files: tuple[Path, ...], specs: tuple[StageSpec, ...], precision: str, output: str) -> dict[str, np.ndarray]:
+    """The tensors that a plan's stages are held against, by name in alphabetical order.
 
     Inputs and the network's output are kept in FP32; tensors between stages become FP16 where the plan computes in no more and nothing is
     lost by it but a rounding.
@@ -31,13 +31,16 @@ def collect_goldens(files: tuple[Path, ...], specs: tuple[StageSpec, ...], preci
     from safetensors.numpy import load_file
 
     held = {name: array for file in reversed(files) for name, array in load_file(str(file)).items()}
-    exact = {output, *network_inputs(specs)}
+    exact = {output, *network_inputs(specs)} if precision != "fp32" else held.keys()
+    names = sorted({tensor.name for spec in specs for tensor in spec.inputs + spec.outputs})
+    return {name: np.ascontiguousarray(held[name] if name in exact else _half(held[name])) for name in names}
+
+
+def collect_goldens(files: tuple[Path, ...], specs: tuple[StageSpec, ...], precision: str, output: str) -> tuple[tuple[Initializer, ...], bytes]:
+    """``golden_tensors`` as one raw file and its table."""
     items: list[Initializer] = []
     raw = bytearray()
-    for name in sorted({tensor.name for spec in specs for tensor in spec.inputs + spec.outputs}):
-        array = np.ascontiguousarray(held[name])
-        if precision != "fp32" and name not in exact:
-            array = _half(array)
+    for name, array in golden_tensors(files, specs, precision, output).items():
         raw += bytes(-len(raw) % ALIGNMENT)
         items.append(Initializer(TensorSpec(name, array.dtype.name, array.shape), len(raw)))
         raw += array.tobytes()

@@ -18,6 +18,7 @@ from ..operators.plugin_graph import library_beside, write_plugin_graph
 from ..operators.rewritten_bundle import RewrittenBundle
 from ..operators.split import split_stage
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
+from ..parity.rounding_probes import write_typed_probes
 from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
 from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
@@ -25,7 +26,7 @@ from .build_options import BuildOptions
 from .built_stage import BuiltStage, with_fixed_batch
 from .compile_requests import onnxruntime_request, tensorrt_request
 from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
-from .goldens import collect_goldens
+from .goldens import collect_goldens, golden_tensors
 from .kernel_stages import golden_cuts, kernel_stage
 from .plan_file import file_facts
 from .timing_cache_file import timing_cache_file
@@ -60,6 +61,7 @@ class StageBuilder:
         self._graphs: dict[str, tuple[Path, StageSpec, int, int]] = {}  # stage -> graph, spec, nodes in FP32, bytes of weights
         self._typed: dict[str, TypedStage] = {}
         self._graphs_case = scratch / "case.safetensors"  # what the typed graphs of a quantised plan give for the golden inputs
+        self._probes: Path | None = None  # of the plan, where its own graphs were looked at
         self._keeps_case = options.planned and options.backend != "onnxruntime"
         self._cuts, self._cut_cases = bool(options.operators) and options.backend != "onnxruntime" and not options.plugins, []
         release = constrained_release(self.version) if plain else ""
@@ -255,7 +257,15 @@ class StageBuilder:
             on_progress=lambda what, done: self.on_progress(what, at + (0.05 if engines else 0.2) * done),
         )
         report.require()
+        if label == GRAPH_ONLY and not engines and PROBES in self.manifest.files and self.options.backend != "onnxruntime" and not self._cuts:
+            self._probes = self.scratch / "probes.bin"
+            specs = tuple(spec for spec, _ in graphs.values())
+            tensors = golden_tensors((*self._case(), golden), specs, self.options.precision, self.manifest.contract.output.tensor)
+            write_typed_probes(graphs, tensors, self.bundle.path(PROBES), self._probes, lambda what, done: self.on_progress(what, at + 0.2))
         return report
+
+    def _case(self) -> tuple[Path, ...]:
+        return (self._graphs_case,) if self._keeps_case else ()
 
     def plan(self, built: list[tuple[PlanStage, dict[str, Path], BuiltStage]]) -> tuple[PlanManifest, dict[str, Path | bytes]]:
         """Manifest and sources of the plan, of what ``build_all`` made."""
@@ -267,12 +277,12 @@ class StageBuilder:
             sources[text.tokenizer] = self.bundle.path(text.tokenizer)
         goldens: tuple[Initializer, ...] = ()
         if self.compare and manifest.goldens:
-            case = ((self._graphs_case,) if self._keeps_case else ()) + tuple(self._cut_cases)
             specs = tuple(stage.spec for stage in stages)
-            goldens, raw = collect_goldens((*case, self.bundle.path(manifest.goldens[0])), specs, options.precision, manifest.contract.output.tensor)
+            files = (*self._case(), *self._cut_cases, self.bundle.path(manifest.goldens[0]))
+            goldens, raw = collect_goldens(files, specs, options.precision, manifest.contract.output.tensor)
             sources[GOLDENS] = raw
             if PROBES in manifest.files and options.backend != "onnxruntime" and not self._cuts:
-                sources[PROBES] = self.bundle.path(PROBES)
+                sources[PROBES] = self._probes or self.bundle.path(PROBES)
         made = PlanManifest(
             manifest.network,
             manifest.contract,

@@ -10,6 +10,7 @@ from fathom.benchmarks.record.record import read_study
 
 ROOT = Path(__file__).parents[2]
 RECORD, PAGE = ROOT / "benchmarks" / "results" / "hardening.json", ROOT / "docs" / "reliability.md"
+NO_EFFECT = 5e-7  # of the root mean square of a stage's output: what FP32 rounds
 BEGIN, END = "<!-- made by hardening.table -->", "<!-- end of hardening.table -->"
 
 
@@ -73,18 +74,33 @@ def _soak(found: dict[str, Any]) -> str:
 
 
 def _weights(found: dict[str, Any]) -> str:
-    lines = [f"**One wrong weight**: each weight tensor 1 % off, one at a time; {found['seconds']:,.0f} s.", ""]
-    lines += [
-        "| network | precision | stages 1 % off caught | single weights caught | of them by their direction alone | not caught: moves its stage by at most |"
+    kinds = [one for network in found["networks"].values() for one in network.values() if isinstance(one, dict)]
+    right, refused = sum(one["right"] for one in kinds), sum(len(one["right_refused"]) for one in kinds)
+    seconds = sum(network["cpu_seconds"] for network in found["networks"].values())
+    lines = [
+        f"**One wrong weight**: each weight tensor 1 % off, one at a time; {right} right engines that round otherwise, {refused} refused; {seconds:,.0f} s.",
+        "",
+        "| network | precision | stages 1 % off caught | single weights caught | of the others without effect | they move their stage by at most "
+        "| the depth by at most, mean | all rounding moves the depth, mean |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines += ["|---|---|---|---|---|---|"]
     for name, network in found["networks"].items():
         for precision, one in network.items():
-            caught = one["by_size"] + one["by_line"]
+            if not isinstance(one, dict):
+                continue
+            caught, missed = one["by_size"] + one["by_line"], one["missed"]
             stages = f"{one['stages'] - len(one['whole_missed'])} of {one['stages']}"
             share = f"{caught} of {one['weights']} ({caught / one['weights']:.0%})"
-            lines.append(f"| {name} | {precision} | {stages} | {share} | {one['by_line']} | {one['largest_missed']:.0e} |")
+            without = sum(moved < NO_EFFECT for _, _, moved, _, _ in missed)
+            moved, mean = (max((row[place] for row in missed), default=0.0) for place in (2, 3))
+            lines.append(
+                f"| {name} | {precision} | {stages} | {share} | {without} of {len(missed)} | {moved:.0e} | {_metres(mean)} | {_metres(one['rounding'][0])} |"
+            )
     return "\n".join(lines)
+
+
+def _metres(mean: float) -> str:
+    return f"{mean * 1e3:.2g} mm"
 
 
 def page_with(text: str, made: str) -> str:
