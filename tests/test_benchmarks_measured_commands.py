@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from fathom.benchmarks.machine.tree_memory import TreeMemory
 from fathom.benchmarks.studies.int8_fullsize import ratios
 from fathom.benchmarks.studies.measured_commands import measured, system
-from fathom.benchmarks.studies.tree_memory import TreeMemory
 from fathom.runtime.errors import FathomError
 
 MIB = 1 << 20

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...runtime.errors import FathomError
 from ..machine.system import host
+from ..machine.tree_memory import TreeMemory
 from ..record.record import versions
-from .tree_memory import TreeMemory
 
 GIB = 1 << 30
 PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt-rtx", "diffusers", "numpy")
