@@ -116,7 +116,7 @@ def test_what_is_no_photo_is_refused(tmp_path):
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    words = {"text.png": "not a picture", "empty.jpg": "not a picture", "script.eps": "not a picture", "half.jpg": "truncated", "wide.png": "16385x1"}
+    words = {"text.png": "not a picture", "empty.jpg": "is empty", "script.eps": "not a picture", "half.jpg": "truncated", "wide.png": "16385x1"}
     words |= {"float.tiff": "floating-point", "int.tiff": "1048576", "bomb.png": "absurd", "gone.jpg": "does not exist", ".": "folder"}
     for name, word in words.items():
         with pytest.raises(InputError, match=word):
