@@ -75,7 +75,7 @@ def refuse_other_folders(path: Path) -> None:
             raise InputError(f"{path} is a plan, which is built already", wanted="a bundle, the directory that depth-export made")
         raise InputError(f"{path} is not a bundle", wanted="a directory made by depth-export")
     if not path.is_dir():
-        raise InputError(f"{path} does not exist", wanted="a directory made by depth-export")
+        raise InputError(f"{path} is not a bundle: it does not exist", wanted="a directory made by depth-export")
     names: list[str] = []
     with suppress(OSError):
         names = sorted(os.listdir(path))
