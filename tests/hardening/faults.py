@@ -23,6 +23,8 @@ from typing import Any
 from hardening.record import add_to_record
 from hardening.work import WORKS, Work, environment, find_problem, left_over, make_sources, names
 
+from fathom.benchmarks.record.record import read_study
+
 DAYS_OLD_S = 2 * 86_400
 PATIENCE_S = 300
 
@@ -288,6 +290,16 @@ def _limited(nbytes: int) -> Callable[[], None]:
     return limit
 
 
+def _add_trial(arguments: argparse.Namespace, name: str, facts: dict[str, Any], trials: Trials) -> None:
+    """Put one trial's result beside those of the others; what a repeated one found before goes."""
+    old = read_study(arguments.record).get("faults", {})
+    kept = old.get("trials", {}) | {name: facts}
+    again = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} if name in old.get("trials", {}) else {}
+    sums = {key: round(sum(trial[key] for trial in kept.values()), 1) for key in ("seconds", "faults")}
+    told = {"told": trials.faults, "repeated": old.get("repeated", {}) | again}
+    add_to_record(arguments.record, "faults", {"seed": arguments.seed, **sums, **told, "trials": kept})
+
+
 def main() -> int:
     """Returns 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -298,7 +310,6 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="JSON file that the result is added to")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fathom-faults-"))
-    begun, found = time.monotonic(), {}
     try:
         trials = Trials(folder, arguments.only or list(WORKS))
         every = {
@@ -312,11 +323,10 @@ def main() -> int:
         }
         for name in arguments.trial or every:
             before, since = len(trials.faults), time.monotonic()
-            found[name] = {**every[name](), "faults": len(trials.faults) - before, "seconds": round(time.monotonic() - since, 1)}
-            print(f"{name}: {json.dumps(found[name])}", flush=True)
+            found = {**every[name](), "faults": len(trials.faults) - before, "seconds": round(time.monotonic() - since, 1)}
+            print(f"{name}: {json.dumps(found)}", flush=True)
             if arguments.record:
-                facts = {"seed": arguments.seed, "seconds": round(time.monotonic() - begun, 1), "faults": len(trials.faults), "told": trials.faults}
-                add_to_record(arguments.record, "faults", {**facts, "trials": found})
+                _add_trial(arguments, name, found, trials)
         return int(bool(trials.faults))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

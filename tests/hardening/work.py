@@ -75,7 +75,7 @@ WORKS: dict[str, Work] = {
         resumes=frozenset({"t.state.safetensors"}),
     ),
     "run": Work(("depth-run", "--engine", "{in}/x.plan", "{in}/photos", "-o", "{out}/depth", "--save", "png16,npy,color", "-q"), kills=60),
-    "bench": Work(("depth-bench", "latency", "--engine", "{in}/x.plan", "-o", "{out}/latency.json", "-q"), kills=25),
+    "bench": Work(("depth-bench", "latency", "--engine", "{in}/x.plan", "--rounds", "400", "-o", "{out}/latency.json", "-q"), kills=25),
 }
 
 
