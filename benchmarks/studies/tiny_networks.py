@@ -4,7 +4,7 @@
 
 Export, calibration and builds are the commands a user gives; the measurement is that of ``depth-bench accuracy``: 50 synthetic rooms of
 a seed that nobody trains or calibrates on, and the indoor pairs marked ``test`` in DIR (all learned indoors). The referring network
-draws masks; it is judged by the share of pixels that change sides. A network that is in the JSON with the same weights already is not
+draws masks; it is judged by the share of pixels that change sides. A network that is in the JSON with the same weights and pictures is not
 measured again, so an interrupted run is taken up where it was; ``--only NAME`` measures the named ones anew.
 
 ONNX Runtime runs all plans on the CPU: INT8 with its own integer kernels and the rest in FP32, FP16 simulated (tensors are rounded as an
@@ -229,25 +229,25 @@ def _run(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise InputError(str(error), wanted="a folder of pairs whose manifest.json says train and test") from error
     data = {title: source.provenance.to_json() for title, source in sets.items()}
-    networks = _read(output, data)
+    networks = _read(output)
     names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(NETWORKS)
     if unknown := set(names) - set(NETWORKS):
         raise UsageError(f"there is no small network {', '.join(sorted(unknown))}", wanted=", ".join(NETWORKS))
     if not arguments.only:
-        names = [name for name in names if networks.get(name, {}).get("weights", {}).get("sha256") != (_weights_sha256(name) or None)]
+        names = [name for name in names if not _measured(networks.get(name, {}), data, name)]
     for name in names:
         work = Path(arguments.work) / name
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            facts = Trial(name, work, calibration, arguments.threads).run(sets)
+            facts = Trial(name, work, calibration, arguments.threads).run(sets) | {"data": data}
         except FathomError as error:
             facts = {"failed": str(error)}
             print(f"{name}: {error}", file=sys.stderr)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        networks = _read(output, data) | {name: facts}  # another run may have written others meanwhile
-        _write(output, networks, data)
+        networks = _read(output) | {name: facts}  # another run may have written others meanwhile
+        _write(output, networks)
     bad = [f"{name}: {facts['failed']}" for name, facts in networks.items() if "failed" in facts]
     bad += [f"{name}: {p} beyond its limit" for name, facts in networks.items() for p, kept in facts.get("within", {}).items() if not kept]
     if bad:
@@ -255,20 +255,23 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(output: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """Networks that the file has already; numbers of other pictures are not kept."""
-    found = read_study(output)
-    return found.get("networks", {}) if found.get("data") == data else {}
+def _measured(facts: dict[str, Any], data: dict[str, Any], name: str) -> bool:
+    """Whether these are results of the same pictures and of the weights that lie here."""
+    return facts.get("data") == data and facts.get("weights", {}).get("sha256") == (_weights_sha256(name) or None)
 
 
-def _write(output: Path, networks: dict[str, Any], data: dict[str, Any]) -> None:
+def _read(output: Path) -> dict[str, Any]:
+    """Networks that the file has already, each with the pictures it was measured on."""
+    return read_study(output).get("networks", {})
+
+
+def _write(output: Path, networks: dict[str, Any]) -> None:
     """Networks in the order of the catalog, with the settings that all share."""
     facts = {
         "system": host(),
-        "data": data,
         "calibration": {
             "rooms": CALIBRATION_ROOMS,
-            "pairs": "indoor ones marked train",
+            "pairs": "those marked train, of the kind that is measured",
             "int8": " ".join(INT8),
             "fp16 (only where plain FP16 fails)": " ".join(FP16),
         },

@@ -36,7 +36,7 @@ def table(record: dict[str, Any]) -> str:
             continue
         for place, (title, found) in enumerate(facts["sets"].items()):
             rows, masks = found["rows"], "asked" in found["rows"]["pytorch"]
-            title = "indoor pairs" if title == "pairs" else title
+            title = "indoor pairs" if title == "pairs" and ", indoor" in facts["data"]["pairs"]["name"] else title
             base = ("overlap", "") if masks else tuple(f"{rows['pytorch'][metric]:.3f}" for metric in ("abs_rel", "delta1"))
             fit = "" if found.get("alignment", "none") == "none" else f", {found['alignment']}"
             pictures = f"{rows['pytorch']['asked']} questions, {title}" if masks else f"{found['images']} {title}, at the photos' size{fit}"
