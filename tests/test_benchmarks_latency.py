@@ -41,10 +41,13 @@ class Slow:
 
 def test_samples_are_the_time_that_passed():
     subjects = [latency.Subject("a", Slow(0.004)), latency.Subject("b", Slow(0.012))]
+    start = time.monotonic()
     latency.take_turns(subjects, QUERY, rounds=10, warm_up=2)
+    passed_ms = 1e3 * (time.monotonic() - start)  # a busy machine sleeps longer than it was told to
+    assert sum(ms for subject in subjects for ms in subject.samples_ms["host"]) <= passed_ms - 2 * (4 + 12)  # without the warm-up
     for subject, ms in zip(subjects, (4, 12), strict=True):
         assert len(subject.samples_ms["host"]) == len(subject.samples_ms["device"]) == 10
-        assert ms <= min(subject.samples_ms["host"]) and np.median(subject.samples_ms["host"]) < ms + 3
+        assert ms <= min(subject.samples_ms["host"])
         assert subject.samples_ms["device"] == [ms / 2] * 10
         assert "photo" not in subject.samples_ms
 

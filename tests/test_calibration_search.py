@@ -403,8 +403,8 @@ def test_masks_are_judged_by_their_overlap_and_by_what_moves_before_a_pixel_does
     seen = {}
     real = Evaluator._maps
 
-    def watched(self, plan):
-        found = real(self, plan)
+    def watched(self, plan, stages):
+        found = real(self, plan, stages)
         if self._purpose == "screen":
             seen[str(plan)] = found
         return found

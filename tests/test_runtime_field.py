@@ -16,7 +16,7 @@ from PIL import Image
 
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.plan import PlanFile
-from fathom.runtime.commands import run
+from fathom.runtime.commands import photo_session, run
 from fathom.runtime.errors import DiskFullError, InputError, UsageError
 from fathom.runtime.files import PART, PART_END, whole_directory, whole_file
 from fathom.runtime.photo.depth_map import Intrinsics
@@ -281,7 +281,9 @@ def test_what_killed_runs_left_is_swept_after_a_day(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_signals_leave_nothing_half_written(tiny, tmp_path, name, capsys):
+def test_signals_leave_nothing_half_written(tiny, tmp_path, name, capsys, monkeypatch):
+    read = photo_session.read_photo
+    monkeypatch.setattr(photo_session, "read_photo", lambda path: time.sleep(0.02) or read(path))  # so that much is left to do at the first result
     photos = [picture(tmp_path / f"{k}.png", k) for k in range(300)]
     out = tmp_path / "out"
 
