@@ -25,6 +25,11 @@ class CardResult:
     network: dict[str, float]
     blind: dict[str, dict[str, float]]
 
+    @property
+    def indoor(self) -> bool:
+        """Whether the data are the indoor part of a set."""
+        return ", indoor" in self.data
+
     def words(self) -> str:
         """The network's first and last metric: ``abs_rel 0.123, delta1 0.850``."""
         names = list(self.network)

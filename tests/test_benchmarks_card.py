@@ -45,6 +45,8 @@ def folder(tmp_path):
         (logs / f"build-{name}.log").write_text(log)
     row = {"name": "evp-tiny-fp16.plan", "precision": "fp16", "images": 50, "failed": 0}
     (out / "acc-evp-tiny-rooms.json").write_text(json.dumps({"rows": [{**row, "means": {"abs_rel": 0.2141, "rmse": 0.7, "delta1": 0.66}}]}))
+    other = {**row, "images": 9, "means": {"abs_rel": 0.2, "rmse": 0.7, "delta1": 0.66}}
+    (out / "acc-depthclip-tiny-rooms.json").write_text(json.dumps({"rows": [other]}))
     (out / "kernels.xml").write_text(JUNIT)
     (tmp_path / "notes.txt").write_text("other work was on the card\n")
     return tmp_path
@@ -62,7 +64,8 @@ def test_a_session_becomes_one_record(folder, capsys):
     assert rows["fp16"]["stages"][0]["layers"] == {"half": 3} and rows["fp16"]["network"] == "evp-tiny"
     assert not rows["int8"]["passed"] and "no scaling factors" in rows["int8"]["why"]
     assert not rows["fp32"]["passed"] and rows["fp32"]["why"] == "stopped before its end"
-    (row,) = found["accuracy"]
+    other, row = found["accuracy"]
+    assert other["network"] == "depthclip-tiny" and other["abs_rel"] == 0.2 and other["relative"] is None  # PyTorch was measured on 50 pictures, not on 9
     truth = json.loads(gather.REFERENCE.read_text())["results"]["networks"]["evp-tiny"]["sets"]["rooms"]["rows"]["pytorch"]["abs_rel"]
     assert row["relative"]["abs_rel"] == pytest.approx(0.2141 / truth - 1)
     assert found["notes"] == ["other work was on the card"]

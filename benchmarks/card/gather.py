@@ -83,9 +83,10 @@ def accuracy(folder: Path) -> list[dict[str, Any]]:
     for path in sorted((folder / "out").glob("acc-*.json")):
         record = _read(path)
         network, pictures = path.stem.removeprefix("acc-").rsplit("-", 1)
-        base = known.get(network, {}).get("sets", {}).get(pictures, {}).get("rows", {}).get("pytorch")
+        reference = known.get(network, {}).get("sets", {}).get(pictures, {})
         for row in record["rows"]:
             means = row["means"]
+            base = reference["rows"]["pytorch"] if reference.get("images") == row["images"] else None  # means of other pictures say nothing
             entry = {"network": network, "set": pictures, "plan": row["name"], "precision": row["precision"], "images": row["images"], "failed": row["failed"]}
             if means:
                 entry |= {metric: means[metric] for metric in METRICS}

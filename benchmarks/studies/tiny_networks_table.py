@@ -80,7 +80,7 @@ def cards_table(folder: Path = WEIGHTS) -> str:
 def _reached(result: CardResult | None) -> tuple[str, str]:
     if not result:
         return "", ""
-    return result.words() + (f" ({result.images} indoor)" if ", indoor" in result.data else ""), result.blind_words()
+    return result.words() + (f" ({result.images} indoor)" if result.indoor else ""), result.blind_words()
 
 
 def tables() -> dict[str, str]:
