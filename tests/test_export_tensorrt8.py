@@ -39,11 +39,15 @@ INT8 = Choice("int8", "max")
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A fake GPU with a TensorRT 8.5 that builds too; what would be a child process runs here."""
+    return building_gpu(monkeypatch, tmp_path, "8.5.2.2")
+
+
+def building_gpu(monkeypatch, tmp_path, version):
+    """A fake GPU with a TensorRT 8 that builds too; what would be a child process runs here."""
     machine = fake_cuda.Machine()
     fake_cuda.install(monkeypatch, machine)
     monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
-    machine.trt = fake_tensorrt8_builder.add_builder(fake_tensorrt.install(monkeypatch, machine, version="8.5.2.2"))
+    machine.trt = fake_tensorrt8_builder.add_builder(fake_tensorrt.install(monkeypatch, machine, version=version), version)
     machine.requests = []
 
     def here(request, **more):
@@ -365,7 +369,7 @@ def test_measurements_that_are_refused_are_not_the_reason_of_a_failure(gpu, smal
     [
         (["--precision", "fp8"], "TensorRT 8.5.2.2 does not know FP8"),
         (["--precision", "int4"], "TensorRT 8.5.2.2 does not know INT4"),
-        (["--precision", "fp16", "--operators", "CrossAttention"], "TensorRT 8.5.2.2 is built for without our operators"),
+        (["--precision", "fp16", "--operators", "CrossAttention"], "--operators for TensorRT 8.5.2.2 without --plugins"),
     ],
 )
 def test_what_came_after_this_tier_is_refused_with_a_way_out(gpu, small_bundle, tmp_path, capsys, words, told):

@@ -7,11 +7,17 @@ the nodes alone, so that TensorRT's parser asks the plugin registry for them.
 from __future__ import annotations
 
 import math
+import re
 
 import onnx
 from onnx import helper, parser
 
 DOMAIN, DOMAIN_VERSION, OPSET = "fathom", 1, 18
+OLDER_OPSET = 17
+OLDER = (  # what is written otherwise before opset 18
+    (r", num_outputs = \d+", ""),
+    (r"ReduceMean<keepdims = (\d)>\((\w+), axis(\d)\)", r"ReduceMean<axes = [\3], keepdims = \1>(\2)"),
+)
 BINS, STIRLING_EPS = 64, 1e-7
 
 
@@ -136,14 +142,24 @@ CrossAttention <scale: float = 1.0>(query, keys, values) => (attended, head_mean
   scores = MatMul(query_scaled, keys_wide)
   probabilities = Softmax<axis = -1>(scores)
   attended_wide = MatMul(probabilities, values_wide)
-  heads = Constant<value_ints = [1]>()
-  map_wide = ReduceMean<keepdims = 0>(probabilities, heads)
+  axis1 = Constant<value_ints = [1]>()
+  map_wide = ReduceMean<keepdims = 0>(probabilities, axis1)
   attended = CastLike(attended_wide, query)
   head_mean = CastLike(map_wide, query)
 }}
 """
 
 BODIES = {"BinsExpectation": BINS_EXPECTATION, "GroupNormSilu": GROUP_NORM_SILU, "CrossAttention": CROSS_ATTENTION}
+
+
+def body(operator: str, opset: int = OPSET) -> str:
+    """The text of an operator's body for graphs of an opset; 15 is the oldest."""
+    text = BODIES[operator]
+    if opset >= OPSET:
+        return text
+    for newer, older in OLDER:
+        text = re.sub(newer, older, text)
+    return text.replace(f'["" : {OPSET}]', f'["" : {OLDER_OPSET}]')
 
 
 def add_functions(model: onnx.ModelProto) -> None:
@@ -157,7 +173,8 @@ def add_functions(model: onnx.ModelProto) -> None:
     if unknown:
         raise ValueError(f"the domain {DOMAIN} has no operator {', '.join(unknown)}, only {', '.join(BODIES)}")
     present = {function.name for function in model.functions if function.domain == DOMAIN}
-    model.functions.extend(parser.parse_function(BODIES[name]) for name in used if name not in present)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    model.functions.extend(parser.parse_function(body(name, opset)) for name in used if name not in present)
     if used and not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 

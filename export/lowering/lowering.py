@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from ...calibration.graph.stage_graph import StageGraph
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
+from ...trt_plugins.functions import add_functions, without_bodies
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, external_extent, point_outside, safe_data_path
 from ..graph.set_nodes import set_nodes
 from .operator_checks import unreadable
@@ -148,6 +149,8 @@ def _write(model: onnx.ModelProto, editor: Editor, source: Path, graph: Path) ->
     del model.graph.value_info[:]
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", OPSET))
+    without_bodies(model)
+    add_functions(model)  # of this opset; the parser gets the graph without them
     model.ir_version = min(model.ir_version, IR_VERSION)
     try:
         typed = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

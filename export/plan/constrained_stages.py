@@ -11,9 +11,11 @@ import onnx
 from ...calibration.precision.fp32_rules import MOVING
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.tensorrt.adapters.releases import tier_of
+from ...trt_plugins.functions import DOMAIN
 from ..child.child import run_child
 from ..graph.product_types import PRODUCTS
 from ..lowering.lowering import LoweredStage, lower_stage
+from ..operators.plugin_graph import write_plugin_graph
 
 EPILOGUES = ("Relu", "LeakyRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Add", "Mul", "BatchNormalization")  # fuse into a product
 NOT_COMPUTED = (*MOVING, "Cast", "Shape", "QuantizeLinear", "DequantizeLinear")  # they move numbers: no precision of theirs can be lost
@@ -86,17 +88,20 @@ class ConstrainedStages:
         """What the engine of a stage takes and makes."""
         return self._stages[name][1]
 
-    def request(self, name: str, target: Path, batch: tuple[int, int, int]) -> dict[str, Any]:
+    def request(self, name: str, target: Path, batch: tuple[int, int, int], plugins: dict[str, Any] | None = None) -> dict[str, Any]:
         """See ``constrained_build.build_constrained_engine``."""
         lowered, spec, kinds = self._stages[name]
         graph = onnx.load(str(lowered.graph), load_external_data=False).graph
         ops, sides = {node.name: node.op_type for node in graph.node}, (*graph.value_info, *graph.input, *graph.output)
         floats = {value.name for value in sides if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
         computed = {node.name for node in graph.node if node.op_type not in NOT_COMPUTED and not floats.isdisjoint((*node.input, *node.output))}
+        operators = [node.name for node in graph.node if node.domain == DOMAIN]
         return {
             "task": "tensorrt8",
             "stage": name,
-            "source": str(lowered.graph),
+            "source": str(write_plugin_graph(lowered.graph) if operators else lowered.graph),
+            "operators": operators,
+            "plugins": plugins if operators else None,
             "target": str(target),
             "batch": list(batch),
             "precision": self._precision,

@@ -24,7 +24,7 @@ from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
 from .built_stage import BuiltStage, with_fixed_batch
-from .compile_requests import onnxruntime_request, tensorrt_request
+from .compile_requests import onnxruntime_request, plugin_facts, tensorrt_request
 from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
 from .goldens import collect_goldens, golden_tensors
 from .kernel_stages import golden_cuts, kernel_stage
@@ -68,7 +68,7 @@ class StageBuilder:
         if plain:
             options.check_card(self.version, target, bool(release))
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
-        self._library = library_beside(options.plugins, scratch) if options.plugins else None
+        self._library = library_beside(options.plugins, scratch, self.version) if options.plugins else None
 
     def type_stages(self) -> ParityReport | None:
         """Make the graphs that the compiler reads; FP16 ones, and those for TensorRT 8, are checked against the golden tensors."""
@@ -213,7 +213,8 @@ class StageBuilder:
         small = {"workspace": self.options.workspace_nbytes, "timing_cache": self._timing_cache} if plain else {}
         small |= {"inspect": plain or bool(self.options.layers), "layers": str(self._told(name)) if self.options.layers else ""}
         if self._constrained is not None:
-            return {**self._constrained.request(name, target, self.options.batch), **small}, {f"engines/{name}.engine": target}
+            request = self._constrained.request(name, target, self.options.batch, plugin_facts(self.options, self._library))
+            return {**request, **small}, {f"engines/{name}.engine": target}
         graph = write_plugin_graph(graph) if self._library and stage in self.bundle.counts else graph
         request = tensorrt_request(self.options, name, graph, target, self._library, self._quantised.get(stage, {}))
         return {**request, **small}, {f"engines/{name}.engine": target}
