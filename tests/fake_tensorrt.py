@@ -13,7 +13,7 @@ from importlib import metadata
 
 import numpy as np
 
-from fathom.runtime.tensorrt.operators import plugin_registry
+from fathom.runtime.tensorrt.adapters import library_by_hand
 
 HEADER = 64
 TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "BOOL": np.bool_, "UINT8": np.uint8, "BF16": None, "INT64": np.int64}
@@ -307,8 +307,8 @@ def install(monkeypatch, machine, rtx=False, version=None, cuda=None):
 
     monkeypatch.setattr(metadata, "distribution", distribution)
     if trt.__version__.startswith("8.5"):
-        monkeypatch.setattr(plugin_registry, "native_registry", lambda: 85)
-        monkeypatch.setattr(plugin_registry, "ctypes", types.SimpleNamespace(CDLL=lambda path: Opened(trt.registry, path), c_void_p=int))
+        monkeypatch.setattr(library_by_hand, "native_registry", lambda: 85)
+        monkeypatch.setattr(library_by_hand, "ctypes", types.SimpleNamespace(CDLL=lambda path: Opened(trt.registry, path), c_void_p=int))
     return trt
 
 

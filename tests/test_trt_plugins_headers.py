@@ -18,7 +18,7 @@ from test_trt_plugins_operators import CONSTANTS, exact_attention, exact_bins, e
 
 from fathom.export.lowering.plugin_checks import BINS, MOST_CHANNELS_OF_A_GROUP, MOST_TOKENS, MOST_WIDTH, PLUGINS
 from fathom.runtime.errors import EnvironmentMismatchError
-from fathom.runtime.tensorrt.operators import plugin_registry
+from fathom.runtime.tensorrt.adapters import library_by_hand
 from fathom.runtime.tensorrt.operators.plugins import load_plugins, read_library
 from fathom.trt_plugins import build_kernels, build_plugins
 
@@ -93,7 +93,7 @@ def test_the_library_is_registered_by_hand_where_the_registry_opens_none(plugins
     native.stand_in_registry.restype = ctypes.c_void_p
     address = native.stand_in_registry()
     held = lambda: native.creators_held(ctypes.c_void_p(address))  # noqa: E731
-    monkeypatch.setattr(plugin_registry, "native_registry", lambda: address)
+    monkeypatch.setattr(library_by_hand, "native_registry", lambda: address)
     trt = SimpleNamespace(__name__="tensorrt", __version__="8.5.2.2", get_plugin_registry=lambda: SimpleNamespace())
     library = read_library(plugins.path)
     first, second = (load_plugins(trt, plugins.path, library) for _ in range(2))

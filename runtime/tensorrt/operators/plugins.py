@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from ...artefact.plugin_library import PluginLibrary
 from ...errors import ChecksumError, EnvironmentMismatchError, InputError
 from ...files import sha256_of
-from .plugin_registry import register
+from ..adapters.open_adapter import open_adapter
+from ..adapters.releases import library_release
 
 if TYPE_CHECKING:
     from ...artefact.operator_use import OperatorUse
@@ -130,7 +131,7 @@ def load_plugins(trt: ModuleType, path: Path, library: PluginLibrary) -> Plugins
             was = f"a library with the SHA-256 {loaded.sha256[:12]}… is loaded already, and its operators have the same names as those of {path}"
             raise EnvironmentMismatchError(was, wanted="one library in a process", fix="close the other plan first, or use a process for each")
         if loaded is None:
-            unload = register(trt, path.resolve())
+            unload = open_adapter(trt).register_library(path.resolve())
             if unload is None:
                 was = f"TensorRT {trt.__version__} does not take the library {path}, or has operators of these names already"
                 raise EnvironmentMismatchError(was, wanted="a library for this release, alone with its names", fix=BUILD)
@@ -147,13 +148,7 @@ def check_release(path: str | Path, library: PluginLibrary, version: str) -> Non
         library: what it is.
         version: of the package ``tensorrt``.
     """
-    here = _generation(version)
-    if _generation(library.tensorrt) != here:
+    here = library_release(version)
+    if library_release(library.tensorrt) != here:
         was = f"{path} was compiled for TensorRT {library.tensorrt}, and {version} is installed here"
         raise EnvironmentMismatchError(was, wanted=f"a library for TensorRT {here}", fix=BUILD)
-
-
-def _generation(version: str) -> str:
-    """The part of a version that a library serves: the major release, and of TensorRT 8 the minor one too (8.5 loads libraries in another way than 8.6)."""
-    major, minor = version.split(".")[:2]
-    return f"{major}.{minor}" if major == "8" else major

@@ -1,8 +1,4 @@
-"""How TensorRT's plugin registry takes the creators of a library, and gives them up again; needs nothing but the standard library.
-
-From 8.6 on the registry opens the library itself. 8.5 opens none: there the library is opened here, stays open until the process ends, and
-registers its own creators.
-"""
+"""How TensorRT 8.5, whose plugin registry opens no libraries, gets the creators of one all the same; needs nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -10,33 +6,18 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from ...errors import EnvironmentMismatchError
 
 NVINFER = "libnvinfer.so.8"
 
 
-def register(trt: ModuleType, path: Path) -> Callable[[], None] | None:
-    """Register what a library has.
-
-    Args:
-        path: absolute; its SHA-256 was checked.
-
-    Returns:
-        what takes the creators away again; None if the registry takes none of them: the library is for another release, or one of the names is held.
+def register_by_hand(path: Path) -> Callable[[], None] | None:
+    """See ``adapter.Adapter.register_library``; the library stays open until the process ends, as its creators must while a plugin lives.
 
     Raises:
         EnvironmentMismatchError: if TensorRT's own library is not where it has to be.
     """
-    registry = trt.get_plugin_registry()
-    if not hasattr(registry, "load_library"):
-        return _register_by_hand(path)
-    handle = registry.load_library(str(path))
-    return None if handle is None else lambda: registry.deregister_library(handle)
-
-
-def _register_by_hand(path: Path) -> Callable[[], None] | None:
     try:
         library = ctypes.CDLL(str(path))
         enter, leave = library.fathom_register, library.fathom_deregister
