@@ -3,6 +3,7 @@
 import hashlib
 from types import SimpleNamespace
 
+import kernel_host
 import numpy as np
 import onnx
 import operator_network
@@ -33,6 +34,33 @@ def bundle(operator_bundle):
 @pytest.fixture
 def gpu(request, monkeypatch, tmp_path):
     return building_gpu(monkeypatch, tmp_path, request.param)
+
+
+@pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize(("version", "precision"), [("8.5.2.2", "fp16"), ("8.6.1.6", "fp32")])
+def test_without_a_library_kernels_run_between_constrained_engines(monkeypatch, bundle, tmp_path, tmp_path_factory, capsys, version, precision):
+    host = kernel_host.HostKernels(tmp_path_factory.mktemp("kernels"))
+    gpu = building_gpu(monkeypatch, tmp_path, version, devices=1, host=host)
+    asked = [str(bundle), "--backend", "tensorrt", "--precision", precision, "--operators", ALL, "-o", str(tmp_path / "x.plan")]
+    assert build_command.main(asked) == 0, capsys.readouterr().err
+    assert f"right on Fake GPU (sm86), TensorRT {version}" in capsys.readouterr().err and gpu.trt.registry.loads == 0
+    with PlanFile.open(tmp_path / "x.plan") as plan:
+        manifest = plan.manifest
+    kernels = [stage for stage in manifest.stages if stage.engine.endswith(".kernel.json")]
+    assert len(kernels) == 4 and {stage.precision for stage in kernels} == {precision} and manifest.operators.runs_as == "kernel-stages"
+    kind = "float16" if precision == "fp16" else "float32"
+    assert {tensor.dtype for stage in kernels for tensor in stage.spec.tensors} == {kind}
+    constants = {stage.spec.name.split("_", 2)[2]: sorted(item.tensor.dtype for item in stage.initializers) for stage in kernels}
+    assert constants == {"group_norm_silu": ["float32"] * 2, "cross_attention": [kind] * 2, "bins_expectation": []}  # scale and shift; keys and values
+    assert {item.tensor.name for item in manifest.goldens} == {tensor.name for stage in manifest.stages for tensor in stage.spec.tensors}
+    for network, config in gpu.trt.built:
+        assert (gpu.trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS in config.flags) == (precision == "fp16")
+        wide = {tensor.name for tensor in [*network.inputs, *network.outputs] if tensor.dtype.name == "FLOAT"}
+        assert precision == "fp32" or wide <= {"image"}
+    with Pipeline.open(tmp_path / "x.plan") as pipeline:
+        np.testing.assert_allclose(pipeline.predict(PICTURE).depth_m, truth(), rtol=1e-4 if precision == "fp32" else 1e-2)
+    gpu.trt.built.clear()
+    assert gpu.leaks() == {} and sorted(path.name for path in tmp_path.iterdir()) == ["cache", "x.plan"]
 
 
 def words(bundle, plan, file, precision="fp16"):

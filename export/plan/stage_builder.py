@@ -16,7 +16,7 @@ from ...runtime.certificate.probes import PROBES
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..operators.plugin_graph import library_beside, write_plugin_graph
 from ..operators.rewritten_bundle import RewrittenBundle
-from ..operators.split import split_stage
+from ..operators.split import Piece, split_stage
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from ..parity.rounding_probes import write_typed_probes
 from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
@@ -162,7 +162,7 @@ class StageBuilder:
         for number, stage in enumerate(self.manifest.stages):
             start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
             graph, spec, fp32, weights = self._graphs[stage.spec.name]
-            pieces = split_stage(graph, spec) if self._cuts else ()
+            pieces = self._pieces(stage.spec.name, graph, spec) if self._cuts else ()
             if not pieces:
                 built.append(self._compile(stage.spec.name, spec.name, graph, spec, (fp32, weights), (start, width)))
                 continue
@@ -175,7 +175,16 @@ class StageBuilder:
                 else:
                     part = (start + width * place / len(pieces), width / len(pieces))
                     built.append(self._compile(stage.spec.name, piece.spec.name, piece.graph, piece.spec, (0, piece.weights_nbytes), part))
+            if self._constrained is not None:
+                self._constrained.drop(stage.spec.name)
         return built
+
+    def _pieces(self, name: str, graph: Path, spec: StageSpec) -> tuple[Piece, ...]:
+        """A stage cut around our operators; empty if it has none."""
+        if self._constrained is None:
+            return split_stage(graph, spec)
+        read = {tensor.name for one in self.manifest.specs() for tensor in one.inputs}
+        return self._constrained.cut(name, {tensor.name for tensor in spec.outputs} - read)
 
     def _compile(
         self, stage: str, name: str, graph: Path, spec: StageSpec, counted: tuple[int, int], part: tuple[float, float]
@@ -189,7 +198,7 @@ class StageBuilder:
         self.version = values["version"]
         if graph.parent == self.scratch:
             Path(f"{graph}.data").unlink(missing_ok=True)
-        if self._constrained is not None:
+        if self._constrained is not None and name == stage:  # the parts of a stage share their weights
             self._constrained.drop(name)
         table = tuple(Initializer(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])), i["offset"]) for i in values.get("initializers", ()))
         names = sorted(files)
