@@ -1,6 +1,7 @@
 """Plans for TensorRT 8.5 and 8.6 whose engines call our operators as plugins: lowered, checked, held to their types, built and run on a stand-in."""
 
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import kernel_host
@@ -16,6 +17,8 @@ from test_export_tensorrt8 import building_gpu
 from fathom.export.commands import build_command
 from fathom.export.lowering.lowering import lower_stage
 from fathom.export.lowering.plugin_checks import plugin_problem
+from fathom.export.operators.split import Piece
+from fathom.export.operators.typed_cuts import type_pieces
 from fathom.export.tensorrt.constrained_build import constrain
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
@@ -61,6 +64,48 @@ def test_without_a_library_kernels_run_between_constrained_engines(monkeypatch, 
         np.testing.assert_allclose(pipeline.predict(PICTURE).depth_m, truth(), rtol=1e-4 if precision == "fp32" else 1e-2)
     gpu.trt.built.clear()
     assert gpu.leaks() == {} and sorted(path.name for path in tmp_path.iterdir()) == ["cache", "x.plan"]
+
+
+def pieces_of(values=1.0, made="y"):
+    """An engine and a norm behind it."""
+    shape = ("batch", 4, 6, 6)
+    x, cut, y = (TensorSpec(name, "float32", shape) for name in ("x", "cut", made))
+    constants = {name: np.full(4, values, np.float32) for name in ("scale", "shift")}
+    norm = Piece(StageSpec("s_2", (cut,), (y,)), None, 0, "GroupNormSilu", ("cut", "scale", "shift"), (made,), {}, constants)
+    return Piece(StageSpec("s_1", (x,), (cut,)), Path("s_1.onnx")), norm
+
+
+def boundary(dtype):
+    return StageSpec("s", *((TensorSpec(name, kind, ("batch", 4, 6, 6)),) for name, kind in (("x", "float32"), ("y", dtype))))
+
+
+def types_at(half, dtype="float16", unread=(), **more):
+    engine, norm = type_pieces(pieces_of(**more), boundary(dtype), half, unread)
+    assert {values.dtype.name for values in norm.constants.values()} == {"float32"} and engine.spec.inputs[0].dtype == "float32"
+    assert engine.spec.outputs == norm.spec.inputs
+    return norm.spec.inputs[0].dtype, norm.spec.outputs[0].dtype
+
+
+def test_what_flows_at_the_cuts_has_the_types_of_kernels_and_boundary():
+    assert types_at(True) == ("float16", "float16") and types_at(False, "float32") == ("float32", "float32")
+    assert types_at(True, "float32", {"y"}) == ("float16", "float16")  # nobody else reads it
+    assert types_at(True, values=1e5) == ("float16", "float16")  # scale and shift are FP32 always
+    for half, dtype in ((True, "float32"), (False, "float16")):
+        with pytest.raises(BuildFailedError, match=rf"stage s cannot be cut at its boundary: y is {dtype}, and GroupNormSilu computes"):
+            types_at(half, dtype)
+
+
+def test_a_constant_that_fp16_does_not_hold_keeps_the_cuts_in_fp32():
+    shapes = {"query": ("batch", 1, 4, 2), "attended": ("batch", 1, 4, 2), "map": ("batch", 4, 3)}
+    query, attended, weights = (TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+    for largest, kind in ((6e4, "float16"), (7e4, "float32")):
+        constants = {"keys": np.full((1, 1, 2, 3), largest, np.float32), "values": np.ones((1, 1, 3, 2), np.float32)}
+        kernel = Piece(
+            StageSpec("s_1", (query,), (attended, weights)), None, 0, "CrossAttention", ("query", "keys", "values"), ("attended", "map"), {}, constants
+        )
+        spec = StageSpec("s", (TensorSpec("query", kind, shapes["query"]),), (attended, weights))
+        (typed,) = type_pieces((kernel,), spec, True, {"attended", "map"})
+        assert {t.dtype for t in typed.spec.tensors} == {kind} == {values.dtype.name for values in typed.constants.values()}
 
 
 def words(bundle, plan, file, precision="fp16"):
