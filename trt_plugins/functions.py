@@ -1,4 +1,5 @@
-"""The operators as ONNX functions in domain ``fathom``: their bodies are the same mathematics in plain operators, computed in FP32.
+"""The operators as ONNX functions in domain ``fathom``: their bodies are the same mathematics in plain operators, computed in FP32, long sums
+in two steps (first along the last axis).
 
 A model that carries the functions runs anywhere, and the checker infers its shapes; where the plugins are loaded ``without_bodies`` leaves
 the nodes alone, so that TensorRT's parser asks the plugin registry for them.
@@ -13,10 +14,10 @@ import onnx
 from onnx import helper, parser
 
 DOMAIN, DOMAIN_VERSION, OPSET = "fathom", 1, 18
-OLDER_OPSET = 17
 OLDER = (  # what is written otherwise before opset 18
     (r", num_outputs = \d+", ""),
     (r"ReduceMean<keepdims = (\d)>\((\w+), axis(\d)\)", r"ReduceMean<axes = [\3], keepdims = \1>(\2)"),
+    (r"ReduceMean<keepdims = (\d)>\((\w+), last\)", r"ReduceMean<axes = [-1], keepdims = \1>(\2)"),
 )
 BINS, STIRLING_EPS = 64, 1e-7
 
@@ -107,11 +108,17 @@ GroupNormSilu <groups: int = 32, epsilon: float = 0.00001>(x, scale, shift) => (
   group_sizes = Reshape(group_count, flat)
   grouped_sizes = Concat<axis = 0>(batch, group_sizes, rest)
   grouped = Reshape(wide, grouped_sizes)
+  last = Constant<value_ints = [-1]>()
   axis2 = Constant<value_ints = [2]>()
-  mean = ReduceMean<keepdims = 1>(grouped, axis2)
+  row_means = ReduceMean<keepdims = 1>(wide, last)
+  grouped_means = Reshape(row_means, grouped_sizes)
+  mean = ReduceMean<keepdims = 1>(grouped_means, axis2)
   centred = Sub(grouped, mean)
   squares = Mul(centred, centred)
-  variance = ReduceMean<keepdims = 1>(squares, axis2)
+  square_rows = Reshape(squares, sizes)
+  row_variances = ReduceMean<keepdims = 1>(square_rows, last)
+  grouped_variances = Reshape(row_variances, grouped_sizes)
+  variance = ReduceMean<keepdims = 1>(grouped_variances, axis2)
   floor = Constant<value_float: float = @epsilon>()
   raised = Add(variance, floor)
   deviation = Sqrt(raised)
@@ -153,13 +160,11 @@ BODIES = {"BinsExpectation": BINS_EXPECTATION, "GroupNormSilu": GROUP_NORM_SILU,
 
 
 def body(operator: str, opset: int = OPSET) -> str:
-    """The text of an operator's body for graphs of an opset; 15 is the oldest."""
+    """The text of an operator's body for graphs of an opset, 15 or later; a body of another opset than its graph's is not valid ONNX."""
     text = BODIES[operator]
-    if opset >= OPSET:
-        return text
-    for newer, older in OLDER:
+    for newer, older in OLDER if opset < OPSET else ():
         text = re.sub(newer, older, text)
-    return text.replace(f'["" : {OPSET}]', f'["" : {OLDER_OPSET}]')
+    return text.replace(f'["" : {OPSET}]', f'["" : {opset}]')
 
 
 def add_functions(model: onnx.ModelProto) -> None:
