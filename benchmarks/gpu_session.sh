@@ -10,17 +10,19 @@
 # operators  our operators against PyTorch and double precision    build     every bundle in FP32, FP16 and INT8, certified as it is built
 # accuracy   every plan on rooms:50:8 and on the indoor pairs of DATA     latency   engines, PyTorch, engines, network by network
 # graphs     CUDA graph on and off                                stages    stage times of every bundle, for depth-calibrate
+# plugins    evp bundles with our operators as plugins of PLUGINS, certified as they are built; not among the steps that run by themselves
 # record     all of it as OUT/gpu.json (python -m fathom.benchmarks.card.gather)
 #
 # PYTHON=python3          has PyTorch with CUDA, pytest, hypothesis
 # ENGINES="$PYTHON"       has TensorRT; TensorRT 8.5 is at home in Python 3.10 only, and wants cuBLAS 11 beside it for attention
 # BUNDLES=DIR             bundles made elsewhere by depth-export, calibrated for INT8 (the machine needs no exporter)
 # DATA=DIR                photos with depth, as for --data pairs:DIR:test:indoor       JOBS=8  builds at a time         ROUNDS=200
+# PLUGINS=FILE            the library of our operators for that TensorRT (python -m fathom.trt_plugins.build_plugins)
 # BACKEND=tensorrt        or tensorrt-rtx                                        MODES=eager-fp32,eager-fp16,compile-fp16,max-autotune-fp16
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 mkdir -p "$1/logs" "$1/out" "$1/plans" "$1/parent"
 out=$(cd "$1" && pwd)
 shift
@@ -89,6 +91,12 @@ run_step() {
         step "lat-$network-2" 300 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" --details -o "$out/out/lat-$network-2.json"
       done ;;
     graphs) step graphs 200 "$engines" -m fathom.benchmarks.card.graphs "$out"/plans/*.plan -o "$out/out/graphs.json" ;;
+    plugins)
+      for network in $networks; do
+        [[ $network == evp* ]] || continue
+        step "plugins-$network" 900 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --precision fp16 --plugins "$PLUGINS" \
+          --operators BinsExpectation,GroupNormSilu,CrossAttention -o "$out/plans/$network-plugins.plan" --layers "$out/out/layers-$network-plugins.json" --force
+      done ;;
     stages)
       for network in $networks; do
         step "stages-$network" 600 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --stage-times "$out/out/stages-$network.json" --force

@@ -165,6 +165,18 @@ def small_bundle(small_network, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def operator_bundle(tmp_path_factory):
+    """An exported bundle of ``OperatorNetwork``, not to be changed."""
+    import operator_network
+
+    from fathom.export.bundle.bundle import write_bundle
+
+    path = tmp_path_factory.mktemp("operators") / "bundle"
+    write_bundle(operator_network.OperatorNetwork(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
     """Callable(name) -> an FP32 bundle of a small network of the catalog with random weights, exported once and not to be changed.
 

@@ -13,6 +13,8 @@ from importlib import metadata
 
 import numpy as np
 
+from fathom.runtime.tensorrt.adapters import library_by_hand
+
 HEADER = 64
 TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "BOOL": np.bool_, "UINT8": np.uint8, "BF16": None, "INT64": np.int64}
 
@@ -252,7 +254,7 @@ def module(machine, rtx=False, version="10.13.3.9"):
             facts, _, graph = raw[HEADER:].partition(b"\n")
             return Engine(json.loads(facts), graph, self.logger)
 
-    class Registry:
+    class Registry:  # that of TensorRT 8.5 has the same two under the names of the library's own entries; see ``install``
         def __init__(self):
             self.libraries, self.loads = [], 0
 
@@ -268,7 +270,8 @@ def module(machine, rtx=False, version="10.13.3.9"):
             self.libraries.remove(handle)
 
     trt.registry, trt.engines_with_plugins = Registry(), 0
-    trt.get_plugin_registry = lambda: trt.registry
+    by_hand = types.SimpleNamespace(register_creator=None, get_plugin_creator=None)  # 8.5 opens no libraries
+    trt.get_plugin_registry = lambda: by_hand if version.startswith("8.5") else trt.registry
     trt.ILogger, trt.Runtime, trt.kinds = ILogger, Runtime, (Context, Engine, RuntimeConfig, RuntimeCache, Runtime)
     if rtx:
         trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
@@ -303,4 +306,22 @@ def install(monkeypatch, machine, rtx=False, version=None, cuda=None):
         return real(name)
 
     monkeypatch.setattr(metadata, "distribution", distribution)
+    if trt.__version__.startswith("8.5"):
+        monkeypatch.setattr(library_by_hand, "native_registry", lambda: 85)
+        monkeypatch.setattr(library_by_hand, "ctypes", types.SimpleNamespace(CDLL=lambda path: Opened(trt.registry, path), c_void_p=int))
     return trt
+
+
+class Opened:
+    """A plugin library for TensorRT 8.5 that the process has opened: its two entries, and a registry that is handed to them."""
+
+    def __init__(self, registry, path):
+        self._registry, self._path = registry, path
+
+    def fathom_register(self, registry):
+        assert registry == 85
+        return 0 if self._registry.load_library(self._path) else 3
+
+    def fathom_deregister(self, registry):
+        self._registry.deregister_library(self._path)
+        return 0

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from fathom.export.lowering.operator_checks import operator_table
+from fathom.export.lowering.plugin_checks import PLUGINS
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 
 LAYERS = [
@@ -27,6 +28,7 @@ LAYERS = [
     "SHUFFLE",
     "IDENTITY",
     "ELEMENTWISE",
+    "PLUGIN_V2",
 ]
 KINDS = {
     "Conv": "CONVOLUTION",
@@ -137,16 +139,19 @@ def add_builder(trt, version="8.5.2.2"):
                 shape = tuple(init.dims)
                 network.layers.append(Layer(init.name, trt.LayerType.CONSTANT, [Tensor(init.name, trt.DataType.FLOAT, shape)]))
             for place, node in enumerate(model.graph.node):
-                if node.op_type not in table.operators:
-                    self.errors.append(ParserError(place, f"No importer registered for op: {node.op_type}"))
-                    return False
+                if plugin := node.op_type not in table.operators:  # the domain of a node is not looked at
+                    if not trt.registry.libraries or node.op_type not in PLUGINS:
+                        self.errors.append(ParserError(place, f"No importer registered for op: {node.op_type}"))
+                        return False
+                    assert {a.name: a.type for a in node.attribute}.items() <= PLUGINS[node.op_type].fields.items()
                 outputs = [tensor(name) for name in node.output]
                 for one in outputs:
                     one.is_shape_tensor = node.op_type == "Shape"
                 if node.op_type in ("Add", "Mul", "Sub", "Div"):
                     helper_name = f"(Unnamed Layer* {len(network.layers)}) [Shuffle]"
                     network.layers.append(Layer(helper_name, trt.LayerType.SHUFFLE, [Tensor(f"{helper_name}_output", outputs[0].dtype, (1,))]))
-                network.layers.append(Layer(node.name, trt.LayerType[KINDS.get(node.op_type, "ELEMENTWISE")], outputs, node))
+                kind = "PLUGIN_V2" if plugin else KINDS.get(node.op_type, "ELEMENTWISE")
+                network.layers.append(Layer(node.name, trt.LayerType[kind], outputs, node))
             made = {one.name: one for layer in network.layers for one in layer._outputs}
             network.outputs = [made[value.name] for value in model.graph.output]
             return True
@@ -291,6 +296,8 @@ def describe(trt, network, config):
             continue
         heard = config.flags & {trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS, trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS}
         low = layer.precision.name if layer.precision is not None and heard else "FLOAT"
+        if layer.type.name == "PLUGIN_V2":  # its table of formats: the first input has the type of the outputs
+            low = next((kind.name for kind in layer.asked.values()), low)
         low = trt.stubborn.get(layer.name, low)
         reads = "INT8" if layer.node.input[0] in dequantised and layer.type.name in LAYERS[:4] else low
         made = trt.stubborn.get(layer.name) or (layer.asked[0].name if 0 in layer.asked else "FLOAT")

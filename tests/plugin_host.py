@@ -11,6 +11,7 @@ import stand_in_nvinfer
 
 PLUGINS = kernel_host.SOURCES.parent / "tensorrt"
 DRIVER = r"""
+#include <cstdio>
 #include <vector>
 #include "library.cu"
 using namespace nvinfer1;
@@ -217,20 +218,43 @@ extern "C" int takes_other_bytes(const char* name) {
 struct Registry : IPluginRegistry {
     std::vector<IPluginCreator*> held;
     bool registerCreator(IPluginCreator& creator, char const*) noexcept override { return held.push_back(&creator), true; }
+    bool deregisterCreator(IPluginCreator const& creator) noexcept override {
+        for (size_t k = 0; k < held.size(); ++k)
+            if (held[k] == &creator) return held.erase(held.begin() + k), true;
+        return false;
+    }
     IPluginCreator* getPluginCreator(char const* name, char const* version, char const*) noexcept override {
         for (auto* creator : held)
             if (!strcmp(creator->getPluginName(), name) && !strcmp(creator->getPluginVersion(), version)) return creator;
         return nullptr;
     }
 };
-// How many creators a registry holds after `times` calls of the entry that TensorRT 8.5 needs; -1 if a call failed.
-extern "C" int registered(int times) {
-    Registry registry;
-    for (; times > 0; --times)
-        if (fathom_register(&registry)) return -1;
-    return (int)registry.held.size();
+extern "C" void* stand_in_registry() { return new Registry; }
+extern "C" int creators_held(void* registry) { return (int)static_cast<Registry*>(registry)->held.size(); }
+// Somebody else's creator with one of our names.
+extern "C" void take_a_name(void* registry) {
+    static fathom::Creator<fathom::GroupNormSiluOperator> other;
+    static_cast<Registry*>(registry)->held.push_back(&other);
 }
 #endif
+// What the creators ask for, as text: operator, field, type (1 FP32, 5 INT32), length.
+extern "C" int fields_wanted(char* text, int size) {
+    int32_t count = 0, used = 0;
+    auto* creators = LISTING(count);
+    for (int i = 0; i < count; ++i) {
+#if NV_TENSORRT_MAJOR >= 10
+        auto* creator = static_cast<IPluginCreatorV3One*>(creators[i]);
+#else
+        auto* creator = creators[i];
+#endif
+        auto* wanted = creator->getFieldNames();
+        for (int k = 0; k < wanted->nbFields; ++k) {
+            PluginField const& field = wanted->fields[k];
+            used += snprintf(text + used, size - used, "%s %s %d %d\n", creator->getPluginName(), field.name, (int)field.type, field.length);
+        }
+    }
+    return used;
+}
 extern "C" long long bounds_broken() { return out_of_bounds; }
 """
 

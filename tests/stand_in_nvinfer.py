@@ -110,6 +110,7 @@ struct IPluginCreator {
 };
 struct IPluginRegistry {
     virtual bool registerCreator(IPluginCreator&, char const*) noexcept = 0;
+    virtual bool deregisterCreator(IPluginCreator const&) noexcept = 0;
     virtual IPluginCreator* getPluginCreator(char const*, char const*, char const*) noexcept = 0;
 };
 #endif

@@ -15,7 +15,6 @@ import torch
 from onnx import helper, numpy_helper
 from test_export_tensorrt10 import VERSION, run_here
 
-from fathom.export.bundle.bundle import write_bundle
 from fathom.export.commands import build_command
 from fathom.export.operators.split import split_stage
 from fathom.runtime.artefact.operator_use import OperatorUse, PluginLibrary
@@ -29,11 +28,9 @@ from fathom.runtime.tensorrt.operators.plugins import load_plugins
 ALL = "BinsExpectation,GroupNormSilu,CrossAttention"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    path = tmp_path_factory.mktemp("operators") / "bundle"
-    write_bundle(operator_network.OperatorNetwork(), path)
-    return path
+@pytest.fixture
+def bundle(operator_bundle):
+    return operator_bundle
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ SETS_AND_NUMBERS = {  # where | is no union of dictionaries or types
     "runtime/artefact/plan.py": ["set(manifest.files) | {MANIFEST}"],
     "runtime/files.py": ["os.W_OK | os.X_OK"],
     "runtime/onnxruntime/backend.py": ["found.keys() | wanted.keys()"],
+    "runtime/tensorrt/adapters/library_by_hand.py": ["os.RTLD_NOLOAD | os.RTLD_NOW"],
     "runtime/ros/messages.py": ["red << 16 | green << 8", "red << 16 | green << 8 | blue"],
     "runtime/outputs/writers.py": ["(mm > MAX_MM) | (mm < 1)"],
 }

@@ -5,15 +5,20 @@ whose folder FATHOM_TENSORRT_INCLUDE names. With a real lean runtime at hand (te
 import ctypes
 import dataclasses
 import hashlib
+import re
 import shutil
+from types import SimpleNamespace
 
 import kernel_host
 import numpy as np
 import plugin_host
 import pytest
+from onnx import AttributeProto
 from test_trt_plugins_operators import CONSTANTS, exact_attention, exact_bins, exact_norm, fp16_steps, read_back, some_attention, some_bins, some_norm, stored
 
+from fathom.export.lowering.plugin_checks import BINS, MOST_CHANNELS_OF_A_GROUP, MOST_TOKENS, MOST_WIDTH, PLUGINS
 from fathom.runtime.errors import EnvironmentMismatchError
+from fathom.runtime.tensorrt.adapters import library_by_hand
 from fathom.runtime.tensorrt.operators.plugins import load_plugins, read_library
 from fathom.trt_plugins import build_kernels, build_plugins
 
@@ -80,11 +85,44 @@ def test_bytes_of_another_length_make_no_plugin(plugins):
     assert [plugins.library.takes_other_bytes(name.encode()) for name in OPERATORS] == [0, 0, 0]
 
 
-def test_the_entry_for_a_registry_that_loads_no_libraries_registers_once(plugins):
-    """TensorRT 8.5."""
-    if not hasattr(plugins.library, "registered"):
-        pytest.skip("this release loads libraries")
-    assert [plugins.library.registered(times) for times in (1, 2)] == [3, 3]
+def test_the_library_is_registered_by_hand_where_the_registry_opens_none(plugins, monkeypatch):
+    """TensorRT 8.5: once, taken away after the last user, and not at all beside somebody else's creator of one of the names."""
+    if not hasattr(plugins.library, "stand_in_registry"):
+        pytest.skip("this release loads libraries, or its registry is not ours to make")
+    native = plugins.library
+    native.stand_in_registry.restype = ctypes.c_void_p
+    address = native.stand_in_registry()
+    held = lambda: native.creators_held(ctypes.c_void_p(address))  # noqa: E731
+    monkeypatch.setattr(library_by_hand, "native_registry", lambda: address)
+    trt = SimpleNamespace(__name__="tensorrt", __version__="8.5.2.2", get_plugin_registry=lambda: SimpleNamespace())
+    library = read_library(plugins.path)
+    first, second = (load_plugins(trt, plugins.path, library) for _ in range(2))
+    assert held() == 3
+    first.close()
+    first.close()
+    assert held() == 3
+    second.close()
+    assert held() == 0
+    load_plugins(trt, plugins.path, library).close()
+    assert held() == 0
+    native.take_a_name(ctypes.c_void_p(address))
+    with pytest.raises(EnvironmentMismatchError, match="has operators of these names already"):
+        load_plugins(trt, plugins.path, library)
+    assert held() == 1
+    monkeypatch.undo()
+    with pytest.raises(EnvironmentMismatchError, match=r"loaded without libnvinfer\.so\.8"):
+        load_plugins(trt, plugins.path, library)
+
+
+def test_the_checker_of_graphs_knows_what_the_creators_ask_for(plugins):
+    names = {AttributeProto.FLOAT: 1, AttributeProto.INT: 5}
+    wanted = {f"{op} {field} {names[kind]} 1" for op, plugin in PLUGINS.items() for field, kind in plugin.fields.items()}
+    text = ctypes.create_string_buffer(4096)
+    assert 0 < plugins.library.fields_wanted(text, 4096) < 4096 and set(text.value.decode().split("\n")) - {""} == wanted
+    source = "".join(file.read_text() for file in kernel_host.SOURCES.glob("*.cuh"))
+    constants = dict(re.findall(r"(BIN_COUNT|GREATEST_GROUP|MOST_TOKENS|MOST_WIDTH) = (\d+)", source))
+    limits = {"BIN_COUNT": BINS, "GREATEST_GROUP": MOST_CHANNELS_OF_A_GROUP, "MOST_TOKENS": MOST_TOKENS, "MOST_WIDTH": MOST_WIDTH}
+    assert {name: int(number) for name, number in constants.items()} == limits
 
 
 def test_what_an_engine_keeps_of_a_plugin_is_what_it_was_given(plugins):

@@ -1,4 +1,5 @@
-"""The operators as ONNX functions in domain ``fathom``: their bodies are the same mathematics in plain operators, computed in FP32.
+"""The operators as ONNX functions in domain ``fathom``: their bodies are the same mathematics in plain operators, computed in FP32, long sums
+in two steps (first along the last axis).
 
 A model that carries the functions runs anywhere, and the checker infers its shapes; where the plugins are loaded ``without_bodies`` leaves
 the nodes alone, so that TensorRT's parser asks the plugin registry for them.
@@ -7,11 +8,17 @@ the nodes alone, so that TensorRT's parser asks the plugin registry for them.
 from __future__ import annotations
 
 import math
+import re
 
 import onnx
 from onnx import helper, parser
 
 DOMAIN, DOMAIN_VERSION, OPSET = "fathom", 1, 18
+OLDER = (  # what is written otherwise before opset 18
+    (r", num_outputs = \d+", ""),
+    (r"ReduceMean<keepdims = (\d)>\((\w+), axis(\d)\)", r"ReduceMean<axes = [\3], keepdims = \1>(\2)"),
+    (r"ReduceMean<keepdims = (\d)>\((\w+), last\)", r"ReduceMean<axes = [-1], keepdims = \1>(\2)"),
+)
 BINS, STIRLING_EPS = 64, 1e-7
 
 
@@ -101,11 +108,17 @@ GroupNormSilu <groups: int = 32, epsilon: float = 0.00001>(x, scale, shift) => (
   group_sizes = Reshape(group_count, flat)
   grouped_sizes = Concat<axis = 0>(batch, group_sizes, rest)
   grouped = Reshape(wide, grouped_sizes)
+  last = Constant<value_ints = [-1]>()
   axis2 = Constant<value_ints = [2]>()
-  mean = ReduceMean<keepdims = 1>(grouped, axis2)
+  row_means = ReduceMean<keepdims = 1>(wide, last)
+  grouped_means = Reshape(row_means, grouped_sizes)
+  mean = ReduceMean<keepdims = 1>(grouped_means, axis2)
   centred = Sub(grouped, mean)
   squares = Mul(centred, centred)
-  variance = ReduceMean<keepdims = 1>(squares, axis2)
+  square_rows = Reshape(squares, sizes)
+  row_variances = ReduceMean<keepdims = 1>(square_rows, last)
+  grouped_variances = Reshape(row_variances, grouped_sizes)
+  variance = ReduceMean<keepdims = 1>(grouped_variances, axis2)
   floor = Constant<value_float: float = @epsilon>()
   raised = Add(variance, floor)
   deviation = Sqrt(raised)
@@ -136,14 +149,22 @@ CrossAttention <scale: float = 1.0>(query, keys, values) => (attended, head_mean
   scores = MatMul(query_scaled, keys_wide)
   probabilities = Softmax<axis = -1>(scores)
   attended_wide = MatMul(probabilities, values_wide)
-  heads = Constant<value_ints = [1]>()
-  map_wide = ReduceMean<keepdims = 0>(probabilities, heads)
+  axis1 = Constant<value_ints = [1]>()
+  map_wide = ReduceMean<keepdims = 0>(probabilities, axis1)
   attended = CastLike(attended_wide, query)
   head_mean = CastLike(map_wide, query)
 }}
 """
 
 BODIES = {"BinsExpectation": BINS_EXPECTATION, "GroupNormSilu": GROUP_NORM_SILU, "CrossAttention": CROSS_ATTENTION}
+
+
+def body(operator: str, opset: int = OPSET) -> str:
+    """The text of an operator's body for graphs of an opset, 15 or later; a body of another opset than its graph's is not valid ONNX."""
+    text = BODIES[operator]
+    for newer, older in OLDER if opset < OPSET else ():
+        text = re.sub(newer, older, text)
+    return text.replace(f'["" : {OPSET}]', f'["" : {opset}]')
 
 
 def add_functions(model: onnx.ModelProto) -> None:
@@ -157,7 +178,8 @@ def add_functions(model: onnx.ModelProto) -> None:
     if unknown:
         raise ValueError(f"the domain {DOMAIN} has no operator {', '.join(unknown)}, only {', '.join(BODIES)}")
     present = {function.name for function in model.functions if function.domain == DOMAIN}
-    model.functions.extend(parser.parse_function(BODIES[name]) for name in used if name not in present)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    model.functions.extend(parser.parse_function(body(name, opset)) for name in used if name not in present)
     if used and not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 

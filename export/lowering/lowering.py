@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from ...calibration.graph.stage_graph import StageGraph
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
+from ...trt_plugins.functions import add_functions, without_bodies
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, Constants, WeightsWriter, external_extent, point_outside, safe_data_path
 from ..graph.set_nodes import set_nodes
 from .operator_checks import unreadable
@@ -145,14 +146,28 @@ def _write(model: onnx.ModelProto, editor: Editor, source: Path, graph: Path) ->
         data.unlink()
     del model.graph.initializer[:]
     model.graph.initializer.extend(fresh)
+    known = {value.name: value.type.tensor_type.shape for value in model.graph.value_info}
     del model.graph.value_info[:]
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", OPSET))
+    without_bodies(model)
+    add_functions(model)  # of this opset; the parser gets the graph without them
     model.ir_version = min(model.ir_version, IR_VERSION)
     try:
         typed = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        _keep_names_of_sizes(typed, known)
         graph.write_bytes(typed.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(graph))
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         words = " ".join(str(error).split())[:400]
         raise BuildFailedError(f"stage {graph.stem}: the graph for TensorRT 8 is not valid ONNX of opset {OPSET} ({words})") from error
+
+
+def _keep_names_of_sizes(model: onnx.ModelProto, known: dict[str, onnx.TensorShapeProto]) -> None:
+    """Where inference knows of a size no more than that it is free, it keeps what the graph called it: the batch is called the same everywhere."""
+    for value in model.graph.value_info:
+        found, before = value.type.tensor_type.shape.dim, known.get(value.name)
+        if before is not None and len(before.dim) == len(found):
+            for dim, old in zip(found, before.dim, strict=True):
+                if not dim.HasField("dim_value"):
+                    dim.CopyFrom(old)

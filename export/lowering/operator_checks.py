@@ -1,4 +1,5 @@
-"""Check a graph against the operators that the parser of TensorRT 8.5 or 8.6 reads, by onnx-tensorrt's published table; needs no TensorRT.
+"""Check a graph against the operators that the parser of TensorRT 8.5 or 8.6 reads, by onnx-tensorrt's published table; needs no TensorRT. Nodes of our
+own domain are held against the plugins that the parser will ask the registry for.
 
 The tables lie beside this file as data: operator -> types, and limits by name. INT64 counts as INT32 and float64 as FP32, as the parser casts them.
 """
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from ...trt_plugins.functions import DOMAIN
+from .plugin_checks import plugin_problem
 
 RELEASES = ("8.5", "8.6")
 KINDS = {
@@ -219,6 +223,8 @@ def unreadable(model: onnx.ModelProto, constants: Mapping[str, np.ndarray], rele
 
 def _reason(facts: Facts, table: OperatorTable) -> str:
     node = facts.node
+    if node.domain == DOMAIN:
+        return plugin_problem(node, [facts.kind(name) for name in node.input], [facts.sizes(name) for name in node.input])
     if node.domain not in ("", "ai.onnx"):
         return f"operators of the domain {node.domain} are not known"
     if node.op_type not in table.operators:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from ...runtime.artefact.operator_use import PluginLibrary
-from ...runtime.tensorrt.operators.plugins import read_library
+from ...runtime.artefact.plugin_library import PluginLibrary
+from ...runtime.tensorrt.operators.plugins import check_release, read_library
 from ...trt_plugins.functions import without_bodies
 
 
@@ -21,12 +21,17 @@ def write_plugin_graph(source: Path) -> Path:
     return target
 
 
-def library_beside(path: str | Path, folder: Path) -> PluginLibrary:
+def library_beside(path: str | Path, folder: Path, version: str) -> PluginLibrary:
     """What a library is, and the same bytes in ``folder``, where the candidate of the plan is run before it gets its name.
+
+    Args:
+        version: of the TensorRT that is to load it.
 
     Raises:
         InputError: if it is no library of ours.
+        EnvironmentMismatchError: if it is for another TensorRT.
     """
     library = read_library(path)
+    check_release(path, library, version)
     shutil.copyfile(path, folder / library.file)
     return library

@@ -80,7 +80,7 @@ def build_plan(
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
         _check_stage(stage, options)
-    if options.backend == "tensorrt" and (options.operators or options.precision in ("fp8", "int4")):  # before anyone calibrates for what it does not know
+    if options.backend == "tensorrt" and options.precision in ("fp8", "int4"):  # before anyone calibrates for what it does not know
         version, target = installed_tensorrt(options.device)
         options.check_card(version, target, bool(constrained_release(version)))
     calibration = None if options.precision == "fp32" else require_calibration(bundle, options.precision) if options.planned else read_calibration(bundle)

@@ -83,11 +83,8 @@ class BuildOptions:
         """Refuse what plain TensorRT of a version cannot build for the card that is here; ``constrained`` is a TensorRT 8.
 
         Raises:
-            UsageError: for FP8 and INT4; for our operators in TensorRT 8.
+            UsageError: for FP8 and INT4.
         """
-        if constrained and self.operators:
-            was, wanted = f"TensorRT {version} is built for without our operators", "TensorRT 10.3 or later, TensorRT-RTX or ONNX Runtime"
-            raise UsageError(was, wanted=wanted, fix="leave --operators out")
         if constrained and self.precision in ("fp8", "int4"):
             fix = f"--precision fp16, or calibrate without {self.precision}, then --precision int8"
             raise UsageError(f"TensorRT {version} does not know {self.precision.upper()}", wanted="TensorRT 10.3 or later", fix=fix)

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from ...runtime.artefact.operator_use import PluginLibrary
+from ...runtime.artefact.plugin_library import PluginLibrary
 from ..graph.product_types import products_by_type
 from .build_options import PLANNED, BuildOptions
 
@@ -21,6 +21,11 @@ def onnxruntime_request(options: BuildOptions, name: str, graph: Path, scratch: 
     target, weights = (str(made[f"engines/{name}{suffix}"]) for suffix in (".onnx", ".weights"))
     request = {"task": "onnxruntime", "stage": name, "source": str(graph), "target": target, "weights": weights, "scratch": str(folder)}
     return {**request, "cuda": options.cuda}, made
+
+
+def plugin_facts(options: BuildOptions, library: PluginLibrary | None) -> dict[str, Any] | None:
+    """The library of our operators, for a compiler's process; None for none."""
+    return {"library": asdict(library), "path": str(Path(options.plugins).resolve())} if library else None
 
 
 def tensorrt_request(options: BuildOptions, name: str, graph: Path, target: Path, library: PluginLibrary | None, quantised: dict[str, str]) -> dict[str, Any]:
@@ -43,6 +48,6 @@ def tensorrt_request(options: BuildOptions, name: str, graph: Path, target: Path
         "fp16": products.get(onnx.TensorProto.FLOAT16, []),
         "fp32": products.get(onnx.TensorProto.FLOAT, []),
         "bf16": products.get(onnx.TensorProto.BFLOAT16, []),
-        "plugins": {"library": asdict(library), "path": str(Path(options.plugins).resolve())} if library else None,
+        "plugins": plugin_facts(options, library),
         **{low: sorted(layers & {node for node, kind in quantised.items() if kind == low}) for low in PLANNED},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import onnx
 from ...calibration.precision.fp32_rules import MOVING
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.tensorrt.adapters.releases import tier_of
+from ...trt_plugins.functions import DOMAIN
 from ..child.child import run_child
 from ..graph.product_types import PRODUCTS
 from ..lowering.lowering import LoweredStage, lower_stage
+from ..operators.plugin_graph import write_plugin_graph
+from ..operators.split import Piece, split_stage
+from ..operators.typed_cuts import type_pieces
 
 EPILOGUES = ("Relu", "LeakyRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Add", "Mul", "BatchNormalization")  # fuse into a product
 NOT_COMPUTED = (*MOVING, "Cast", "Shape", "QuantizeLinear", "DequantizeLinear")  # they move numbers: no precision of theirs can be lost
@@ -55,6 +60,7 @@ class ConstrainedStages:
     def __init__(self, release: str, folder: Path, precision: str):
         self._release, self._folder, self._precision = release, folder, precision
         self._stages: dict[str, tuple[LoweredStage, StageSpec, dict[str, str]]] = {}
+        self._pieces: dict[str, tuple[Path, StageSpec, dict[str, str]]] = {}  # parts of stages that are engines of their own
 
     def lower(self, source: Path, spec: StageSpec, typed: StageSpec, fp32: set[str], int8: set[str]) -> None:
         """Write the graph of one stage.
@@ -86,17 +92,41 @@ class ConstrainedStages:
         """What the engine of a stage takes and makes."""
         return self._stages[name][1]
 
-    def request(self, name: str, target: Path, batch: tuple[int, int, int]) -> dict[str, Any]:
-        """See ``constrained_build.build_constrained_engine``."""
+    def cut(self, name: str, unread: Collection[str]) -> tuple[Piece, ...]:
+        """A stage cut around our operators, with the types that the plan wants at the cuts; empty for a stage without operators.
+
+        Args:
+            unread: outputs that no stage reads.
+
+        Raises:
+            BuildFailedError: see ``split_stage`` and ``type_pieces``.
+        """
         lowered, spec, kinds = self._stages[name]
-        graph = onnx.load(str(lowered.graph), load_external_data=False).graph
+        pieces = split_stage(lowered.graph, spec)
+        if not pieces:
+            return ()
+        operators = {node.name for node in onnx.load(str(lowered.graph), load_external_data=False).graph.node if node.domain == DOMAIN}
+        pieces = type_pieces(pieces, spec, all(kinds[operator] == "fp16" for operator in operators), unread)
+        for piece in pieces:
+            if piece.graph is not None:
+                nodes = onnx.load(str(piece.graph), load_external_data=False).graph.node
+                self._pieces[piece.spec.name] = piece.graph, piece.spec, {node.name: kinds[node.name] for node in nodes}
+        return pieces
+
+    def request(self, name: str, target: Path, batch: tuple[int, int, int], plugins: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Of a stage, or of a part of one; see ``constrained_build.build_constrained_engine``."""
+        source, spec, kinds = self._pieces[name] if name in self._pieces else (self.graph(name)[1], *self._stages[name][1:])
+        graph = onnx.load(str(source), load_external_data=False).graph
         ops, sides = {node.name: node.op_type for node in graph.node}, (*graph.value_info, *graph.input, *graph.output)
         floats = {value.name for value in sides if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
         computed = {node.name for node in graph.node if node.op_type not in NOT_COMPUTED and not floats.isdisjoint((*node.input, *node.output))}
+        operators = [node.name for node in graph.node if node.domain == DOMAIN]
         return {
             "task": "tensorrt8",
             "stage": name,
-            "source": str(lowered.graph),
+            "source": str(write_plugin_graph(source) if operators else source),
+            "operators": operators,
+            "plugins": plugins if operators else None,
             "target": str(target),
             "batch": list(batch),
             "precision": self._precision,

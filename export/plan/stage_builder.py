@@ -16,7 +16,7 @@ from ...runtime.certificate.probes import PROBES
 from ..child.child import Progress, default_limit_nbytes, run_child
 from ..operators.plugin_graph import library_beside, write_plugin_graph
 from ..operators.rewritten_bundle import RewrittenBundle
-from ..operators.split import split_stage
+from ..operators.split import Piece, split_stage
 from ..parity.parity import GRAPH_ONLY, ParityReport, Tolerances, measure_parity
 from ..parity.rounding_probes import write_typed_probes
 from ..precision.calibrated import Calibration, planned_boundaries, type_all_by_plan
@@ -24,7 +24,7 @@ from ..precision.rounded import write_rounded_stage
 from ..precision.typed import TypedStage, boundary_types, type_stage
 from .build_options import BuildOptions
 from .built_stage import BuiltStage, with_fixed_batch
-from .compile_requests import onnxruntime_request, tensorrt_request
+from .compile_requests import onnxruntime_request, plugin_facts, tensorrt_request
 from .constrained_stages import ConstrainedStages, constrained_release, installed_tensorrt
 from .goldens import collect_goldens, golden_tensors
 from .kernel_stages import golden_cuts, kernel_stage
@@ -68,7 +68,7 @@ class StageBuilder:
         if plain:
             options.check_card(self.version, target, bool(release))
         self._constrained = ConstrainedStages(release, scratch / "lowered", options.precision) if release else None
-        self._library = library_beside(options.plugins, scratch) if options.plugins else None
+        self._library = library_beside(options.plugins, scratch, self.version) if options.plugins else None
 
     def type_stages(self) -> ParityReport | None:
         """Make the graphs that the compiler reads; FP16 ones, and those for TensorRT 8, are checked against the golden tensors."""
@@ -162,7 +162,7 @@ class StageBuilder:
         for number, stage in enumerate(self.manifest.stages):
             start, width = 0.3 + 0.6 * number / len(self.manifest.stages), 0.6 / len(self.manifest.stages)
             graph, spec, fp32, weights = self._graphs[stage.spec.name]
-            pieces = split_stage(graph, spec) if self._cuts else ()
+            pieces = self._pieces(stage.spec.name, graph, spec) if self._cuts else ()
             if not pieces:
                 built.append(self._compile(stage.spec.name, spec.name, graph, spec, (fp32, weights), (start, width)))
                 continue
@@ -175,7 +175,16 @@ class StageBuilder:
                 else:
                     part = (start + width * place / len(pieces), width / len(pieces))
                     built.append(self._compile(stage.spec.name, piece.spec.name, piece.graph, piece.spec, (0, piece.weights_nbytes), part))
+            if self._constrained is not None:
+                self._constrained.drop(stage.spec.name)
         return built
+
+    def _pieces(self, name: str, graph: Path, spec: StageSpec) -> tuple[Piece, ...]:
+        """A stage cut around our operators; empty if it has none."""
+        if self._constrained is None:
+            return split_stage(graph, spec)
+        read = {tensor.name for one in self.manifest.specs() for tensor in one.inputs}
+        return self._constrained.cut(name, {tensor.name for tensor in spec.outputs} - read)
 
     def _compile(
         self, stage: str, name: str, graph: Path, spec: StageSpec, counted: tuple[int, int], part: tuple[float, float]
@@ -189,7 +198,7 @@ class StageBuilder:
         self.version = values["version"]
         if graph.parent == self.scratch:
             Path(f"{graph}.data").unlink(missing_ok=True)
-        if self._constrained is not None:
+        if self._constrained is not None and name == stage:  # the parts of a stage share their weights
             self._constrained.drop(name)
         table = tuple(Initializer(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])), i["offset"]) for i in values.get("initializers", ()))
         names = sorted(files)
@@ -213,7 +222,8 @@ class StageBuilder:
         small = {"workspace": self.options.workspace_nbytes, "timing_cache": self._timing_cache} if plain else {}
         small |= {"inspect": plain or bool(self.options.layers), "layers": str(self._told(name)) if self.options.layers else ""}
         if self._constrained is not None:
-            return {**self._constrained.request(name, target, self.options.batch), **small}, {f"engines/{name}.engine": target}
+            request = self._constrained.request(name, target, self.options.batch, plugin_facts(self.options, self._library))
+            return {**request, **small}, {f"engines/{name}.engine": target}
         graph = write_plugin_graph(graph) if self._library and stage in self.bundle.counts else graph
         request = tensorrt_request(self.options, name, graph, target, self._library, self._quantised.get(stage, {}))
         return {**request, **small}, {f"engines/{name}.engine": target}

@@ -7,14 +7,18 @@ used here against dumps of the four APIs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ...runtime.artefact.plugin_library import PluginLibrary
 from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
+from ...runtime.tensorrt.operators.plugins import load_plugins
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
 from .finished_engine import ask_engine
 from .timing_cache import TimingCache
@@ -49,17 +53,28 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
             engine tells of layers in other types only.
     """
     trt = import_tensorrt(request["backend"])
-    plugins = None
-    if request.get("plugins"):  # a Python that has TensorRT alone gets no such request
-        from ...runtime.artefact.operator_use import PluginLibrary
-        from ...runtime.tensorrt.operators.plugins import load_plugins
-
-        plugins = load_plugins(trt, Path(request["plugins"]["path"]), PluginLibrary(**request["plugins"]["library"]))
-    try:
+    with requested_plugins(trt, request):
         return _build(trt, request, send)
+
+
+@contextmanager
+def requested_plugins(trt: ModuleType, request: dict[str, Any]) -> Iterator[None]:
+    """The library that a request names, registered while the work lasts; nothing may hold a network or an engine that calls it when that ends.
+
+    Raises:
+        EnvironmentMismatchError: see ``load_plugins``.
+    """
+    if not request.get("plugins"):
+        yield
+        return
+    plugins = load_plugins(trt, Path(request["plugins"]["path"]), PluginLibrary(**request["plugins"]["library"]))
+    try:
+        yield
+    except BaseException as failure:
+        traceback.clear_frames(failure.__traceback__)  # they hold the network, whose plugins are code of the library
+        raise
     finally:
-        if plugins is not None:
-            plugins.close()
+        plugins.close()
 
 
 def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:

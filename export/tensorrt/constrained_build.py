@@ -16,7 +16,7 @@ from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, Precis
 from ...runtime.tensorrt.adapters.tactic_sources import limit_sources
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
-from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch, make_builder
+from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch, make_builder, requested_plugins
 from .engine_layers import layer_types
 from .finished_engine import layer_information, load_engine
 from .timing_cache import TimingCache
@@ -38,20 +38,27 @@ def build_constrained_engine(request: dict[str, Any], send: Callable[..., None])
         request: ``stage``, ``source`` (ONNX, lowered), ``target`` (file to write), ``batch`` ([min, opt, max]), ``precision``, ``nodes`` (name and
             ``fp32``, ``fp16``, ``int8`` or ``free`` of every node, in running order; what is free is left to the compiler), ``products`` (names of the
             convolutions and matrix products), ``exact`` (names of the nodes that must not compute in anything but FP32), ``half`` (inputs and outputs
-            that are FP16), ``workspace``, ``timing_cache`` and ``layers`` (see ``build.build_engine``).
+            that are FP16), ``operators`` (names of the nodes that are operators of ours), ``plugins``, ``workspace``, ``timing_cache`` and ``layers`` (see
+            ``build.build_engine``).
         send: sends one event to the parent.
 
     Returns:
         ``nbytes`` of the engine, ``version``, ``counts`` (products by the type they got; ``untold`` for those that the compiler merged into a region
-        of its own), ``told`` (how much of what must be FP32 was read back, in words; empty for an FP32 engine), ``activations_nbytes``.
+        of its own), ``told`` (how much of what must be FP32 was read back, and in what our operators compute, in words; may be empty),
+        ``activations_nbytes``.
 
     Raises:
-        EnvironmentMismatchError: if there is no GPU.
+        EnvironmentMismatchError: if there is no GPU; if the library of our operators is not for this release.
         BuildFailedError: naming the stage and, where the parser knows it, the node.
         PrecisionError: if the engine computes a node in another precision than the plan says.
     """
-    stage = request["stage"]
     trt = import_tensorrt("tensorrt")
+    with requested_plugins(trt, request):
+        return _build(trt, request, send)
+
+
+def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    stage = request["stage"]
     log = BuildLog(send)
     logger = make_logger(trt, log)
     builder = make_builder(trt, logger)
@@ -148,6 +155,7 @@ def constrain(trt: ModuleType, network: Any, nodes: list[tuple[str, str]]) -> No
 
     A layer bears the name of its node, or that name and a number. Helper layers without one (the parser adds them before the layer they serve) go
     with the next that has one. Layers of INT8 nodes, and free ones, are left to their Q/DQ; constants, shapes and integers have nothing to ask for.
+    A plugin in FP16 is asked for by its outputs alone: its table of formats ties the inputs to them, and some of those are FP32 always.
     """
     kinds, types = dict(nodes), {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}
     left_alone = {getattr(trt.LayerType, name) for name in UNCONSTRAINED}
@@ -160,7 +168,8 @@ def constrain(trt: ModuleType, network: Any, nodes: list[tuple[str, str]]) -> No
         outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
         if kind not in types or layer.type in left_alone or not outputs or outputs[0].is_shape_tensor or outputs[0].dtype not in floats:
             continue
-        layer.precision = types[kind]
+        if kind == "fp32" or layer.type != trt.LayerType.PLUGIN_V2:
+            layer.precision = types[kind]
         for place, tensor in enumerate(outputs):
             if tensor.dtype in floats and not tensor.is_network_output:
                 layer.set_output_type(place, types[kind])
@@ -186,7 +195,8 @@ def _set_boundaries(trt: ModuleType, network: Any, half: set) -> None:
 
 
 def _check_precision(information: str, request: dict[str, Any]) -> tuple[dict[str, int], str]:
-    """Hold the types that the engine tells of against the plan; returns how many products have which, and what became of FP32 nodes in words."""
+    """Hold the types that the engine tells of against the plan; returns how many products have which, and what became of FP32 nodes and of our
+    operators in words."""
     kinds, exact, products = dict(request["nodes"]), set(request["exact"]), set(request["products"])
     got = layer_types(information, kinds, set(request["half"]))
     wrong = []
@@ -208,5 +218,9 @@ def _check_precision(information: str, request: dict[str, Any]) -> tuple[dict[st
             fix="report it with the version of TensorRT; --precision fp32 asks for nothing",
         )
     seen = sum("float" in got[name].own for name in exact & got.keys())
-    told = f"{len(exact)} nodes held to FP32: {seen} read back as FP32, {len(exact) - seen} merged into what it does not tell of"
-    return {kind: count for kind, count in sorted(counts.items()) if count}, told if exact and request["precision"] != "fp32" else ""
+    told = [f"{len(exact)} nodes held to FP32: {seen} read back as FP32, {len(exact) - seen} merged into what it does not tell of"]
+    told = told if exact and request["precision"] != "fp32" else []
+    if request["operators"]:
+        plugins = Counter("untold" if name not in got else "half" if "half" in (*got[name].own, *got[name].reads) else "float" for name in request["operators"])
+        told.append(f"operators of ours: {', '.join(f'{count} {kind}' for kind, count in sorted(plugins.items()))}")
+    return {kind: count for kind, count in sorted(counts.items()) if count}, "; ".join(told)

@@ -36,13 +36,25 @@ EXPORTED AnyCreator* const* LISTING(int32_t& count) {
 #if NV_TENSORRT_MAJOR >= 10 || NV_TENSORRT_MINOR >= 6
 EXPORTED void setLoggerFinder(nvinfer1::ILoggerFinder*) {}  // these plugins have nothing to log
 #else
-// TensorRT 8.5 loads no libraries: the caller opens this one, keeps it open, and calls this; twice registers once.
-EXPORTED int32_t fathom_register(nvinfer1::IPluginRegistry* registry) {
+// TensorRT 8.5 loads no libraries: the caller opens this one, keeps it open, and registers its creators with these two.
+EXPORTED int32_t fathom_deregister(nvinfer1::IPluginRegistry* registry) {
     int32_t count = 0, failed = 0;
     AnyCreator* const* creators = LISTING(count);
     for (int32_t i = 0; i < count; ++i)
-        if (!registry->getPluginCreator(creators[i]->getPluginName(), fathom::VERSION, fathom::NAMESPACE))
-            failed += !registry->registerCreator(*creators[i], fathom::NAMESPACE);
+        if (registry->getPluginCreator(creators[i]->getPluginName(), fathom::VERSION, fathom::NAMESPACE) == creators[i])
+            failed += !registry->deregisterCreator(*creators[i]);
+    return failed;
+}
+
+// All of them, or none: the number of names that somebody else holds. Twice registers once.
+EXPORTED int32_t fathom_register(nvinfer1::IPluginRegistry* registry) {
+    int32_t count = 0, failed = 0;
+    AnyCreator* const* creators = LISTING(count);
+    for (int32_t i = 0; i < count; ++i) {
+        AnyCreator const* held = registry->getPluginCreator(creators[i]->getPluginName(), fathom::VERSION, fathom::NAMESPACE);
+        failed += held ? held != creators[i] : !registry->registerCreator(*creators[i], fathom::NAMESPACE);
+    }
+    if (failed) fathom_deregister(registry);
     return failed;
 }
 #endif

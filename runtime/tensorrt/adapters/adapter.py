@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -34,6 +36,16 @@ class Adapter(Protocol):
 
         Returns:
             the context, None if it cannot be made; and whether it took the cache.
+        """
+
+    def register_library(self, path: Path) -> Callable[[], None] | None:
+        """Register the plugin creators of a library.
+
+        Args:
+            path: absolute; its SHA-256 was checked.
+
+        Returns:
+            what takes them away again; None if the registry takes none of them: the library is for another release, or one of the names is held.
         """
 
     def set_device_memory(self, context: Any, address: int, nbytes: int) -> None:

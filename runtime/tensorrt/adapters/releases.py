@@ -33,6 +33,12 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
+def library_release(version: str) -> str:
+    """The part of a version that a plugin library serves: the major release, and of TensorRT 8 the minor one too (8.6 opens libraries, 8.5 does not)."""
+    numbers = release(version)
+    return ".".join(map(str, numbers[: 2 if numbers[0] == 8 else 1]))
+
+
 def tier_of(version: str) -> Tier:
     """The tier of a version of plain TensorRT.
 

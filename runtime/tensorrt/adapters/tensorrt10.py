@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +31,12 @@ class TensorRT10:
     def create_context(self, engine: Any, cache: Any, graphs: bool) -> tuple[Any, bool]:
         """See ``adapter.Adapter.create_context``."""
         return engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED), True
+
+    def register_library(self, path: Path) -> Callable[[], None] | None:
+        """See ``adapter.Adapter.register_library``."""
+        registry = self._trt.get_plugin_registry()
+        handle = registry.load_library(str(path))
+        return None if handle is None else lambda: registry.deregister_library(handle)
 
     def set_device_memory(self, context: Any, address: int, nbytes: int) -> None:
         """See ``adapter.Adapter.set_device_memory``."""

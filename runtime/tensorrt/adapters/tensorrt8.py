@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .library_by_hand import register_by_hand
 from .tactic_sources import limit_sources
 
 
@@ -32,6 +35,14 @@ class TensorRT8:
     def create_context(self, engine: Any, cache: Any, graphs: bool) -> tuple[Any, bool]:
         """See ``adapter.Adapter.create_context``."""
         return engine.create_execution_context_without_device_memory(), True
+
+    def register_library(self, path: Path) -> Callable[[], None] | None:
+        """See ``adapter.Adapter.register_library``: 8.6 opens it itself, 8.5 does not."""
+        registry = self._trt.get_plugin_registry()
+        if not hasattr(registry, "load_library"):
+            return register_by_hand(path)
+        handle = registry.load_library(str(path))
+        return None if handle is None else lambda: registry.deregister_library(handle)
 
     def set_device_memory(self, context: Any, address: int, nbytes: int) -> None:
         """See ``adapter.Adapter.set_device_memory``."""

@@ -1,7 +1,7 @@
 """The library of our operators that some engines for plain TensorRT call: found, held against the plan's SHA-256, loaded once for a process.
 
-It is not in the plan: a plan names it, and nothing else is ever loaded for it. TensorRT's own registry opens it, registers its creators and takes
-them away again after the last engine that calls them.
+It is not in the plan: a plan names it, and nothing else is ever loaded for it. Its creators are registered with the first engine that calls them and
+taken away after the last. Needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ...artefact.operator_use import OperatorUse, PluginLibrary
+from ...artefact.plugin_library import PluginLibrary
 from ...errors import ChecksumError, EnvironmentMismatchError, InputError
 from ...files import sha256_of
+from ..adapters.open_adapter import open_adapter
+from ..adapters.releases import library_release
+
+if TYPE_CHECKING:
+    from ...artefact.operator_use import OperatorUse
 
 ENVIRONMENT = "FATHOM_PLUGINS"
 MARK = re.compile(rb"fathom plugins for TensorRT (\d{1,3})\.(\d{1,3})\0")
@@ -75,7 +81,7 @@ def find_library(wanted: PluginLibrary, beside: Path) -> Path:
 @dataclass
 class _Loaded:
     sha256: str
-    handle: Any
+    unload: Callable[[], None]
     users: int
 
 
@@ -99,7 +105,7 @@ class Plugins:
             loaded.users -= 1
             if not loaded.users:
                 del _loaded[trt.__name__]
-                trt.get_plugin_registry().deregister_library(loaded.handle)
+                loaded.unload()
 
 
 def open_plugins(trt: ModuleType, operators: OperatorUse | None, beside: Path) -> Plugins | None:
@@ -118,25 +124,31 @@ def load_plugins(trt: ModuleType, path: Path, library: PluginLibrary) -> Plugins
     Raises:
         EnvironmentMismatchError: if it is for another TensorRT, another library with the same operators is loaded, or TensorRT refuses it.
     """
-    if library.tensorrt.split(".")[0] != trt.__version__.split(".")[0]:
-        raise EnvironmentMismatchError(
-            f"{path} was compiled for TensorRT {library.tensorrt}, and {trt.__version__} is installed here",
-            wanted="a library for the same major release",
-            fix=BUILD,
-        )
+    check_release(path, library, trt.__version__)
     with _lock:
         loaded = _loaded.get(trt.__name__)
         if loaded is not None and loaded.sha256 != library.sha256:
             was = f"a library with the SHA-256 {loaded.sha256[:12]}… is loaded already, and its operators have the same names as those of {path}"
             raise EnvironmentMismatchError(was, wanted="one library in a process", fix="close the other plan first, or use a process for each")
         if loaded is None:
-            registry = trt.get_plugin_registry()
-            if not hasattr(registry, "load_library"):
-                raise EnvironmentMismatchError(f"TensorRT {trt.__version__} loads no plugin libraries", wanted="8.6 or later", fix="build without --plugins")
-            handle = registry.load_library(str(path.resolve()))
-            if handle is None:
+            unload = open_adapter(trt).register_library(path.resolve())
+            if unload is None:
                 was = f"TensorRT {trt.__version__} does not take the library {path}, or has operators of these names already"
                 raise EnvironmentMismatchError(was, wanted="a library for this release, alone with its names", fix=BUILD)
-            loaded = _loaded[trt.__name__] = _Loaded(library.sha256, handle, 0)
+            loaded = _loaded[trt.__name__] = _Loaded(library.sha256, unload, 0)
         loaded.users += 1
     return Plugins(trt)
+
+
+def check_release(path: str | Path, library: PluginLibrary, version: str) -> None:
+    """Raise EnvironmentMismatchError if a library is for another TensorRT than the one that is installed.
+
+    Args:
+        path: where it lies.
+        library: what it is.
+        version: of the package ``tensorrt``.
+    """
+    here = library_release(version)
+    if library_release(library.tensorrt) != here:
+        was = f"{path} was compiled for TensorRT {library.tensorrt}, and {version} is installed here"
+        raise EnvironmentMismatchError(was, wanted=f"a library for TensorRT {here}", fix=BUILD)
