@@ -50,7 +50,7 @@ def test_where_int8_fails_on_the_scenes_of_the_proof_fp16_is_proven_before_fp32_
 
 def test_the_fastest_safer_mixture_is_taken_where_it_holds():
     mixtures, prover = all_tried(), Evaluator(0.0008)
-    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None)
+    found, _ = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None)
     assert prover.asked == [8, 7, 6] and sum(choice == INT8 for choice in found.values()) == 6
 
 
