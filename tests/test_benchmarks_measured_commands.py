@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from fathom.benchmarks.machine.tree_memory import TreeMemory
 from fathom.benchmarks.studies.int8_fullsize import ratios
+from fathom.benchmarks.studies.int8_search import GreatestSize
 from fathom.benchmarks.studies.measured_commands import measured, system
 from fathom.runtime.errors import FathomError
 
@@ -43,3 +45,17 @@ def test_int8_engines_are_set_against_fp16_engines():
     high = [stage("unet", 1000, 900, half=9), stage("bins", 50, 40, half=3)]
     low = [stage("unet", 520, 450, half=1, int8=8), stage("bins", 50, 40, half=3)]
     assert ratios(low, high) == {"unet": {"engine": 0.52, "weights": 0.5}}
+
+
+def test_the_greatest_size_of_a_journal_that_is_removed(tmp_path):
+    folder = tmp_path / "journal"
+    watched = GreatestSize(folder, every_s=0.01)
+    (folder / "below").mkdir(parents=True)
+    for size in (1000, 70_000, 20_000):
+        (folder / "below" / "one.bin").write_bytes(bytes(size))
+        (folder / "two.bin").write_bytes(bytes(500))
+        time.sleep(0.3)
+    (folder / "two.bin").unlink()
+    (folder / "below" / "one.bin").unlink()
+    watched.stop()
+    assert watched.greatest_nbytes == 70_500

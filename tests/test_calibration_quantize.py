@@ -130,3 +130,16 @@ def test_residual_additions_are_quantised_when_asked(rng):
     by_name = {node.name: node for node in graph.model.graph.node}
     assert by_name["residual"].input[0] == by_name["a"].input[0] == "x:int8:dequantized"  # one pair serves both
     assert 0 < np.abs(StageSession(graph).run({"x": x})["y"] - plain).max() < 0.3
+
+
+def test_large_changed_weights_go_to_onnx_runtime_beside_the_graph(rng):
+    weight, x = rng.normal(size=(300, 200)).astype(np.float32), rng.normal(size=(4, 300)).astype(np.float32)
+    shift = rng.normal(size=200).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    graph = graph_of(nodes, {"w": np.zeros((1, 1), np.float32), "b": shift}, {"x": [4, 300]}, {"y": [4, 200]})
+    graph.add_made_constant("w", TensorProto.FLOAT, weight.shape, lambda: 2 * weight)
+    graph.add_made_constant("b", TensorProto.FLOAT, shift.shape, lambda: -shift)
+    model, large = graph.with_large_apart()
+    assert [*large] == ["w"] and len(model.SerializeToString()) < 5000  # protobuf writes no message of 2 GiB
+    assert np.allclose(StageSession(graph).run({"x": x})["y"], x @ (2 * weight) - shift, atol=1e-3)
+    onnx.checker.check_model(graph.complete(), full_check=True)

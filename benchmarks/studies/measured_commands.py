@@ -59,7 +59,7 @@ def measured(program: str, *arguments: str, threads: int) -> dict[str, Any]:
 
 
 def _short(argument: str) -> str:
-    return Path(argument).name if os.sep in argument else argument
+    return Path(argument).name if os.sep in argument and " " not in argument else argument
 
 
 def system() -> dict[str, Any]:

@@ -42,8 +42,10 @@ class StageSession:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         disabled = [*WRONG_FOR_FP8, *(["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else [])]
         try:
-            data = graph.complete().SerializeToString()
-            self._session = onnxruntime.InferenceSession(data, options, providers=providers(), disabled_optimizers=disabled)
+            model, large = graph.with_large_apart()
+            self._large = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(make())) for make in large.values()]  # read where they are
+            options.add_external_initializers([*large], self._large)
+            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers(), disabled_optimizers=disabled)
         except FathomError:
             raise
         except Exception as error:  # ONNX Runtime raises many kinds

@@ -15,6 +15,7 @@ from ...runtime.errors import BuildFailedError, InputError
 from .captures import has_subgraph
 
 INLINE_NBYTES = 1024  # smaller constants stay in the graph, where shapes and axes must be readable without the weights file
+PLAIN = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)  # what ONNX Runtime takes from NumPy as it is
 PAGE = 4096
 CHANGED = {"GridSample": 20, "DFT": 20, "GroupNormalization": 21}  # opset from which an operator means something else
 
@@ -190,12 +191,27 @@ class StageGraph:
 
     def complete(self) -> onnx.ModelProto:
         """The graph with the constants that were changed here in it; what lies in the stage's own weights file stays there."""
+        model, large = self.with_large_apart()
+        for tensor in model.graph.initializer:
+            if tensor.name in large:
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(large[tensor.name]()), tensor.name))
+        return model
+
+    def with_large_apart(self) -> tuple[onnx.ModelProto, dict[str, Callable[[], np.ndarray]]]:
+        """The graph with the small constants that were changed here in it, and what makes the large ones: no graph can be handed on with 2 GiB in it."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
+        large = {}
         for tensor in model.graph.initializer:
-            if tensor.name in self._made:
+            if tensor.name not in self._made:
+                continue
+            if tensor.data_type not in PLAIN or np.prod(tensor.dims, dtype=np.int64) < INLINE_NBYTES:
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(self._made[tensor.name]()), tensor.name))
-        return model
+                continue
+            large[tensor.name] = self._made[tensor.name]
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=tensor.name)
+        return model, large
 
     def add_value(self, name: str, kind: int) -> None:
         """Declare the element type of a new tensor."""

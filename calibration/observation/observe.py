@@ -171,7 +171,10 @@ def _look(seen: StageObservation, fold: int, names: list[str], values: dict[str,
             amax = np.abs(tensor).max(axis=tuple(range(tensor.ndim - 1)))
             seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), amax)
         elif tensor.ndim == 4 and any(reader.op_type == "Conv" for reader, _ in graph.readers[name]):
-            seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), np.abs(tensor).max(axis=(0, 2, 3)))
+            low, high = tensor.min(axis=(0, 2, 3)), tensor.max(axis=(0, 2, 3))
+            seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), np.maximum(-low, high))
+            seen.lows[name] = np.minimum(seen.lows.get(name, np.inf), low)
+            seen.highs[name] = np.maximum(seen.highs.get(name, -np.inf), high)
     for name, output in peaks.items():
         if np.isfinite(peak := float(values[output])):  # a mask of -inf is no magnitude
             seen.peaks[name] = max(seen.peaks.get(name, 0.0), peak)

@@ -22,6 +22,7 @@ class StageObservation:
     Args:
         histograms: of every activation that INT8 or FP8 can need.
         channels: greatest magnitude per channel [C] of the activations of matrix products (for SmoothQuant).
+        lows, highs: least and greatest value per channel [C] of what convolutions read.
         peaks: greatest magnitude of every floating-point tensor.
         samples: rows that layers read, by ``layer_error.sample_key``: [count, width].
         folds: fold of scenes, tensor -> what ``histograms`` holds of that fold (see ``folds_of``).
@@ -31,6 +32,8 @@ class StageObservation:
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     channels: dict[str, np.ndarray] = field(default_factory=dict)
+    lows: dict[str, np.ndarray] = field(default_factory=dict)
+    highs: dict[str, np.ndarray] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
     folds: dict[int, dict[str, Histogram]] = field(default_factory=dict)
@@ -85,6 +88,7 @@ class StageObservation:
         arrays = {f"h|{n}": np.concatenate([h.counts, np.array([h.exponent])]) for n, h in parts}
         arrays |= {f"m|{n}": np.array(h.amax) for n, h in parts}
         arrays |= {f"c|{n}": values for n, values in self.channels.items()}
+        arrays |= {f"l|{n}": values for n, values in self.lows.items()} | {f"t|{n}": values for n, values in self.highs.items()}
         arrays |= {f"s|{n}": rows for n, rows in self.samples.items()}
         arrays |= {f"o|{n}": folds for n, folds in self.origins.items()}
         return arrays | {f"p|{n}": np.array(peak) for n, peak in self.peaks.items()}
@@ -102,6 +106,8 @@ class StageObservation:
                 seen.histograms.setdefault(tensor, Histogram()).merge(part)
             elif kind == "c":
                 seen.channels[name] = values
+            elif kind in ("l", "t"):
+                (seen.lows if kind == "l" else seen.highs)[name] = values
             elif kind == "s":
                 seen.samples[name] = values
             elif kind == "o":

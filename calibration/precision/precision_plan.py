@@ -14,7 +14,7 @@ from ..quantisation.formats import FORMATS
 from ..quantisation.quantize import ALSO
 from ..ranges.observers import LEARNED, RULES
 
-FORMAT, VERSION = "fathom-precision-plan", 2
+FORMAT, VERSION = "fathom-precision-plan", 3
 MAX_PLAN_BYTES = 64 << 20
 
 
@@ -27,12 +27,14 @@ class Choice:
         observer: rule for the ranges of its activations if they are INT8 or FP8, else ``""``.
         smooth: SmoothQuant's alpha, 0 for none; only for INT8 and FP8.
         corrected: whether its layers' biases make up for the mean error of INT8 or FP8; only for those.
+        centred: whether what its convolutions read is shifted to lie around zero, where that makes them quieter; only for INT8.
     """
 
     precision: str
     observer: str = ""
     smooth: float = 0.0
     corrected: bool = False
+    centred: bool = False
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -45,6 +47,8 @@ class Choice:
             raise ValueError(f"smooth {self.smooth}: from 0 to below 1, and only for int8 and fp8")
         if self.corrected and not observed:
             raise ValueError(f"biases are corrected for int8 and fp8 only, not for {self.precision}")
+        if self.centred and self.precision != "int8":
+            raise ValueError(f"activations are centred for int8 only, not for {self.precision}")
 
     @property
     def quantised(self) -> bool:
@@ -55,7 +59,7 @@ class Choice:
     def words(self) -> str:
         """For tables: ``int8 mse smooth 0.5 corrected``."""
         smooth = f"smooth {self.smooth:g}" if self.smooth else ""
-        return " ".join(filter(None, (self.precision, self.observer, smooth, "corrected" if self.corrected else "")))
+        return " ".join(filter(None, (self.precision, self.observer, smooth, "centred" * self.centred, "corrected" * self.corrected)))
 
 
 FP32 = Choice("fp32")
@@ -165,7 +169,7 @@ class PrecisionPlan:
         for region in self.regions:
             facts = {name: getattr(region, name) for name in ("stage", "path", "kind", "reason", "evidence", "macs")}
             facts |= {"nodes": list(region.nodes), "precision": region.choice.precision, "observer": region.choice.observer}
-            facts |= {"smooth": region.choice.smooth, "corrected": region.choice.corrected}
+            facts |= {"smooth": region.choice.smooth, "corrected": region.choice.corrected, "centred": region.choice.centred}
             regions.append(facts)
         data |= {
             "format": FORMAT,
@@ -193,9 +197,10 @@ class PrecisionPlan:
         regions = []
         for line in lines:
             names = {"stage": str, "path": str, "kind": str, "nodes": list, "precision": str, "observer": str, "smooth": number, "corrected": bool}
-            names |= {"reason": str, "evidence": dict, "macs": int}
-            stage, path, kind, nodes, precision, observer, smooth, corrected, reason, evidence, macs = fields(line, "region", **names)
-            regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), Choice(precision, observer, float(smooth), corrected), reason, evidence, macs))
+            names |= {"centred": bool, "reason": str, "evidence": dict, "macs": int}
+            stage, path, kind, nodes, precision, observer, smooth, corrected, centred, reason, evidence, macs = fields(line, "region", **names)
+            choice = Choice(precision, observer, float(smooth), corrected, centred)
+            regions.append(RegionPlan(stage, path, kind, tuple(map(str, nodes)), choice, reason, evidence, macs))
         names = {"name": str, "cost_ms": number, "score": dict, "within": bool, "pareto": bool, "chosen": bool, "timed": bool}
         variants = tuple(Variant(*fields(line, "variant", **names)) for line in tried)
         return cls(model, budget, truth, cost, tuple(regions), tuple(map(str, keep)), verdicts, tuple(overflows), variants, tuple(map(str, also)), proof)

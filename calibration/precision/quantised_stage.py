@@ -11,15 +11,17 @@ from ...runtime.errors import InputError
 from ..graph.chain import prepare
 from ..graph.stage_graph import StageGraph
 from ..observation.stage_observation import StageObservation
+from ..quantisation.centre import centrable, centre, limits_of
 from ..quantisation.correct import bias_place, correct, output_of
 from ..quantisation.formats import FORMATS, INT8, Format
 from ..quantisation.layer_error import ALL, Layer, best_on_other_scenes, layers_of
 from ..quantisation.quantize import Quantized, activation_inputs, quantize
-from ..quantisation.smooth import Smoothed, smooth, smoothable, source_of
+from ..quantisation.smooth import CENTRED, Smoothed, smooth, smoothable, source_of
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
 from ..ranges.table import CalibrationTable, TensorRange
 from .precision_plan import Choice, RegionPlan
 
+QUIETER = 0.8  # activations are centred where that leaves so much of the noise of the layers that read them
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 Choices = dict[tuple[str, ...], Choice]  # nodes of a region -> what it computes in
 
@@ -42,10 +44,33 @@ def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also
                 if tensor in rules:
                     ranges.setdefault(tensor, rules[tensor])
     by_node = {name: choice for names, choice in choices.items() for name in names}
-    for target, found in _smooth(graph.copy(), choices, seen.channels).items():
+    work = graph.copy()
+    done = _smooth(work, choices, seen.channels)
+    for target, found in done.items():
         choice = by_node[found.layers[0]]
         ranges[target] = smoothed_range(graph, found, choice.observer, seen, FORMATS[choice.precision])
+    for base, layers in centrable(work, [name for name, choice in by_node.items() if choice.centred]).items():
+        if base in ranges and (found := centred_range(graph, base, [node.name for node in layers], done.get(base), ranges[base], seen)) is not None:
+            ranges[f"{base}{CENTRED}"] = found
     return ranges
+
+
+def centred_range(graph: StageGraph, base: str, layers: list[str], smoothed: Smoothed | None, plain: TensorRange, seen: StageObservation) -> TensorRange | None:
+    """Range of a tensor whose channels are shifted to lie around zero; None where that does not make the layers that read it so much quieter.
+
+    Args:
+        base: what they would read otherwise, in the range ``plain``.
+        layers: names of those that read it.
+        smoothed: how SmoothQuant made it, or None.
+    """
+    source, factors = source_of(base), smoothed.factors if smoothed else None
+    if source not in seen.lows or (smoothed is not None and base == source):  # its maker divides: what was seen is something else
+        return None
+    middles, amax = limits_of(seen.lows[source], seen.highs[source], factors)
+    before = layers_of(graph, source, seen.samples, layers, factors)
+    after = layers_of(graph, source, seen.samples, layers, factors, middles=middles)
+    noise = [sum(layer.noise(reach) for layer in some) for some, reach in ((before, plain.amax), (after, amax))]
+    return TensorRange(amax, "max", amax, plain.channels, tuple(map(float, middles))) if after and noise[1] <= QUIETER * noise[0] else None
 
 
 def smoothed_range(graph: StageGraph, found: Smoothed, observer: str, seen: StageObservation, form: Format = INT8) -> TensorRange:
@@ -119,12 +144,14 @@ def shifts_for(
         if node.name not in wanted or not node.input or bias_place(graph, node) is None:
             continue
         target, factors = reads.get(node.name, (node.input[0], None))
+        if wanted[node.name].centred and node.op_type == "Conv" and f"{target}{CENTRED}" in ranges:
+            target = f"{target}{CENTRED}"
         if target not in ranges:
             continue
-        form = FORMATS[wanted[node.name].precision]
-        key = (graph.model.graph.name, node.name, form.name, ranges[target].amax, wanted[node.name].smooth if factors is not None else 0.0)
+        form, middles = FORMATS[wanted[node.name].precision], np.array(ranges[target].middles) if ranges[target].middles else None
+        key = (graph.model.graph.name, node.name, form.name, ranges[target].amax, wanted[node.name].smooth if factors is not None else 0.0, middles is None)
         if key not in known:
-            layers = layers_of(graph, node.input[0], seen.samples, (node.name,), factors, form)
+            layers = layers_of(graph, node.input[0], seen.samples, (node.name,), factors, form, middles=middles)
             known[key] = layers[0].shift(ranges[target].amax) if layers else np.zeros(0)
         if known[key].size:
             made = output_of(graph, node)
@@ -152,11 +179,18 @@ def make_quantised(
 
 
 def smooth_and_correct(graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], shifts: dict[str, np.ndarray] | None = None) -> None:
-    """What the choices say of a stage's weights and biases before anything is quantised, in place: SmoothQuant, and the correction of biases."""
+    """What the choices say of a stage's weights and biases before anything is quantised, in place: SmoothQuant, the correction of biases, and the
+    shift of what is not centred."""
     channels = {source_of(name): np.asarray(found.channels) for name, found in ranges.items() if found.channels}
-    _smooth(graph, choices, channels)
+    smoothed = _smooth(graph, choices, channels)
     wanted = {name for names, choice in choices.items() if choice.corrected for name in names}
     correct(graph, {name: shift for name, shift in (shifts or {}).items() if name in wanted})
+    form = {name: FORMATS[choice.precision] for names, choice in choices.items() if choice.centred for name in names}
+    for base, layers in centrable(graph, form).items():
+        if (found := ranges.get(f"{base}{CENTRED}")) is not None and found.middles:
+            middles = np.array(found.middles) / (smoothed[base].factors if base in smoothed else 1.0)
+            centre(graph, base, layers, middles, form[layers[0].name])
+    graph.drop_unused_constants()
 
 
 def _smooth(graph: StageGraph, choices: Choices, channels: dict[str, np.ndarray]) -> dict[str, Smoothed]:

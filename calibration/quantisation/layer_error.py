@@ -33,6 +33,7 @@ class Layer:
         factors: SmoothQuant's, per input channel [C]: the input is divided by them and the weight multiplied; None for none.
         form: what it is quantised to.
         key: name of its rows in the samples.
+        middles: what is taken from every channel [C] of the input before the factors, and given back behind the layer (``centre``); None for nothing.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Layer:
         factors: np.ndarray | None = None,
         form: Format = INT8,
         key: str = "",
+        middles: np.ndarray | None = None,
     ):
         weight = np.asarray(graph.array(node.input[1]), np.float32)
         matrix = weight_matrix(graph, node, weight, geometry).astype(np.float32)
@@ -53,6 +55,9 @@ class Layer:
             shape = [-1 if place == input_axis(node) else 1 for place in range(weight.ndim)]
             weight = weight * factors.reshape(shape)
             rows = rows / np.repeat(factors, rows.shape[1] // len(factors))  # a patch has its channels first
+            middles = middles / factors if middles is not None else None
+        self._shift: np.ndarray | float = 0.0 if middles is None else np.repeat(middles, rows.shape[1] // len(middles)).astype(np.float32)
+        rows = rows - self._shift
         axis = weight_axis(graph, node)
         scales = weight_scales(weight, axis, form)
         shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
@@ -68,7 +73,7 @@ class Layer:
     def error(self, amax: float, some: np.ndarray | slice = ALL) -> np.ndarray:
         """The output quantised, with a range for the input, less the output in FP32: [count, groups, outputs], of all rows or of some."""
         rounded = self._form.rounded(self._rows[some], activation_scale(amax if amax > 0 else 1.0, self._form))
-        return layer_output(rounded, self._matrix) - self.wanted[some]
+        return layer_output(rounded + self._shift, self._matrix) - self.wanted[some]
 
     def noise(self, amax: float, some: np.ndarray | slice = ALL) -> float:
         """Power of the error over power of the output."""
@@ -91,6 +96,7 @@ def layers_of(
     factors: np.ndarray | None = None,
     form: Format = INT8,
     greatest: bool = False,
+    middles: np.ndarray | None = None,
 ) -> list[Layer]:
     """The layers that read a tensor and of whose input there is a sample.
 
@@ -99,6 +105,7 @@ def layers_of(
         factors: see ``Layer``.
         form: what they are quantised to.
         greatest: see ``sample_key``.
+        middles: see ``Layer``.
     """
     wanted = None if nodes is None else set(nodes)
     found = []
@@ -107,7 +114,7 @@ def layers_of(
             continue
         geometry = geometry_of(graph, node)
         if geometry is not None and (rows := samples.get(key := sample_key(tensor, geometry, greatest))) is not None and len(rows):
-            found.append(Layer(graph, node, rows, geometry, factors, form, key))
+            found.append(Layer(graph, node, rows, geometry, factors, form, key, middles))
     return found
 
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from ..graph.stage_graph import StageGraph
 
 SMOOTHED, SMOOTHING = ":smooth:", "for_smoothing"  # in the name of a divided tensor, and in that of the product that makes it
+CENTRED = ":centred"  # at the end of the name of a tensor that was shifted (``centre``)
 LEAST_FACTOR, GREATEST_FACTOR = 2.0**-10, 2.0**10
 
 
@@ -41,7 +42,7 @@ def divided(graph: StageGraph, name: str, layers: list[onnx.NodeProto]) -> str:
 
 def source_of(name: str) -> str:
     """The tensor that was divided, from what ``divided`` says."""
-    return name.partition(SMOOTHED)[0]
+    return name.removesuffix(CENTRED).partition(SMOOTHED)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +111,13 @@ def balances(graph: StageGraph, nodes: Iterable[str]) -> list[Balance]:
     are there already."""
     found = []
     for name, layers in smoothable(graph, nodes).items():
-        maker = graph.maker.get(name)
-        if SMOOTHED in name and maker is not None and SMOOTHING in maker.name:
+        maker, shifts = graph.maker.get(name), []
+        if name.endswith(CENTRED) and maker is not None:  # the shift is of the divided tensor: it is divided as well
+            shifts, maker = [(maker.input[1], 1)], graph.maker.get(maker.input[0])
+            maker = graph.maker.get(maker.input[0]) if maker is not None and maker.op_type == "Pad" else maker
+        if SMOOTHED in name and maker is not None and maker.op_type == "Mul" and SMOOTHING in maker.name:
             shape = graph.constants[maker.input[1]].dims
-            divided = [(maker.input[1], 1 if len(shape) == 4 else 0)]
+            divided = [(maker.input[1], 1 if len(shape) == 4 else 0), *shifts]
         elif folds(graph, name, layers):
             divided = [(node.input[position], axis) for (node, position), axis in _divisors(graph, name)]
         else:

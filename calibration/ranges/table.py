@@ -13,7 +13,7 @@ from ...runtime.artefact.spec import fields
 from ..artefact import read_artefact, require_model, write_artefact
 from .observers import LEARNED, OBSERVERS
 
-FORMAT, VERSION = "fathom-calibration-table", 2
+FORMAT, VERSION = "fathom-calibration-table", 3
 FEW_IMAGES, USUAL_IMAGES = 64, 512
 MAX_TABLE_BYTES = 256 << 20
 
@@ -27,12 +27,14 @@ class TensorRange:
         observer: the rule that chose it (a key of ``OBSERVERS``, or ``LEARNED``).
         greatest: greatest magnitude that was seen.
         channels: for a smoothed tensor the greatest magnitude per channel, else empty.
+        middles: for a centred tensor what is taken from every channel before it is divided, else empty.
     """
 
     amax: float
     observer: str
     greatest: float
     channels: tuple[float, ...] = ()
+    middles: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.observer not in (*OBSERVERS, LEARNED):
@@ -40,6 +42,8 @@ class TensorRange:
         numbers = (self.amax, self.greatest, *self.channels)
         if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 0 for v in numbers):
             raise ValueError(f"a range is a finite number of at least 0, got {self.amax!r} of {self.greatest!r}")
+        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in self.middles):
+            raise ValueError("the middle of a channel is a finite number")
         if self.amax > self.greatest * 1.000001:
             raise ValueError(f"the range {self.amax} is wider than the greatest magnitude {self.greatest}")
 
@@ -93,7 +97,8 @@ class CalibrationTable:
             "warnings": list(self.warnings),
             "stages": {
                 stage: {
-                    name: {"amax": r.amax, "observer": r.observer, "greatest": r.greatest, "channels": list(r.channels)} for name, r in sorted(tensors.items())
+                    name: {"amax": r.amax, "observer": r.observer, "greatest": r.greatest, "channels": list(r.channels), "middles": list(r.middles)}
+                    for name, r in sorted(tensors.items())
                 }
                 for stage, tensors in self.stages.items()
             },
@@ -118,8 +123,9 @@ class CalibrationTable:
             ranges[stage] = {}
             for name, facts in _object(tensors, stage).items():
                 number = (int, float)
-                amax, observer, greatest, channels = fields(facts, name, amax=number, observer=str, greatest=number, channels=list)
-                ranges[stage][name] = TensorRange(amax, observer, greatest, tuple(channels))
+                kinds = {"amax": number, "observer": str, "greatest": number, "channels": list, "middles": list}
+                amax, observer, greatest, channels, middles = fields(facts, name, **kinds)
+                ranges[stage][name] = TensorRange(amax, observer, greatest, tuple(channels), tuple(middles))
         for stage, tensors in peaks.items():
             for name, value in _object(tensors, stage).items():
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):

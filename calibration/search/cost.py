@@ -45,7 +45,8 @@ class CostModel:
     A weighted node takes the longer of its arithmetic and its memory traffic; pointwise work fuses with the weighted node before it; an attention
     whose two products are FP16 or BF16 is one kernel that keeps its scores on the chip; everything else is traffic. Where INT8 begins, a tensor is
     quantised by a pass of its own, once for all its readers, unless a norm, a pointwise node or an INT8 node writes it as INT8 at once. Where
-    an INT8 convolution feeds one in more bits, its layout is changed by another pass. FP8 goes like INT8, at the rate of its own tensor cores; an INT4
+    an INT8 convolution feeds one in more bits, its layout is changed by another pass.
+    Where activations are centred, their padding is a pass, too. FP8 goes like INT8, at the rate of its own tensor cores; an INT4
     weight is read in INT4 and computed with in FP16. Launch times are left out, so small networks look faster than they are.
 
     Args:
@@ -131,7 +132,16 @@ class CostModel:
         for low in EIGHT_BITS:
             if low in found:
                 found[low] += self._edges_ms(low, precisions)
+        if "int8" in found:
+            centred = {name for region, choice in choices.items() if choice.centred for name in region.nodes if precisions[name] == "int8"}
+            found["int8"] += sum(self._padding_ms(name) for name in centred)
         return found
+
+    def _padding_ms(self, name: str) -> float:
+        """Time of the pass that pads a centred tensor in front of a convolution, as if no compiler fused it."""
+        node = self._nodes[name]
+        padded = node.op_type == "Conv" and any(a.name == "pads" and any(a.ints) for a in node.attribute)
+        return self._size(node.input[0]) * 2 * NBYTES["int8"] / self.card.nbytes_per_ms if padded else 0.0
 
     def weights_nbytes(self, choices: dict[Region, Choice], quantised: set[str]) -> float:
         """Bytes of the weights of matrix products and convolutions, with the scales of blocks."""

@@ -10,7 +10,7 @@ from typing import Any
 from ..graph.stage_graph import StageGraph
 from ..observation.observe import OnProgress, silent
 from ..precision.precision_plan import FP32, Choice
-from ..precision.quantised_stage import best_alpha
+from ..precision.quantised_stage import best_alpha, ranges_for
 from ..precision.regions import Region, find_regions
 from ..precision.rounding import fp16_overflows
 from ..quantisation.formats import FORMATS, INT4
@@ -168,6 +168,15 @@ def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, prec
         alpha, noise = best_alpha(graph, line.quantised, FIRST_OBSERVER, evaluator.seen[region.stage], FORMATS[low])
         if alpha and noise <= SMOOTH_FROM:
             first = min(first, tried(Choice(low, FIRST_OBSERVER, alpha)), key=lambda score: score.harm)
+        best = line.best(low)
+        if low == "int8" and best is not None and _centres(evaluator, line, best):
+            first = min(first, tried(replace(best, centred=True)), key=lambda score: score.harm)
         if not first.mild(budget):
             for observer in OBSERVERS:
                 tried(Choice(low, observer))
+
+
+def _centres(evaluator: Evaluator, line: Sensitivity, choice: Choice) -> bool:
+    """Whether shifting what the region's convolutions read makes some of them quieter."""
+    graph, stage = evaluator.chain.graphs[line.region.stage], evaluator.seen[line.region.stage]
+    return any(found.middles for found in ranges_for(graph, {line.region.nodes: replace(choice, centred=True)}, stage).values())

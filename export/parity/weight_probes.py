@@ -94,13 +94,17 @@ def _weights(model: onnx.ModelProto) -> list[str]:
 
 def _costs(model: onnx.ModelProto) -> list[int]:
     """Multiply-adds of each node, for a batch of one."""
-    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    values = _shaped(model)
     if len(values) < len(model.graph.node):
-        model = onnx.shape_inference.infer_shapes(model)
-        values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+        values = _shaped(onnx.shape_inference.infer_shapes(model))
     shapes: dict[str, tuple[int, ...] | None] = {v.name: tuple(d.dim_value or 1 for d in v.type.tensor_type.shape.dim) for v in values}
     shapes.update({item.name: tuple(item.dims) for item in model.graph.initializer})
     return [macs(node, shapes) for node in model.graph.node]
+
+
+def _shaped(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The tensors whose shapes a graph tells: some that were put in later have a type alone."""
+    return [v for v in (*model.graph.value_info, *model.graph.input, *model.graph.output) if v.type.tensor_type.HasField("shape")]
 
 
 def _has_products(model: onnx.ModelProto) -> bool:

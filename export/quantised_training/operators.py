@@ -164,6 +164,12 @@ def _cast(x, *, to, saturate=1):
     return x.to(DTYPES[to])
 
 
+def _pad(x, pads, value=None, axes=None, *, mode=b"constant"):
+    if mode != b"constant" or axes is not None:
+        _refuse("a Pad of another mode than constant, or of some axes")
+    return _padded(x, pads.tolist(), value=0.0 if value is None else float(value))
+
+
 def _where(condition, a, b):
     return torch.where(condition.to(a.device), a, b)
 
@@ -197,6 +203,7 @@ OPERATORS: dict[str, Callable] = {
     "MatMul": torch.matmul,
     "Mul": torch.mul,
     "Neg": torch.neg,
+    "Pad": _pad,
     "Pow": torch.pow,
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),

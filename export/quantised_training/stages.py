@@ -43,8 +43,8 @@ class LearningStage:
         shifts = {name: np.array(values) for name, values in table.shifts.get(stage, {}).items()}
         self.name, self.graph, self.also = stage, graph.copy(), also
         smooth_and_correct(self.graph, planned, ranges, shifts)
-        self.choices: Choices = {names: replace(choice, smooth=0.0, corrected=False) for names, choice in planned.items()}
-        self.ranges = {name: replace(found, channels=()) for name, found in ranges.items()}
+        self.choices: Choices = {names: replace(choice, smooth=0.0, corrected=False, centred=False) for names, choice in planned.items()}
+        self.ranges = {name: replace(found, channels=(), middles=()) for name, found in ranges.items()}
         self.quantised = self._quantise()
 
     def _quantise(self) -> StageGraph:

@@ -1,0 +1,105 @@
+"""Centred activations: the same function, padding included, and half the noise of what is positive."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fathom.calibration.graph.stage_graph import StageGraph
+from fathom.calibration.observation.sample_layers import sample_layers
+from fathom.calibration.observation.stage_observation import StageObservation
+from fathom.calibration.precision.precision_plan import Choice
+from fathom.calibration.precision.quantised_stage import make_quantised, ranges_for, shifts_for
+from fathom.calibration.quantisation.centre import centrable, centre, limits_of
+from fathom.calibration.quantisation.formats import INT8
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def network(tmp_path, weight, group=1, pads=(1, 2, 0, 1), strides=(1, 1), bias=None):
+    """x -> Relu -> convolution."""
+    nodes = [helper.make_node("Relu", ["x"], ["r"], name="a/Relu_0")]
+    names = ["r", "w", "b"] if bias is not None else ["r", "w"]
+    nodes.append(helper.make_node("Conv", names, ["y"], name="a/Conv_0", group=group, pads=pads, strides=strides))
+    held = [numpy_helper.from_array(weight, "w")] + ([numpy_helper.from_array(bias, "b")] if bias is not None else [])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, weight.shape[1] * group, 9, 11])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, len(weight), None, None])
+    graph = helper.make_graph(nodes, "stage", [x], [y], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "n.onnx")
+    return StageGraph.load(tmp_path / "n.onnx")
+
+
+def run(graph, x, tmp_path):
+    graph.save(tmp_path / "out.onnx")
+    return onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
+def on_grid(rng, shape):
+    """Weights that INT8 holds: whole numbers over 127 to 127 / 128 per output channel."""
+    weight = rng.integers(-126, 127, shape).astype(np.float32) / 128
+    weight.reshape(len(weight), -1)[:, 0] = 127 / 128
+    return weight
+
+
+@pytest.mark.parametrize(("shape", "group", "strides"), [((4, 6, 3, 3), 1, (1, 1)), ((6, 1, 3, 3), 6, (2, 2)), ((4, 3, 3, 3), 2, (1, 2))])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_shift_changes_nothing_at_the_border_either(tmp_path, rng, shape, group, strides, with_bias):
+    bias = rng.normal(size=shape[0]).astype(np.float32) if with_bias else None
+    graph = network(tmp_path, on_grid(rng, shape), group, strides=strides, bias=bias)
+    x = rng.normal(size=(1, shape[1] * group, 9, 11)).astype(np.float32)
+    before = run(graph.copy(), x, tmp_path)
+    layers = centrable(graph, ["a/Conv_0"])["r"]
+    middles = rng.uniform(-1, 3, shape[1] * group)
+    assert centre(graph, "r", layers, middles, INT8) == "r:centred"
+    assert np.allclose(run(graph, x, tmp_path), before, atol=1e-4)
+
+
+def test_limits_hold_zero_and_follow_the_factors():
+    middles, reach = limits_of(np.array([0.5, -1.0]), np.array([4.0, 3.0]), np.array([2.0, 0.5]))
+    assert np.allclose(middles, [2.0, 1.0])  # (0 + 4) / 2, (-1 + 3) / 2
+    assert reach == pytest.approx(4.0)  # 2 / 2 and 2 / 0.5
+
+
+def seen_of(graph, pictures):
+    seen = StageObservation()
+    for number, x in enumerate(pictures):
+        r = np.maximum(x, 0)
+        seen.look(number % 2, "r", r)
+        seen.channels["r"] = np.maximum(seen.channels.get("r", 0.0), r.max(axis=(0, 2, 3)))
+        seen.lows["r"], seen.highs["r"] = r.min(axis=(0, 2, 3)), np.maximum(seen.highs.get("r", 0.0), r.max(axis=(0, 2, 3)))
+        sample_layers(seen.samples, seen.origins, graph, ["r"], {"r": r}, 1 / len(pictures), (number, 0), number % 2)
+    return seen
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.9])
+def test_positive_activations_gain_a_bit(tmp_path, rng, smooth):
+    """A uniform distribution over half of the range: centred, its step is half as wide, so the noise has a quarter of the power."""
+    graph = network(tmp_path, on_grid(rng, (4, 6, 3, 3)))
+    pictures = [rng.uniform(0, 2, (1, 6, 9, 11)).astype(np.float32) for _ in range(6)]
+    seen, noise = seen_of(graph, pictures), {}
+    wanted = run(graph.copy(), pictures[0], tmp_path)
+    for centred in (False, True):
+        choices = {("a/Relu_0", "a/Conv_0"): Choice("int8", "max", smooth, True, centred)}
+        ranges = ranges_for(graph, choices, seen)
+        assert any(found.middles for found in ranges.values()) is centred
+        tried = graph.copy()
+        make_quantised(tried, choices, ranges, shifts_for(graph, choices, ranges, seen), stored=centred)
+        noise[centred] = float(np.square(run(tried, pictures[0], tmp_path) - wanted).mean())
+    assert noise[True] < 0.5 * noise[False]
+
+
+def test_what_lies_around_zero_is_left_alone(tmp_path, rng):
+    graph = network(tmp_path, on_grid(rng, (4, 6, 3, 3)))
+    seen = seen_of(graph, [rng.uniform(0, 2, (1, 6, 9, 11)).astype(np.float32)])
+    seen.lows["r"] = -seen.highs["r"]
+    ranges = ranges_for(graph, {("a/Relu_0", "a/Conv_0"): Choice("int8", "max", 0.0, False, True)}, seen)
+    assert not any(found.middles for found in ranges.values())
+
+
+def test_only_int8_is_centred():
+    with pytest.raises(ValueError, match="centred for int8 only"):
+        Choice("fp8", "max", 0.0, False, True)
