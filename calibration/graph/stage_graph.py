@@ -29,6 +29,11 @@ def stored_bytes(values: np.ndarray, kind: int) -> np.ndarray:
     return nibbles[0::2] | nibbles[1::2] << 4
 
 
+def _nbytes(tensor: TensorProto) -> int:
+    size = 0.5 if tensor.data_type == TensorProto.INT4 else np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64) * size)
+
+
 class StageGraph:
     """Structure of a stage and lookups over it.
 
@@ -189,23 +194,16 @@ class StageGraph:
         self._made[name] = make
         return name
 
-    def complete(self) -> onnx.ModelProto:
-        """The graph with the constants that were changed here in it; what lies in the stage's own weights file stays there."""
-        model, large = self.with_large_apart()
-        for tensor in model.graph.initializer:
-            if tensor.name in large:
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(large[tensor.name]()), tensor.name))
-        return model
-
     def with_large_apart(self) -> tuple[onnx.ModelProto, dict[str, Callable[[], np.ndarray]]]:
-        """The graph with the small constants that were changed here in it, and what makes the large ones: no graph can be handed on with 2 GiB in it."""
+        """The graph with the small constants that were changed here in it, and what makes the large ones: no graph can be handed on with 2 GiB in it.
+        What lies in the stage's own weights file stays there."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         large = {}
         for tensor in model.graph.initializer:
             if tensor.name not in self._made:
                 continue
-            if tensor.data_type not in PLAIN or np.prod(tensor.dims, dtype=np.int64) < INLINE_NBYTES:
+            if tensor.data_type not in PLAIN or _nbytes(tensor) < INLINE_NBYTES:
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(self._made[tensor.name]()), tensor.name))
                 continue
             large[tensor.name] = self._made[tensor.name]
@@ -249,9 +247,7 @@ class StageGraph:
 
     def weights_nbytes(self) -> int:
         """Bytes of all constants."""
-        half = {TensorProto.INT4: 0.5}
-        sizes = {t.data_type: half.get(t.data_type) or np.dtype(helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize for t in self.constants.values()}
-        return sum(int(np.prod(t.dims, dtype=np.int64) * sizes[t.data_type]) for t in self.constants.values())
+        return sum(_nbytes(tensor) for tensor in self.constants.values())
 
     def replace_nodes(self, nodes: list[onnx.NodeProto]) -> None:
         """Make ``nodes`` the nodes of the graph."""
