@@ -33,6 +33,21 @@ def test_the_share_is_that_of_multiply_adds(tmp_path, zero, kinds, reads):
     assert tensorrt_reads(facts) is reads
 
 
+def test_shapes_may_come_from_the_network_before(tmp_path):
+    """ONNX Runtime's own operators have no shapes that ONNX could infer."""
+    model = onnx.load(two_convolutions(tmp_path / "m.onnx", np.int8(0)))
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    for number, node in enumerate(convolutions):
+        node.name = f"c{number}"
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    onnx.save(plain, tmp_path / "plain.onnx")
+    for node in convolutions:
+        node.op_type, node.domain = "FusedConv", "com.microsoft"
+    onnx.save(model, tmp_path / "fused.onnx")
+    assert low_share(tmp_path / "fused.onnx", tmp_path / "plain.onnx") == low_share(tmp_path / "m.onnx")
+
+
 def test_bounds_draw_scenes_and_not_photos():
     """Two scenes of one value each: the mean of two draws is 0, 1/2 or 1, so the outer bounds are 0 and 1 however many photos a scene has."""
     values = {f"a{n}": 0.0 for n in range(20)} | {f"b{n}": 1.0 for n in range(20)}

@@ -143,6 +143,13 @@ def test_a_mixture_costs_what_its_own_regions_do(tower_bundle):
     assert all(later < earlier for earlier, later in itertools.pairwise(grown[1:])) and grown[-1] == pytest.approx(7.0)
 
 
+def test_padding_in_front_of_centred_activations_is_paid_for_whichever_was_asked_first(tower_bundle):
+    costs, regions = costs_of(tower_bundle)
+    plain = dict.fromkeys(regions, INT8)
+    centred = dict.fromkeys(regions, dataclasses.replace(INT8, centred=True))
+    assert costs.stage_ms("tower", plain) < costs.stage_ms("tower", centred)
+
+
 def test_the_error_of_the_model_is_told_against_every_time_at_hand(tower_bundle):
     costs, regions = costs_of(tower_bundle)
     modelled = {p: costs.stage_ms("tower", dict.fromkeys(regions, c)) for p, c in (("fp16", FP16), ("int8", INT8))}

@@ -4,14 +4,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
 from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.calibration.observation.images import Chosen
+from fathom.calibration.observation.stage_observation import StageObservation
+from fathom.calibration.precision.precision_plan import Choice
+from fathom.calibration.precision.quantised_stage import ranges_for
+from fathom.calibration.precision.regions import Region
 from fathom.calibration.quantisation.formats import FP8, INT4, activation_scale
 from fathom.calibration.quantisation.quantize import quantize
+from fathom.calibration.ranges.observers import Histogram
 from fathom.calibration.ranges.table import TensorRange
 from fathom.calibration.search.cards import CARDS
 from fathom.calibration.search.cost import CostModel
@@ -190,6 +195,46 @@ def test_tensorrt_rtx_compiles_fp8_for_ada_and_blackwell_and_holds_its_weights(c
     assert found == looked_for >= 1
     report = build_plan(calibrated["int4"], tmp_path / "y.plan", BuildOptions("tensorrt-rtx", "int4", ("sm86",)))
     assert report.stages[0].layers["int4"] >= 1
+
+
+def convolutions():
+    """A chain: 3x3, depthwise 3x3, 7x7 and a 2x2 transposed convolution; all of them are for INT8."""
+    shapes = {"plain": (4, 4, 3, 3), "depthwise": (4, 1, 3, 3), "wide": (4, 4, 7, 7), "up": (4, 2, 2, 2)}
+    rng = np.random.default_rng(5)
+    weights = [numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "plain"], ["a"], name="plain", pads=[1] * 4),
+        helper.make_node("Conv", ["a", "depthwise"], ["b"], name="depthwise", pads=[1] * 4, group=4),
+        helper.make_node("Conv", ["b", "wide"], ["c"], name="wide", pads=[3] * 4),
+        helper.make_node("ConvTranspose", ["c", "up"], ["y"], name="up", strides=[2, 2]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 4, 8, 8]), ("y", [1, 2, 16, 16])))
+    return StageGraph(helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 19)], ir_version=9), None)
+
+
+def test_fp8_leaves_convolutions_that_tensorrt_has_no_kernels_for():
+    """Its release notes name groups and kernels of more than 32 places; INT8 has neither bound."""
+    ranges = {name: TensorRange(4.0, "max", 4.0) for name in "xabc"}
+    done = quantize(convolutions(), ranges, ["plain", "depthwise", "wide", "up"], form=FP8)
+    assert done.nodes == ("plain", "up")
+    assert "grouped" in done.left["depthwise"] and "49 places, at most 32" in done.left["wide"]
+    assert len(quantize(convolutions(), ranges, ["plain", "depthwise", "wide", "up"]).nodes) == 4
+
+
+def test_what_fp8_leaves_is_not_smoothed_has_no_range_and_costs_fp16():
+    graph = convolutions()
+    choice = Choice("fp8", "max", smooth=0.5)
+    seen = StageObservation()
+    for name in "xabc":
+        seen.histograms[name] = Histogram()
+        seen.histograms[name].add(np.ones(8, np.float32))
+        seen.channels[name] = np.array([1.0, 2.0, 3.0, 4.0])
+    ranges = ranges_for(graph, {("plain", "depthwise", "wide", "up"): choice}, seen)
+    assert {name.split(":")[0] for name in ranges} == {"x", "c"}
+    region = Region("g", "all", "block", ("plain", "depthwise", "wide", "up"))
+    model = CostModel(graph, card=CARDS["l4"])
+    precisions = model.precisions({region: choice}, set(region.nodes))
+    assert precisions == {"plain": "fp8", "depthwise": "fp16", "wide": "fp16", "up": "fp8"}
 
 
 def test_fp8_is_refused_where_no_tensor_core_has_it(calibrated, tmp_path):

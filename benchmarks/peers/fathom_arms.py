@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runtime.artefact.plan import PlanFile
 from ..studies.measured_commands import command_line
+from .low_share import low_share
 
-FP8_CARD = "rtx4090"
+CARDS = {"int8": "orin-nano", "fp8": "l4"}  # of those that compute in it the slowest: the one on which it saves most
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class Setting:
     def words(self) -> list[str]:
         """For ``depth-calibrate``."""
         bound = "100%" if self.moved is None else f"{self.moved:g}%"
-        card = ["--for", FP8_CARD] if self.bits == "fp8" else []
-        return ["--precisions", f"fp32,{self.bits}", "--budget", f"abs_rel=100%,delta1=100pp,moved={bound}", *card]
+        return ["--precisions", f"fp32,{self.bits}", "--budget", f"abs_rel=100%,delta1=100pp,moved={bound}", "--for", CARDS[self.bits]]
 
 
 SETTINGS = (Setting("int8"), Setting("int8", 2.0), Setting("fp8"), Setting("fp8", 2.0))
@@ -68,16 +69,17 @@ def fathom_arms(folder: Path, data: str, seed: int) -> Iterator[tuple[Setting, P
         plan = folder / "fathom.plan"
         try:
             lines = run("depth-calibrate", str(bundle), "--data", data, "--seed", str(seed), *setting.words())
-            facts |= {"share": share_of(bundle, setting.bits), "verdicts": [line["text"] for line in lines if line["kind"] == "verdict"]}
             run("depth-build", str(bundle), "--precision", setting.bits, "-o", str(plan))
+            facts |= {"share": share_of(plan, bundle), "verdicts": [line["text"] for line in lines if line["kind"] == "verdict"]}
         except RuntimeError as error:
             yield setting, str(error), facts
         else:
             yield setting, plan, facts
 
 
-def share_of(bundle: Path, bits: str) -> float:
-    """Part of the multiply-adds that the precision plan of a bundle gives to a precision."""
-    regions = json.loads((bundle / "precision_plan.json").read_text())["regions"]
-    macs = {kind: sum(region["macs"] for region in regions if (region["precision"] == bits) is kind) for kind in (True, False)}
-    return macs[True] / (macs[True] + macs[False])
+def share_of(plan: Path, bundle: Path) -> float:
+    """Part of the multiply-adds that a plan for ONNX Runtime does in 8 bits; of a network of one stage."""
+    graph = plan.with_suffix(".onnx")
+    with PlanFile.open(plan) as found:
+        graph.write_bytes(found.read(found.manifest.stages[0].engine))
+    return low_share(graph, next((bundle / "stages").glob("*.onnx")))["share"]

@@ -11,13 +11,13 @@ from typing import Any
 CODE = """
 import json, sys, onnx
 from onnx import TensorProto, helper, numpy_helper
-model = onnx.load(sys.argv[1])
+model, plain = (onnx.load(file, load_external_data=False) for file in sys.argv[1:])
 facts = {t.name: t for t in model.graph.initializer}
-shapes = {name: tuple(t.dims) for name, t in facts.items()}
-values = [*model.graph.input, *model.graph.output, *onnx.shape_inference.infer_shapes(model).graph.value_info]
+shapes = {t.name: tuple(t.dims) for t in plain.graph.initializer}
+values = [*plain.graph.input, *plain.graph.output, *onnx.shape_inference.infer_shapes(plain).graph.value_info]
 for value in values:
     shapes.setdefault(value.name, tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim))
-makers = {name: node for node in model.graph.node for name in node.output}
+makers, sources = ({name: node for node in graph.node for name in node.output} for graph in (model.graph, plain.graph))
 KINDS = {TensorProto.INT8: "int8", TensorProto.UINT8: "uint8", TensorProto.FLOAT8E4M3FN: "fp8"}
 offsets = False
 def low(name):
@@ -42,12 +42,14 @@ def low(name):
         offsets = True
     return kind
 totals, kinds = {"all": 0, "low": 0}, set()
-for node in model.graph.node:
+by_name = {node.name: node for node in model.graph.node}  # of files that are their own plain network the names may be empty
+for place, node in enumerate(plain.graph.node):
+    mine = model.graph.node[place] if sys.argv[1] == sys.argv[2] else by_name.get(node.name)
     if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
         continue
     weight = shapes.get(node.input[1], ())
-    if not weight and node.input[1] in makers:
-        weight = shapes.get(makers[node.input[1]].input[0], ())
+    if not weight and node.input[1] in sources:
+        weight = shapes.get(sources[node.input[1]].input[0], ())
     made = shapes[node.output[0]]
     if node.op_type == "Conv":
         macs = helper.np.prod(made) * helper.np.prod(weight[1:])
@@ -55,7 +57,7 @@ for node in model.graph.node:
         macs = helper.np.prod(shapes[node.input[0]]) * helper.np.prod(weight[1:])
     else:
         macs = helper.np.prod(made) * weight[0]
-    found = [low(name) for name in node.input[:2]]
+    found = [low(name) for name in mine.input[:2]]
     totals["all"] += int(macs)
     if all(found):
         totals["low"] += int(macs)
@@ -64,13 +66,16 @@ print(json.dumps({"macs": totals["all"], "share": totals["low"] / totals["all"],
 """
 
 
-def low_share(file: Path) -> dict[str, Any]:
+def low_share(file: Path, plain: Path | None = None) -> dict[str, Any]:
     """``macs`` of all layers, ``share`` of them in layers whose both inputs come from 8 bits, ``types`` of those, and ``offsets`` (zero points other than 0).
+
+    Args:
+        plain: the network before, in which the layers have the same names, where ``file`` holds operators whose shapes ONNX does not know.
 
     Raises:
         RuntimeError: if the file cannot be read.
     """
-    done = subprocess.run([sys.executable, "-c", CODE, str(file)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CODE, str(file), str(plain or file)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{file.name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return json.loads(done.stdout)

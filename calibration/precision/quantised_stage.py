@@ -15,7 +15,7 @@ from ..quantisation.centre import centrable, centre, limits_of
 from ..quantisation.correct import bias_place, correct, output_of
 from ..quantisation.formats import FORMATS, INT8, Format
 from ..quantisation.layer_error import ALL, Layer, best_on_other_scenes, layers_of
-from ..quantisation.quantize import Quantized, activation_inputs, quantize
+from ..quantisation.quantize import Quantized, activation_inputs, quantisable, quantize
 from ..quantisation.smooth import CENTRED, Smoothed, smooth, smoothable, source_of
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
 from ..ranges.table import CalibrationTable, TensorRange
@@ -26,12 +26,18 @@ ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 Choices = dict[tuple[str, ...], Choice]  # nodes of a region -> what it computes in
 
 
+def suited(graph: StageGraph, choices: Choices, also: tuple[str, ...] = ()) -> Choices:
+    """Choices of fewer bits for the nodes alone that are computed in them; the rest of a region is FP16."""
+    able = {name: quantisable(graph, FORMATS[name], also) for name in {choice.precision for choice in choices.values()} & set(FORMATS)}
+    return {tuple(name for name in names if choice.precision not in able or name in able[choice.precision]): choice for names, choice in choices.items()}
+
+
 def ranges_for(graph: StageGraph, choices: Choices, seen: StageObservation, also: tuple[str, ...] = ()) -> dict[str, TensorRange]:
     """Range of every activation that some quantised node reads, by that node's rule; if nodes disagree on a tensor's observer, the first wins.
 
     A tensor that SmoothQuant divides gets its range by the same rule, and its channels for the division.
     """
-    inputs = activation_inputs(graph, also)
+    inputs, choices = activation_inputs(graph, also), suited(graph, choices, also)
     nodes = {node.name: node for node in graph.model.graph.node}
     ranges: dict[str, TensorRange] = {}
     for names, choice in choices.items():
@@ -106,10 +112,14 @@ def best_alpha(graph: StageGraph, nodes: Iterable[str], observer: str, seen: Sta
     ``layer-output`` is taken as the greatest magnitude, which it keeps for nearly every tensor: to judge all rules on all scenes left out,
     for each alpha anew, takes minutes.
     """
-    names, observer = tuple(nodes), "max" if observer == LAYER_OUTPUT else observer
+    able = quantisable(graph, form)
+    names, observer = tuple(name for name in nodes if name in able), "max" if observer == LAYER_OUTPUT else observer
     ranges = seen.ranges(observer, form)
-    able = [tensor for tensor in smoothable(graph, names) if tensor in seen.channels]
-    tensors = {tensor: layers for tensor in able if (layers := layers_of(graph, tensor, seen.samples, names, form=form))}
+    tensors = {
+        tensor: layers
+        for tensor in smoothable(graph, names)
+        if tensor in seen.channels and (layers := layers_of(graph, tensor, seen.samples, names, form=form))
+    }
     plain = sum(layer.noise(ranges[tensor].amax) for tensor, layers in tensors.items() for layer in layers)
     best = (0.0, plain)
     for alpha in ALPHAS if plain else ():
@@ -132,7 +142,7 @@ def shifts_for(
         ranges: see ``ranges_for``.
         known: remembers them by node, range and alpha.
     """
-    known = {} if known is None else known
+    known, choices = {} if known is None else known, suited(graph, choices)
     wanted = {name: choice for names, choice in choices.items() if choice.corrected for name in names}
     if not wanted:
         return {}
@@ -169,7 +179,7 @@ def make_quantised(
     also: tuple[str, ...] = (),
 ) -> Quantized:
     """Smooth, correct and quantise what the choices say, in place; see ``shifts_for``, and ``quantize`` for ``stored`` and ``also``."""
-    smooth_and_correct(graph, choices, ranges, shifts)
+    smooth_and_correct(graph, choices, ranges, shifts, also)
     done = []
     for form in FORMATS.values():
         nodes = [name for names, choice in choices.items() if choice.precision == form.name for name in names]
@@ -178,9 +188,12 @@ def make_quantised(
     return Quantized(*facts, {name: why for part in done for name, why in part.left.items()})
 
 
-def smooth_and_correct(graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], shifts: dict[str, np.ndarray] | None = None) -> None:
+def smooth_and_correct(
+    graph: StageGraph, choices: Choices, ranges: dict[str, TensorRange], shifts: dict[str, np.ndarray] | None = None, also: tuple[str, ...] = ()
+) -> None:
     """What the choices say of a stage's weights and biases before anything is quantised, in place: SmoothQuant, the correction of biases, and the
     shift of what is not centred."""
+    choices = suited(graph, choices, also)
     channels = {source_of(name): np.asarray(found.channels) for name, found in ranges.items() if found.channels}
     smoothed = _smooth(graph, choices, channels)
     wanted = {name for names, choice in choices.items() if choice.corrected for name in names}

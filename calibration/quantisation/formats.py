@@ -24,6 +24,7 @@ class Format:
         opset: the first in which Q/DQ know it with FP16 scales.
         block: weights have a scale for so many input channels each; 0 for one scale per output channel.
         activations: whether they are quantised as well; otherwise the layer computes in FP16 and only its weight is smaller.
+        most_taps: places of the greatest convolution kernel that TensorRT computes in it; 0 for any. Such a format has no kernels for grouped ones either.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Format:
     opset: int = 19
     block: int = 0
     activations: bool = True
+    most_taps: int = 0
 
     @property
     def dtype(self) -> np.dtype:
@@ -56,7 +58,8 @@ class Format:
 
 
 INT8 = Format("int8", TensorProto.INT8, 127, -128, 1)
-FP8 = Format("fp8", TensorProto.FLOAT8E4M3FN, 448, -448, 0)  # E4M3: 4 bits of exponent, 3 of mantissa, no infinity
+# E4M3: 4 bits of exponent, 3 of mantissa, no infinity. TensorRT's release notes (10.16.1): no FP8 kernels above 32 places (7 x 7), nor for groups.
+FP8 = Format("fp8", TensorProto.FLOAT8E4M3FN, 448, -448, 0, most_taps=32)
 INT4 = Format("int4", TensorProto.INT4, 7, -8, 1, opset=21, block=64, activations=False)  # TensorRT takes blocks of 64 or 128
 FORMATS = {form.name: form for form in (INT8, FP8, INT4)}
 

@@ -77,7 +77,19 @@ def weight_axis(graph: StageGraph, node: onnx.NodeProto) -> int | None:
     return 1 if len(shape) == 2 else None
 
 
-def weight_only(graph: StageGraph, node: onnx.NodeProto, form: Format) -> str:
+def unsuited(graph: StageGraph, node: onnx.NodeProto, form: Format) -> str:
+    """Why a format is not for a node that INT8 would be for; empty if it is."""
+    if not form.activations:
+        return _not_in_blocks(graph, node, form)
+    if not form.most_taps or node.op_type not in ("Conv", "ConvTranspose"):
+        return ""
+    if next((a.i for a in node.attribute if a.name == "group"), 1) != 1:
+        return f"TensorRT has no {form.name} kernels for grouped convolutions"
+    taps = int(np.prod(graph.constants[node.input[1]].dims[2:]))
+    return f"TensorRT has no {form.name} kernels for convolutions of {taps} places, at most {form.most_taps}" if taps > form.most_taps else ""
+
+
+def _not_in_blocks(graph: StageGraph, node: onnx.NodeProto, form: Format) -> str:
     """Why a node's weight cannot be stored in blocks; empty if it can: a matrix whose input channels are whole blocks."""
     if node.op_type not in ("MatMul", "Gemm") or len(node.input) < 2 or node.input[1] not in graph.constants:
         return f"{form.name} is for weights of matrix products"
@@ -95,9 +107,8 @@ def block_axis(node: onnx.NodeProto) -> int:
 
 def quantisable(graph: StageGraph, form: Format, also: tuple[str, ...] = ()) -> set[str]:
     """Names of the nodes that a format suits."""
-    if form.activations:
-        return set(activation_inputs(graph, also))
-    return {node.name for node in graph.model.graph.node if not weight_only(graph, node, form)}
+    able = activation_inputs(graph, also)
+    return {node.name for node in graph.model.graph.node if (node.name in able or not form.activations) and not unsuited(graph, node, form)}
 
 
 def quantize(
@@ -129,11 +140,11 @@ def quantize(
     for node in list(graph.model.graph.node):
         reason = ""
         if node.name in wanted:
-            if not form.activations:
-                reason = weight_only(graph, node, form)
-            elif node.name not in inputs:
+            if form.activations and node.name not in inputs:
                 reason = "no operator with a constant weight" if node.op_type in QUANTISABLE else f"{node.op_type} is not computed in {form.name}"
-            elif missing := [node.input[p] for p in inputs[node.name] if node.input[p] not in ranges]:
+            elif why := unsuited(graph, node, form):
+                reason = why
+            elif form.activations and (missing := [node.input[p] for p in inputs[node.name] if node.input[p] not in ranges]):
                 reason = f"no range is known for {missing[0]}"
             if not reason:
                 for position in inputs[node.name] if form.activations else ():

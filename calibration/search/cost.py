@@ -12,8 +12,8 @@ from ..graph.stage_graph import StageGraph
 from ..precision.fp32_rules import takes_bf16
 from ..precision.precision_plan import Choice
 from ..precision.regions import Region
-from ..quantisation.formats import FORMATS, INT4
-from ..quantisation.quantize import quantisable
+from ..quantisation.formats import FORMATS
+from ..quantisation.quantize import ALSO, quantisable
 from .attention import find_attention
 from .cards import CARDS, DEFAULT_CARD, Card
 
@@ -61,7 +61,7 @@ class CostModel:
         self.work = {node.name: self._node(node) for node in graph.model.graph.node}
         self._nodes = {node.name: node for node in graph.model.graph.node}
         self.attention = find_attention(graph)
-        self._blocks = quantisable(graph, INT4)
+        self._suited = {form.name: quantisable(graph, form, ALSO) for form in FORMATS.values()}
 
     def _size(self, name: str) -> int:
         shape = self._shapes.get(name)
@@ -103,8 +103,7 @@ class CostModel:
         """What every node computes in: of a quantised region what cannot be quantised is FP16, of a BF16 one what cannot be BF16 is FP32."""
         found = {name: choice.precision for region, choice in choices.items() for name in region.nodes}
         for name, precision in found.items():
-            able = name in quantised and (precision != "int4" or name in self._blocks)
-            if precision in FORMATS and not able:
+            if precision in FORMATS and not (name in quantised and name in self._suited[precision]):
                 found[name] = "fp16"
             elif precision == "bf16" and not takes_bf16(self._nodes[name].op_type):
                 found[name] = "fp32"

@@ -163,7 +163,7 @@ def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, prec
         return
     if "int4" in precisions and quantisable(graph, INT4) & set(line.quantised):
         tried(Choice("int4"))
-    for low in (low for low in EIGHT_BITS if low in precisions):
+    for low in (low for low in EIGHT_BITS if low in precisions and quantisable(graph, FORMATS[low], evaluator.also) & set(line.quantised)):
         first = tried(Choice(low, FIRST_OBSERVER))
         alpha, noise = best_alpha(graph, line.quantised, FIRST_OBSERVER, evaluator.seen[region.stage], FORMATS[low])
         if alpha and noise <= SMOOTH_FROM:

@@ -33,7 +33,7 @@ class StageCosts:
         self._quantised: dict[str, set[str]] = {name: set() for name in chain.graphs}
         self._regions: dict[str, tuple[Region, ...]] = {}
         self._errors: dict[str, dict[str, float]] = {}
-        self._known: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._known: dict[tuple[str, tuple[tuple[str, bool], ...]], float] = {}
 
     def learn(self, quantised: dict[Region, tuple[str, ...]]) -> None:
         """Take in the regions of the network and which of their nodes can compute in INT8."""
@@ -67,7 +67,7 @@ class StageCosts:
 
     def stage_ms(self, stage: str, choices: dict[Region, Choice]) -> float:
         """Time of a stage."""
-        key = (stage, tuple(choices[region].precision for region in self._regions[stage]))
+        key = (stage, tuple((choices[region].precision, choices[region].centred) for region in self._regions[stage]))
         if key not in self._known:
             parts = self.models[stage].times_ms(choices, self._quantised[stage])
             self._known[key] = math.fsum(ms * self._errors[stage].get(precision, 1.0) for precision, ms in parts.items())
