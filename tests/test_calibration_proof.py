@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from fathom.calibration.precision.precision_plan import FP32, Choice
 from fathom.calibration.precision.regions import Region
 from fathom.calibration.search.mixtures import Mixtures
@@ -59,3 +61,27 @@ def test_fp32_is_left_where_nothing_holds():
     prover._score = lambda moved: Score(0.1, 0.9, 0.5, 0.0, moved)
     found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None)
     assert found == dict.fromkeys(REGIONS, FP32) and proof["within"] and len(proof["rejected"]) == 4
+
+
+def test_what_the_proof_asks_for_is_looked_for_before_a_mixture_that_happened_to_be_tried():
+    mixtures, prover, asked = all_tried(), Evaluator(0.003), []
+
+    def tighter(failed, used):
+        asked.append(used)
+        return mixtures.choices["6 in int8"]
+
+    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None, tighter)
+    assert prover.asked == [8, 6, 6, 0] and found == dict.fromkeys(REGIONS, FP16)  # the last proof is the safest's
+    assert asked == [pytest.approx(8 * 0.003 / 0.005, rel=0.01), pytest.approx(6 * 0.003 / 0.005, rel=0.01)]
+    assert [line.split(":")[0] for line in proof["rejected"]] == ["chosen", "tighter, 1", "tighter, 2"]
+
+
+def test_a_tighter_mixture_that_keeps_the_budget_on_the_proof_is_taken():
+    mixtures, prover = all_tried(), Evaluator(0.0008)
+    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None, lambda failed, used: mixtures.choices["5 in int8"])
+    assert prover.asked == [8, 5] and found == mixtures.choices["5 in int8"] and proof["within"]
+
+
+def test_the_part_of_a_budget_that_is_used_is_that_of_its_tightest_bound():
+    assert Score(0.1, 0.9, -0.004, 0.002, 0.03, 0.002, 0.0).used(BUDGET) == pytest.approx(1.5)  # 0.6 %, 0.2 pp and 3 % of 0.5 %, 0.5 pp and 2 %
+    assert Score(0.1, 0.9, -0.004, 0.002, 0.01, 0.002, 0.0).used(BUDGET) == pytest.approx(1.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..precision.precision_plan import FP32, Choice
 from ..precision.regions import Region
 from .mixtures import Mixture, Mixtures
+from .objective import Budget
 from .sensitivity import LADDER, Sensitivity
 
 GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
@@ -23,10 +24,15 @@ class Fit:
 
     def __init__(self, mixtures: Mixtures, lines: dict[Region, Sensitivity], precisions: tuple[str, ...], reasons: dict[Region, str]):
         self._mixtures, self._lines, self._precisions, self._reasons = mixtures, lines, precisions, reasons
-        self._costs = mixtures.costs
+        self._costs, self._budget, self._words = mixtures.costs, mixtures.budget, ""
 
-    def __call__(self, chosen: Mixture) -> Mixture:
-        """Raise as few regions as will bring the whole into the budget: the quantised ones first, and FP16 ones only if the rest is FP16 already."""
+    def __call__(self, chosen: Mixture, budget: Budget | None = None) -> Mixture:
+        """Raise as few regions as will bring the whole into the budget: the quantised ones first, and FP16 ones only if the rest is FP16 already.
+
+        Args:
+            budget: a tighter one than the search's, or None.
+        """
+        self._budget, self._words = budget or self._mixtures.budget, f", moved at most {100 * budget.moved:.2g} %" if budget else ""
         if self._within("every region's fastest", chosen):
             return chosen
         ladders = {region: self._lines[region].ladder(self._precisions) for region in chosen}
@@ -77,7 +83,7 @@ class Fit:
         return raised
 
     def _within(self, name: str, mixture: Mixture) -> bool:
-        return self._mixtures.attempt(name, mixture).within(self._mixtures.budget)
+        return self._mixtures.attempt(f"{name}{self._words}", mixture).within(self._budget)
 
     @staticmethod
     def _with(chosen: Mixture, above: Mixture, some: list[Region]) -> Mixture:

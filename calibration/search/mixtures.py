@@ -59,6 +59,10 @@ class Mixtures:
         self._on_progress("whole variants", max(self._most, len(self.variants)))
         return score
 
+    def score_of(self, chosen: Mixture) -> Score | None:
+        """Of a mixture that ran over all selecting photos; None if it did not."""
+        return self._scores.get(frozenset(chosen.items()))
+
     @property
     def trials(self) -> int:
         """How many different mixtures ran over all selecting photos."""
@@ -66,7 +70,11 @@ class Mixtures:
 
     def may_try(self, chosen: Mixture, spare: int = 1) -> bool:
         """Whether a mixture may be tried now so that ``spare`` further ones can be; one that is known already always may."""
-        return frozenset(chosen.items()) in self._scores or (self.trials + spare < self._most and not self._out_of_time())
+        return frozenset(chosen.items()) in self._scores or self.may_go_on(spare)
+
+    def may_go_on(self, spare: int) -> bool:
+        """Whether there are more than ``spare`` trials left, and time."""
+        return self.trials + spare < self._most and not self._out_of_time()
 
     def took(self, name: str, ms: float) -> None:
         """A card has told how long a mixture takes."""

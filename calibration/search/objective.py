@@ -84,6 +84,13 @@ class Score:
             return False
         return abs(self.abs_rel_change) + self.abs_rel_error <= budget.abs_rel and abs(self.delta1_change) + self.delta1_error <= budget.delta1
 
+    def used(self, budget: Budget) -> float:
+        """The greatest part of a bound of the budget that is used up; above 1 if it is broken, infinite if there is no depth."""
+        if self.failure:
+            return math.inf
+        abs_rel, delta1 = abs(self.abs_rel_change) + self.abs_rel_error, abs(self.delta1_change) + self.delta1_error
+        return max(abs_rel / budget.abs_rel, delta1 / budget.delta1, self.disagreement / budget.moved)
+
     def mild(self, budget: Budget) -> bool:
         """Whether the depth moved no further than allowed: what one photo can tell."""
         return not self.failure and self.disagreement <= budget.moved

@@ -14,14 +14,21 @@ from .objective import Budget, Score
 MOST_PROOFS = 4  # mixtures that are put to the proof; each further one makes luck a little likelier
 
 
-def prove(mixtures: Mixtures, find_prover: Callable[[], Evaluator] | None, chosen: Mixture, on_progress: OnProgress) -> tuple[Mixture, dict[str, Any]]:
+def prove(
+    mixtures: Mixtures,
+    find_prover: Callable[[], Evaluator] | None,
+    chosen: Mixture,
+    on_progress: OnProgress,
+    tighter: Callable[[Mixture, float], Mixture | None] = lambda failed, used: None,
+) -> tuple[Mixture, dict[str, Any]]:
     """The chosen mixture, or the first safer one that keeps the budget on the photos of the proof, else FP32.
 
-    Safer are those that keep the budget on the selecting photos, too, and moved the depth less there; of them the fastest comes first. The last proof goes to
-    the one that moved it least, mostly FP16 everywhere: mixtures that are alike fail alike.
+    Safer is first what ``tighter`` finds on the selecting photos; then what was seen to keep the budget there and moved the depth less, of which the fastest
+    comes first. The last proof goes to the one that moved it least, mostly FP16 everywhere: mixtures that are alike fail alike.
 
     Args:
         find_prover: scores on the photos of the proof; None if there are none, and then nothing is proven.
+        tighter: for what failed and the part of the budget that it used up (above 1), a mixture that should do, or None.
 
     Returns:
         the mixture, and the proof for the plan.
@@ -39,7 +46,8 @@ def prove(mixtures: Mixtures, find_prover: Callable[[], Evaluator] | None, chose
         if exact or score.within(mixtures.budget):
             return mixture, facts | {"score": score.to_json(), "within": True, "rejected": rejected}
         rejected.append(f"{name}: {proof_words(score)}")
-        name, mixture = _safer(mixtures, mixture, len(rejected))
+        found = tighter(mixture, score.used(mixtures.budget)) if len(rejected) < MOST_PROOFS - 1 else None
+        name, mixture = _safer(mixtures, mixture, len(rejected)) if found is None else (f"tighter, {len(rejected)}", found)
 
 
 def _safer(mixtures: Mixtures, failed: Mixture, tries: int) -> tuple[str, Mixture]:

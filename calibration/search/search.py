@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from .cards import CARDS, DEFAULT_CARD, Card
 from .clock import NETWORK, Clock, by_the_clock
 from .cost import EIGHT_BITS
 from .evaluate import Evaluator
-from .fit import Fit
+from .fit import SPARE, Fit
 from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of
 from .objective import Budget
 from .proof import prove
@@ -27,6 +28,7 @@ from .stage_costs import StageCosts
 from .stage_times import StageTimes
 
 PAYS_FROM = 0.05  # INT8 or FP8 must make a stage at least this much faster than FP16, or it is not worth its risk
+SAFER = 0.9  # how much nearer than what the proof asks for a mixture has to be that takes the place of one that failed
 MOST_REGIONS = 48
 USELESS = "is slower here than FP16, with its neighbours as they are"
 CANDIDATES = ("fp32", "bf16", "fp16", "int8")  # FP8 and INT4 are for those who ask for them
@@ -106,9 +108,9 @@ class Search:
             if name in self.precisions:
                 self._try(f"all {name}", {region: FP32 if line.declared else Choice(name) for region, line in self._lines.items()})
         verdicts: dict[str, str] = {}
-        fit = Fit(self.mixtures, self._lines, self.precisions, self._reasons)
+        self._fit = Fit(self.mixtures, self._lines, self.precisions, self._reasons)
         for _ in range(2):  # dropping INT8 may move a change that had cancelled another one
-            chosen = self._profitable(fit(chosen))
+            chosen = self._profitable(self._fit(chosen))
             for spec in self.evaluator.chain.specs:
                 chosen, verdicts[spec.name] = self._keep_or_drop(spec.name, chosen)
             if not self.mixtures.may_try(chosen, 0):
@@ -148,7 +150,7 @@ class Search:
         return f"{words}; its weights take {nbytes[0] / 1e6:.3g} MB, and {nbytes[1] / 1e6:.3g} MB with FP16 for INT4"
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
-        proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress)
+        proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress, self._tighter)
         if proven != chosen:
             for region in proven:
                 if proven[region] != chosen[region]:
@@ -160,6 +162,17 @@ class Search:
                     NETWORK: "A faster mixture kept the budget where it was chosen and broke it on the photos of the proof."
                 }
         return self._found(proven, verdicts, proof)
+
+    def _tighter(self, failed: Mixture, used: float) -> Mixture | None:
+        """What moves the depth on the selecting photos as much less as the proof asks for; None if no trial is left, or nothing but FP32 does."""
+        known = self.mixtures.score_of(failed)
+        if known is None or not known.disagreement or not math.isfinite(used) or not self.mixtures.may_go_on(SPARE):
+            return None
+        found = self._profitable(self._fit(failed, replace(self.budget, moved=SAFER * known.disagreement / used)))
+        if found == failed or all(choice == FP32 for choice in found.values()):
+            return None
+        score = self.mixtures.score_of(found) or self._try("tighter, for the proof", found)
+        return found if score.within(self.budget) and score.disagreement < known.disagreement else None
 
     def _start(self, line: Sensitivity) -> Choice:
         if line.declared:
