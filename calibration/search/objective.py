@@ -80,16 +80,16 @@ class Score:
 
     def within(self, budget: Budget) -> bool:
         """Whether the changes stay within the budget, their standard errors included."""
-        if self.failure or self.disagreement > budget.moved:
-            return False
-        return abs(self.abs_rel_change) + self.abs_rel_error <= budget.abs_rel and abs(self.delta1_change) + self.delta1_error <= budget.delta1
+        return not self.failure and all(found <= bound for found, bound in self._bounded(budget))
 
     def used(self, budget: Budget) -> float:
         """The greatest part of a bound of the budget that is used up; above 1 if it is broken, infinite if there is no depth."""
-        if self.failure:
-            return math.inf
+        return math.inf if self.failure else max(found / bound for found, bound in self._bounded(budget))
+
+    def _bounded(self, budget: Budget) -> tuple[tuple[float, float], ...]:
+        """What counts against each bound of a budget, and the bound."""
         abs_rel, delta1 = abs(self.abs_rel_change) + self.abs_rel_error, abs(self.delta1_change) + self.delta1_error
-        return max(abs_rel / budget.abs_rel, delta1 / budget.delta1, self.disagreement / budget.moved)
+        return (abs_rel, budget.abs_rel), (delta1, budget.delta1), (self.disagreement, budget.moved)
 
     def mild(self, budget: Budget) -> bool:
         """Whether the depth moved no further than allowed: what one photo can tell."""

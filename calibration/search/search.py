@@ -150,7 +150,10 @@ class Search:
         return f"{words}; its weights take {nbytes[0] / 1e6:.3g} MB, and {nbytes[1] / 1e6:.3g} MB with FP16 for INT4"
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
+        reasons = dict(self._reasons)
         proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress, self._tighter)
+        self._reasons.clear()  # what was raised for a mixture that the proof rejected as well is no reason for what stayed
+        self._reasons.update(reasons)
         if proven != chosen:
             for region in proven:
                 if proven[region] != chosen[region]:
