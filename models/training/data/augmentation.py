@@ -30,7 +30,7 @@ class Augmentation:
         cut_depth: chance that a full-height strip of the photo shows its own depth (vertical CutDepth).
         cut_width: largest width of that strip, as a share.
         turn: largest rotation of photo and depth about the middle, in degrees; 0 for none.
-        crop: smallest share of the photo's sides that is left of it; 1 for the whole photo.
+        crop: smallest share of the photo's sides that is left of it, at as much nearer depths; 1 for the whole photo.
         frame: chance that the photo has a white or black border, as NYU Depth v2 has; nothing is known below it.
         careless: chance of each of five faults: exposure and warmth, blur, a shaken camera, noise, JPEG.
 
@@ -70,13 +70,18 @@ def mirrored(sample: Sample) -> Sample:
 
 
 def cropped(sample: Sample, least: float, draw: np.random.Generator) -> Sample:
-    """A part of photo, depth and validity with the same shape, ``least`` to all of its sides, from anywhere; the intrinsics are dropped."""
+    """A part of photo, depth and validity with the same shape, ``least`` to all of its sides, from anywhere; the intrinsics are dropped.
+
+    Enlarged to a network's window, a part that is ``share`` as wide looks as the same lens would show things at ``share`` of their depth, and
+    that is what it teaches (the canonical camera of Metric3D, arXiv 2307.10984, section 3.2): under the depths of the whole photo, networks
+    would learn what a size means from pictures that are enlarged, and say a tenth too much of those that are not.
+    """
     share = draw.uniform(least, 1)
     height, width = sample.depth_m.shape
     rows, columns = max(1, round(height * share)), max(1, round(width * share))
     top, left = int(draw.integers(0, height - rows + 1)), int(draw.integers(0, width - columns + 1))
-    parts = (part[top : top + rows, left : left + columns] for part in (sample.rgb, sample.depth_m, sample.valid))
-    return Sample(*parts, None, sample.id, sample.scene, sample.caption)
+    rgb, depth_m, valid = (part[top : top + rows, left : left + columns] for part in (sample.rgb, sample.depth_m, sample.valid))
+    return Sample(rgb, depth_m * np.float32(share), valid, None, sample.id, sample.scene, sample.caption)
 
 
 def framed(sample: Sample, draw: np.random.Generator) -> Sample:
