@@ -36,7 +36,7 @@ from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
-SCORES = 6  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
+SCORES = 7  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,18 @@ def calibrate(
     parts = schedule.parts
     used = sorted([*parts.observe, *parts.select], key=lambda photo: photo.number)
     hold = {photo.number for photo in parts.select}
-    seen = observe(chain, used, data, journal, hold=hold, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
+    seen, held = observe(chain, used, data, journal, hold=hold, memory_nbytes=settings.memory_nbytes, also=settings.also, on_progress=on_progress)
     for stage, looked in seen.items():
         for form in (FORMATS[name] for name in EIGHT_BITS if name in settings.precisions):
             looked.suit(chain.graphs[stage], form)
+    whole = {stage: looked.with_ranges_of(held[stage]) for stage, looked in seen.items()}  # once the choice is made, no photo need be spared for it
     schedule.done("observing")
 
-    def judge(some: tuple[Photo, ...], purpose: str) -> Evaluator:
-        return Evaluator(chain, seen, list(some), data.__getitem__, flow, settings.also, purpose)
+    def judge(looked: dict[str, StageObservation], some: tuple[Photo, ...], purpose: str) -> Evaluator:
+        return Evaluator(chain, looked, list(some), data.__getitem__, flow, settings.also, purpose)
 
-    evaluator = judge(parts.select, "select")
-    screener = judge((evaluator.telling(),), "screen")
+    evaluator = judge(seen, parts.select, "select")
+    screener = judge(seen, (evaluator.telling(),), "screen")
     found = Search(
         evaluator,
         model,
@@ -146,14 +147,14 @@ def calibrate(
         settings.card,
         settings.clock,
         screener,
-        lambda: judge(parts.prove, "prove"),
+        lambda: judge(whole, parts.prove, "prove"),
         schedule.extent.regions,
         schedule.extent.trials,
         on_progress,
         lambda: schedule.done("screening"),
         schedule.out_of_time,
     ).run()
-    table = make_table(model, chain, parts, provenance, seen)
+    table = make_table(model, chain, parts, provenance, whole)
     for stage, ranges in found.ranges.items():
         table = table.with_ranges(stage, ranges)
     table = replace(table, shifts=found.shifts)
@@ -173,9 +174,9 @@ def make_table(
         raise ValueError(f"unknown observer {observer!r}, wanted one of {', '.join(RULES)}")
     stages = {name: found.ranges(observer) for name, found in seen.items()}
     peaks = {name: found.peaks for name, found in seen.items()}
-    windows = sum(photo.windows for photo in chosen.observe)
+    read = (*chosen.observe, *chosen.select)
     provenance = provenance | {"splits": chosen.to_json()}
-    return CalibrationTable(model, provenance, chain.protocol.name, len(chosen.observe), windows, chosen.warnings, stages, peaks)
+    return CalibrationTable(model, provenance, chain.protocol.name, len(read), sum(photo.windows for photo in read), chosen.warnings, stages, peaks)
 
 
 def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = False) -> None:

@@ -136,7 +136,7 @@ def test_hours_cut_what_is_done_and_too_few_are_refused(bundle, tmp_path, capsys
     result = calibrate(BundleDirectory.open(bundle), Chosen("rooms:48:1:48x64"), settings, tmp_path / "j", on_message=told.append)
     splits = result.table.data["splits"]
     assert "to fit into 2 h" in told[0] and 16 <= len(splits["observe"]) <= 24 and len(splits["select"]) < 12
-    assert result.table.images == len(splits["observe"])
+    assert result.table.images == len(splits["observe"]) + len(splits["select"])
 
 
 def test_a_search_out_of_time_keeps_the_best_it_has_seen(bundle, tmp_path, monkeypatch):

@@ -45,21 +45,21 @@ def all_tried():
 
 def test_where_int8_fails_on_the_scenes_of_the_proof_fp16_is_proven_before_fp32_is_taken():
     mixtures, prover = all_tried(), Evaluator(0.01)
-    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None)
+    found, proof = prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None)
     assert prover.asked == [8, 7, 6, 0]
     assert found == dict.fromkeys(REGIONS, FP16) and proof["within"] and len(proof["rejected"]) == 3
 
 
 def test_the_fastest_safer_mixture_is_taken_where_it_holds():
     mixtures, prover = all_tried(), Evaluator(0.0008)
-    found, _ = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None)
+    found, _ = prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None)
     assert prover.asked == [8, 7, 6] and sum(choice == INT8 for choice in found.values()) == 6
 
 
 def test_fp32_is_left_where_nothing_holds():
     mixtures, prover = all_tried(), Evaluator(0.01)
     prover._score = lambda moved: Score(0.1, 0.9, 0.5, 0.0, moved)
-    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None)
+    found, proof = prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None)
     assert found == dict.fromkeys(REGIONS, FP32) and proof["within"] and len(proof["rejected"]) == 4
 
 
@@ -70,7 +70,7 @@ def test_what_the_proof_asks_for_is_looked_for_before_a_mixture_that_happened_to
         asked.append(used)
         return mixtures.choices["6 in int8"]
 
-    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None, tighter)
+    found, proof = prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None, tighter)
     assert prover.asked == [8, 6, 6, 0] and found == dict.fromkeys(REGIONS, FP16)  # the last proof is the safest's
     assert asked == [pytest.approx(8 * 0.003 / 0.005, rel=0.01), pytest.approx(6 * 0.003 / 0.005, rel=0.01)]
     assert [line.split(":")[0] for line in proof["rejected"]] == ["chosen", "tighter, 1", "tighter, 2"]
@@ -78,7 +78,7 @@ def test_what_the_proof_asks_for_is_looked_for_before_a_mixture_that_happened_to
 
 def test_a_tighter_mixture_that_keeps_the_budget_on_the_proof_is_taken():
     mixtures, prover = all_tried(), Evaluator(0.0008)
-    found, proof = prove(mixtures, lambda: prover, mixtures.choices["8 in int8"], lambda what, total: None, lambda failed, used: mixtures.choices["5 in int8"])
+    found, proof = prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None, lambda failed, used: mixtures.choices["5 in int8"])
     assert prover.asked == [8, 5] and found == mixtures.choices["5 in int8"] and proof["within"]
 
 

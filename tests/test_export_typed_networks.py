@@ -46,7 +46,7 @@ def all_int8(path, folder):
     chain, data = Chain(opened, prompts=("the chair",) if asked else ()), Chosen("rooms:3:0:48x64")
     journal = Journal(folder, {"a": "test"})
     photos = prepare_photos(chain, data, journal, silent)
-    seen = observe(chain, photos, data, journal)
+    seen, _ = observe(chain, photos, data, journal)
     model, regions = model_fingerprint(opened.manifest), []
     table = make_table(model, chain, split(photos, set(), "rooms"), data.provenance(), seen)
     for stage, graph in chain.graphs.items():

@@ -26,18 +26,29 @@ def stays(model, images):
         counts = wide > 0
         values.append(1 - float(np.mean(np.abs(found[counts] - wide[counts]) / wide[counts])))
     return float(np.mean(values)), values
-preset = nncf.QuantizationPreset.PERFORMANCE
-if mode == "plain":
-    found = nncf.quantize(model, items, preset=preset, subset_size=len(images), fast_bias_correction=False)
+from nncf.common.quantization.structs import QuantizationScheme
+from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+preset, signed = nncf.QuantizationPreset.PERFORMANCE, mode.endswith("signed")
+activations = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC, signedness_to_force=True) if signed else None
+more = AdvancedQuantizationParameters(activations_quantization_params=activations)
+if mode.startswith("plain"):
+    found = nncf.quantize(model, items, preset=preset, subset_size=len(images), fast_bias_correction=False, advanced_parameters=more)
 elif mode == "fp8":
     found = nncf.quantize(model, items, mode=nncf.QuantizationMode.FP8_E4M3, subset_size=len(images))
 else:
     raw = nncf.Dataset([image[None] for image in images])
     found = nncf.quantize_with_accuracy_control(model, items, raw, stays, max_drop=float(drop), drop_type=nncf.DropType.ABSOLUTE,
-        preset=preset, subset_size=len(images))
+        preset=preset, subset_size=len(images), advanced_quantization_parameters=more)
 onnx.save(found, target)
 """
-MODES = {"plain": ("NNCF, bias correction", "int8"), "accuracy": (f"NNCF, accuracy-aware ({DROP:.0%} moved)", "int8"), "fp8": ("NNCF, FP8", "fp8")}
+SIGNED = "signed activations"  # the form that TensorRT reads; by itself NNCF makes those behind a ReLU unsigned
+MODES = {
+    "plain": ("NNCF, bias correction", "int8"),
+    "plain signed": (f"NNCF, bias correction, {SIGNED}", "int8"),
+    "accuracy": (f"NNCF, accuracy-aware ({DROP:.0%} moved)", "int8"),
+    "accuracy signed": (f"NNCF, accuracy-aware ({DROP:.0%} moved), {SIGNED}", "int8"),
+    "fp8": ("NNCF, FP8", "fp8"),
+}
 
 
 def nncf_arms(python: Path, network: Path, tensors: tuple[str, str], inputs: np.ndarray, folder: Path) -> Iterator[Arm]:
@@ -52,6 +63,6 @@ def nncf_arms(python: Path, network: Path, tensors: tuple[str, str], inputs: np.
     data = folder / "nncf.npy"
     np.save(data, inputs, allow_pickle=False)
     for mode, (name, bits) in MODES.items():
-        target = folder / f"nncf_{mode}.onnx"
+        target = folder / f"nncf_{mode.replace(' ', '_')}.onnx"
         failed = run_script(python, CODE, str(network), str(target), str(data), *tensors, mode, str(DROP))
         yield Arm(name, bits, failed=failed) if failed else Arm(name, bits, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ...datasets.source import Source
 
 SAVE_EVERY_S = 30.0
+HELD = "held|"  # in the journal, before what was seen of the photos that are looked at apart
 DEFAULT_MEMORY_NBYTES = 8 << 30
 FLOAT = TensorProto.FLOAT
 OnProgress = Callable[[str, int], None]  # what is counted, and how many of it there are
@@ -76,7 +78,7 @@ def observe(
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     also: tuple[str, ...] = (),
     on_progress: OnProgress = silent,
-) -> dict[str, StageObservation]:
+) -> tuple[dict[str, StageObservation], dict[str, StageObservation]]:
     """Run stage after stage over the images and look at what flows.
 
     The images go through in groups whose tensors fit in the journal (see ``flow``): one stage is in memory at a time, and what it puts out waits in the
@@ -85,9 +87,13 @@ def observe(
     Args:
         photos: those to look at, and those of ``hold``.
         source: gives the image of a number.
-        hold: numbers of photos that do not count for the ranges, and whose tensors stay in the journal while there is room.
+        hold: numbers of photos that are looked at apart, without samples of what layers read, and whose tensors stay in the journal while
+            there is room.
         also: see ``quantize.activation_inputs``.
         on_progress: called after every window of every pass.
+
+    Returns:
+        by stage, what was seen on all other photos, and what was seen on those of ``hold``.
 
     Raises:
         AccuracyError: naming the first stage and tensor that is NaN, infinite or constant.
@@ -97,7 +103,8 @@ def observe(
     groups = flow.groups(photos, hold)
     folds = folds_of(photo for photo in photos if photo.number not in hold)
     plans = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
-    seen = {spec.name: StageObservation.from_arrays(journal.get(_state(place))) for place, spec in enumerate(chain.specs)}
+    kept = [journal.get(_state(place)) for place in range(len(chain.specs))]
+    looks = {spec.name: Looks.from_arrays(arrays) for spec, arrays in zip(chain.specs, kept, strict=True)}
     total = sum(len(group) for group in groups) * sum(map(len, plans))
 
     def advance() -> None:
@@ -105,11 +112,30 @@ def observe(
 
     for number, group in enumerate(groups):
         for place, spec in enumerate(chain.specs):
-            _observe_stage(chain, place, (number, group), plans[place], seen[spec.name], flow, folds, advance)
+            _observe_stage(chain, place, (number, group), plans[place], looks[spec.name], flow, folds, advance)
         for photo, window in group:
             if photo.number not in hold or not flow.holds(photo, window):
                 flow.drop(photo, window)
-    return seen
+    return {stage: each.seen for stage, each in looks.items()}, {stage: each.held for stage, each in looks.items()}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What was seen of one stage on the photos that are looked at (``seen``), and on those that are looked at apart (``held``)."""
+
+    seen: StageObservation
+    held: StageObservation
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """For the journal, both in one file: none is ahead of the other when the run is taken up again."""
+        return self.seen.to_arrays() | {f"{HELD}{key}": values for key, values in self.held.to_arrays().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Looks:
+        """From the journal."""
+        held = {key.removeprefix(HELD): values for key, values in arrays.items() if key.startswith(HELD)}
+        seen = {key: values for key, values in arrays.items() if not key.startswith(HELD)}
+        return cls(StageObservation.from_arrays(seen), StageObservation.from_arrays(held))
 
 
 def _state(place: int) -> str:
@@ -126,12 +152,12 @@ def _observe_stage(
     place: int,
     numbered: tuple[int, list[tuple[Photo, int]]],
     plan: list[list[str]],
-    seen: StageObservation,
+    looks: Looks,
     flow: Flow,
     folds: dict[int, int],
     advance: Callable[[], None],
 ) -> None:
-    """One group of windows through one stage, in as many passes as ``plan`` has; goes on where it was interrupted. A photo without a fold is not looked at."""
+    """One group of windows through one stage, in as many passes as ``plan`` has, going on where it was interrupted. Photos without a fold are apart."""
     spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
     number, items = numbered
     share = 1 / max(1, flow.looked_at)  # of every layer's sample
@@ -148,18 +174,19 @@ def _observe_stage(
             values = session.run(tensors)
             outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
             check_finite(spec.name, outputs)
-            if (fold := folds.get(photo.number)) is not None:
-                _look(seen, fold, names, {**tensors, **values}, peaks, graph)
-                sample_layers(seen.samples, seen.origins, graph, names, {**tensors, **values}, share, (photo.number, window), fold)
+            fold, both = folds.get(photo.number), {**tensors, **values}
+            _look(looks.held if fold is None else looks.seen, fold or 0, names, both, peaks, graph)
+            if fold is not None:
+                sample_layers(looks.seen.samples, looks.seen.origins, graph, names, both, share, (photo.number, window), fold)
             if turn == 0:
                 flow.write(photo, window, {**tensors, **outputs}, place, photo.number not in folds)
             if time.monotonic() - saved > SAVE_EVERY_S:
-                journal.put(state, seen.to_arrays())
+                journal.put(state, looks.to_arrays())
                 journal.note(state, [number, turn, position + 1])
                 saved = time.monotonic()
             advance()
         del session
-        journal.put(state, seen.to_arrays())
+        journal.put(state, looks.to_arrays())
         journal.note(state, [number, turn + 1, 0])
 
 

@@ -82,6 +82,18 @@ class StageObservation:
                 greatest = layers_of(graph, name, self.samples, form=form, greatest=True)
                 self.suited[form.name, name] = best_on_other_scenes(layers, greatest, self.origins, ranges)
 
+    def with_ranges_of(self, other: StageObservation) -> StageObservation:
+        """What was seen here and there, for ranges and peaks; observers, samples and folds are those of here."""
+        both = StageObservation(samples=self.samples, folds=self.folds, origins=self.origins, suited=self.suited)
+        for seen in (self, other):
+            for name, histogram in seen.histograms.items():
+                both.histograms.setdefault(name, Histogram()).merge(histogram)
+        for held, mine, others in ((both.channels, self.channels, other.channels), (both.highs, self.highs, other.highs)):
+            held |= {name: np.maximum(values, others.get(name, values)) for name, values in mine.items()}
+        both.lows |= {name: np.minimum(values, other.lows.get(name, values)) for name, values in self.lows.items()}
+        both.peaks |= {name: max(peak, other.peaks.get(name, peak)) for name, peak in self.peaks.items()}
+        return both
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """For the journal."""
         parts = [(f"{fold}|{name}", histogram) for fold, held in self.folds.items() for name, histogram in held.items()]

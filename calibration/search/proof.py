@@ -16,7 +16,7 @@ MOST_PROOFS = 4  # mixtures that are put to the proof; each further one makes lu
 
 def prove(
     mixtures: Mixtures,
-    find_prover: Callable[[], Evaluator] | None,
+    prover: Evaluator | None,
     chosen: Mixture,
     on_progress: OnProgress,
     tighter: Callable[[Mixture, float], Mixture | None] = lambda failed, used: None,
@@ -27,15 +27,14 @@ def prove(
     comes first. The last proof goes to the one that moved it least, mostly FP16 everywhere: mixtures that are alike fail alike.
 
     Args:
-        find_prover: scores on the photos of the proof; None if there are none, and then nothing is proven.
+        prover: scores on the photos of the proof; None if there are none, and then nothing is proven.
         tighter: for what failed and the part of the budget that it used up (above 1), a mixture that should do, or None.
 
     Returns:
         the mixture, and the proof for the plan.
     """
-    if find_prover is None:
+    if prover is None:
         return chosen, {}
-    prover = find_prover()
     rejected: list[str] = []
     facts: dict[str, Any] = {"photos": len(prover.photos), "scenes": len({photo.scene for photo in prover.photos})}
     name, mixture = "chosen", chosen

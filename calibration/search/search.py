@@ -55,7 +55,7 @@ class Search:
         card: whose published rates the model uses.
         clock: builds and times mixtures on a card before one is kept, or None.
         screener: scores regions alone, on one photo; the evaluator if there is none.
-        prover: makes what scores on the photos of the proof; None proves nothing.
+        prover: makes what scores on the photos of the proof, with the ranges of all others; None proves nothing.
         most_regions: per stage.
         most_trials: mixtures that may run over all selecting photos.
         on_progress: called after every region and every whole variant.
@@ -122,7 +122,7 @@ class Search:
             chosen = self.mixtures.choices[kept[0]]
             verdicts = {spec.name: self._counted(spec.name, chosen) + "." for spec in self.evaluator.chain.specs}
             return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
-        return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {})
+        return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {}, self.evaluator)
 
     def _choose_correction(self) -> None:
         """Biases are corrected in every INT8 region or in none: as the depth moves less with INT8 wherever it can be. So in FP8."""
@@ -151,7 +151,8 @@ class Search:
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         reasons = dict(self._reasons)
-        proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress, self._tighter)
+        prover = self._prover() if self._prover else None
+        proven, proof = prove(self.mixtures, prover, chosen, self._on_progress, self._tighter)
         self._reasons.clear()  # what was raised for a mixture that the proof rejected as well is no reason for what stayed
         self._reasons.update(reasons)
         if proven != chosen:
@@ -164,7 +165,7 @@ class Search:
                 verdicts = {spec.name: self._keep_or_drop(spec.name, proven)[1] for spec in self.evaluator.chain.specs} | {
                     NETWORK: "A faster mixture kept the budget where it was chosen and broke it on the photos of the proof."
                 }
-        return self._found(proven, verdicts, proof)
+        return self._found(proven, verdicts, proof, prover or self.evaluator)
 
     def _tighter(self, failed: Mixture, used: float) -> Mixture | None:
         """What moves the depth on the selecting photos as much less as the proof asks for; None if no trial is left, or nothing but FP32 does."""
@@ -246,10 +247,11 @@ class Search:
         why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it saves nothing: {fast:.3g} ms for {slow:.3g} ms"
         return replaced, f"{stage}: {low} is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
-    def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any]) -> Found:
+    def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any], judge: Evaluator) -> Found:
+        """``judge``: whose ranges and peaks the result gets: those that it was proven with."""
         self._try("chosen", chosen)
         variants = self.mixtures.variants | {"chosen": replace(self.mixtures.variants["chosen"], chosen=True)}
-        seen: dict[str, StageObservation] = self.evaluator.seen
+        seen: dict[str, StageObservation] = judge.seen
         graphs = self.evaluator.chain.graphs
         plan = plan_of(chosen)
         ranges = {stage: ranges_for(graphs[stage], choices, seen[stage], self.evaluator.also) for stage, choices in plan.items()}
@@ -262,7 +264,7 @@ class Search:
             regions.append(RegionPlan(region.stage, region.path, region.kind, region.nodes, chosen[region], reason, line.evidence(), macs))
             overflows += [{"stage": region.stage, "region": region.path, "tensor": name, "peak": peak} for name, peak in line.overflows.items()]
         overflows.sort(key=lambda fact: -fact["peak"])
-        keep = self.evaluator.keep_fp32(plan)
+        keep = judge.keep_fp32(plan)
         truth, marked, cost = self.evaluator.truth, mark_pareto(list(variants.values())), self.costs.facts()
         return Found(
             PrecisionPlan(
