@@ -10,6 +10,7 @@ from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
 from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.calibration.observation.images import Chosen
+from fathom.calibration.observation.sample_layers import sample_layers
 from fathom.calibration.observation.stage_observation import StageObservation
 from fathom.calibration.precision.precision_plan import Choice
 from fathom.calibration.precision.quantised_stage import ranges_for
@@ -235,6 +236,21 @@ def test_what_fp8_leaves_is_not_smoothed_has_no_range_and_costs_fp16():
     model = CostModel(graph, card=CARDS["l4"])
     precisions = model.precisions({region: choice}, set(region.nodes))
     assert precisions == {"plain": "fp8", "depthwise": "fp16", "wide": "fp16", "up": "fp8"}
+
+
+def test_an_observer_suits_the_layers_that_a_format_suits():
+    """What only a layer reads that FP8 leaves out needs no observer in FP8."""
+    graph, random = convolutions(), np.random.default_rng(2)
+    seen = StageObservation()
+    for fold in range(2):
+        values = {name: random.normal(size=(1, 4, 8, 8)).astype(np.float32) for name in "xabc"}
+        for name, tensor in values.items():
+            seen.look(fold, name, tensor)
+        sample_layers(seen.samples, seen.origins, graph, list("xabc"), values, 0.5, (fold, 0), fold)
+    seen.suit(graph)
+    seen.suit(graph, FP8)
+    assert {name for form, name in seen.suited if form == "int8"} == set("xabc")
+    assert {name for form, name in seen.suited if form == "fp8"} == set("xc")
 
 
 def test_fp8_is_refused_where_no_tensor_core_has_it(calibrated, tmp_path):

@@ -372,22 +372,28 @@ def test_a_typed_bundle_and_an_unknown_protocol_are_refused(tiny, tmp_path):
 
 
 def test_an_interrupted_search_measures_nothing_twice(bundle, tmp_path, monkeypatch):
+    from fathom.calibration.search import evaluate
     from fathom.calibration.search.evaluate import Evaluator
 
-    path, measured = bundle(), []
-    real = Evaluator._measure
+    path, measured, smoothed, screened = bundle(), [], [], []
+    real, search = Evaluator._measure, evaluate.best_alpha
     monkeypatch.setattr(Evaluator, "_measure", lambda self, plan: measured.append((self.photos, plan)) or real(self, plan))
+    monkeypatch.setattr(evaluate, "best_alpha", lambda graph, nodes, *more: smoothed.append(nodes) or search(graph, nodes, *more))
 
     def tick(what, total):
+        if what.startswith("regions"):
+            screened.append(total)
         if what == "whole variants":
             raise KeyboardInterrupt
 
     settings, opened = Settings(LOOSE), BundleDirectory.open(path)
     with pytest.raises(KeyboardInterrupt):
         calibrate(opened, Chosen(DATA), settings, tmp_path / "j", tick)
-    before = len(measured)
+    before, alphas = len(measured), len(smoothed)
     resumed = calibrate(opened, Chosen(DATA), settings, tmp_path / "j")
     assert 0 < before < len(measured) == len({str(plan) for plan in measured})
+    assert 0 < alphas == len(smoothed) == len(set(smoothed))
+    assert screened == [len(screened)] * len(screened) == [len(resumed.plan.regions)] * len(resumed.plan.regions)
     assert resumed.plan == calibrate(opened, Chosen(DATA), settings, tmp_path / "other").plan
     assert not (tmp_path / "j").exists()
 

@@ -9,6 +9,7 @@ import numpy as np
 from ..graph.stage_graph import StageGraph
 from ..quantisation.formats import INT8, Format
 from ..quantisation.layer_error import Samples, best_on_other_scenes, layers_of
+from ..quantisation.quantize import quantisable
 from ..ranges.observers import LAYER_OUTPUT, OBSERVERS, Histogram
 from ..ranges.table import TensorRange
 
@@ -74,12 +75,13 @@ class StageObservation:
         return found
 
     def suit(self, graph: StageGraph, form: Format = INT8) -> None:
-        """Choose an observer for every tensor by the error that a format makes in the outputs of the layers that read it, on scenes the range was not read
+        """Choose an observer for every tensor by the error that a format makes in the outputs of the layers it suits, on scenes the range was not read
         from: ``max``, unless another one is better on every fold (see ``best_on_other_scenes``)."""
+        able = quantisable(graph, form)
         for name in self.histograms:
-            if layers := layers_of(graph, name, self.samples, form=form):
+            if layers := layers_of(graph, name, self.samples, able, form=form):
                 ranges = {fold: {rule: read(held) for rule, read in OBSERVERS.items()} for fold, held in self.elsewhere(name).items()}
-                greatest = layers_of(graph, name, self.samples, form=form, greatest=True)
+                greatest = layers_of(graph, name, self.samples, able, form=form, greatest=True)
                 self.suited[form.name, name] = best_on_other_scenes(layers, greatest, self.origins, ranges)
 
     def with_ranges_of(self, other: StageObservation) -> StageObservation:

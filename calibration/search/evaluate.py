@@ -17,8 +17,10 @@ from ..graph.stage_graph import StageGraph
 from ..observation.flow import Flow, Window
 from ..observation.photo import Photo
 from ..observation.stage_observation import StageObservation
-from ..precision.quantised_stage import Choices, make_quantised, ranges_for, shifts_for
+from ..precision.precision_plan import Choice
+from ..precision.quantised_stage import Choices, best_alpha, make_quantised, ranges_for, shifts_for
 from ..precision.rounding import fp16_overflows, round_through, stays_fp32
+from ..quantisation.formats import FORMATS
 from ..quantisation.smooth import SMOOTHING
 from .bootstrap import bootstrap_errors
 from .maps import Map, apart, object_share
@@ -140,6 +142,14 @@ class Evaluator:
         score = self._measure(plan)
         self._journal.note(name, [getattr(score, field) for field in Score.__dataclass_fields__])
         return score
+
+    def smoothing(self, stage: str, nodes: tuple[str, ...], observer: str, precision: str) -> tuple[float, float]:
+        """See ``best_alpha``; kept in the journal as well."""
+        name = f"alpha_{_digest({stage: {nodes: Choice(precision, observer)}})}"
+        if (known := self._journal.fact(name)) is None:
+            known = best_alpha(self.chain.graphs[stage], nodes, observer, self.seen[stage], FORMATS[precision])
+            self._journal.note(name, list(known))
+        return known[0], known[1]
 
     def score_stages(self, plan: Plan, stages: dict[str, StageGraph]) -> Score:
         """The score of stages that compute something else than those of the chain, such as learned ones.

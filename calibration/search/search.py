@@ -175,7 +175,8 @@ class Search:
         found = self._profitable(self._fit(failed, replace(self.budget, moved=SAFER * known.disagreement / used)))
         if found == failed or all(choice == FP32 for choice in found.values()):
             return None
-        score = self.mixtures.score_of(found) or self._try("tighter, for the proof", found)
+        name = f"tighter for the proof, {1 + sum(name.startswith('tighter') for name in self.mixtures.variants)}"
+        score = self.mixtures.score_of(found) or self._try(name, found)
         return found if score.within(self.budget) and score.disagreement < known.disagreement else None
 
     def _start(self, line: Sensitivity) -> Choice:

@@ -10,7 +10,7 @@ from typing import Any
 from ..graph.stage_graph import StageGraph
 from ..observation.observe import OnProgress, silent
 from ..precision.precision_plan import FP32, Choice
-from ..precision.quantised_stage import best_alpha, ranges_for
+from ..precision.quantised_stage import ranges_for
 from ..precision.regions import Region, find_regions
 from ..precision.rounding import fp16_overflows
 from ..quantisation.formats import FORMATS, INT4
@@ -102,13 +102,15 @@ def screen(
         stage -> sensitivities, the worst first.
     """
     found: dict[str, list[Sensitivity]] = {}
+    regions = {spec.name: find_regions(spec.name, evaluator.chain.graphs[spec.name], most_regions) for spec in evaluator.chain.specs}
+    total = sum(map(len, regions.values()))
     for spec in evaluator.chain.specs:
         graph = evaluator.chain.graphs[spec.name]
         inputs = activation_inputs(graph, evaluator.also)
         stays = evaluator.stays[spec.name]
         overflows = {name: peak for name, peak in fp16_overflows(evaluator.seen[spec.name].peaks).items() if _meets_fp16(graph, name, stays)}
         lines = []
-        for region in find_regions(spec.name, graph, most_regions):
+        for region in regions[spec.name]:
             line = Sensitivity(region, quantised=tuple(name for name in region.nodes if name in inputs and name not in stays))
             line.overflows = {name: peak for name, peak in overflows.items() if (maker := graph.maker.get(name)) is not None and maker.name in region.nodes}
             working = {name for name in region.nodes if name not in stays}
@@ -118,9 +120,10 @@ def screen(
         open_lines = [line for line in lines if not line.declared]
         if "fp16" in precisions:
             _screen_fp16(evaluator, open_lines, budget)
-        for line in open_lines:
-            _screen_region(evaluator, line, budget, precisions, out_of_time())
-            on_progress("regions screened on one photo", max(1, len(open_lines)) * len(evaluator.chain.specs))
+        for line in lines:
+            if not line.declared:
+                _screen_region(evaluator, line, budget, precisions, out_of_time())
+            on_progress("regions screened on one photo", total)
         found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found
 
@@ -165,7 +168,7 @@ def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, prec
         tried(Choice("int4"))
     for low in (low for low in EIGHT_BITS if low in precisions and quantisable(graph, FORMATS[low], evaluator.also) & set(line.quantised)):
         first = tried(Choice(low, FIRST_OBSERVER))
-        alpha, noise = best_alpha(graph, line.quantised, FIRST_OBSERVER, evaluator.seen[region.stage], FORMATS[low])
+        alpha, noise = evaluator.smoothing(region.stage, line.quantised, FIRST_OBSERVER, low)
         if alpha and noise <= SMOOTH_FROM:
             first = min(first, tried(Choice(low, FIRST_OBSERVER, alpha)), key=lambda score: score.harm)
         best = line.best(low)
