@@ -26,19 +26,19 @@ def stays(model, images):
         counts = wide > 0
         values.append(1 - float(np.mean(np.abs(found[counts] - wide[counts]) / wide[counts])))
     return float(np.mean(values)), values
-from nncf.common.quantization.structs import QuantizationScheme
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
-preset, signed = nncf.QuantizationPreset.PERFORMANCE, mode.endswith("signed")
-activations = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC, signedness_to_force=True) if signed else None
-more = AdvancedQuantizationParameters(activations_quantization_params=activations)
+from nncf.common.hardware import qspaces
+if mode.endswith("signed"):  # its own parameter for that (signedness_to_force) is refused for every target device
+    for space in (qspaces.q8_a, qspaces.q8_a_sym, qspaces.q8_a_ch):
+        object.__setattr__(space, "signedness_to_force", True)
+preset = nncf.QuantizationPreset.PERFORMANCE
 if mode.startswith("plain"):
-    found = nncf.quantize(model, items, preset=preset, subset_size=len(images), fast_bias_correction=False, advanced_parameters=more)
+    found = nncf.quantize(model, items, preset=preset, subset_size=len(images), fast_bias_correction=False)
 elif mode == "fp8":
     found = nncf.quantize(model, items, mode=nncf.QuantizationMode.FP8_E4M3, subset_size=len(images))
 else:
     raw = nncf.Dataset([image[None] for image in images])
     found = nncf.quantize_with_accuracy_control(model, items, raw, stays, max_drop=float(drop), drop_type=nncf.DropType.ABSOLUTE,
-        preset=preset, subset_size=len(images), advanced_quantization_parameters=more)
+        preset=preset, subset_size=len(images))
 onnx.save(found, target)
 """
 SIGNED = "signed activations"  # the form that TensorRT reads; by itself NNCF makes those behind a ReLU unsigned
