@@ -70,10 +70,11 @@ def test_the_journal_of_evp_stays_below_4_gb_whatever_the_protocol(bundle, tmp_p
     assert len(groups) == flow.group_count(photos * windows)
 
 
-def planted(harms, limit):
-    """Regions whose INT8 moves the depth by so much each, a budget, and what tries mixtures of them; FP16 moves nothing."""
+def planted(harms, limit, seen=None):
+    """Regions whose INT8 moves the depth by so much each (``seen``: on the photo of the screening), a budget, and what tries mixtures of them; FP16 moves
+    nothing."""
     lines = {}
-    for number, harm in enumerate(harms):
+    for number, harm in enumerate(seen or harms):
         region = Region("s", f"r{number}", "block", (f"n{number}",))
         lines[region] = Sensitivity(region, {Choice("int8", "mse"): Score(0, 0, 0, 0, harm), Choice("fp16"): Score(0, 0, 0, 0, 0.0)})
 
@@ -103,6 +104,16 @@ def test_sixty_regions_are_fitted_in_twenty_trials(seed):
     kept = [int(region.path[1:]) for region, choice in found.items() if choice.precision == "int8"]
     best = int(np.searchsorted(np.cumsum(harms), limit))  # the mildest ones that fit
     assert sum(harms[k] for k in kept) <= limit and len(kept) >= best - 1
+
+
+@pytest.mark.parametrize("faulty", [(3,), (20,), (37,), (5, 30), (33, 34), (0, 1)])
+def test_what_one_photo_ranks_low_is_found_and_raised_alone(faulty):
+    """Of forty regions one or two move the depth on the selecting photos, and the photo of the screening told nothing of them."""
+    harms = [0.0004 + 0.03 * (number in faulty) for number in range(40)]
+    lines, mixtures = planted(harms, 0.02, seen=[0.001 + 1e-5 * number for number in range(40)])
+    found = Fit(mixtures, lines, ("fp32", "fp16", "int8"), {})(dict.fromkeys(lines, Choice("int8", "mse")))
+    assert {int(region.path[1:]) for region, choice in found.items() if choice.precision == "fp16"} == set(faulty)
+    assert mixtures.trials <= 20
 
 
 def test_evp_in_two_hours_and_a_half():

@@ -9,6 +9,8 @@ from .objective import Budget
 from .sensitivity import LADDER, Sensitivity
 
 GIVEN_BACK = 12  # how many raised regions are tried in fewer bits once more
+MOST_AT_FAULT = 3  # regions that are looked for one by one
+WORTH = 0.8  # of what is too much, what one of them may leave
 SPARE = 4  # trials that are left for what follows
 
 
@@ -48,28 +50,64 @@ class Fit:
         return dict.fromkeys(chosen, FP32)
 
     def _fewest(self, precision: str, chosen: Mixture, above: Mixture) -> Mixture:
-        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save."""
-        kept = [chosen | above]
-        for words, key in (
-            ("by harm", lambda r: -self._harm(r, chosen[r], above[r])),
-            ("by harm per ms", lambda r: -self._harm_per_ms(r, chosen[r], above[r])),
-        ):
-            order, low, high = sorted(above, key=key), 1, len(above)
-            while low < high:
-                middle = (low + high) // 2
-                trial = self._with(chosen, above, order[:middle])
-                if not self._mixtures.may_try(trial, SPARE):
-                    break
-                if self._within(f"{middle} {precision} regions raised, {words}", trial):
-                    high = middle
-                    kept.append(trial)
-                else:
-                    low = middle + 1
+        """The cheapest of what keeps the budget when regions go up in order of their harm, and in order of their harm for the time they save; or
+        when those few go up alone that are found to be at fault."""
+        by_harm = sorted(above, key=lambda r: -self._harm(r, chosen[r], above[r]))
+        first = self._halved(precision, "by harm", chosen, above, by_harm)
+        fewer = self._at_fault(precision, chosen, above, [region for region in by_harm if first[region] != chosen[region]])
+        kept = [chosen | above, first, *fewer]
+        if not fewer:
+            per_ms = sorted(above, key=lambda r: -self._harm_per_ms(r, chosen[r], above[r]))
+            kept.append(self._halved(precision, "by harm per ms", chosen, above, per_ms))
         found = self._given_back(precision, chosen, min(kept, key=self._costs.cost_ms))
         for region in above:
             if found[region] != chosen[region]:
                 self._reasons[region] = f"{chosen[region].words} keeps the budget alone but not together with the others"
         return found
+
+    def _halved(self, precision: str, words: str, chosen: Mixture, above: Mixture, order: list[Region]) -> Mixture:
+        """The budget is kept when all of ``order`` goes up: so it is by as few of them as halving finds, from its beginning."""
+        low, high, found = 1, len(order), self._with(chosen, above, order)
+        while low < high:
+            middle = (low + high) // 2
+            trial = self._with(chosen, above, order[:middle])
+            if not self._mixtures.may_try(trial, SPARE):
+                break
+            if self._within(f"{middle} {precision} regions raised, {words}", trial):
+                high, found = middle, trial
+            else:
+                low = middle + 1
+        return found
+
+    def _at_fault(self, precision: str, chosen: Mixture, above: Mixture, raised: list[Region]) -> list[Mixture]:
+        """What keeps the budget with fewer regions raised, where a few are at fault for most of what was too much.
+
+        One photo may rank a region low that is at fault on the others. Without the last of ``raised`` the budget is broken: where it takes half of
+        what is too much, it is raised alone. If that is not enough and yet some of it, the next such region is looked for among those before it.
+        """
+        fault: list[Region] = []
+        kept: list[Mixture] = []
+        while raised and len(fault) < MOST_AT_FAULT:
+            left, before, after = (self._used(self._with(chosen, above, [*fault, *some])) for some in ([], raised[:-1], raised))
+            if None in (left, before, after) or left - 1 > 2 * (before - after):
+                break
+            fault.append(raised.pop())
+            trial = self._with(chosen, above, fault)
+            if not self._mixtures.may_try(trial, SPARE):
+                break
+            if self._within(f"{len(fault)} {precision} regions at fault raised", trial):
+                return [*kept, trial]
+            if self._used(trial) - 1 > WORTH * (left - 1):
+                break
+            found = self._halved(precision, f"with {len(fault)} at fault", trial, above, raised)
+            raised = [region for region in raised if found[region] != trial[region]]
+            kept.append(found)
+        return kept
+
+    def _used(self, mixture: Mixture) -> float | None:
+        """How much of the budget a mixture uses up, where that is known."""
+        score = self._mixtures.score_of(mixture)
+        return None if score is None else score.used(self._budget)
 
     def _given_back(self, precision: str, chosen: Mixture, raised: Mixture) -> Mixture:
         """Raised regions are lowered again one at a time, the costliest first, while the budget holds."""
