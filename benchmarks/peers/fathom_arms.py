@@ -39,7 +39,7 @@ class Setting:
         return ["--precisions", f"fp32,{self.bits}", "--budget", f"abs_rel=100%,delta1=100pp,moved={bound}", "--for", CARDS[self.bits]]
 
 
-BOUNDS = (2.0, 1.5, 1.25)  # the usual one, and down to how far NNCF's search lets its depth move
+BOUNDS = (2.0, 1.75, 1.5, 1.25)  # the usual one, and down to how far NNCF's search lets its depth move
 SETTINGS = (Setting("int8"), *(Setting("int8", moved) for moved in BOUNDS), Setting("fp8"), Setting("fp8", BOUNDS[0]))
 
 
