@@ -222,6 +222,23 @@ class Walls:
         return Sample(np.zeros((32, 32, 3), np.uint8), depth, depth > 0, None, str(number), "")
 
 
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.geometry == "protocol"])
+def test_no_recipe_enlarges_a_photo_or_changes_its_depths(name):
+    """Of a wall with a stripe, as wide as it is in every photo that is learned from: else networks say too much of whole photos, or too little."""
+    height, width, stripe = 96, 128, 40
+    rgb = np.full((height, width, 3), 60, np.uint8)
+    depth = np.full((height, width), 3.0, np.float32)
+    depth[:, 44 : 44 + stripe] = 2.0
+    kept = [Sample(rgb, depth, depth > 0, None, "a", "")]
+    contract = variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract
+    plain = Examples(kept, contract).example(0)[1]
+    for seed in range(20):
+        _, truth, valid, *_ = Examples(kept, contract).example(0, np.random.default_rng(seed), dataclasses.replace(RECIPES[name].augmentation, turn=0))
+        row = truth[len(truth) // 2][valid[len(truth) // 2]]
+        assert set(np.unique(truth[valid]).tolist()) <= {2.0, 3.0}
+        assert abs(int((row == 2).sum()) - int((plain[len(plain) // 2] == 2).sum())) <= 1
+
+
 def test_baselines_never_see_the_picture_they_guess():
     contract = variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract
     found = baselines(Examples(KeptSamples([Walls()]), contract))

@@ -19,7 +19,7 @@ from ....datasets.source import Source
 from ....runtime.artefact.contract import Contract, Pad, Resize, Step
 from ....runtime.errors import InputError
 from ....runtime.photo.preprocess import Placed, Window, place_steps, shape_photo, window_tensor
-from .augmentation import Augmentation, carelessly_taken, cropped, cut_depth, framed, mirrored, recoloured, turned
+from .augmentation import Augmentation, carelessly_taken, cut_depth, framed, mirrored, recoloured, turned
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,6 @@ class Examples:
             sample = mirrored(sample)
         if augmentation is not None and augmentation.turn:
             sample = turned(sample, float(draw.uniform(-augmentation.turn, augmentation.turn)))
-        if augmentation is not None and augmentation.crop < 1:
-            sample = cropped(sample, augmentation.crop, draw)
         if augmentation is not None and augmentation.careless:
             sample = replace(sample, rgb=carelessly_taken(sample.rgb, augmentation.careless, draw))
         if augmentation is not None and augmentation.frame and draw.random() < augmentation.frame:

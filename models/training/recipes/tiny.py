@@ -73,7 +73,7 @@ FROM_NOTHING = TinyRecipe(
     augmentation=LIGHT,
 )
 TINY_DIFFUSION = replace(FROM_NOTHING, epochs=3, hint=True, phases=TINY_PHASES)
-CARELESS = replace(LIGHT, crop=0.75, frame=0.3, careless=0.3, turn=3.0, hue=20.0, saturation=0.4)
+CARELESS = replace(LIGHT, frame=0.3, careless=0.3, turn=3.0, hue=20.0, saturation=0.4)
 LONG = replace(
     FROM_NOTHING,
     source="this project: from nothing, whole maps always, each third step at its own window; outlines count; photos as careless hands take them",
