@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
+ERRORS = ("abs_rel", "rmse")  # less is better; of every other metric of a card, more
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,22 @@ class CardResult:
         """The data in words of a reader: pairs marked for testing are real photos."""
         return re.sub(r"^[^,]+, use (\w+)", r"real pairs marked \1", self.data)
 
+    def worse_metrics(self) -> dict[str, tuple[str, float]]:
+        """Metrics by which a guess that never looks at the picture is better: the best guess by each, and its value."""
+        best = {metric: self._best_blind(metric) for metric in (self.network if self.blind else ())}
+        return {metric: (guess, values[metric]) for metric, (guess, values) in best.items() if self._better(values[metric], self.network[metric], metric)}
+
     def worse_than_blind(self) -> str:
-        """A sentence if a guess that never looks at the picture is better by the first metric, else ""."""
-        if not self.blind:
-            return ""
-        metric = next(iter(self.network))
-        guess, values = self._best_blind(metric)
-        worse = self.network[metric] > values[metric] if metric == "abs_rel" else self.network[metric] < values[metric]
-        return f"worse than a blind guess on {self.title()}: {metric} {self.network[metric]:.3f}, {guess} {values[metric]:.3f}" if worse else ""
+        """A sentence that names those metrics, or ""."""
+        worse = [f"{metric} {self.network[metric]:.3f}, {guess} {value:.3f}" for metric, (guess, value) in self.worse_metrics().items()]
+        return f"worse than a blind guess on {self.title()}: {'; '.join(worse)}" if worse else ""
 
     def _best_blind(self, metric: str) -> tuple[str, dict[str, float]]:
-        return (min if metric == "abs_rel" else max)(self.blind.items(), key=lambda item: item[1][metric])
+        return (min if metric in ERRORS else max)(self.blind.items(), key=lambda item: item[1][metric])
+
+    @staticmethod
+    def _better(value: float, other: float, metric: str) -> bool:
+        return value < other if metric in ERRORS else value > other
 
 
 def read_card(name: str, folder: Path = WEIGHTS) -> tuple[CardResult, ...]:

@@ -18,7 +18,7 @@ from fathom.benchmarks.demo.viewer_data import TRUTH, cloud
 from fathom.benchmarks.model_cards import WEIGHTS, read_card, trained
 from fathom.benchmarks.studies import tiny_networks
 
-REAL = """| data, use test | 12 | **x-tiny** | 0.400 | 2.000 | 0.300 |
+REAL = """| data, use test | 12 | **x-tiny** | 0.250 | 1.200 | 0.300 |
 | data, use test | 12 | mean depth map | 0.300 | 1.000 | 0.500 |"""
 CARD = """# x-tiny: weights trained with `depth-train`
 
@@ -148,12 +148,12 @@ def test_the_page_names_what_it_shows_once_and_says_what_is_worse_than_blind(mon
     text = demo_page.page([("", ["x-tiny"])], [photo], ["a <note>"], "", False)
     assert text.count("a &lt;note&gt;") == text.count("<h1>") == text.count("Depth of photos, by small networks") == 1
     assert "a &lt;room&gt;" in text and "mean depth map: abs_rel 0.278" in text and "masks.png" not in text
-    assert "x-tiny is worse than a blind guess on real pairs marked test: abs_rel 0.400, mean depth map 0.300." in text
+    assert "x-tiny is worse than a blind guess on real pairs marked test: rmse 1.200, mean depth map 1.000; delta1 0.300, mean depth map 0.500." in text
     assert text.count("worse than a blind guess") == 1  # not on the rooms, where it is better
     assert "report.html" in text and not re.search(r"(src|href)=.?(https?:)?//", text)  # works without a network
     assert 'class="alarm"' in demo_page.page([("", ["x-tiny"])], [photo], ["untrained"], "", True)
     column = demo._column("x-tiny", "")
-    assert column.alarm and column.lines[1:] == ("real photos: abs_rel 0.400 (blind 0.300)", "worse than a blind guess on real photos")
+    assert column.alarm and column.lines[1:] == ("real photos: abs_rel 0.250 (blind 0.300)", "worse than blind: real photos rmse, delta1")
 
 
 def test_coarse_networks_stand_apart():

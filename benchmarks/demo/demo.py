@@ -165,10 +165,10 @@ def _column(name: str, group: str) -> Column:
     shape = (COARSE[name],) if name in COARSE else ()
     if not results:
         return Column(name, (*shape, "untrained"), title)
-    shown = [("rooms" if place == 0 else "indoor photos" if result.indoor else "real photos", result) for place, result in enumerate(results[:2])]
+    shown = [("rooms" if place == 0 else "indoors" if result.indoor else "real photos", result) for place, result in enumerate(results[:2])]
     lines = tuple(f"{word}: {_against_blind(result)}" for word, result in shown)
-    worse = [word for word, result in shown if result.worse_than_blind()]
-    alarm = (f"worse than a blind guess on {' and '.join(worse)}",) if worse else ()
+    worse = [f"{word} {', '.join(result.worse_metrics())}" for word, result in shown if result.worse_metrics()]
+    alarm = (f"worse than blind: {'; '.join(worse)}",) if worse else ()
     return Column(f"{name}, {shape[0]}" if shape else name, (*lines, *alarm), title, bool(worse))
 
 
