@@ -20,18 +20,18 @@ from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.precision.regions import find_regions
 from fathom.calibration.quantisation.formats import FORMATS, FP8, INT4, INT8, block_scales
-from fathom.calibration.quantisation.formats import activation_scale as stored_scale
 from fathom.calibration.quantisation.formats import weight_scales as stored_scales
 from fathom.calibration.quantisation.quantize import activation_inputs, quantisable, quantize
-from fathom.calibration.quantisation.smooth import balances, divided, smoothable
+from fathom.calibration.quantisation.smooth import divided, smoothable
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange
 from fathom.export.commands.train_command import main
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
 from fathom.export.precision.calibrated import require_calibration
 from fathom.export.quantised_training.operators import run_node
+from fathom.export.quantised_training.reconstruct import Layer, _Rows, reconstruct
 from fathom.export.quantised_training.stages import LearningStage
-from fathom.export.quantised_training.straight_through import activation_scale, fp16_upwards, on_grid, weight_scales
+from fathom.export.quantised_training.straight_through import fp16_upwards, on_grid, weight_scales
 from fathom.export.quantised_training.torch_graph import TorchGraph, learnable
 from fathom.models.training import train_command
 from fathom.runtime.artefact.bundle import BundleDirectory
@@ -42,25 +42,14 @@ DATA = "rooms:12:3:32x48"
 
 
 def test_gradients_pass_straight_through_rounding_and_stop_where_it_clips():
-    """With v / s = (-200, -1.3, 0.4, 2.5, 127.2): INT8 gives (-128, -1, 0, 2, 127). Straight through, d(q s)/dv is 1 inside and 0 beyond, and
-    d(q s)/ds is q - v / s inside and the clipped q beyond."""
-    scale = torch.tensor(0.25, requires_grad=True)
+    """With v / s = (-200, -1.3, 0.4, 2.5, 127.2): INT8 gives (-128, -1, 0, 2, 127). Straight through, d(q s)/dv is 1 inside and 0 beyond."""
+    scale = torch.tensor(0.25)
     values = torch.tensor([-50.0, -0.325, 0.1, 0.625, 31.8], requires_grad=True)
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     found = on_grid(values, scale, INT8) * scale
     np.testing.assert_allclose(found.detach(), [-32, -0.25, 0, 0.5, 31.75], atol=1e-6)
     (found * weights).sum().backward()
     np.testing.assert_allclose(values.grad, [0, 2, 3, 4, 0], atol=1e-6)
-    assert float(scale.grad) == pytest.approx(1 * -128 + 2 * (-1 + 1.3) + 3 * (0 - 0.4) + 4 * (2 - 2.5) + 5 * 127, rel=1e-5)
-
-
-def test_the_logarithm_of_a_range_learns_by_the_chain_rule():
-    log_amax = torch.tensor(np.log(100.0), dtype=torch.float32, requires_grad=True)
-    scale = activation_scale(log_amax, INT8)
-    value = float(scale.detach())
-    assert 100 / 127 <= value < 1.001 * 100 / 127 and float(np.float16(value)) == value
-    scale.backward()
-    assert float(log_amax.grad) == pytest.approx(100 / 127, rel=1e-5)
 
 
 def test_scales_are_those_that_are_stored():
@@ -71,8 +60,6 @@ def test_scales_are_those_that_are_stored():
         np.testing.assert_array_equal(weight_scales(torch.from_numpy(weight), 1, form).numpy()[0], stored_scales(weight, 1, form))
         assert float(weight_scales(torch.from_numpy(weight), None, form)) == float(stored_scales(weight, None, form))
     np.testing.assert_array_equal(weight_scales(torch.from_numpy(weight), 0, INT4).numpy(), np.repeat(block_scales(weight, 0), 64, 0))
-    for amax in (1e-6, 0.3, 7.0, 9e4):
-        assert float(activation_scale(torch.tensor(amax).log(), INT8)) == pytest.approx(float(stored_scale(amax)), rel=1e-6)
     assert fp16_upwards(torch.tensor([1.0, 1.0001, 1e6])).tolist() == [1.0, 1 + 2.0**-10, 1e6]
 
 
@@ -168,15 +155,14 @@ def test_a_graph_in_pytorch_gives_what_onnx_runtime_gives(small_bundle):
         for form in FORMATS.values():
             quantised = graph.copy()
             ranges = {key: TensorRange(peak, "max", peak) for key, peak in peaks.items()}
-            done = quantize(quantised, ranges, quantisable(quantised, form), form=form, stored=False)
+            quantize(quantised, ranges, quantisable(quantised, form), form=form, stored=False)
             wanted, learned = StageSession(quantised).run(golden), TorchGraph(quantised, learnable(graph))
             found = learned(feeds)
             for key, values in found.items():
                 apart, effect = np.abs(values.detach().numpy() - wanted[key]).mean(), np.abs(exact[key] - wanted[key]).mean()
                 assert apart <= 0.1 * effect + 1e-6 * np.abs(exact[key]).mean(), (name, form.name, key)
-            assert not done.activations or all(float(seen) > 0 for seen in learned.greatest.values())
             sum(values.square().mean() for values in found.values()).backward()
-            assert all(tensor.grad is not None for tensor in (*learned.weights.values(), *learned.log_amax.values()))
+            assert all(tensor.grad is not None for tensor in learned.weights.values())
 
 
 def calibrated(source, path, observer_share):
@@ -199,7 +185,7 @@ def calibrated(source, path, observer_share):
 def learned(small_bundle, tmp_path_factory):
     """A bundle whose ranges clip, the one that learned to live with INT8, and what the command said."""
     folder = tmp_path_factory.mktemp("learned")
-    source, target = calibrated(small_bundle, folder / "source", 0.4), folder / "target"
+    source, target = calibrated(small_bundle, folder / "source", 0.6), folder / "target"
     words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "60", "--lr", "1e-4", "--threads", "1", "-o", str(target), "--json", "--quiet"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -207,11 +193,11 @@ def learned(small_bundle, tmp_path_factory):
     return source, target, json.loads(said.getvalue())
 
 
-def test_learning_halves_what_int8_moves_on_rooms_it_never_saw(learned):
+def test_learning_gives_back_what_int8_moves_on_rooms_it_never_saw(learned):
     _, _, said = learned
     assert said["before"]["disagreement"] > 0.01
-    assert said["after"]["disagreement"] < 0.5 * said["before"]["disagreement"]
-    assert said["loss"]["last"] < said["loss"]["first"] and said["photos"] == {"learned": 9, "proved": 3}
+    assert said["after"]["disagreement"] < 0.2 * said["before"]["disagreement"]
+    assert said["photos"] == {"learned": 9, "proved": 3} and said["loss"]["last"] < 2 * said["loss"]["first"]
 
 
 def test_what_was_learned_is_a_calibrated_bundle_that_builds_and_gives_that_depth(learned, tmp_path):
@@ -220,11 +206,10 @@ def test_what_was_learned_is_a_calibrated_bundle_that_builds_and_gives_that_dept
         found = require_calibration(bundle)
         assert bundle.manifest.network.weights["kind"] == "random-init" and "60 steps of distillation" in bundle.manifest.network.weights["warnings"][-1]
     choices = {region.choice for region in found.plan.regions}
-    assert choices == {Choice("int8", "learned")} and found.plan.proof["score"] == said["after"] and found.table.data["learned"]["steps"] == 60
+    assert choices == {Choice("int8", "mse")} and found.plan.proof["score"] == said["after"] and found.table.data["learned"]["steps"] == 60
     with BundleDirectory.open(source) as bundle:
         before = require_calibration(bundle)
-    same = [before.table.stages[stage][name].amax == pytest.approx(r.amax, rel=1e-3) for stage, some in found.table.stages.items() for name, r in some.items()]
-    assert not all(same)
+    assert found.table.stages == before.table.stages  # ranges stay: zeros behind a ReLU lie on their grid
     photo = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     depths = {}
     for path, precision in ((source, "fp32"), (target, "int8")):
@@ -252,8 +237,7 @@ def test_what_cannot_learn_is_refused(small_bundle, tmp_path, capsys):
         train_command.main(["--quantise", plan, "--data", DATA, "-o", str(tmp_path / "out")])
 
 
-def test_smoothing_becomes_part_of_the_graph_and_goes_on_learning_there(small_bundle):
-    """Whatever the factors are, the FP32 network stays what it was."""
+def test_smoothing_becomes_part_of_the_graph(small_bundle):
     name, graph, golden, peaks = next(stage_graphs(small_bundle))
     nodes = tuple(activation_inputs(graph))
     watched = graph.copy()
@@ -271,11 +255,53 @@ def test_smoothing_becomes_part_of_the_graph_and_goes_on_learning_there(small_bu
     assert set(stage.choices.values()) == {Choice("int8", "max")} and not any(found.channels for found in stage.ranges.values())
     (wanted,), (found,) = StageSession(graph).run(golden).values(), StageSession(stage.graph).run(golden).values()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
-    shared = balances(stage.graph, nodes)
-    assert len(shared) == 5 and len(balances(graph, nodes)) == 1  # five layers; before, only the norm could take a division without a node more
-    learned = TorchGraph(stage.graph, learnable(stage.graph), balances=shared)
-    with torch.no_grad():
-        for number, factors in enumerate(learned.log_factors):
-            factors.normal_(0, 0.5, generator=torch.Generator().manual_seed(number))
-        (balanced,) = learned({key: torch.from_numpy(values) for key, values in golden.items()}).values()
-    np.testing.assert_allclose(balanced, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+LAYERS = {  # words of a layer -> shape of x, of its weight, attributes
+    "Conv": ((2, 4, 9, 8), (6, 2, 3, 3), {"strides": [2, 1], "pads": [0, 1, 1, 2], "group": 2}),
+    "Conv dilated": ((2, 3, 9, 9), (5, 3, 3, 3), {"dilations": [2, 2], "pads": [2, 2, 2, 2]}),
+    "Gemm": ((6, 5), (7, 5), {"transB": 1}),
+    "MatMul": ((2, 6, 5), (5, 7), {}),
+}
+
+
+@pytest.mark.parametrize("words", LAYERS)
+def test_a_layer_is_a_product_of_rows(words):
+    """What a layer gives is its rows times its matrix, group by group."""
+    shape, weight_shape, attributes = LAYERS[words]
+    random = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(shape, generator=random), torch.randn(weight_shape, generator=random)
+    op = words.split()[0]
+    node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
+    (y,) = run_node(op, [x, weight], attributes, 1)
+    rows = _Rows(Layer(node, attributes, node, "w", "", False), weight)
+    some_x, some_y = rows.of(x, y, random)
+    np.testing.assert_allclose(some_x @ rows.matrix(weight), some_y, atol=1e-4)
+    assert some_x.shape[1] == y.numel() // (rows.groups * rows.outputs) and torch.equal(rows.shaped(rows.matrix(weight), weight), weight)
+
+
+def test_layers_fitted_to_rounded_inputs_halve_the_error_on_photos_they_never_saw(tmp_path):
+    """Sixteen channels hold two signals and the rounding of all sixteen: most of it lies where no signal is. A weight that two layers read stays."""
+    random = np.random.default_rng(0)
+    mix, first, second = random.normal(size=(2, 16)), random.normal(size=(16, 12)), random.normal(size=(12, 12))
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["xa"], name="one"), helper.make_node("Add", ["xa", "b"], ["h"], name="add")]
+    nodes += [helper.make_node("MatMul", ["h", "c"], ["hc"], name="two"), helper.make_node("MatMul", ["hc", "c"], ["y"], name="three")]
+    constants = [(name, values.astype(np.float32)) for name, values in (("a", first), ("b", random.normal(size=12)), ("c", second))]
+    graph = graph_of(tmp_path, nodes, [("x", F32, [1, 40, 16])], [("y", F32, [1, 40, 12])], constants)
+
+    def photos(count):
+        return [[{"x": torch.from_numpy((random.normal(size=(1, 40, 2)) @ mix).astype(np.float32))}] for _ in range(count)]
+
+    ranges = {name: TensorRange(amax, "max", amax) for name, amax in (("x", 90.0), ("h", 90.0), ("hc", 400.0))}  # wide: coarse steps
+    quantised = graph.copy()
+    quantize(quantised, ranges, quantisable(quantised, INT8), form=INT8, stored=False)
+    teacher, student = TorchGraph(graph), TorchGraph(quantised, learnable(graph))
+
+    def error(seen):
+        with torch.no_grad():
+            return sum(float((student(feeds)["y"] - teacher(feeds)["y"]).square().mean()) for (feeds,) in seen) ** 0.5
+
+    unseen, shared = photos(20), student.weights["c"].clone()
+    before = error(unseen)
+    assert reconstruct([teacher], [student], photos(40)) == 1  # the first; the second reads what the third reads
+    assert error(unseen) < 0.5 * before and torch.equal(student.weights["c"], shared)

@@ -12,7 +12,7 @@ from ...runtime.artefact.spec import PRECISIONS, fields
 from ..artefact import read_artefact, require_model, write_artefact
 from ..quantisation.formats import FORMATS
 from ..quantisation.quantize import ALSO
-from ..ranges.observers import LEARNED, RULES
+from ..ranges.observers import RULES
 
 FORMAT, VERSION = "fathom-precision-plan", 3
 MAX_PLAN_BYTES = 64 << 20
@@ -40,8 +40,7 @@ class Choice:
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}")
         observed = self.precision in FORMATS and FORMATS[self.precision].activations
-        known = (*RULES, LEARNED)
-        if observed != (self.observer in known) or (self.observer and self.observer not in known):
+        if observed != (self.observer in RULES) or (self.observer and self.observer not in RULES):
             raise ValueError(f"an observer goes with int8 and fp8 and only with them, got {self.observer!r} for {self.precision}")
         if not 0 <= self.smooth < 1 or (self.smooth and not observed):
             raise ValueError(f"smooth {self.smooth}: from 0 to below 1, and only for int8 and fp8")

@@ -92,44 +92,6 @@ def smooth(graph: StageGraph, nodes: Iterable[str], channels: dict[str, np.ndarr
     return done
 
 
-@dataclass(frozen=True)
-class Balance:
-    """Constants that can be multiplied and divided by the same factors [C] without changing what a stage computes in FP32.
-
-    Args:
-        divided, multiplied: name and axis of each; nobody else reads them.
-        channels: how many factors.
-    """
-
-    divided: tuple[tuple[str, int], ...]
-    multiplied: tuple[tuple[str, int], ...]
-    channels: int
-
-
-def balances(graph: StageGraph, nodes: Iterable[str]) -> list[Balance]:
-    """Where SmoothQuant's factors can still change without a node more: behind norms and linear layers that take the division, and behind divisions that
-    are there already."""
-    found = []
-    for name, layers in smoothable(graph, nodes).items():
-        maker, shifts = graph.maker.get(name), []
-        if name.endswith(CENTRED) and maker is not None:  # the shift is of the divided tensor: it is divided as well
-            shifts, maker = [(maker.input[1], 1)], graph.maker.get(maker.input[0])
-            maker = graph.maker.get(maker.input[0]) if maker is not None and maker.op_type == "Pad" else maker
-        if SMOOTHED in name and maker is not None and maker.op_type == "Mul" and SMOOTHING in maker.name:
-            shape = graph.constants[maker.input[1]].dims
-            divided = [(maker.input[1], 1 if len(shape) == 4 else 0), *shifts]
-        elif folds(graph, name, layers):
-            divided = [(node.input[position], axis) for (node, position), axis in _divisors(graph, name)]
-        else:
-            continue
-        multiplied = [(node.input[1], input_axis(node)) for node in layers]
-        channels = graph.constants[multiplied[0][0]].dims[multiplied[0][1]]
-        fits = all(graph.constants[constant].dims[axis] == channels for constant, axis in divided)
-        if fits and all(len(graph.readers[constant]) == 1 for constant, _ in (*divided, *multiplied)):
-            found.append(Balance(tuple(divided), tuple(multiplied), channels))
-    return found
-
-
 def factors_of(graph: StageGraph, layers: list[onnx.NodeProto], channels: np.ndarray, alpha: float) -> np.ndarray | None:
     """SmoothQuant's factors [C] for the layers that read a tensor; None if the channels do not fit their weights."""
     amax = []

@@ -163,4 +163,3 @@ OBSERVERS: dict[str, Callable[[Histogram], float]] = {
 }
 LAYER_OUTPUT = "layer-output"  # not a rule of its own: for every tensor the one of the above with which the layers' outputs are least noisy
 RULES = (*OBSERVERS, LAYER_OUTPUT)
-LEARNED = "learned"  # a range that was trained together with the weights; no histogram gives it

@@ -11,7 +11,7 @@ from typing import Any
 from ...runtime.artefact.manifest import SHA256, BundleManifest
 from ...runtime.artefact.spec import fields
 from ..artefact import read_artefact, require_model, write_artefact
-from .observers import LEARNED, OBSERVERS
+from .observers import OBSERVERS
 
 FORMAT, VERSION = "fathom-calibration-table", 3
 FEW_IMAGES, USUAL_IMAGES = 64, 512
@@ -24,7 +24,7 @@ class TensorRange:
 
     Args:
         amax: magnitude that the greatest INT8 step stands for.
-        observer: the rule that chose it (a key of ``OBSERVERS``, or ``LEARNED``).
+        observer: the rule that chose it (a key of ``OBSERVERS``).
         greatest: greatest magnitude that was seen.
         channels: for a smoothed tensor the greatest magnitude per channel, else empty.
         middles: for a centred tensor what is taken from every channel before it is divided, else empty.
@@ -37,8 +37,8 @@ class TensorRange:
     middles: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if self.observer not in (*OBSERVERS, LEARNED):
-            raise ValueError(f"unknown observer {self.observer!r}, wanted one of {', '.join((*OBSERVERS, LEARNED))}")
+        if self.observer not in OBSERVERS:
+            raise ValueError(f"unknown observer {self.observer!r}, wanted one of {', '.join(OBSERVERS)}")
         numbers = (self.amax, self.greatest, *self.channels)
         if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 0 for v in numbers):
             raise ValueError(f"a range is a finite number of at least 0, got {self.amax!r} of {self.greatest!r}")

@@ -12,7 +12,6 @@ from torch import Tensor
 from ...runtime.errors import AccuracyError, UsageError
 from .torch_graph import TorchGraph
 
-RANGES_FASTER = 500  # the rate of the logarithms of ranges and of SmoothQuant's factors over that of the weights
 EASE_IN = 0.1  # part of the steps in which the rates rise
 LEAST_SIZE = 1e-3  # root mean square of a tensor that learns from nothing, such as biases of zero
 SMALLEST = 1e-12
@@ -74,7 +73,7 @@ def distil(
     recipe: Recipe,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[float]:
-    """Train the student's weights and scales in place; returns the loss of every step.
+    """Train the student's weights in place; returns the loss of every step.
 
     Args:
         teacher: the FP32 stages in running order.
@@ -87,10 +86,7 @@ def distil(
         AccuracyError: if a loss is not finite.
     """
     weights = [tensor for stage in student for tensor in stage.weights.values()]
-    ranges = [tensor for stage in student for tensor in (*stage.log_amax.values(), *stage.log_factors)]
     groups = [{"params": [tensor], "most": recipe.rate * max(float(tensor.detach().square().mean().sqrt()), LEAST_SIZE)} for tensor in weights]
-    if ranges:
-        groups.append({"params": ranges, "most": RANGES_FASTER * recipe.rate})
     optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=0.0)
     losses = []
     for step in range(recipe.steps):

@@ -26,6 +26,7 @@ from ..precision.calibrated import require_calibration
 from .bundle import write_learned_bundle
 from .distil import Recipe, distil
 from .photos import Batches
+from .reconstruct import at_once, reconstruct
 from .stages import LearningStage
 from .torch_graph import TorchGraph
 
@@ -85,6 +86,8 @@ def learn_quantised(
         on_message(f"{len(learned_from)} photos to learn from, {len(parts.prove)} to prove on; moved {before.disagreement:.3%} before")
         teacher, student = [TorchGraph(chain.graphs[spec.name], (), device) for spec in chain.specs], [stage.student(device) for stage in stages]
         batches = Batches(chain, data, learned_from, recipe.batch, recipe.seed, device)
+        fitted = reconstruct(teacher, student, list(batches.each(at_once(teacher, next(batches.each(1))[0]))))
+        on_message(f"{fitted} layers fitted in closed form")
         losses = distil(teacher, student, batches, chain.contract.output.tensor, recipe, lambda step, loss: on_step(step))
         del teacher
         for stage, learned in zip(stages, student, strict=True):
@@ -113,7 +116,7 @@ def _peaks(stages: list[LearningStage], batches: Batches) -> dict[str, dict[str,
     found: dict[str, dict[str, float]] = {stage.name: {} for stage in stages}
     graphs = [TorchGraph(stage.graph) for stage in stages]
     with torch.no_grad():
-        for feeds in batches.each(PEAK_WINDOWS):
+        for feeds, _ in batches.each(PEAK_WINDOWS):
             values = {name: tensor.cpu() for name, tensor in feeds.items()}
             for graph, stage in zip(graphs, stages, strict=True):
                 values |= graph(values, found[stage.name])

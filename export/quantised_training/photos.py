@@ -13,10 +13,13 @@ from ...calibration.observation.images import Chosen
 from ...calibration.observation.photo import Photo
 
 HELD_NBYTES = 1 << 30
+PICTURE = 4  # axes of an input that is a picture
 
 
 class Batches:
-    """Windows of photos as inputs of the network.
+    """Windows of photos, and their mirror images, as inputs of the network.
+
+    What the teacher says of a mirror image is as true as of the photo, and photos are few.
 
     Args:
         chain: the network.
@@ -29,7 +32,7 @@ class Batches:
 
     def __init__(self, chain: Chain, data: Chosen, photos: tuple[Photo, ...], batch: int, seed: int, device: torch.device):
         self._chain, self._data, self._device = chain, data, device
-        self._windows = [(photo, window) for photo in photos for window in range(photo.windows)]
+        self._windows = [(photo, window, mirrored) for photo in photos for window in range(photo.windows) for mirrored in (False, True)]
         self._batch, self._seed = batch, seed
         self._free = all(isinstance(tensor.shape[0], str) for spec in chain.specs for tensor in spec.inputs)
         self._held: dict[int, list[dict[str, np.ndarray]]] = {}
@@ -49,7 +52,11 @@ class Batches:
         orders = {turn: np.random.default_rng([self._seed, turn]).permutation(count) for turn in {place // count for place in turns}}
         return [int(orders[place // count][place % count]) for place in turns]
 
-    def _inputs(self, photo: Photo, window: int) -> dict[str, np.ndarray]:
+    def _inputs(self, photo: Photo, window: int, mirrored: bool) -> dict[str, np.ndarray]:
+        feed = self._shaped(photo, window)
+        return {name: values[..., ::-1].copy() if values.ndim == PICTURE else values for name, values in feed.items()} if mirrored else feed
+
+    def _shaped(self, photo: Photo, window: int) -> dict[str, np.ndarray]:
         if photo.number not in self._held:
             feeds = self._chain.inputs(self._data[photo.number].rgb, photo.number)[1]
             self._room -= sum(values.nbytes for feed in feeds for values in feed.values())
@@ -58,10 +65,11 @@ class Batches:
             self._held[photo.number] = feeds
         return self._held[photo.number][window]
 
-    def each(self, most: int) -> Iterator[dict[str, Tensor]]:
-        """The inputs of ``most`` windows, one by one, spread evenly."""
-        for photo, window in self._windows[:: -(-len(self._windows) // most)]:
-            yield self._tensors(self._inputs(photo, window))
+    def each(self, most: int) -> Iterator[list[dict[str, Tensor]]]:
+        """The inputs of ``most`` windows or a few more, spread evenly: of each, the window as it is and its mirror image."""
+        pairs = [self._windows[place : place + 2] for place in range(0, len(self._windows), 2)]
+        for pair in pairs[:: -(-len(pairs) // max(1, most))]:
+            yield [self._tensors(self._inputs(*each)) for each in pair]
 
     def _tensors(self, feed: dict[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(values).to(self._device) for name, values in feed.items()}

@@ -1,4 +1,4 @@
-"""The stages of a calibrated bundle as graphs that learn, and back: learned weights and ranges as graphs, a plan and a table again."""
+"""The stages of a calibrated bundle as graphs that learn, and back: learned weights as graphs, a plan and a table again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from onnx import TensorProto
 from ...calibration.graph.stage_graph import StageGraph
 from ...calibration.precision.precision_plan import RegionPlan
 from ...calibration.precision.quantised_stage import Choices, make_quantised, smooth_and_correct
-from ...calibration.quantisation.smooth import balances
-from ...calibration.ranges.observers import LEARNED
-from ...calibration.ranges.table import CalibrationTable, TensorRange
+from ...calibration.ranges.table import CalibrationTable
 from .torch_graph import TorchGraph, learnable
 
 
@@ -54,17 +52,11 @@ class LearningStage:
 
     def student(self, device: torch.device) -> TorchGraph:
         """The quantised graph, learning."""
-        nodes = [name for names, choice in self.choices.items() if choice.observer for name in names]
-        return TorchGraph(self.quantised, learnable(self.graph), device, balances(self.graph, nodes))
+        return TorchGraph(self.quantised, learnable(self.graph), device)
 
     def take(self, learned: TorchGraph) -> None:
-        """Put the weights and ranges of a student into this stage."""
-        for name, tensor in learned.balanced().items():
+        """Put the weights of a student into this stage."""
+        for name, tensor in learned.weights.items():
             values = tensor.detach().cpu().numpy()
             self.graph.add_made_constant(name, TensorProto.FLOAT, values.shape, lambda values=values: values)
-        for name in learned.log_amax:
-            amax = learned.amax(name)
-            greatest = max(float(learned.greatest[name]), self.ranges[name].greatest, amax)
-            self.ranges[name] = TensorRange(amax, LEARNED, greatest)
-        self.choices = {names: replace(choice, observer=LEARNED) if choice.observer else choice for names, choice in self.choices.items()}
         self.quantised = self._quantise()

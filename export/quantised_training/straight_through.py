@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...calibration.quantisation.formats import LEAST_ACTIVATION_SCALE, LEAST_WEIGHT_SCALE, Format
+from ...calibration.quantisation.formats import LEAST_WEIGHT_SCALE, Format
 
 
 def on_grid(values: Tensor, scale: Tensor, form: Format) -> Tensor:
     """What QuantizeLinear stores, as float32, with straight-through gradients (Bengio et al. 2013).
 
-    ``q = round(clip(v / s, l, g))``, and ``dq/d(v / s)`` is 1 from ``l`` to ``g`` and 0 beyond. With ``v' = q s`` behind it, the gradient with respect to
-    the scale is that of LSQ (Esser et al. 2020, equation 3): ``round(v / s) - v / s`` inside, ``l`` or ``g`` beyond.
+    ``q = round(clip(v / s, l, g))``, and ``dq/d(v / s)`` is 1 from ``l`` to ``g`` and 0 beyond.
 
     Args:
         scale: broadcast against ``values``.
@@ -37,13 +36,6 @@ def weight_scales(weight: Tensor, axis: int | None, form: Format) -> Tensor:
 
 def _scales(amax: Tensor, form: Format) -> Tensor:
     return fp16_upwards(torch.where(amax > 0, torch.clamp(amax / form.greatest, min=LEAST_WEIGHT_SCALE), torch.ones_like(amax)))
-
-
-def activation_scale(log_amax: Tensor, form: Format) -> Tensor:
-    """Scale of an activation whose magnitude ``exp(log_amax)`` becomes the format's greatest, as ``formats.activation_scale`` finds it; its rounding to FP16
-    counts as the identity."""
-    scale = torch.clamp(torch.exp(log_amax) / form.greatest, min=LEAST_ACTIVATION_SCALE)
-    return scale + (fp16_upwards(scale.detach()) - scale).detach()
 
 
 def fp16_upwards(scales: Tensor) -> Tensor:

@@ -1,0 +1,270 @@
+"""Layer by layer, in closed form: the weights with which a quantised layer comes nearest to what the FP32 layer gives.
+
+What a quantised layer reads is the FP32 tensor plus the errors of all rounding so far, that of its own input among them. Activations fill few directions of
+the space of their channels, rounding fills all: least squares from what is really read to what FP32 gives (a Wiener filter for every layer) leaves out most
+of what lies in directions that say nothing. Taken in running order, each layer also takes back what those before it did wrong. Layers are rebuilt one
+after the other in Hubara et al. 2021 (AdaQuant, section 3.1) as well, by gradients; here how far a layer may go is decided on photos it was not fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .operators import run_node
+from .torch_graph import TorchGraph
+
+HELD_NBYTES = 3 << 30
+MOST_PLACES = 512  # of a window, drawn at random
+WIDEST = 4096  # numbers that one output of a layer sums: the table of all their products must fit
+STAY_NEAR = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # weights of the distance from the old weights, over the mean square of the input; the best is taken
+CHECKED = 4  # each so many-th photo judges them
+Values = dict[str, Tensor]
+
+
+def reconstruct(teacher: list[TorchGraph], student: list[TorchGraph], photos: list[list[Values]]) -> int:
+    """Fit the quantised weights of a chain, and the biases behind them, in place.
+
+    Convolutions, and products with one matrix of weights, are fitted if nobody else reads their weight. A layer keeps its weights where no others are better on
+    the photos that judge.
+
+    Args:
+        teacher: the FP32 stages in running order.
+        student: the same, quantised.
+        photos: of each, the network's inputs for one or more windows; at least two photos.
+
+    Returns:
+        how many layers have other weights now.
+    """
+    if len(photos) < 2:
+        raise ValueError(f"2 photos or more were wanted, got {len(photos)}")
+    judging = [number % min(CHECKED, len(photos)) == 1 for number, views in enumerate(photos) for _ in views]
+    theirs = [dict(view) for views in photos for view in views]
+    ours = [dict(view) for view in theirs]
+    with torch.no_grad():
+        return sum(_stage(exact, rounded, theirs, ours, judging) for exact, rounded in zip(teacher, student, strict=True))
+
+
+def at_once(stages: list[TorchGraph], view: Values) -> int:
+    """Of how many photos, with their mirror images, every stage can be under way at once in FP32 and quantised."""
+    values, most = dict(view), 1
+    with torch.no_grad():
+        for stage in stages:
+            for _, held in stage.walk(values, stage.weights):
+                most = max(most, sum(tensor.nbytes for name, tensor in held.items() if name not in stage.weights and name not in stage.constants))
+            values |= {name: held[name] for name in stage.outputs}
+    return max(2, HELD_NBYTES // (4 * most))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a quantised weight.
+
+    Args:
+        node, attributes: that computes it.
+        rounding: the QuantizeLinear node of its weight.
+        weight: name of the constant.
+        bias: name of the constant that is added to its output, or "".
+        added: whether a node of its own adds it.
+    """
+
+    node: onnx.NodeProto
+    attributes: dict
+    rounding: onnx.NodeProto
+    weight: str
+    bias: str
+    added: bool
+
+
+def layers_of(graph: TorchGraph) -> dict[str, Layer]:
+    """The layers of a quantised graph that can be fitted, by the name of their output."""
+    makers = {name: node for node, _ in graph.nodes for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node, _ in graph.nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def own(name: str) -> bool:
+        return name in graph.weights and len(readers[name]) == 1
+
+    found = {}
+    for node, attributes in graph.nodes:
+        back = makers.get(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+        rounding = makers.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
+        plain = attributes.get("alpha", 1) == attributes.get("beta", 1) == 1 and not attributes.get("transA", 0)  # of a Gemm
+        if rounding is None or not plain or not own(rounding.input[0]) or len(readers[rounding.output[0]]) > 1 or len(readers[back.output[0]]) > 1:
+            continue
+        behind = readers.get(node.output[0], []) if node.output[0] not in graph.outputs else []
+        added = node.op_type == "MatMul" and len(behind) == 1 and behind[0].op_type == "Add"
+        able = behind[0].input if added else node.input[2:]
+        bias = next((name for name in able if own(name) and graph.weights[name].ndim == 1), "")
+        found[node.output[0]] = Layer(node, attributes, rounding, rounding.input[0], bias, added)
+    return found
+
+
+def _stage(exact: TorchGraph, rounded: TorchGraph, theirs: list[Values], ours: list[Values], judging: list[bool]) -> int:
+    """One stage of all windows side by side; what it makes is put to ``theirs`` and ``ours``."""
+    layers, changed = layers_of(rounded), 0
+    wanted = [_Targets(exact, values, set(layers)) for values in theirs]
+    walks = [rounded.walk(values, rounded.weights) for values in ours]
+    values: list[Values] = []
+    for steps in zip(*walks, strict=True):
+        values = [held for _, held in steps]
+        layer = layers.get(name := steps[0][0].output[0] if steps[0][0].output else "")
+        if layer is None:
+            continue
+        targets = [found.of(name) for found in wanted]
+        if all(target is not None and target.shape == held[name].shape for target, held in zip(targets, values, strict=True)):
+            changed += _fit(rounded, layer, values, targets, judging)
+    for mine, held, there, found in zip(ours, values, theirs, wanted, strict=True):
+        mine.update({name: held[name] for name in rounded.outputs})
+        there.update(found.outputs())
+    return changed
+
+
+class _Targets:
+    """What an FP32 stage makes of one window, as far as it has been asked for."""
+
+    def __init__(self, graph: TorchGraph, feeds: Values, wanted: set[str]):
+        self._graph, self._wanted = graph, wanted
+        self._walk: Iterator = graph.walk(feeds, graph.weights)
+        self._values: Values = {}
+        self._found: Values = {}
+
+    def of(self, name: str) -> Tensor | None:
+        """The tensor of that name, once; None if there is none."""
+        while name not in self._found and self._step():
+            pass
+        return self._found.pop(name, None)
+
+    def outputs(self) -> Values:
+        while self._step():
+            pass
+        return {name: self._values[name] for name in self._graph.outputs}
+
+    def _step(self) -> bool:
+        if (step := next(self._walk, None)) is None:
+            return False
+        node, self._values = step
+        self._found |= {name: self._values[name] for name in node.output if name in self._wanted}
+        return True
+
+
+def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Tensor], judging: list[bool]) -> bool:
+    """Fit one layer and compute its output anew; whether its weights changed."""
+    weight = graph.weights[layer.weight]
+    rows = _Rows(layer, weight)
+    if rows.width > WIDEST:
+        return False
+    parts = {judges: _Sums(rows, bool(layer.bias), weight.device) for judges in (False, True)}
+    random = torch.Generator().manual_seed(0)
+    for held, target, judges in zip(values, targets, judging, strict=True):
+        parts[judges].add(*rows.of(held[layer.node.input[0]], target, random))
+    before = rows.matrix(weight).double()
+    tried = [parts[False].solve(before, near) for near in STAY_NEAR]
+    errors = [parts[True].error(found) for found in (before, *tried)]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    everything = parts[False]
+    everything.take_in(parts[True])
+    if best:
+        weight.copy_(rows.shaped(everything.solve(before, STAY_NEAR[best - 1]).float(), weight))
+    stored, scale = graph.quantised(layer.rounding, weight)
+    used = stored * scale
+    bias = graph.weights[layer.bias] if layer.bias else None
+    if bias is not None:
+        needed = everything.bias(rows.matrix(used).double()).float()
+        bias.copy_(bias + needed if layer.added else needed)
+    for held in values:
+        held[layer.node.input[1]] = used
+        if bias is not None:
+            held[layer.bias] = bias
+        inputs = [held[name] if name else None for name in layer.node.input]
+        (held[layer.node.output[0]],) = run_node(layer.node.op_type, inputs, layer.attributes, 1)
+    return bool(best)
+
+
+class _Sums:
+    """Sums over rows x [G, rows, D] and y [G, rows, O] from which least squares are solved; of what differs from the mean, where there is a bias."""
+
+    def __init__(self, rows: _Rows, biased: bool, device: torch.device):
+        self.biased, self.count = biased, 0
+        sizes = {"xx": (rows.width, rows.width), "xy": (rows.width, rows.outputs), "yy": (rows.outputs,), "x": (rows.width,), "y": (rows.outputs,)}
+        self.of = {name: torch.zeros(rows.groups, *size, dtype=torch.float64, device=device) for name, size in sizes.items()}
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        x, y = x.double(), y.double()  # sums of products in FP32 may have no root
+        sums = {"xx": x.transpose(1, 2) @ x, "xy": x.transpose(1, 2) @ y, "yy": y.square().sum(1), "x": x.sum(1), "y": y.sum(1)}
+        for name, value in sums.items():
+            self.of[name] += value
+        self.count += x.shape[1]
+
+    def take_in(self, other: _Sums) -> None:
+        """The rows of another too."""
+        for name in self.of:
+            self.of[name] += other.of[name]
+        self.count += other.count
+
+    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
+        xx, xy, yy = (self.of[name] for name in ("xx", "xy", "yy"))
+        if not self.biased:
+            return xx, xy, yy
+        x, y = self.of["x"], self.of["y"]
+        return xx - x[:, :, None] * x[:, None] / self.count, xy - x[:, :, None] * y[:, None] / self.count, yy - y.square() / self.count
+
+    def solve(self, before: Tensor, near: float) -> Tensor:
+        """The weights [G, D, O] with the least squared error plus ``near`` times the input's mean square times the squared distance from those before."""
+        xx, xy, _ = self._products()
+        keep = near * torch.clamp(xx.diagonal(dim1=1, dim2=2).mean(1), min=1e-30)[:, None, None]
+        eye = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+        return torch.cholesky_solve(xy + keep * before, torch.linalg.cholesky(xx + keep * eye))
+
+    def error(self, weights: Tensor) -> float:
+        """Squared error of all outputs."""
+        xx, xy, yy = self._products()
+        return float((weights * (xx @ weights - 2 * xy)).sum() + yy.sum())
+
+    def bias(self, weights: Tensor) -> Tensor:
+        """[G O] that leaves no mean error."""
+        return ((self.of["y"] - (self.of["x"][:, None] @ weights)[:, 0]) / self.count).reshape(-1)
+
+
+class _Rows:
+    """A layer as products of rows with a matrix, [G, rows, D] times [G, D, O]; G: groups of a convolution."""
+
+    def __init__(self, layer: Layer, weight: Tensor):
+        given = layer.attributes
+        self._convolves, self._turned = layer.node.op_type == "Conv", bool(given.get("transB", 0))
+        self.groups = given.get("group", 1) if self._convolves else 1
+        if self._convolves:
+            self.outputs, self.width = weight.shape[0] // self.groups, weight[0].numel()
+            self._pads, self._kernel = given.get("pads", (0, 0, 0, 0)), tuple(weight.shape[2:])
+            self._steps = {"dilation": tuple(given.get("dilations", (1, 1))), "stride": tuple(given.get("strides", (1, 1)))}
+        else:
+            self.outputs, self.width = tuple(weight.shape) if self._turned else tuple(weight.T.shape)
+
+    def of(self, x: Tensor, y: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some rows of a layer's input and output."""
+        if self._convolves:
+            top, left, bottom, right = self._pads
+            x = F.unfold(F.pad(x, (left, right, top, bottom)), self._kernel, **self._steps).transpose(1, 2)  # [B, places, C k k]
+            y = y.permute(0, 2, 3, 1)
+        x, y = x.reshape(-1, self.groups, self.width), y.reshape(-1, self.groups, self.outputs)
+        some = torch.randperm(len(x), generator=random)[:MOST_PLACES].to(x.device)
+        return x[some].transpose(0, 1), y[some].transpose(0, 1)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """[G, D, O]."""
+        if self._convolves:
+            return weight.reshape(self.groups, self.outputs, self.width).transpose(1, 2)
+        return (weight.T if self._turned else weight)[None]
+
+    def shaped(self, matrix: Tensor, weight: Tensor) -> Tensor:
+        """The matrix in the shape of the weight."""
+        if self._convolves:
+            return matrix.transpose(1, 2).reshape(weight.shape)
+        return matrix[0].T if self._turned else matrix[0]
