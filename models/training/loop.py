@@ -126,7 +126,7 @@ def train(
         UsageError: if the state belongs to another run.
     """
     ranks = Ranks.join(run.device)
-    recipe, network = run.recipe, run.network.to(run.device)
+    recipe, network = run.recipe, run.network.to(run.device, memory_format=torch.channels_last)  # what convolutions are fastest in
     names = _open_for_training(network, recipe)
     learner = learner_for(network, recipe)
     if not resume and network.origin.kind == "random-init":
@@ -196,7 +196,7 @@ def train(
         on_progress(step)
     batches.close()
     wall_s = earlier_s + time.monotonic() - started
-    network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     if ranks.rank == 0:
         with averaged.applied():
             write_tensors(run.output, dict(published_tensors(network, STORED_DTYPES[run.store])), {"format": "pt"})

@@ -41,8 +41,8 @@ class Batch:
     captions: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(self.image.to(device), self.truth_m.to(device), self.valid.to(device), self.scenes, self.captions)
+        """The same on another device, its pictures channels last."""
+        return Batch(self.image.to(device, memory_format=torch.channels_last), self.truth_m.to(device), self.valid.to(device), self.scenes, self.captions)
 
 
 class KeptSamples:
