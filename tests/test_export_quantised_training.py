@@ -28,6 +28,7 @@ from fathom.export.commands.train_command import main
 from fathom.export.plan.build import build_plan
 from fathom.export.plan.build_options import BuildOptions
 from fathom.export.precision.calibrated import require_calibration
+from fathom.export.quantised_training import learn
 from fathom.export.quantised_training.operators import run_node
 from fathom.export.quantised_training.reconstruct import Layer, _Rows, reconstruct
 from fathom.export.quantised_training.stages import LearningStage
@@ -204,9 +205,9 @@ def test_what_was_learned_is_a_calibrated_bundle_that_builds_and_gives_that_dept
     source, target, said = learned
     with BundleDirectory.open(target) as bundle:
         found = require_calibration(bundle)
-        assert bundle.manifest.network.weights["kind"] == "random-init" and "60 steps of distillation" in bundle.manifest.network.weights["warnings"][-1]
+        assert bundle.manifest.network.weights["kind"] == "random-init" and "layers were fitted" in bundle.manifest.network.weights["warnings"][-1]
     choices = {region.choice for region in found.plan.regions}
-    assert choices == {Choice("int8", "mse")} and found.plan.proof["score"] == said["after"] and found.table.data["learned"]["steps"] == 60
+    assert choices == {Choice("int8", "mse")} and found.plan.proof["score"] == said["after"] and found.table.data["learned"]["steps"] == 60 * said["distilled"]
     with BundleDirectory.open(source) as bundle:
         before = require_calibration(bundle)
     assert found.table.stages == before.table.stages  # ranges stay: zeros behind a ReLU lie on their grid
@@ -219,9 +220,23 @@ def test_what_was_learned_is_a_calibrated_bundle_that_builds_and_gives_that_dept
     assert np.abs(depths["int8"] / depths["fp32"] - 1).mean() < 0.7 * said["before"]["disagreement"]
 
 
-def test_learning_that_does_not_help_writes_nothing(small_bundle, tmp_path, capsys):
+def test_steps_that_do_harm_are_taken_back(small_bundle, tmp_path, capsys):
     source = calibrated(small_bundle, tmp_path / "source", 1.0)
-    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "2", "--lr", "0.01", "-o", str(tmp_path / "out"), "--quiet"]
+    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "3", "--lr", "0.05", "-o", str(tmp_path / "out"), "--quiet", "--json"]
+    assert main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert not said["distilled"] and said["fitted_layers"] > 0 and said["after"]["disagreement"] < said["before"]["disagreement"]
+
+
+def test_learning_that_does_not_help_writes_nothing(small_bundle, tmp_path, capsys, monkeypatch):
+    def spoil(teacher, student, photos):
+        for graph in student:
+            graph.set_weights({name: 1.5 * tensor for name, tensor in graph.copied_weights().items()})
+        return 0
+
+    monkeypatch.setattr(learn, "reconstruct", spoil)
+    source = calibrated(small_bundle, tmp_path / "source", 1.0)
+    words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "2", "--lr", "1e-6", "-o", str(tmp_path / "out"), "--quiet"]
     assert main(words) == 4
     assert "before" in capsys.readouterr().err and not (tmp_path / "out").exists()
 

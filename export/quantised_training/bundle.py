@@ -76,7 +76,8 @@ def write_learned_bundle(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source.read(name))
         origin = dict(old.network.weights)
-        note = f"{facts['steps']} steps of distillation made these weights from those named here, so that they suit the precision plan."
+        how = f"{facts['fitted_layers']} layers were fitted in closed form" + (f", then {facts['steps']} steps of distillation" if facts["steps"] else "")
+        note = f"These weights were made from those named here, so that they suit the precision plan: {how}."
         origin |= {"kind": origin["kind"] if old.network.untrained else "trained", "warnings": [*origin["warnings"], note]}
         manifest = finish_bundle(folder, replace(old.network, weights=origin), old.contract, tuple(entries), report)
         add_to_bundle(BundleDirectory.open(folder), _calibrated(calibration, manifest, stages, facts, proof, peaks))

@@ -18,7 +18,7 @@ from ...calibration.observation.journal import Journal
 from ...calibration.observation.observe import left_out, prepare_photos, silent
 from ...calibration.observation.split import split
 from ...calibration.search.evaluate import Evaluator
-from ...calibration.search.objective import Budget
+from ...calibration.search.objective import Budget, Score
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.errors import AccuracyError, InputError, UsageError
 from ...runtime.files import refuse_existing
@@ -58,7 +58,8 @@ def learn_quantised(
         on_step: called with the number of steps that are done.
 
     Returns:
-        ``bundle``, ``recipe``, ``photos`` (learned from, proved on), ``loss`` (mean of the first and of the last tenth), and scores (``Score.to_json``)
+        ``bundle``, ``recipe``, ``photos`` (learned from, proved on), ``loss`` (mean of the first and of the last tenth), ``fitted_layers``, ``distilled``
+        (whether the gradients came nearer than the closed form on the photos that choose; if not, its weights are kept), and scores (``Score.to_json``)
         against the FP32 network on the photos of the proof: ``before`` (quantised by the plan), ``after``, ``fp32`` (the learned weights, not quantised).
 
     Raises:
@@ -85,14 +86,27 @@ def learn_quantised(
         before = judge.score_stages(choices, {stage.name: stage.quantised for stage in stages})
         on_message(f"{len(learned_from)} photos to learn from, {len(parts.prove)} to prove on; moved {before.disagreement:.3%} before")
         teacher, student = [TorchGraph(chain.graphs[spec.name], (), device) for spec in chain.specs], [stage.student(device) for stage in stages]
+
+        def judged(by: Evaluator) -> Score:
+            for stage, learned in zip(stages, student, strict=True):
+                stage.take(learned)
+            return by.score_stages(choices, {stage.name: stage.quantised for stage in stages})
+
         batches = Batches(chain, data, learned_from, recipe.batch, recipe.seed, device)
         fitted = reconstruct(teacher, student, list(batches.each(at_once(teacher, next(batches.each(1))[0]))))
-        on_message(f"{fitted} layers fitted in closed form")
-        losses = distil(teacher, student, batches, chain.contract.output.tensor, recipe, lambda step, loss: on_step(step))
+        chooser = Evaluator(chain, {}, list(parts.select), data.__getitem__, Flow(chain, data, journal), planned.also, "select")
+        in_closed_form, kept = judged(chooser), [graph.copied_weights() for graph in student]
+        on_message(f"{fitted} layers fitted in closed form; moved {in_closed_form.disagreement:.3%} on the photos that choose")
+        unchosen = Batches(chain, data, parts.observe, recipe.batch, recipe.seed, device)
+        losses = distil(teacher, student, unchosen, chain.contract.output.tensor, recipe, lambda step, loss: on_step(step))
         del teacher
-        for stage, learned in zip(stages, student, strict=True):
-            stage.take(learned)
-        after = judge.score_stages(choices, {stage.name: stage.quantised for stage in stages})
+        distilled = judged(chooser)
+        on_message(f"{recipe.steps} steps of distillation; moved {distilled.disagreement:.3%} on them")
+        better = distilled.harm < in_closed_form.harm
+        if not better:
+            for graph, weights in zip(student, kept, strict=True):
+                graph.set_weights(weights)
+        after = judged(judge)
         fp32 = judge.score_stages({}, {stage.name: stage.graph for stage in stages})
         if after.harm >= before.harm:
             was = f"after learning, the depth moves {after.disagreement:.3%} on the photos of the proof" if not after.failure else after.failure
@@ -102,10 +116,12 @@ def learn_quantised(
         tenth = max(1, len(losses) // 10)
         loss = {"first": sum(losses[:tenth]) / tenth, "last": sum(losses[-tenth:]) / tenth}
         facts = {"recipe": asdict(recipe), "photos": {"learned": len(learned_from), "proved": len(parts.prove)}, "loss": loss}
+        facts |= {"fitted_layers": fitted, "distilled": better}
         scenes = len({photo.scene for photo in parts.prove})
         within = after.within(Budget(**planned.budget))
         proof = {"photos": len(parts.prove), "scenes": scenes, "score": after.to_json(), "within": within, "rejected": []}
-        told = {"steps": recipe.steps, "seed": recipe.seed, "data": data.provenance() | {"splits": parts.to_json()}, "before": before.to_json()}
+        told = {"fitted_layers": fitted, "steps": recipe.steps if better else 0, "seed": recipe.seed, "before": before.to_json()}
+        told["data"] = data.provenance() | {"splits": parts.to_json()}
         write_learned_bundle(bundle, calibration, stages, path, told, proof, _peaks(stages, batches), force)
     scores = {"before": before.to_json(), "after": after.to_json(), "fp32": fp32.to_json()}
     return {"bundle": str(path), **facts, **scores}

@@ -72,6 +72,16 @@ class TorchGraph:
             if node.input[0] not in graph.constants:
                 self._scales[node.output[0]] = torch.tensor(float(graph.array(node.input[1])), device=device)
 
+    def copied_weights(self) -> dict[str, Tensor]:
+        """The weights as they are now."""
+        return {name: tensor.detach().clone() for name, tensor in self.weights.items()}
+
+    def set_weights(self, values: dict[str, Tensor]) -> None:
+        """Put other values into the weights."""
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                tensor.copy_(values[name])
+
     def __call__(self, feeds: dict[str, Tensor], peaks: dict[str, float] | None = None) -> dict[str, Tensor]:
         """The outputs by name, for a dict that holds at least the inputs.
 
