@@ -153,7 +153,7 @@ def test_the_page_names_what_it_shows_once_and_says_what_is_worse_than_blind(mon
     assert "report.html" in text and not re.search(r"(src|href)=.?(https?:)?//", text)  # works without a network
     assert 'class="alarm"' in demo_page.page([("", ["x-tiny"])], [photo], ["untrained"], "", True)
     column = demo._column("x-tiny", "")
-    assert column.alarm and column.lines[1:] == ("real photos: abs_rel 0.250 (blind 0.300)", "worse than blind: real photos rmse, delta1")
+    assert column.alarm and column.lines[1:] == ("photos: abs_rel 0.250 (blind 0.300)", "worse than blind: photos rmse, delta1")
 
 
 def test_coarse_networks_stand_apart():
