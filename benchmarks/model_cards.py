@@ -49,8 +49,12 @@ class CardResult:
 
     def worse_metrics(self) -> dict[str, tuple[str, float]]:
         """Metrics by which a guess that never looks at the picture is better: the best guess by each, and its value."""
-        best = {metric: self._best_blind(metric) for metric in (self.network if self.blind else ())}
-        return {metric: (guess, values[metric]) for metric, (guess, values) in best.items() if self._better(values[metric], self.network[metric], metric)}
+        found = {}
+        for metric, own in self.network.items() if self.blind else ():
+            guess, values = self._best_blind(metric)
+            if values[metric] < own if metric in ERRORS else values[metric] > own:
+                found[metric] = (guess, values[metric])
+        return found
 
     def worse_than_blind(self) -> str:
         """A sentence that names those metrics, or ""."""
@@ -59,10 +63,6 @@ class CardResult:
 
     def _best_blind(self, metric: str) -> tuple[str, dict[str, float]]:
         return (min if metric in ERRORS else max)(self.blind.items(), key=lambda item: item[1][metric])
-
-    @staticmethod
-    def _better(value: float, other: float, metric: str) -> bool:
-        return value < other if metric in ERRORS else value > other
 
 
 def read_card(name: str, folder: Path = WEIGHTS) -> tuple[CardResult, ...]:

@@ -21,6 +21,7 @@ from fathom.calibration.precision.precision_plan import Choice, PrecisionPlan, R
 from fathom.calibration.precision.regions import find_regions
 from fathom.calibration.quantisation.formats import FORMATS, FP8, INT4, INT8, block_scales
 from fathom.calibration.quantisation.formats import weight_scales as stored_scales
+from fathom.calibration.quantisation.layer_rows import geometry
 from fathom.calibration.quantisation.quantize import activation_inputs, quantisable, quantize
 from fathom.calibration.quantisation.smooth import divided, smoothable
 from fathom.calibration.ranges.table import CalibrationTable, TensorRange
@@ -289,7 +290,7 @@ def test_a_layer_is_a_product_of_rows(words):
     op = words.split()[0]
     node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
     (y,) = run_node(op, [x, weight], attributes, 1)
-    rows = _Rows(Layer(node, attributes, node, "w", "", False), weight)
+    rows = _Rows(Layer(node, attributes, geometry(node, weight_shape), node, "w", "", False), weight)
     some_x, some_y = rows.of(x, y, random)
     np.testing.assert_allclose(some_x @ rows.matrix(weight), some_y, atol=1e-4)
     assert some_x.shape[1] == y.numel() // (rows.groups * rows.outputs) and torch.equal(rows.shaped(rows.matrix(weight), weight), weight)

@@ -167,7 +167,7 @@ def _column(name: str, group: str) -> Column:
         return Column(name, (*shape, "untrained"), title)
     shown = [("rooms" if place == 0 else "indoors" if result.indoor else "photos", result) for place, result in enumerate(results[:2])]
     lines = tuple(f"{word}: {_against_blind(result)}" for word, result in shown)
-    worse = [f"{word} {', '.join(result.worse_metrics())}" for word, result in shown if result.worse_metrics()]
+    worse = [f"{word} {', '.join(metrics)}" for word, result in shown if (metrics := result.worse_metrics())]
     alarm = (f"worse than blind: {'; '.join(worse)}",) if worse else ()
     return Column(f"{name}, {shape[0]}" if shape else name, (*lines, *alarm), title, bool(worse))
 

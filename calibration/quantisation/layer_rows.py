@@ -49,7 +49,11 @@ def geometry_of(graph: StageGraph, node: onnx.NodeProto) -> Geometry | None:
     """How a node with a constant weight reads its input; None if it is no layer of a kind that is known here."""
     if len(node.input) < 2 or node.input[1] not in graph.constants:
         return None
-    shape = tuple(graph.constants[node.input[1]].dims)
+    return geometry(node, tuple(graph.constants[node.input[1]].dims))
+
+
+def geometry(node: onnx.NodeProto, shape: tuple[int, ...]) -> Geometry | None:
+    """The same of a node whose weight has this shape, wherever it comes from."""
     facts = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type in ("MatMul", "Gemm"):
         plain = not facts.get("transA", 0) and facts.get("alpha", 1.0) == 1.0 and facts.get("beta", 1.0) == 1.0

@@ -44,7 +44,7 @@ def learn_quantised(
     on_message: Callable[[str], None] = lambda text: None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Train the weights and ranges of a bundle for its precision plan, and write them as a calibrated bundle.
+    """Train the weights of a bundle for its precision plan, and write them as a calibrated bundle.
 
     Teacher is the FP32 network of the bundle, student the same with the plan's Q/DQ; everything else computes in FP32. The photos are dealt out as
     ``depth-calibrate`` deals them (``split``): with the same data and seed, those that prove the result are of scenes that gave no range, chose nothing
@@ -97,8 +97,7 @@ def learn_quantised(
         chooser = Evaluator(chain, {}, list(parts.select), data.__getitem__, Flow(chain, data, journal), planned.also, "select")
         in_closed_form, kept = judged(chooser), [graph.copied_weights() for graph in student]
         on_message(f"{fitted} layers fitted in closed form; moved {in_closed_form.disagreement:.3%} on the photos that choose")
-        unchosen = Batches(chain, data, parts.observe, recipe.batch, recipe.seed, device)
-        losses = distil(teacher, student, unchosen, chain.contract.output.tensor, recipe, lambda step, loss: on_step(step))
+        losses = distil(teacher, student, batches.of(parts.observe), chain.contract.output.tensor, recipe, lambda step, loss: on_step(step))
         del teacher
         distilled = judged(chooser)
         on_message(f"{recipe.steps} steps of distillation; moved {distilled.disagreement:.3%} on them")

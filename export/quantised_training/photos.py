@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -36,7 +37,12 @@ class Batches:
         self._batch, self._seed = batch, seed
         self._free = all(isinstance(tensor.shape[0], str) for spec in chain.specs for tensor in spec.inputs)
         self._held: dict[int, list[dict[str, np.ndarray]]] = {}
-        self._room = HELD_NBYTES
+
+    def of(self, photos: Collection[Photo]) -> Batches:
+        """The same of some of the photos; what was shaped already is shared."""
+        other = copy.copy(self)
+        other._windows = [each for each in self._windows if each[0] in photos]
+        return other
 
     def __call__(self, step: int) -> list[dict[str, Tensor]]:
         """The inputs of a step: one dict whose tensors hold the whole batch, or, where the network's batch is fixed, one per window."""
@@ -59,8 +65,7 @@ class Batches:
     def _shaped(self, photo: Photo, window: int) -> dict[str, np.ndarray]:
         if photo.number not in self._held:
             feeds = self._chain.inputs(self._data[photo.number].rgb, photo.number)[1]
-            self._room -= sum(values.nbytes for feed in feeds for values in feed.values())
-            if self._room < 0:
+            if sum(values.nbytes for held in (*self._held.values(), feeds) for feed in held for values in feed.values()) > HELD_NBYTES:
                 return feeds[window]
             self._held[photo.number] = feeds
         return self._held[photo.number][window]

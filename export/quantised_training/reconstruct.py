@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...calibration.quantisation.correct import bias_place
+from ...calibration.quantisation.layer_rows import Geometry, geometry
 from .operators import run_node
 from .torch_graph import TorchGraph
 
@@ -55,7 +57,7 @@ def at_once(stages: list[TorchGraph], view: Values) -> int:
     values, most = dict(view), 1
     with torch.no_grad():
         for stage in stages:
-            for _, held in stage.walk(values, stage.weights):
+            for _, held in stage.walk(values):
                 most = max(most, sum(tensor.nbytes for name, tensor in held.items() if name not in stage.weights and name not in stage.constants))
             values |= {name: held[name] for name in stage.outputs}
     return max(2, HELD_NBYTES // (4 * most))
@@ -67,6 +69,7 @@ class Layer:
 
     Args:
         node, attributes: that computes it.
+        reads: how it reads its input.
         rounding: the QuantizeLinear node of its weight.
         weight: name of the constant.
         bias: name of the constant that is added to its output, or "".
@@ -75,6 +78,7 @@ class Layer:
 
     node: onnx.NodeProto
     attributes: dict
+    reads: Geometry
     rounding: onnx.NodeProto
     weight: str
     bias: str
@@ -83,27 +87,23 @@ class Layer:
 
 def layers_of(graph: TorchGraph) -> dict[str, Layer]:
     """The layers of a quantised graph that can be fitted, by the name of their output."""
-    makers = {name: node for node, _ in graph.nodes for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node, _ in graph.nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    source = graph.graph
 
     def own(name: str) -> bool:
-        return name in graph.weights and len(readers[name]) == 1
+        return name in graph.weights and len(source.readers[name]) == 1
 
     found = {}
     for node, attributes in graph.nodes:
-        back = makers.get(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        rounding = makers.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
-        plain = attributes.get("alpha", 1) == attributes.get("beta", 1) == 1 and not attributes.get("transA", 0)  # of a Gemm
-        if rounding is None or not plain or not own(rounding.input[0]) or len(readers[rounding.output[0]]) > 1 or len(readers[back.output[0]]) > 1:
+        back = source.maker.get(node.input[1]) if len(node.input) > 1 else None
+        rounding = source.maker.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
+        if rounding is None or not own(rounding.input[0]) or any(len(source.readers[name]) > 1 for name in (rounding.output[0], back.output[0])):
             continue
-        behind = readers.get(node.output[0], []) if node.output[0] not in graph.outputs else []
-        added = node.op_type == "MatMul" and len(behind) == 1 and behind[0].op_type == "Add"
-        able = behind[0].input if added else node.input[2:]
-        bias = next((name for name in able if own(name) and graph.weights[name].ndim == 1), "")
-        found[node.output[0]] = Layer(node, attributes, rounding, rounding.input[0], bias, added)
+        reads = geometry(node, tuple(graph.weights[rounding.input[0]].shape))
+        if reads is None or reads.kind == "pixels":
+            continue
+        adder, position = bias_place(source, node) or (node, len(node.input))
+        bias = adder.input[position] if len(adder.input) > position and own(adder.input[position]) else ""
+        found[node.output[0]] = Layer(node, attributes, reads, rounding, rounding.input[0], bias, adder.op_type == "Add")
     return found
 
 
@@ -111,7 +111,7 @@ def _stage(exact: TorchGraph, rounded: TorchGraph, theirs: list[Values], ours: l
     """One stage of all windows side by side; what it makes is put to ``theirs`` and ``ours``."""
     layers, changed = layers_of(rounded), 0
     wanted = [_Targets(exact, values, set(layers)) for values in theirs]
-    walks = [rounded.walk(values, rounded.weights) for values in ours]
+    walks = [rounded.walk(values) for values in ours]
     values: list[Values] = []
     for steps in zip(*walks, strict=True):
         values = [held for _, held in steps]
@@ -132,7 +132,7 @@ class _Targets:
 
     def __init__(self, graph: TorchGraph, feeds: Values, wanted: set[str]):
         self._graph, self._wanted = graph, wanted
-        self._walk: Iterator = graph.walk(feeds, graph.weights)
+        self._walk: Iterator = graph.walk(feeds)
         self._values: Values = {}
         self._found: Values = {}
 
@@ -237,21 +237,17 @@ class _Rows:
     """A layer as products of rows with a matrix, [G, rows, D] times [G, D, O]; G: groups of a convolution."""
 
     def __init__(self, layer: Layer, weight: Tensor):
-        given = layer.attributes
-        self._convolves, self._turned = layer.node.op_type == "Conv", bool(given.get("transB", 0))
-        self.groups = given.get("group", 1) if self._convolves else 1
-        if self._convolves:
-            self.outputs, self.width = weight.shape[0] // self.groups, weight[0].numel()
-            self._pads, self._kernel = given.get("pads", (0, 0, 0, 0)), tuple(weight.shape[2:])
-            self._steps = {"dilation": tuple(given.get("dilations", (1, 1))), "stride": tuple(given.get("strides", (1, 1)))}
-        else:
-            self.outputs, self.width = tuple(weight.shape) if self._turned else tuple(weight.T.shape)
+        self._reads, self._turned = layer.reads, bool(layer.attributes.get("transB", 0))
+        self._convolves, self.groups = layer.reads.kind == "patches", layer.reads.groups
+        self.width = layer.reads.width // self.groups
+        self.outputs = weight.numel() // self.width // self.groups
 
     def of(self, x: Tensor, y: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Some rows of a layer's input and output."""
         if self._convolves:
-            top, left, bottom, right = self._pads
-            x = F.unfold(F.pad(x, (left, right, top, bottom)), self._kernel, **self._steps).transpose(1, 2)  # [B, places, C k k]
+            top, left, bottom, right = self._reads.pads
+            padded = F.pad(x, (left, right, top, bottom))
+            x = F.unfold(padded, self._reads.kernel, self._reads.dilations, 0, self._reads.strides).transpose(1, 2)  # [B, places, C k k]
             y = y.permute(0, 2, 3, 1)
         x, y = x.reshape(-1, self.groups, self.width), y.reshape(-1, self.groups, self.outputs)
         some = torch.randperm(len(x), generator=random)[:MOST_PLACES].to(x.device)

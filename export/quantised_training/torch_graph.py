@@ -43,13 +43,14 @@ class TorchGraph:
         device: where to compute.
 
     Attributes:
+        graph: what it was made of.
         nodes: in running order, with their attributes by name.
         weights: those constants, by name.
         constants: the others.
     """
 
     def __init__(self, graph: StageGraph, learned: Iterable[str] = (), device: torch.device | str = "cpu"):
-        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.graph, self.inputs, self.outputs = graph, graph.inputs, graph.outputs
         self.nodes = [(node, {a.name: helper.get_attribute_value(a) for a in node.attribute}) for node in graph.model.graph.node]
         self._last = {name: place for place, (node, _) in enumerate(self.nodes) for name in node.input}
         quantising = [(node, attributes) for node, attributes in self.nodes if node.op_type == "QuantizeLinear"]
@@ -92,21 +93,18 @@ class TorchGraph:
             UsageError: see ``run_node``.
         """
         values: dict[str, Tensor] = {}
-        for node, values in self.walk(feeds, self.weights):
+        for node, values in self.walk(feeds):
             if peaks is not None:
                 _look(node, values, peaks)
         return {name: values[name] for name in self.outputs}
 
-    def walk(self, feeds: dict[str, Tensor], weights: dict[str, Tensor]) -> Iterator[tuple[onnx.NodeProto, dict[str, Tensor]]]:
+    def walk(self, feeds: dict[str, Tensor]) -> Iterator[tuple[onnx.NodeProto, dict[str, Tensor]]]:
         """Run one node after the other.
-
-        Args:
-            weights: those to compute with, by name.
 
         Yields:
             every node when it has run, and by name the tensors that are still wanted, which may be replaced; after the last one the outputs are there.
         """
-        values = {name: feeds[name] for name in self.inputs} | self.constants | weights
+        values = {name: feeds[name] for name in self.inputs} | self.constants | self.weights
         scales: dict[str, Tensor] = {}  # of what QuantizeLinear makes
         for place, (node, attributes) in enumerate(self.nodes):
             if node.op_type == "QuantizeLinear":
