@@ -137,7 +137,8 @@ def calibrate(
         return Evaluator(chain, looked, list(some), data.__getitem__, flow, settings.also, purpose)
 
     evaluator = judge(seen, parts.select, "select")
-    screener = judge(seen, (evaluator.telling(),), "screen")
+    telling = evaluator.telling(schedule.extent.screen)
+    screener = judge(seen, telling, f"screen_{len(telling)}")
     found = Search(
         evaluator,
         model,

@@ -19,6 +19,7 @@ ROUNDING = 1.5  # so does a stage with the roundings of a mixture in it; it open
 PROOFS = 2  # FP32 and what was chosen
 FEWEST = {"observe": 16, "select": 4, "prove": 4, "regions": 4, "trials": 8}
 STEP = 0.8
+SCREENED = 48  # regions times photos: where there are fewer regions, each is tried on more photos
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Extent:
     regions: int
     by_stage: tuple[int, ...]
     trials: int
+
+    @property
+    def screen(self) -> int:
+        """Photos to screen on: one tells the forms of a whole stage apart by chance, and of few regions each can be tried on more."""
+        return max(1, min(self.select, SCREENED // max(1, sum(min(count, self.regions) for count in self.by_stage))))
 
 
 def measure_pace(chain: Chain, flow: Flow, photo: Photo) -> Pace:
@@ -84,7 +90,7 @@ def phases_s(pace: Pace, extent: Extent, passes: tuple[int, ...], groups: int = 
     observing = LOOKING * windows * (extent.observe + extent.select) * looking + groups * opens
     screening = 0.0
     for place, count in enumerate(extent.by_stage):
-        after = math.fsum(pace.run_s[place:]) * windows + math.fsum(pace.open_s[place:])
+        after = math.fsum(pace.run_s[place:]) * windows * extent.screen + math.fsum(pace.open_s[place:])
         screening += (min(count, extent.regions) + 1) * ROUNDING * after
     trials = extent.trials * ROUNDING * (extent.select * windows * run + opens)
     proof = PROOFS * ROUNDING * (extent.prove * windows * run + opens)

@@ -116,6 +116,15 @@ def test_what_one_photo_ranks_low_is_found_and_raised_alone(faulty):
     assert mixtures.trials <= 20
 
 
+def test_few_regions_are_screened_on_more_photos():
+    """48 looks at regions in all, so that a screening takes as long for one region as for 48."""
+    assert EVP_EXTENT.screen == 1
+    few = dataclasses.replace(EVP_EXTENT, regions=1)  # five stages in one piece each
+    assert few.screen == 9 and dataclasses.replace(few, select=4).screen == 4
+    one, many = (phases_s(EVP, extent, ONCE)["screening"] for extent in (few, dataclasses.replace(few, select=1)))
+    assert 5 < one / many < 9  # opening a stage takes no longer
+
+
 def test_evp_in_two_hours_and_a_half():
     """32 photos, 48 regions: what the least of the machine allows; and every bound is kept."""
     whole = dataclasses.replace(EVP_EXTENT, observe=16, select=8, prove=8)

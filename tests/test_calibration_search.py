@@ -51,10 +51,11 @@ def healthy(bundle, run):
     return run(bundle())
 
 
-def test_the_photo_that_regions_are_screened_on_is_one_with_a_depth(bundle, tmp_path):
+def test_photos_that_regions_are_screened_on_have_a_depth_and_a_scene_each(bundle, tmp_path):
     chain, data = Chain(BundleDirectory.open(bundle())), Chosen(DATA)
     journal = Journal(tmp_path / "j", {"key": 1})
     photos = prepare_photos(chain, data, journal, silent)
+    photos = [dataclasses.replace(photo, scene=scene) for photo, scene in zip(photos[:5], "aabbc", strict=True)]
     blind = {photos[0].number, photos[1].number}
 
     def sample(number):
@@ -62,7 +63,9 @@ def test_the_photo_that_regions_are_screened_on_is_one_with_a_depth(bundle, tmp_
         return dataclasses.replace(found, valid=np.zeros_like(found.valid)) if number in blind else found
 
     evaluator = Evaluator(chain, {}, list(photos), sample, Flow(chain, data, journal))
-    assert evaluator.telling() == photos[2]
+    assert evaluator.telling(1) == (photos[2],)
+    assert evaluator.telling(2) == (photos[2], photos[4])
+    assert evaluator.telling(9) == (photos[2], photos[4], photos[3])
 
 
 def test_a_healthy_network_becomes_int8_and_fp16(healthy):
@@ -447,7 +450,7 @@ def test_masks_are_judged_by_their_overlap_and_by_what_moves_before_a_pixel_does
 
     def watched(self, plan, stages):
         found = real(self, plan, stages)
-        if self._purpose == "screen":
+        if self._purpose.startswith("screen"):
             seen[str(plan)] = found
         return found
 

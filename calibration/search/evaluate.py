@@ -47,7 +47,7 @@ class Evaluator:
         sample: gives the image of a number, with its depth.
         flow: gives what passes between the FP32 stages, and remembers scores.
         also: see ``quantize.activation_inputs``.
-        purpose: ``screen``, ``select`` or ``prove``: their scores are remembered apart.
+        purpose: ``screen_N``, ``select`` or ``prove``: their scores are remembered apart.
 
     Attributes:
         truth: ``ground truth``; ``ground truth, fitted by the median`` if the maps are relative; ``fp32 output`` if the images have no depth or
@@ -108,11 +108,12 @@ class Evaluator:
         self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
-    def telling(self) -> Photo:
-        """One photo to screen on: the first with a depth to compare with, of masks the first with an edge in it."""
-        able = (photo for photo in self.photos if photo.number in self._truths)
-        edged = (photo for photo in able if not self._mask or 0 < self._reference[photo.number].values.mean() < 1)
-        return next(edged, self.photos[0])
+    def telling(self, count: int) -> tuple[Photo, ...]:
+        """Photos to screen on, at most ``count``: the first with a depth to compare with, of masks with an edge in it; a second of a scene last."""
+        able = [photo for photo in self.photos if photo.number in self._truths]
+        edged = [photo for photo in able if not self._mask or 0 < self._reference[photo.number].values.mean() < 1] or self.photos[:1]
+        firsts = {photo.scene: photo for photo in reversed(edged)}
+        return tuple(sorted(edged, key=lambda photo: firsts[photo.scene] != photo)[:count])
 
     def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
         """abs_rel and delta1; of a mask see above."""

@@ -92,7 +92,7 @@ class Score:
         return (abs_rel, budget.abs_rel), (delta1, budget.delta1), (self.disagreement, budget.moved)
 
     def mild(self, budget: Budget) -> bool:
-        """Whether the depth moved no further than allowed: what one photo can tell."""
+        """Whether the depth moved no further than allowed: what a few photos can tell."""
         return not self.failure and self.disagreement <= budget.moved
 
     @property

@@ -54,7 +54,7 @@ class Search:
         measured: stage times on a real card, if there are any; otherwise costs are modelled.
         card: whose published rates the model uses.
         clock: builds and times mixtures on a card before one is kept, or None.
-        screener: scores regions alone, on one photo; the evaluator if there is none.
+        screener: scores regions alone, on a few photos; the evaluator if there is none.
         prover: makes what scores on the photos of the proof, with the ranges of all others; None proves nothing.
         most_regions: per stage.
         most_trials: mixtures that may run over all selecting photos.
@@ -93,7 +93,7 @@ class Search:
     def run(self) -> Found:
         """Screen, choose, verify.
 
-        The start is, for every region, the fastest choice that moves the depth no further than allowed on one photo. If all of them
+        The start is, for every region, the fastest choice that moves the depth no further than allowed on the photos that screen. If all of them
         together break the budget, the regions that move the depth most, or most for the time they save, go one step up, as few of them as will
         do (found by halving; the cheaper of the two counts). Then every stage must show that its INT8 pays, and the whole must prove itself.
         """

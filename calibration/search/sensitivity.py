@@ -1,4 +1,4 @@
-"""What each region costs in depth if it alone computes in fewer bits, and which regions cannot at all: a screening on one photo."""
+"""What each region costs in depth if it alone computes in fewer bits, and which regions cannot at all: a screening on a few photos, or on one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sensitivity:
 
     Args:
         region: which.
-        scores: of every choice that was tried, the region alone (FP16: perhaps the whole stage), on one photo.
+        scores: of every choice that was tried, the region alone (FP16: perhaps the whole stage), on the photos that screen.
         overflows: tensors the region makes that FP16 cannot hold, with their greatest magnitude.
         reads: such tensors that its FP16 nodes would read.
         quantised: names of its nodes that can be quantised.
@@ -86,14 +86,14 @@ def screen(
     on_progress: OnProgress = silent,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[Sensitivity]]:
-    """Look at every region of every stage alone, on one photo, and judge by how far the depth moves: of one photo the metrics say little.
+    """Look at every region of every stage alone, on one or a few photos, and judge by how far the depth moves: of so few the metrics say little.
 
     FP16 is tried for a whole stage, and region by region only where that moves the depth too far. INT8 and FP8 are tried with the observer that
     suits every tensor, with SmoothQuant as well where that quiets its layers, and where that moves the depth too far with every single observer. BF16 is tried
     where FP16 is too much: it costs the same and holds greater numbers with fewer digits.
 
     Args:
-        evaluator: scores on one photo.
+        evaluator: scores on the photos that screen.
         precisions: the candidates.
         most_regions: per stage.
         out_of_time: whether the rest must go without: those regions are not tried in INT8.
@@ -123,7 +123,7 @@ def screen(
         for line in lines:
             if not line.declared:
                 _screen_region(evaluator, line, budget, precisions, out_of_time())
-            on_progress("regions screened on one photo", total)
+            on_progress("regions screened", total)
         found[spec.name] = sorted(lines, key=lambda line: -line.harm)
     return found
 
