@@ -2,12 +2,16 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from onnxscript import optimizer
 from torch import nn
 
+from fathom.export.graph import onnx_graph
 from fathom.export.graph.onnx_graph import OPSET, export_graph
+from fathom.export.graph.optimise import optimise
 from fathom.models.network import Stage
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.errors import BuildFailedError
@@ -54,6 +58,17 @@ def test_attention_and_norms_are_what_compilers_recognise(exported):
     decoder = onnx.load(str(graphs["decoder"].file), load_external_data=False)
     assert "BatchNormalization" not in [node.op_type for node in decoder.graph.node]  # it is within the convolution
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET}
+
+
+def test_graphs_are_those_of_the_librarys_own_optimiser(small_network):
+    """Which takes quadratic time for a rewrite that nothing here needs."""
+    for stage in small_network.SmallNetwork().stages():
+        traced = ir.serde.serialize_model(onnx_graph._trace(stage))
+        ours, theirs = (ir.serde.deserialize_model(traced) for _ in range(2))
+        optimise(ours)
+        optimizer.optimize_ir(theirs)
+        made = [ir.serde.serialize_model(model).SerializeToString(deterministic=True) for model in (ours, theirs)]
+        assert made[0] == made[1] and len(ours.graph) < len(ir.serde.deserialize_model(traced).graph)
 
 
 def test_weights_lie_beside_the_graph_once_and_equal_the_parameters(exported):

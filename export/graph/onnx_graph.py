@@ -22,6 +22,7 @@ from ...runtime.errors import BuildFailedError, FathomError
 from . import translations
 from .model_writer import write_model
 from .onnx_checks import check_graph, check_norms
+from .optimise import optimise
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; nothing in these networks needs more than 18
 TRACE_BATCH = 2  # a batch of 1 would invite the tracer to treat it as a constant
@@ -62,7 +63,7 @@ def export_graph(stage: Stage, folder: Path) -> ExportedGraph:
     model = _trace(stage)
     _transpose_lazily(model.graph)
     with _quiet():
-        model = _optimised(model)
+        optimise(model)
     _name_everything(model, set(dict(stage.module.named_parameters())) | set(dict(stage.module.named_buffers())), stage.spec)
     norms = check_norms(model.graph, stage.module, stage.spec.name)
     file = folder / f"{stage.spec.name}.onnx"
@@ -108,13 +109,6 @@ def _arguments_tree(module: nn.Module, shapes: list[dict]) -> tuple:
 
     variadic = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     return (tuple(shapes),) if variadic else tuple(shapes)
-
-
-def _optimised(model: ir.Model) -> ir.Model:
-    from onnxscript import optimizer
-
-    optimizer.optimize_ir(model)  # folds constants, applies the default rewrites: batch norms go into the convolution before them
-    return model
 
 
 def _transpose_lazily(graph: ir.Graph) -> None:
