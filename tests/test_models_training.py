@@ -30,7 +30,7 @@ from fathom.models.training import loop as training
 from fathom.models.training.data.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
 from fathom.models.training.data.training_data import Examples, KeptSamples
 from fathom.models.training.learners.learners import learner_for, published_tensors
-from fathom.models.training.learners.losses import l1_and_rmse, moa_parts, silog, ssi
+from fathom.models.training.learners.losses import l1_and_rmse, log_l1, moa_parts, silog, ssi
 from fathom.models.training.learners.validation import baselines, errors
 from fathom.models.training.loop import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
 from fathom.models.training.recipes import recipes
@@ -69,6 +69,10 @@ def test_ssi_is_that_of_llm_mde_and_has_its_floor(maps):
     assert float(ssi(truth, truth, valid)) == pytest.approx(10 * math.sqrt(1e-6), rel=1e-12)
 
 
+def test_log_l1_is_the_mean_distance_of_the_logarithms(maps):
+    assert float(log_l1(*maps)) == pytest.approx(sum(map(abs, D)) / 3, rel=1e-12)
+
+
 def test_depthblip2_takes_half_of_each(maps):
     errors_m = [p - g for p, g in zip(PREDICTION[:3], TRUTH[:3], strict=True)]
     l1, rmse = sum(map(abs, errors_m)) / 3, math.sqrt(sum(e * e for e in errors_m) / 3)
@@ -86,7 +90,7 @@ def test_moa_has_three_parts(maps):
     assert float(parts["silog"]) == pytest.approx(10 * ((SQUARE - MEAN**2) + 0.85 * MEAN**2), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", [silog, ssi, l1_and_rmse])
+@pytest.mark.parametrize("loss", [silog, log_l1, ssi, l1_and_rmse])
 def test_a_perfect_prediction_has_a_finite_slope(maps, loss):
     _, truth, valid = maps
     prediction = truth.clone().requires_grad_(True)
@@ -309,7 +313,7 @@ def test_the_weights_are_read_back_as_they_were(tmp_path):
 
 def test_it_learns_one_picture_by_heart(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 1)
-    recipe = dataclasses.replace(QUICK, batch=1, phases=(), rate=3e-3, augmentation=Augmentation(flip=0.0, colour=0.0, cut_depth=0.0))
+    recipe = dataclasses.replace(QUICK, batch=1, phases=(), rate=1e-2, augmentation=Augmentation(flip=0.0, colour=0.0, cut_depth=0.0))
     network = random_evp("nyu", dataclasses.replace(SMALLER, nyu_window=96))
     log = train(quick_run(tmp_path / "one.safetensors", steps=20, recipe=recipe, rooms=1, network=network))["log"]
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]

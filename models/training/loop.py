@@ -24,6 +24,7 @@ from .data.prefetch import Prefetch
 from .data.training_data import KeptSamples
 from .learners.learner import Learner
 from .learners.learners import learner_for, published_tensors
+from .optimiser import Muon, takes_muon
 from .recipes.recipe import Recipe
 from .state import load_state, save_state, state_path, write_tensors
 
@@ -129,11 +130,12 @@ def train(
     recipe, network = run.recipe, run.network.to(run.device, memory_format=torch.channels_last)  # what convolutions are fastest in
     names = _open_for_training(network, recipe)
     learner = learner_for(network, recipe)
-    if not resume and network.origin.kind == "random-init":
+    from_nothing = network.origin.kind == "random-init"
+    if not resume and from_nothing:
         learner.start(run.seed)
         if run.backbone is not None:
             take_backbone(learner, learner_for(run.backbone, recipe))
-    optimiser = torch.optim.AdamW(parameter_groups(names, recipe), lr=recipe.rate)
+    optimiser = Muon(parameter_groups(names, recipe), lr=recipe.rate)
     averaged = Averaged(names, run.ema)
     scaler = torch.amp.GradScaler(run.device.type, enabled=recipe.precision == "fp16")
     step, earlier_s, lines = 0, 0.0, []
@@ -141,7 +143,7 @@ def train(
         step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
         on_progress(step, earlier=True)
-    unused = recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
+    unused = from_nothing and recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
     windows = Windows(learner, recipe, run.data)
     batches = Prefetch(_batches_of(windows, run, ranks), run.workers, run.steps)
@@ -152,7 +154,7 @@ def train(
         share = step / run.steps
         side, learner.cells = recipe.phase_at(step, run.steps)
         learner.network = windows.networks[side]
-        learner.alone = share < recipe.hint_alone
+        learner.alone = from_nothing and share < recipe.hint_alone
         _set_modes(learner.network)
         rate = recipe.rate_at(share)
         for group in optimiser.param_groups:
@@ -231,13 +233,14 @@ def take_backbone(learner: Learner, other: Learner) -> None:
 
 
 def parameter_groups(names: dict[Tensor, str], recipe: Recipe) -> list[dict]:
-    """AdamW's groups: slow or not, with weight decay or not (vectors have none)."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    """The optimiser's groups: slow or not, with weight decay or not (vectors have none), by Muon or not."""
+    groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
     for parameter, name in names.items():
-        groups.setdefault((_matches(recipe.slow, name), parameter.ndim > 1), []).append(parameter)
+        matrix = recipe.muon and takes_muon(name, parameter)
+        groups.setdefault((_matches(recipe.slow, name), parameter.ndim > 1, matrix), []).append(parameter)
     return [
-        {"params": members, "weight_decay": recipe.decay if decays else 0.0, "factor": recipe.slow_factor if slow else 1.0}
-        for (slow, decays), members in groups.items()
+        {"params": members, "weight_decay": recipe.decay if decays else 0.0, "factor": recipe.slow_factor if slow else 1.0, "matrix": matrix}
+        for (slow, decays, matrix), members in groups.items()
     ]
 
 

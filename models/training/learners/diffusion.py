@@ -56,8 +56,8 @@ class EvpLearner(Learner):
             features = features[..., top : top + self.cells, left : left + self.cells]
             rows, columns = (slice(FEATURE_SCALE * start, FEATURE_SCALE * (start + self.cells)) for start in (top, left))
         found, truth_m, valid = self.decode(features).float(), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns]
-        parts = {"silog": self.loss(found, truth_m, valid)}
-        loss = parts["silog"]
+        parts = {"depth": self.loss(found, truth_m, valid)}
+        loss = parts["depth"]
         if self.hint:
             parts["hint"] = hint
             loss = loss + self.hint * hint

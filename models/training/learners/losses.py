@@ -26,6 +26,11 @@ def silog(prediction_m: Tensor, truth_m: Tensor, valid: Tensor, focus: float = 0
     return scale * ((d * d).mean() - focus * d.mean() ** 2).clamp_min(floor).sqrt()
 
 
+def log_l1(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
+    """The mean |d|, d as in ``silog``, over all valid pixels of the batch together: like abs_rel and delta1, it is not ruled by the worst."""
+    return (torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))).abs().mean()
+
+
 def ssi(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
     """LLM-MDE's loss as its code has it (models with relative output learn metres squeezed to their range)."""
     return silog(prediction_m, truth_m, valid, focus=0.85, scale=10.0, floor=1e-6)
@@ -91,4 +96,4 @@ def moa_parts(logits: Tensor, regressed_m: Tensor | None, edges_m: Tensor, truth
 
 
 MOA_WEIGHTS = {"cross_entropy": 1.0, "l1": 1.0, "silog": 0.5}
-LOSSES = {"silog": silog, "ssi": ssi, "log_variance": log_variance, "l1_and_rmse": l1_and_rmse}
+LOSSES = {"silog": silog, "log_l1": log_l1, "ssi": ssi, "log_variance": log_variance, "l1_and_rmse": l1_and_rmse}

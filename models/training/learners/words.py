@@ -76,7 +76,7 @@ class DepthBlip2Learner(WordsLearner):
             return {"loss": self.hint * hint, "hint": hint}
         fused = PromptedQFormer(network.qformer, network.config.prompt_ids, learns=True)(tokens)  # all at once, as exported: a third of the time
         loss = self.loss(self.enlarged(network.head(fused), batch), batch.truth_m, batch.valid)
-        return {"loss": loss + self.hint * hint, "silog": loss, "hint": hint} if self.hint else {"loss": loss}
+        return {"loss": loss + self.hint * hint, "depth": loss, "hint": hint} if self.hint else {"loss": loss}
 
     def start(self, seed: int) -> None:
         """Identity norms, an encoder whose branches add nothing yet, position embeddings made of waves, and attention outputs scaled up so that

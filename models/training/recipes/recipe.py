@@ -53,7 +53,7 @@ class Recipe:
     patience: int = 0
 
     # Defaults of what only ``tiny.TinyRecipe`` has, for networks that start from nothing.
-    hint, hint_alone, sentences, edges, whole_every, sides = False, 0.0, 1, 0.0, 0, (0,)
+    hint, hint_alone, sentences, edges, whole_every, sides, muon = False, 0.0, 1, 0.0, 0, (0,), False
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:

@@ -14,12 +14,14 @@ class TinyRecipe(Recipe):
 
     Args:
         hint: places in the backbone say their depth while they learn (``depth_hint``).
-        hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the cheapest.
+        hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the
+            cheapest. Networks that start from weights have learned it.
         phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
         whole_every: every so many steps one sees all of the network's own window, whatever the phase; 0: none does.
         sentences: for networks that are asked in words, about each picture of a batch.
         edges: weight of ``losses.log_edges`` beside the loss.
+        muon: whether matrices and convolutions learn by ``optimiser.Muon``; all else by AdamW.
     """
 
     hint: bool = False
@@ -28,6 +30,7 @@ class TinyRecipe(Recipe):
     whole_every: int = 0
     sentences: int = 1
     edges: float = 0.0
+    muon: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,7 +63,8 @@ TINY_PHASES = ((0.86, 96, 2), (0.97, 160, 2), (1.0, 160, 0))
 TINY_SOURCE = "this project: from nothing, so nothing is slowed down; smaller windows and parts of the decoder first, the last steps as it is used"
 FROM_NOTHING = TinyRecipe(
     source=TINY_SOURCE,
-    loss="silog",
+    loss="log_l1",
+    muon=True,
     rate=1e-3,
     least_rate=1e-5,
     schedule="cosine",
@@ -97,7 +101,7 @@ TINY_BLIP2 = replace(
 TINY: dict[str, TinyRecipe] = {
     "evp-tiny": replace(LONG, trained=(r"(?!text\.clip\.)",)),
     "evp-tiny clip": LONG,
-    "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
+    "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", muon=False, batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
     "vpd-tiny": LONG,
     "moa-depthclip-tiny": small(
         MOA, source="this project: MoA-DepthCLIP's losses, from nothing", rate=1e-3, least_rate=1e-5, schedule="cosine", warmup=0.03, clip=1.0, trained=(".",)
