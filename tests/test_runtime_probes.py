@@ -46,6 +46,17 @@ def test_a_wrong_weight_is_told_from_rounding_of_its_size(lines):
     assert probes.suspect(np.full(4000, np.nan), "fp16") is None and probes.suspect(np.zeros(4000), "fp32") is None
 
 
+def test_no_weight_is_blamed_for_more_than_was_done():
+    """A weak weight does nearly what a strong one does; rounding along the rest of its line looks like a change of both that cancels."""
+    rng = np.random.default_rng(8)
+    main, rest = np.linalg.qr(rng.normal(size=(4000, 2)))[0].T * np.sqrt(4000)
+    weak = 1.5e-6 * (0.98 * main + 0.2 * rest)
+    probes = StageProbes.of(("strong", "weak"), np.array([1e-3 * main, weak, *rng.normal(size=(4, 4000)) * 6e-5]))
+    rounding = rng.normal(size=4000) * 5e-8
+    assert probes.suspect(rounding + 2e-7 * rest, "fp32") is None  # a seventh of what 1 % of the weak one does
+    assert probes.suspect(rounding + 1.5 * weak, "fp32").weight in ("strong", "weak")
+
+
 def test_lines_are_stored_and_read_back(lines):
     probes, rows = lines
     raw = pack_probes({"first": probes, "second": probes})

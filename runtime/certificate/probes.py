@@ -148,6 +148,7 @@ class StageProbes:
         rest = np.sqrt(np.maximum(unexplained - in_steps, 0.0))  # an engine may round more than was expected
         beyond = np.abs(clear) / (CLEARNESS * usual * np.maximum(LEAST_NOISE, rest / noise))
         beyond[np.abs(change) < LEAST_CHANGE] = 0
+        beyond[unexplained >= np.mean(error**2)] = 0  # alone it would have done more than was done: lines that are alike share out what is none of theirs
         worst = int(np.argmax(beyond))
         if not beyond[worst] > 1:
             return None
