@@ -1,4 +1,4 @@
-"""The state of a training run on disk: weights, AdamW's moments, and how far it is. Written whole or not at all, no pickle."""
+"""The state of a training run on disk: weights, the optimiser's moments, and how far it is. Written whole or not at all, no pickle."""
 
 from __future__ import annotations
 
