@@ -43,9 +43,14 @@ class Extent:
     trials: int
 
     @property
+    def screened(self) -> tuple[int, ...]:
+        """Regions of every stage that are tried."""
+        return tuple(min(count, self.regions) for count in self.by_stage)
+
+    @property
     def screen(self) -> int:
         """Photos to screen on: one tells the forms of a whole stage apart by chance, and of few regions each can be tried on more."""
-        return max(1, min(self.select, SCREENED // max(1, sum(min(count, self.regions) for count in self.by_stage))))
+        return max(1, min(self.select, SCREENED // max(1, sum(self.screened))))
 
 
 def measure_pace(chain: Chain, flow: Flow, photo: Photo) -> Pace:
@@ -89,9 +94,9 @@ def phases_s(pace: Pace, extent: Extent, passes: tuple[int, ...], groups: int = 
     looking = math.fsum(count * ran for count, ran in zip(passes, pace.run_s, strict=True))
     observing = LOOKING * windows * (extent.observe + extent.select) * looking + groups * opens
     screening = 0.0
-    for place, count in enumerate(extent.by_stage):
+    for place, count in enumerate(extent.screened):
         after = math.fsum(pace.run_s[place:]) * windows * extent.screen + math.fsum(pace.open_s[place:])
-        screening += (min(count, extent.regions) + 1) * ROUNDING * after
+        screening += (count + 1) * ROUNDING * after
     trials = extent.trials * ROUNDING * (extent.select * windows * run + opens)
     proof = PROOFS * ROUNDING * (extent.prove * windows * run + opens)
     return {"observing": observing, "screening": screening, "trials": trials, "proof": proof}

@@ -143,7 +143,8 @@ def train(
         step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
         on_progress(step, earlier=True)
-    unused = from_nothing and recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
+    alone_until = recipe.hint_alone if from_nothing else 0.0
+    unused = alone_until > 0  # at first only the hint is learned, and most parameters get no gradient
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
     windows = Windows(learner, recipe, run.data)
     batches = Prefetch(_batches_of(windows, run, ranks), run.workers, run.steps)
@@ -154,7 +155,7 @@ def train(
         share = step / run.steps
         side, learner.cells = recipe.phase_at(step, run.steps)
         learner.network = windows.networks[side]
-        learner.alone = from_nothing and share < recipe.hint_alone
+        learner.alone = share < alone_until
         _set_modes(learner.network)
         rate = recipe.rate_at(share)
         for group in optimiser.param_groups:

@@ -34,7 +34,10 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _matrix_step(self, parameter: Tensor, group: dict) -> None:
-        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"]
         momentum.lerp_(parameter.grad, 1 - MOMENTUM)
         direction = orthogonal(parameter.grad.lerp(momentum, MOMENTUM).flatten(1))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -11,6 +11,11 @@ EDGE_SCALES = 4
 ROOT_FLOOR = 1e-12  # keeps the slope of a square root finite where the error is zero
 
 
+def _log_errors(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
+    """d = ln truth - ln prediction of the valid pixels, [valid pixels]."""
+    return torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))
+
+
 def silog(prediction_m: Tensor, truth_m: Tensor, valid: Tensor, focus: float = 0.5, scale: float = 1.0, floor: float = ROOT_FLOOR) -> Tensor:
     """scale * sqrt(mean d^2 - focus (mean d)^2) with d = ln truth - ln prediction, over all valid pixels of the batch together.
 
@@ -22,13 +27,13 @@ def silog(prediction_m: Tensor, truth_m: Tensor, valid: Tensor, focus: float = 0
         focus: share of the common factor that is forgiven; 1 forgives any scale.
         floor: of what the root is drawn from.
     """
-    d = torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))
+    d = _log_errors(prediction_m, truth_m, valid)
     return scale * ((d * d).mean() - focus * d.mean() ** 2).clamp_min(floor).sqrt()
 
 
 def log_l1(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
     """The mean |d|, d as in ``silog``, over all valid pixels of the batch together: like abs_rel and delta1, it is not ruled by the worst."""
-    return (torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))).abs().mean()
+    return _log_errors(prediction_m, truth_m, valid).abs().mean()
 
 
 def ssi(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
@@ -38,7 +43,7 @@ def ssi(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
 
 def log_variance(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
     """LLM-MDE's paper, equation 3: the variance of d over all valid pixels of the batch together; it forgives any common factor."""
-    d = torch.log(truth_m[valid]) - torch.log(prediction_m[valid].clamp_min(FLOOR_M))
+    d = _log_errors(prediction_m, truth_m, valid)
     return ((d - d.mean()) ** 2).mean()
 
 
@@ -87,7 +92,7 @@ def moa_parts(logits: Tensor, regressed_m: Tensor | None, edges_m: Tensor, truth
     parts = {"cross_entropy": by_pixel[valid[:, 0]].mean()}
     if regressed_m is None:
         return parts
-    d = torch.log(truth_m[valid]) - torch.log(regressed_m[valid].clamp_min(FLOOR_M))
+    d = _log_errors(regressed_m, truth_m, valid)
     return {
         **parts,
         "l1": (regressed_m - truth_m)[valid].abs().mean(),
