@@ -111,25 +111,29 @@ def test_points_lie_where_the_camera_saw_them():
 
 def test_plans_are_kept_until_something_in_them_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
-    key, made = ["one"], []
+    key = ["one"]
     monkeypatch.setattr(plans, "content_key", lambda name, words: key[0])
-    for folder, expected in (("a", False), ("b", True)):
+    for folder in "ab":
         (tmp_path / folder).mkdir()
-
-        def make(folder=folder):
-            made.append(folder)
-            (tmp_path / folder / "x.plan").write_text(f"plan of {folder}")
-
-        assert plans.kept("x", (), tmp_path / folder, make) is expected
+    assert not plans.kept("x", (), tmp_path / "a")
+    (tmp_path / "a" / "x.plan").write_text("a plan")
+    plans.keep("x", (), tmp_path / "a")
+    assert plans.kept("x", (), tmp_path / "b") and [path.name for path in (tmp_path / "b").iterdir()] == ["x.plan"]
+    (tmp_path / "a" / plans.latency_file("x")).write_text("timed")
+    plans.keep("x", (), tmp_path / "a")  # later, beside the same plan
+    assert plans.kept("x", (), tmp_path / "b") and (tmp_path / "b" / plans.latency_file("x")).read_text() == "timed"
     key[0] = "two"
-    assert plans.kept("x", (), tmp_path / "b", make) is False and made == ["a", "b"]
+    assert not plans.kept("x", (), tmp_path / "b")
+    plans.keep("x", (), tmp_path / "b")
     assert [path.name for path in (tmp_path / "cache" / "demo").iterdir()] == ["x-two"]  # the old one is gone
     monkeypatch.undo()
     (tmp_path / "x.safetensors").write_bytes(b"1")
     first = plans.content_key("x", ("a",), tmp_path, tmp_path)
     assert first == plans.content_key("x", ("a",), tmp_path, tmp_path) != plans.content_key("x", ("b",), tmp_path, tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"2")
-    assert first != plans.content_key("x", ("a",), tmp_path, tmp_path)
+    assert first != (second := plans.content_key("x", ("a",), tmp_path, tmp_path))
+    monkeypatch.setattr(plans, "host", lambda: {"host_processor_model_name": "another"})
+    assert second != plans.content_key("x", ("a",), tmp_path, tmp_path)
 
 
 def test_masks_say_how_much_they_share():
@@ -188,6 +192,8 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
         asked.append((name, *words))
         if name in ("depth-export", "depth-build") and words[words.index("-o") + 1].endswith(".plan"):
             Path(words[words.index("-o") + 1]).write_bytes(b"a plan")
+        if words[0] == "latency":
+            Path(words[words.index("-o") + 1]).write_text("{}")
         if name != "depth-run":
             return ""
         out, lines = tmp_path / "demo" / "depth" / re.sub(r".*/|\.plan", "", words[1]), []
@@ -218,4 +224,4 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
         assert image.width > 900 and np.asarray(image).std() > 10
     asked.clear()
     assert demo.main(tmp_path / "demo", tmp_path / "none") == 0
-    assert not [words for words in asked if words[0] in ("depth-export", "depth-build") or words[1] == "accuracy"]  # kept
+    assert not [words for words in asked if words[0] in ("depth-export", "depth-build") or words[1] in ("accuracy", "latency")]  # kept

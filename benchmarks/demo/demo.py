@@ -23,11 +23,11 @@ from ...datasets.rooms.words import meanings
 from ...runtime.commands.command import run_command
 from ..model_cards import CardResult, read_card, trained
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
-from .measured import accuracy, report
+from .measured import accuracy, latency, report
 from .page import page, verdicts
 from .photos import ROOM_SEED, ROOMS, photos
 from .pictures import COARSE, Map, Row
-from .plans import kept
+from .plans import keep, kept, latency_file
 from .viewer_data import script, write_pictures
 
 NETWORKS = {  # in this order; what depth-export wants besides
@@ -83,22 +83,28 @@ class Show:
         self.folder = folder
 
     def plan(self, name: str) -> Path:
-        """Export and build a network, or take what an earlier demo made of the same weights and code."""
+        """Export, build and measure a network, or take what an earlier demo made of the same weights and code."""
         plan, words = self.folder / f"{name}.plan", NETWORKS.get(name, ())
-
-        def make() -> None:
-            if name == "evp-tiny":  # the steps one by one, so that the bundle can be looked at
-                bundle = self.folder / name
-                command("depth-export", "--model", name, "-o", str(bundle), "--force", "-q", threads=1)
-                command("depth-build", str(bundle), "-o", str(plan), "--force", "-q", threads=1)
-            else:
-                command("depth-export", "--model", name, *words, "-o", str(plan), "--force", "-q", threads=1)
-            if name != WORDS_NETWORK:
-                accuracy(self.folder, name, command, 1)
-
-        if kept(name, words, self.folder, make):
+        if kept(name, words, self.folder):
             print(f"{plan}: kept from an earlier demo, as nothing it is made of has changed", flush=True)
+            return plan
+        if name == "evp-tiny":  # the steps one by one, so that the bundle can be looked at
+            bundle = self.folder / name
+            command("depth-export", "--model", name, "-o", str(bundle), "--force", "-q", threads=1)
+            command("depth-build", str(bundle), "-o", str(plan), "--force", "-q", threads=1)
+        else:
+            command("depth-export", "--model", name, *words, "-o", str(plan), "--force", "-q", threads=1)
+        if name != WORDS_NETWORK:
+            accuracy(self.folder, name, command, 1)
+        keep(name, words, self.folder)
         return plan
+
+    def time(self, names: list[str]) -> None:
+        """Time the networks that no earlier demo timed on this machine, one after the other."""
+        for name in names:
+            if not (self.folder / latency_file(name)).is_file():
+                latency(self.folder, name, command, os.cpu_count() or 1)
+                keep(name, NETWORKS[name], self.folder)
 
     def depth(self, name: str) -> dict[str, dict]:
         """Results of one network by photo."""
@@ -148,6 +154,7 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
         draw_masks(drawn).save(folder / "masks.png")
     shown = write_pictures(folder / "pictures", names, chosen, rows)
     (folder / "viewer-data.js").write_text(script(shown, groups), "utf-8")
+    show.time(names)
     report(folder, names, command, os.cpu_count() or 1)
     (folder / "index.html").write_text(page(groups, shown, notes, WORDS_NETWORK if drawn else "", untrained), "utf-8")
     if untrained:

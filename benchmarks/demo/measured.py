@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .plans import accuracy_file
+from .plans import accuracy_file, latency_file
 
-ROOMS, ROUNDS = "rooms:6:8:120x160", 8
+ROOMS, ROUNDS = "rooms:6:8:120x160", 6
 
 
 def accuracy(folder: Path, name: str, command: Callable[..., str], threads: int) -> None:
@@ -22,13 +22,16 @@ def accuracy(folder: Path, name: str, command: Callable[..., str], threads: int)
     command("depth-bench", "accuracy", *reference, *words, "--force", "-q", threads=threads)
 
 
+def latency(folder: Path, name: str, command: Callable[..., str], threads: int) -> None:
+    """Time the plan ``folder/NAME.plan``, and PyTorch where its bundle is there; nothing else may run meanwhile."""
+    bundle = folder / name
+    pytorch = (str(bundle), "--pytorch", "eager-fp32") if bundle.is_dir() else ()
+    place = folder / latency_file(name)
+    words = ("--engine", str(folder / f"{name}.plan"), "--rounds", str(ROUNDS), "--warm-up", "1", "-o", str(place), "--threads", str(threads))
+    command("depth-bench", "latency", *pytorch, *words, "--force", "-q", threads=threads)
+
+
 def report(folder: Path, names: Sequence[str], command: Callable[..., str], threads: int) -> None:
-    """Time the plans one after the other, when nothing else runs, and draw ``folder/report.html`` of that and of their accuracies."""
-    results: list[str] = []
-    for name in names:
-        bundle, latency = folder / name, folder / f"{name}-latency.json"
-        pytorch = (str(bundle), "--pytorch", "eager-fp32") if bundle.is_dir() else ()
-        words = ("--engine", str(folder / f"{name}.plan"), "--rounds", str(ROUNDS), "--warm-up", "2", "-o", str(latency), "--threads", str(threads))
-        command("depth-bench", "latency", *pytorch, *words, "--force", "-q", threads=threads)
-        results += [str(folder / accuracy_file(name)), str(latency)]
+    """Draw ``folder/report.html`` of the accuracies and latencies of the plans."""
+    results = [str(folder / file(name)) for name in names for file in (accuracy_file, latency_file)]
     command("depth-bench", "report", *results, "-o", str(folder / "report.html"), "--force", "-q", threads=threads)
