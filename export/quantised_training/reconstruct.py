@@ -3,7 +3,8 @@
 What a quantised layer reads is the FP32 tensor plus the errors of all rounding so far, that of its own input among them. Activations fill few directions of
 the space of their channels, rounding fills all: least squares from what is really read to what FP32 gives (a Wiener filter for every layer) leaves out most
 of what lies in directions that say nothing. Taken in running order, each layer also takes back what those before it did wrong. Layers are rebuilt one
-after the other in Hubara et al. 2021 (AdaQuant, section 3.1) as well, by gradients; here how far a layer may go is decided on photos it was not fitted to.
+after the other in Hubara et al. 2021 (AdaQuant, section 3.1) as well, by gradients; here how far a layer may go is decided on photos it was not fitted to. Then
+its weights are rounded so that they make up for each other (``compensated_rounding``), where those photos say that it helps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ...calibration.quantisation.correct import bias_place
 from ...calibration.quantisation.layer_rows import Geometry, geometry
+from .compensated_rounding import compensated
 from .operators import run_node
 from .torch_graph import TorchGraph
 
@@ -25,6 +27,7 @@ HELD_NBYTES = 3 << 30
 MOST_PLACES = 512  # of a window, drawn at random
 WIDEST = 4096  # numbers that one output of a layer sums: the table of all their products must fit
 STAY_NEAR = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # weights of the distance from the old weights, over the mean square of the input; the best is taken
+LEAST_GAIN = 0.02  # part of the error that rounding otherwise must take away; for less, all weights of a layer are not moved
 CHECKED = 4  # each so many-th photo judges them
 Values = dict[str, Tensor]
 
@@ -32,8 +35,8 @@ Values = dict[str, Tensor]
 def reconstruct(teacher: list[TorchGraph], student: list[TorchGraph], photos: list[list[Values]]) -> int:
     """Fit the quantised weights of a chain, and the biases behind them, in place.
 
-    Convolutions, and products with one matrix of weights, are fitted if nobody else reads their weight. A layer keeps its weights where no others are better on
-    the photos that judge.
+    Convolutions, and products with one matrix of weights, are fitted if nobody else reads their weight. A layer keeps its weights where no others, and no other
+    rounding, are better on the photos that judge.
 
     Args:
         teacher: the FP32 stages in running order.
@@ -166,13 +169,18 @@ def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Te
     for held, target, judges in zip(values, targets, judging, strict=True):
         parts[judges].add(*rows.of(held[layer.node.input[0]], target, random))
     before = rows.matrix(weight).double()
-    tried = [parts[False].solve(before, near) for near in STAY_NEAR]
-    errors = [parts[True].error(found) for found in (before, *tried)]
+    tried = [before, *(parts[False].solve(before, near) for near in STAY_NEAR)]
+    errors = [parts[True].error(found) for found in tried]
     best = min(range(len(errors)), key=errors.__getitem__)
+    nearest, compensating = (rounding(graph, layer, rows, tried[best], parts[False], compensate) for compensate in (False, True))
+    compensates = parts[True].error(compensating) < (1 - LEAST_GAIN) * parts[True].error(nearest)
     everything = parts[False]
     everything.take_in(parts[True])
-    if best:
-        weight.copy_(rows.shaped(everything.solve(before, STAY_NEAR[best - 1]).float(), weight))
+    found = everything.solve(before, STAY_NEAR[best - 1]) if best else before
+    if compensates:
+        found = rounding(graph, layer, rows, found, everything, True)
+    if best or compensates:
+        weight.copy_(rows.shaped(found.float(), weight))
     stored, scale = graph.quantised(layer.rounding, weight)
     used = stored * scale
     bias = graph.weights[layer.bias] if layer.bias else None
@@ -185,7 +193,16 @@ def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Te
             held[layer.bias] = bias
         inputs = [held[name] if name else None for name in layer.node.input]
         (held[layer.node.output[0]],) = run_node(layer.node.op_type, inputs, layer.attributes, 1)
-    return bool(best)
+    return bool(best or compensates)
+
+
+def rounding(graph: TorchGraph, layer: Layer, rows: _Rows, weights: Tensor, sums: _Sums, compensate: bool) -> Tensor:
+    """What the layer computes with in place of weights [G, D, O]."""
+    weight = rows.shaped(weights.float(), graph.weights[layer.weight])
+    stored, scale = graph.quantised(layer.rounding, weight)
+    if not compensate:
+        return rows.matrix(stored * scale).double()
+    return compensated(weights, rows.matrix(scale.expand_as(weight)), sums.products(), graph.form_of(layer.rounding))
 
 
 class _Sums:
@@ -208,6 +225,10 @@ class _Sums:
         for name in self.of:
             self.of[name] += other.of[name]
         self.count += other.count
+
+    def products(self) -> Tensor:
+        """Of the inputs with each other, [G, D, D]."""
+        return self._products()[0]
 
     def _products(self) -> tuple[Tensor, Tensor, Tensor]:
         xx, xy, yy = (self.of[name] for name in ("xx", "xy", "yy"))

@@ -121,6 +121,10 @@ class TorchGraph:
                 if self._last[name] == place and name not in self.outputs:
                     values.pop(name, None)
 
+    def form_of(self, node: onnx.NodeProto) -> Format:
+        """The format that a QuantizeLinear node stores."""
+        return self._form[node.output[0]]
+
     def quantised(self, node: onnx.NodeProto, tensor: Tensor) -> tuple[Tensor, Tensor]:
         """What a QuantizeLinear node stores of a tensor, and its scale: of a weight found anew, as typing finds it."""
         target = node.output[0]
