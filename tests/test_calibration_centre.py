@@ -1,4 +1,4 @@
-"""Centred activations: the same function, padding included, and half the noise of what is positive."""
+"""Centred activations: the same function, padding included, and half the noise of what is positive; for products as well."""
 
 import numpy as np
 import onnx
@@ -58,10 +58,38 @@ def test_a_shift_changes_nothing_at_the_border_either(tmp_path, rng, shape, grou
     assert np.allclose(run(graph, x, tmp_path), before, atol=1e-4)
 
 
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Gemm turned"])
+def test_products_with_a_bias_take_a_shift_too(tmp_path, rng, op):
+    weight, bias = on_grid(rng, (5, 8)).T.copy(), rng.normal(size=5).astype(np.float32)
+    if op == "MatMul":
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="a/MatMul_0"), helper.make_node("Add", ["b", "m"], ["y"], name="a/Add_0")]
+    else:
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="a/MatMul_0", transB=int("turned" in op))]
+    held = [numpy_helper.from_array(weight.T.copy() if "turned" in op else weight, "w"), numpy_helper.from_array(bias, "b")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [7, size]) for name, size in (("x", 8), ("y", 5))]
+    made = helper.make_graph(nodes, "stage", ends[:1], ends[1:], held)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "n.onnx")
+    graph, x = StageGraph.load(tmp_path / "n.onnx"), rng.uniform(0, 3, (7, 8)).astype(np.float32)
+    layers = centrable(graph, ["a/MatMul_0"])["x"]
+    centre(graph, "x", layers, rng.uniform(-1, 3, 8), INT8)
+    assert {node.op_type for node in graph.model.graph.node} == {"Add", *(node.op_type for node in nodes)}  # no padding
+    assert np.allclose(run(graph, x, tmp_path), x @ weight + bias, atol=1e-5)
+
+
+def test_a_product_without_a_bias_is_not_centred(tmp_path, rng):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="a/MatMul_0")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [7, size]) for name, size in (("x", 8), ("y", 5))]
+    made = helper.make_graph(nodes, "stage", ends[:1], ends[1:], [numpy_helper.from_array(on_grid(rng, (5, 8)).T.copy(), "w")])
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "n.onnx")
+    assert not centrable(StageGraph.load(tmp_path / "n.onnx"), ["a/MatMul_0"])
+
+
 def test_limits_hold_zero_and_follow_the_factors():
     middles, reach = limits_of(np.array([0.5, -1.0]), np.array([4.0, 3.0]), np.array([2.0, 0.5]))
     assert np.allclose(middles, [2.0, 1.0])  # (0 + 4) / 2, (-1 + 3) / 2
     assert reach == pytest.approx(4.0)  # 2 / 2 and 2 / 0.5
+    middles, reach = limits_of(np.array([0.5, -1.0]), np.array([4.0, 3.0]), padded=False)
+    assert np.allclose(middles, [2.25, 1.0]) and reach == pytest.approx(2.0)  # nothing adds a zero
 
 
 def seen_of(graph, pictures):

@@ -194,12 +194,16 @@ def _look(seen: StageObservation, fold: int, names: list[str], values: dict[str,
     for name in names:
         tensor = values[name]
         seen.look(fold, name, tensor)
-        if any(reader.op_type in ("MatMul", "Gemm") for reader, _ in graph.readers[name]) and tensor.ndim >= 2:
-            amax = np.abs(tensor).max(axis=tuple(range(tensor.ndim - 1)))
-            seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), amax)
-        elif tensor.ndim == 4 and any(reader.op_type == "Conv" for reader, _ in graph.readers[name]):
-            low, high = tensor.min(axis=(0, 2, 3)), tensor.max(axis=(0, 2, 3))
-            seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), np.maximum(-low, high))
+        readers = {reader.op_type for reader, _ in graph.readers[name]}
+        if readers & {"MatMul", "Gemm"} and tensor.ndim >= 2:
+            others = tuple(range(tensor.ndim - 1))
+        elif "Conv" in readers and tensor.ndim == 4:
+            others = (0, 2, 3)
+        else:
+            continue
+        low, high = tensor.min(axis=others), tensor.max(axis=others)
+        seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), np.maximum(-low, high))
+        if not ("Conv" in readers and others != (0, 2, 3)):  # read by both kinds, it has two axes of channels
             seen.lows[name] = np.minimum(seen.lows.get(name, np.inf), low)
             seen.highs[name] = np.maximum(seen.highs.get(name, -np.inf), high)
     for name, output in peaks.items():

@@ -22,8 +22,8 @@ class StageObservation:
 
     Args:
         histograms: of every activation that INT8 or FP8 can need.
-        channels: greatest magnitude per channel [C] of the activations of matrix products (for SmoothQuant).
-        lows, highs: least and greatest value per channel [C] of what convolutions read.
+        channels: greatest magnitude per channel [C] of what matrix products and convolutions read.
+        lows, highs: least and greatest value of the same.
         peaks: greatest magnitude of every floating-point tensor.
         samples: rows that layers read, by ``layer_error.sample_key``: [count, width].
         folds: fold of scenes, tensor -> what ``histograms`` holds of that fold (see ``folds_of``).

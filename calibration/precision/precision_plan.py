@@ -27,7 +27,7 @@ class Choice:
         observer: rule for the ranges of its activations if they are INT8 or FP8, else ``""``.
         smooth: SmoothQuant's alpha, 0 for none; only for INT8 and FP8.
         corrected: whether its layers' biases make up for the mean error of INT8 or FP8; only for those.
-        centred: whether what its convolutions read is shifted to lie around zero, where that makes them quieter; only for INT8.
+        centred: whether what its layers read is shifted to lie around zero, where that makes them quieter; only for INT8.
     """
 
     precision: str

@@ -72,7 +72,8 @@ def centred_range(graph: StageGraph, base: str, layers: list[str], smoothed: Smo
     source, factors = source_of(base), smoothed.factors if smoothed else None
     if source not in seen.lows or (smoothed is not None and base == source):  # its maker divides: what was seen is something else
         return None
-    middles, amax = limits_of(seen.lows[source], seen.highs[source], factors)
+    padded = any(node.op_type == "Conv" for node, _ in graph.readers[source] if node.name in layers)
+    middles, amax = limits_of(seen.lows[source], seen.highs[source], factors, padded)
     before = layers_of(graph, source, seen.samples, layers, factors)
     after = layers_of(graph, source, seen.samples, layers, factors, middles=middles)
     noise = [sum(layer.noise(reach) for layer in some) for some, reach in ((before, plain.amax), (after, amax))]
@@ -146,7 +147,10 @@ def shifts_for(
     wanted = {name: choice for names, choice in choices.items() if choice.corrected for name in names}
     if not wanted:
         return {}
-    done = _smooth(graph.copy(), choices, seen.channels)
+    work = graph.copy()
+    done = _smooth(work, choices, seen.channels)
+    centred = centrable(work, [name for names, choice in choices.items() if choice.centred for name in names])
+    shifted = {node.name for layers in centred.values() for node in layers}
     reads = {name: (target, found.factors) for target, found in done.items() for name in found.layers}
     folded = {found.tensor: found.factors for target, found in done.items() if target == found.tensor}
     found: dict[str, np.ndarray] = {}
@@ -154,7 +158,7 @@ def shifts_for(
         if node.name not in wanted or not node.input or bias_place(graph, node) is None:
             continue
         target, factors = reads.get(node.name, (node.input[0], None))
-        if wanted[node.name].centred and node.op_type == "Conv" and f"{target}{CENTRED}" in ranges:
+        if node.name in shifted and f"{target}{CENTRED}" in ranges:
             target = f"{target}{CENTRED}"
         if target not in ranges:
             continue

@@ -180,6 +180,6 @@ def _screen_region(evaluator: Evaluator, line: Sensitivity, budget: Budget, prec
 
 
 def _centres(evaluator: Evaluator, line: Sensitivity, choice: Choice) -> bool:
-    """Whether shifting what the region's convolutions read makes some of them quieter."""
+    """Whether shifting what the region's layers read makes some of them quieter."""
     graph, stage = evaluator.chain.graphs[line.region.stage], evaluator.seen[line.region.stage]
     return any(found.middles for found in ranges_for(graph, {line.region.nodes: replace(choice, centred=True)}, stage).values())
