@@ -65,7 +65,7 @@ def test_photos_that_regions_are_screened_on_have_a_depth_and_a_scene_each(bundl
     evaluator = Evaluator(chain, {}, list(photos), sample, Flow(chain, data, journal))
     assert evaluator.telling(1) == (photos[2],)
     assert evaluator.telling(2) == (photos[2], photos[4])
-    assert evaluator.telling(9) == (photos[2], photos[4], photos[3])
+    assert evaluator.telling(9) == (photos[2], photos[3], photos[4])
 
 
 def test_a_healthy_network_becomes_int8_and_fp16(healthy):

@@ -85,10 +85,10 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
     selecting = min(max(1, -(-(len(different) - len(different) // 2) // 2)), most[0]) if len(different) > 3 else 1
     apart = len(order) >= FEWEST_SCENES
     own = order[: min(max(1, len(order) // 4), proving)] if apart else order
-    prove = _round_robin([dealt[name] for name in own], proving)
+    prove = round_robin([dealt[name] for name in own], proving)
     kept_back = {photo.number for photo in prove}
     others = [[photo for photo in dealt[name] if photo.number not in kept_back] for name in order if not apart or name not in own]
-    select = _round_robin(others, min(selecting, sum(map(len, others)) - 1))
+    select = round_robin(others, min(selecting, sum(map(len, others)) - 1))
     kept_back |= {photo.number for photo in select}
     observe = sorted((photo for some in others for photo in some if photo.number not in kept_back), key=lambda photo: photo.number)
     named = [photo.id for photo in different if photo.id in evaluation]
@@ -98,7 +98,7 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
     return Split(tuple(observe), tuple(select), tuple(prove), seed, warnings)
 
 
-def _round_robin(scenes: list[list[Photo]], count: int) -> list[Photo]:
+def round_robin(scenes: list[list[Photo]], count: int) -> list[Photo]:
     """``count`` photos (or all there are), a second of a scene only when every scene has given one; in order of their numbers."""
     deepest = max((len(photos) for photos in scenes), default=0)
     ordered = [photos[depth] for depth in range(deepest) for photos in scenes if depth < len(photos)]

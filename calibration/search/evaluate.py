@@ -16,6 +16,7 @@ from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
 from ..observation.flow import Flow, Window
 from ..observation.photo import Photo
+from ..observation.split import round_robin
 from ..observation.stage_observation import StageObservation
 from ..precision.precision_plan import Choice
 from ..precision.quantised_stage import Choices, best_alpha, make_quantised, ranges_for, shifts_for
@@ -109,11 +110,13 @@ class Evaluator:
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
     def telling(self, count: int) -> tuple[Photo, ...]:
-        """Photos to screen on, at most ``count``: the first with a depth to compare with, of masks with an edge in it; a second of a scene last."""
+        """Photos to screen on, at most ``count``: with a depth to compare with, of masks with an edge in it; a second of a scene when each has given one."""
         able = [photo for photo in self.photos if photo.number in self._truths]
         edged = [photo for photo in able if not self._mask or 0 < self._reference[photo.number].values.mean() < 1] or self.photos[:1]
-        firsts = {photo.scene: photo for photo in reversed(edged)}
-        return tuple(sorted(edged, key=lambda photo: firsts[photo.scene] != photo)[:count])
+        scenes: dict[str, list[Photo]] = {}
+        for photo in edged:
+            scenes.setdefault(photo.scene, []).append(photo)
+        return tuple(round_robin(list(scenes.values()), count))
 
     def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
         """abs_rel and delta1; of a mask see above."""
