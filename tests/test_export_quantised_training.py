@@ -229,8 +229,26 @@ def test_steps_that_do_harm_are_taken_back(small_bundle, tmp_path, capsys):
     assert not said["distilled"] and said["fitted_layers"] > 0 and said["after"]["disagreement"] < said["before"]["disagreement"]
 
 
+def test_weights_make_up_for_each_other_only_where_the_network_gains(small_bundle, tmp_path, capsys, monkeypatch):
+    """Whichever way of rounding is spoiled, the other one is kept."""
+    source, fit = calibrated(small_bundle, tmp_path / "source", 1.0), learn.reconstruct
+    for bad in (False, True):
+
+        def spoil(teacher, student, photos, compensate, bad=bad):
+            fitted = fit(teacher, student, photos, False)
+            if compensate is bad:
+                for graph in student:
+                    graph.set_weights({name: 1.5 * tensor for name, tensor in graph.copied_weights().items()})
+            return fitted
+
+        monkeypatch.setattr(learn, "reconstruct", spoil)
+        words = ["--quantise", str(source / PLAN), "--data", DATA, "--steps", "2", "--lr", "1e-6", "-o", str(tmp_path / f"out-{bad}"), "--quiet", "--json"]
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["compensated"] is not bad
+
+
 def test_learning_that_does_not_help_writes_nothing(small_bundle, tmp_path, capsys, monkeypatch):
-    def spoil(teacher, student, photos):
+    def spoil(teacher, student, photos, compensate):
         for graph in student:
             graph.set_weights({name: 1.5 * tensor for name, tensor in graph.copied_weights().items()})
         return 0
@@ -319,5 +337,5 @@ def test_layers_fitted_to_rounded_inputs_halve_the_error_on_photos_they_never_sa
 
     unseen, shared = photos(20), student.weights["c"].clone()
     before = error(unseen)
-    assert reconstruct([teacher], [student], photos(40)) == 1  # the first; the second reads what the third reads
+    assert reconstruct([teacher], [student], photos(40), False) == 1  # the first; the second reads what the third reads
     assert error(unseen) < 0.5 * before and torch.equal(student.weights["c"], shared)

@@ -58,9 +58,10 @@ def learn_quantised(
         on_step: called with the number of steps that are done.
 
     Returns:
-        ``bundle``, ``recipe``, ``photos`` (learned from, proved on), ``loss`` (mean of the first and of the last tenth), ``fitted_layers``, ``distilled``
-        (whether the gradients came nearer than the closed form on the photos that choose; if not, its weights are kept), and scores (``Score.to_json``)
-        against the FP32 network on the photos of the proof: ``before`` (quantised by the plan), ``after``, ``fp32`` (the learned weights, not quantised).
+        ``bundle``, ``recipe``, ``photos`` (learned from, proved on), ``loss`` (mean of the first and of the last tenth), ``fitted_layers``, ``compensated``
+        (whether their weights make up for each other's rounding), ``distilled`` (whether the gradients came nearer than the closed form; if not, its
+        weights are kept; both by the photos that choose), and scores (``Score.to_json``) against the FP32
+        network on the photos of the proof: ``before`` (quantised by the plan), ``after``, ``fp32`` (the learned weights, not quantised).
 
     Raises:
         UsageError: if the plan quantises nothing, or a stage holds what cannot be learned through.
@@ -93,18 +94,19 @@ def learn_quantised(
             return by.score_stages(choices, {stage.name: stage.quantised for stage in stages})
 
         batches = Batches(chain, data, learned_from, recipe.batch, recipe.seed, device)
-        fitted = reconstruct(teacher, student, list(batches.each(at_once(teacher, next(batches.each(1))[0]))))
+        views = list(batches.each(at_once(teacher, next(batches.each(1))[0])))
         chooser = Evaluator(chain, {}, list(parts.select), data.__getitem__, Flow(chain, data, journal), planned.also, "select")
-        in_closed_form, kept = judged(chooser), [graph.copied_weights() for graph in student]
-        on_message(f"{fitted} layers fitted in closed form; moved {in_closed_form.disagreement:.3%} on the photos that choose")
+        in_closed_form, fitted, compensated, kept = _fit(teacher, student, views, lambda: judged(chooser))
+        del views
+        how = "weights make up for each other's rounding" if compensated else "each weight rounded to nearest"
+        on_message(f"{fitted} layers fitted in closed form, {how}; moved {in_closed_form.disagreement:.3%} on the photos that choose")
         losses = distil(teacher, student, batches.of(parts.observe), chain.contract.output.tensor, recipe, lambda step, loss: on_step(step))
         del teacher
         distilled = judged(chooser)
         on_message(f"{recipe.steps} steps of distillation; moved {distilled.disagreement:.3%} on them")
         better = distilled.harm < in_closed_form.harm
         if not better:
-            for graph, weights in zip(student, kept, strict=True):
-                graph.set_weights(weights)
+            _put(student, kept)
         after = judged(judge)
         fp32 = judge.score_stages({}, {stage.name: stage.graph for stage in stages})
         if after.harm >= before.harm:
@@ -115,7 +117,7 @@ def learn_quantised(
         tenth = max(1, len(losses) // 10)
         loss = {"first": sum(losses[:tenth]) / tenth, "last": sum(losses[-tenth:]) / tenth}
         facts = {"recipe": asdict(recipe), "photos": {"learned": len(learned_from), "proved": len(parts.prove)}, "loss": loss}
-        facts |= {"fitted_layers": fitted, "distilled": better}
+        facts |= {"fitted_layers": fitted, "compensated": compensated, "distilled": better}
         scenes = len({photo.scene for photo in parts.prove})
         within = after.within(Budget(**planned.budget))
         proof = {"photos": len(parts.prove), "scenes": scenes, "score": after.to_json(), "within": within, "rejected": []}
@@ -124,6 +126,26 @@ def learn_quantised(
         write_learned_bundle(bundle, calibration, stages, path, told, proof, _peaks(stages, batches), force)
     scores = {"before": before.to_json(), "after": after.to_json(), "fp32": fp32.to_json()}
     return {"bundle": str(path), **facts, **scores}
+
+
+def _fit(
+    teacher: list[TorchGraph], student: list[TorchGraph], views: list[list[dict[str, torch.Tensor]]], judged: Callable[[], Score]
+) -> tuple[Score, int, bool, list[dict[str, torch.Tensor]]]:
+    """The student in closed form, in place, with or without weights that make up for each other's rounding: the one of the better score; that score, the
+    number of fitted layers, whether the weights do, and the weights."""
+    before, tried = [graph.copied_weights() for graph in student], []
+    for compensate in (False, True):
+        _put(student, before)
+        fitted = reconstruct(teacher, student, views, compensate)
+        tried.append((judged(), fitted, compensate, [graph.copied_weights() for graph in student]))
+    best = min(tried, key=lambda found: found[0].harm)
+    _put(student, best[3])
+    return best
+
+
+def _put(student: list[TorchGraph], weights: list[dict[str, torch.Tensor]]) -> None:
+    for graph, values in zip(student, weights, strict=True):
+        graph.set_weights(values)
 
 
 def _peaks(stages: list[LearningStage], batches: Batches) -> dict[str, dict[str, float]]:

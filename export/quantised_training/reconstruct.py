@@ -4,7 +4,7 @@ What a quantised layer reads is the FP32 tensor plus the errors of all rounding 
 the space of their channels, rounding fills all: least squares from what is really read to what FP32 gives (a Wiener filter for every layer) leaves out most
 of what lies in directions that say nothing. Taken in running order, each layer also takes back what those before it did wrong. Layers are rebuilt one
 after the other in Hubara et al. 2021 (AdaQuant, section 3.1) as well, by gradients; here how far a layer may go is decided on photos it was not fitted to. Then
-its weights are rounded so that they make up for each other (``compensated_rounding``), where those photos say that it helps.
+its weights can be rounded so that they make up for each other (``compensated_rounding``).
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ CHECKED = 4  # each so many-th photo judges them
 Values = dict[str, Tensor]
 
 
-def reconstruct(teacher: list[TorchGraph], student: list[TorchGraph], photos: list[list[Values]]) -> int:
+def reconstruct(teacher: list[TorchGraph], student: list[TorchGraph], photos: list[list[Values]], compensate: bool) -> int:
     """Fit the quantised weights of a chain, and the biases behind them, in place.
 
-    Convolutions, and products with one matrix of weights, are fitted if nobody else reads their weight. A layer keeps its weights where no others, and no other
-    rounding, are better on the photos that judge.
+    Convolutions, and products with one matrix of weights, are fitted if nobody else reads their weight. A layer keeps its weights where no others are better on
+    the photos that judge.
 
     Args:
         teacher: the FP32 stages in running order.
         student: the same, quantised.
         photos: of each, the network's inputs for one or more windows; at least two photos.
+        compensate: whether weights may make up for each other's rounding, where the photos that judge say that it helps.
 
     Returns:
         how many layers have other weights now.
@@ -52,7 +53,7 @@ def reconstruct(teacher: list[TorchGraph], student: list[TorchGraph], photos: li
     theirs = [dict(view) for views in photos for view in views]
     ours = [dict(view) for view in theirs]
     with torch.no_grad():
-        return sum(_stage(exact, rounded, theirs, ours, judging) for exact, rounded in zip(teacher, student, strict=True))
+        return sum(_stage(exact, rounded, theirs, ours, judging, compensate) for exact, rounded in zip(teacher, student, strict=True))
 
 
 def at_once(stages: list[TorchGraph], view: Values) -> int:
@@ -110,7 +111,7 @@ def layers_of(graph: TorchGraph) -> dict[str, Layer]:
     return found
 
 
-def _stage(exact: TorchGraph, rounded: TorchGraph, theirs: list[Values], ours: list[Values], judging: list[bool]) -> int:
+def _stage(exact: TorchGraph, rounded: TorchGraph, theirs: list[Values], ours: list[Values], judging: list[bool], compensate: bool) -> int:
     """One stage of all windows side by side; what it makes is put to ``theirs`` and ``ours``."""
     layers, changed = layers_of(rounded), 0
     wanted = [_Targets(exact, values, set(layers)) for values in theirs]
@@ -123,7 +124,7 @@ def _stage(exact: TorchGraph, rounded: TorchGraph, theirs: list[Values], ours: l
             continue
         targets = [found.of(name) for found in wanted]
         if all(target is not None and target.shape == held[name].shape for target, held in zip(targets, values, strict=True)):
-            changed += _fit(rounded, layer, values, targets, judging)
+            changed += _fit(rounded, layer, values, targets, judging, compensate)
     for mine, held, there, found in zip(ours, values, theirs, wanted, strict=True):
         mine.update({name: held[name] for name in rounded.outputs})
         there.update(found.outputs())
@@ -158,7 +159,7 @@ class _Targets:
         return True
 
 
-def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Tensor], judging: list[bool]) -> bool:
+def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Tensor], judging: list[bool], compensate: bool) -> bool:
     """Fit one layer and compute its output anew; whether its weights changed."""
     weight = graph.weights[layer.weight]
     rows = _Rows(layer, weight)
@@ -172,13 +173,12 @@ def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Te
     tried = [before, *(parts[False].solve(before, near) for near in STAY_NEAR)]
     errors = [parts[True].error(found) for found in tried]
     best = min(range(len(errors)), key=errors.__getitem__)
-    nearest, compensating = (rounding(graph, layer, rows, tried[best], parts[False], compensate) for compensate in (False, True))
-    compensates = parts[True].error(compensating) < (1 - LEAST_GAIN) * parts[True].error(nearest)
+    compensates = compensate and _gains(graph, layer, rows, tried[best], parts)
     everything = parts[False]
     everything.take_in(parts[True])
     found = everything.solve(before, STAY_NEAR[best - 1]) if best else before
     if compensates:
-        found = rounding(graph, layer, rows, found, everything, True)
+        found = _compensated(graph, layer, rows, found, everything)
     if best or compensates:
         weight.copy_(rows.shaped(found.float(), weight))
     stored, scale = graph.quantised(layer.rounding, weight)
@@ -196,12 +196,16 @@ def _fit(graph: TorchGraph, layer: Layer, values: list[Values], targets: list[Te
     return bool(best or compensates)
 
 
-def rounding(graph: TorchGraph, layer: Layer, rows: _Rows, weights: Tensor, sums: _Sums, compensate: bool) -> Tensor:
-    """What the layer computes with in place of weights [G, D, O]."""
+def _gains(graph: TorchGraph, layer: Layer, rows: _Rows, weights: Tensor, parts: dict[bool, _Sums]) -> bool:
+    """Whether weights [G, D, O] that make up for each other's rounding are better than the nearest ones, on the photos that judge."""
+    stored, scale = graph.quantised(layer.rounding, rows.shaped(weights.float(), graph.weights[layer.weight]))
+    nearest, compensating = rows.matrix(stored * scale).double(), _compensated(graph, layer, rows, weights, parts[False])
+    return parts[True].error(compensating) < (1 - LEAST_GAIN) * parts[True].error(nearest)
+
+
+def _compensated(graph: TorchGraph, layer: Layer, rows: _Rows, weights: Tensor, sums: _Sums) -> Tensor:
     weight = rows.shaped(weights.float(), graph.weights[layer.weight])
-    stored, scale = graph.quantised(layer.rounding, weight)
-    if not compensate:
-        return rows.matrix(stored * scale).double()
+    scale = graph.quantised(layer.rounding, weight)[1]
     return compensated(weights, rows.matrix(scale.expand_as(weight)), sums.products(), graph.form_of(layer.rounding))
 
 
