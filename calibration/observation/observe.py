@@ -203,7 +203,7 @@ def _look(seen: StageObservation, fold: int, names: list[str], values: dict[str,
             continue
         low, high = tensor.min(axis=others), tensor.max(axis=others)
         seen.channels[name] = np.maximum(seen.channels.get(name, 0.0), np.maximum(-low, high))
-        if not ("Conv" in readers and others != (0, 2, 3)):  # read by both kinds, it has two axes of channels
+        if "Conv" not in readers or others == (0, 2, 3):  # read by both kinds, it would have two axes of channels
             seen.lows[name] = np.minimum(seen.lows.get(name, np.inf), low)
             seen.highs[name] = np.maximum(seen.highs.get(name, -np.inf), high)
     for name, output in peaks.items():

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..graph.stage_graph import StageGraph
-from .correct import bias_place
+from .correct import add_to_bias, bias_place
 from .formats import Format, quantize_weight, weight_scales
 from .layer_rows import geometry_of
 from .quantize import weight_axis
@@ -97,14 +97,7 @@ def _give_back(graph: StageGraph, node: onnx.NodeProto, middles: np.ndarray, for
         moved = np.einsum("goi,gi->go", taps, middles.astype(np.float64).reshape(groups, -1)).reshape(-1)
     else:
         moved = np.tensordot(middles.astype(np.float64), rounded, (0, input_axis(node)))
-    reader, position = bias_place(graph, node)
-    had = reader.input[position] if len(reader.input) > position and reader.input[position] else ""
-    bias = np.asarray(graph.array(had), np.float64) if had else np.zeros(len(moved))
-    name = graph.add_constant(f"{node.name}:centred_bias", (bias + moved).astype(np.float32))
-    if len(reader.input) > position:
-        reader.input[position] = name
-    else:
-        reader.input.append(name)
+    add_to_bias(graph, bias_place(graph, node), moved, f"{node.name}:centred_bias")
 
 
 def _unpad(node: onnx.NodeProto) -> None:

@@ -34,13 +34,17 @@ def correct(graph: StageGraph, shifts: dict[str, np.ndarray]) -> None:
     for node in list(graph.model.graph.node):
         if node.name not in shifts or (place := bias_place(graph, node)) is None:
             continue
-        reader, position = place
-        had = reader.input[position] if len(reader.input) > position and reader.input[position] else ""
-        shift = np.asarray(shifts[node.name], np.float32)
-        bias = np.asarray(graph.array(had), np.float32) if had else np.zeros_like(shift)
-        name = graph.add_constant(f"{node.name}:corrected_bias", (bias - shift).astype(np.float32))
-        if len(reader.input) > position:
-            reader.input[position] = name
-        else:
-            reader.input.append(name)
+        add_to_bias(graph, place, -np.asarray(shifts[node.name], np.float64), f"{node.name}:corrected_bias")
     graph.drop_unused_constants()
+
+
+def add_to_bias(graph: StageGraph, place: tuple[onnx.NodeProto, int], values: np.ndarray, name: str) -> None:
+    """Give a layer a bias of its own, called ``name``: the one at ``place`` (see ``bias_place``), or zeros, plus ``values`` [O]."""
+    reader, position = place
+    had = reader.input[position] if len(reader.input) > position and reader.input[position] else ""
+    bias = np.asarray(graph.array(had), np.float64) if had else np.zeros(len(values))
+    made = graph.add_constant(name, (bias + values).astype(np.float32))
+    if len(reader.input) > position:
+        reader.input[position] = made
+    else:
+        reader.input.append(made)
