@@ -13,10 +13,10 @@ from onnx import TensorProto, helper
 
 from ..graph.stage_graph import StageGraph
 from .correct import add_to_bias, bias_place
-from .formats import Format, quantize_weight, weight_scales
-from .layer_rows import geometry_of
-from .quantize import weight_axis
-from .smooth import CENTRED, SMOOTHING, input_axis
+from .formats import Format
+from .layer_rows import Geometry, geometry_of, layer_output, weight_matrix
+from .quantize import rounded_weight
+from .smooth import CENTRED, SMOOTHING
 
 
 def centrable(graph: StageGraph, nodes: Iterable[str]) -> dict[str, list[onnx.NodeProto]]:
@@ -26,9 +26,9 @@ def centrable(graph: StageGraph, nodes: Iterable[str]) -> dict[str, list[onnx.No
     found: dict[str, list[onnx.NodeProto]] = {}
     for name, readers in graph.readers.items():
         able = [node for node, position in readers if position == 0 and node.name in wanted and name not in graph.constants]
-        layers = [node for node in able if _convolution(graph, node) or _product(graph, node)]
-        if layers and len({(node.op_type == "Conv", _pads(node)) for node in layers}) == 1:
-            found[name] = layers
+        reads = [(node, geometry) for node in able if (geometry := _geometry(graph, node)) is not None]
+        if len({(geometry.kind, geometry.pads) for _, geometry in reads}) == 1:
+            found[name] = [node for node, _ in reads]
     return found
 
 
@@ -60,14 +60,14 @@ def centre(graph: StageGraph, name: str, layers: list[onnx.NodeProto], middles: 
     def label(op: str) -> str:
         return f"{path}/{op}_{SMOOTHING}_{name}" if path else f"{op}_{SMOOTHING}_{name}"
 
-    pads = _pads(layers[0])
-    if any(pads):
-        top, left, bottom, right = pads
+    geometry = geometry_of(graph, layers[0])
+    if any(geometry.pads):
+        top, left, bottom, right = geometry.pads
         sizes = graph.add_constant(f"{target}:pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
         source = f"{name}:padded"
         nodes.append(helper.make_node("Pad", [name, sizes], [source], name=label("Pad"), mode="constant"))
         graph.add_value(source, TensorProto.FLOAT)
-    shift = graph.add_constant(f"{target}:shift", -middles.reshape((1, -1, 1, 1) if layers[0].op_type == "Conv" else -1))
+    shift = graph.add_constant(f"{target}:shift", -middles.reshape((1, -1, 1, 1) if geometry.kind == "patches" else -1))
     nodes.append(helper.make_node("Add", [source, shift], [target], name=label("Add")))
     graph.add_value(target, TensorProto.FLOAT)
     readers = {node.name for node in layers}
@@ -78,7 +78,7 @@ def centre(graph: StageGraph, name: str, layers: list[onnx.NodeProto], middles: 
             waiting = []
             _give_back(graph, node, middles, form)
             node.input[0] = target
-            if any(pads):
+            if any(geometry.pads):
                 _unpad(node)
         placed.append(node)
     graph.replace_nodes(placed)
@@ -87,16 +87,10 @@ def centre(graph: StageGraph, name: str, layers: list[onnx.NodeProto], middles: 
 
 
 def _give_back(graph: StageGraph, node: onnx.NodeProto, middles: np.ndarray, form: Format) -> None:
-    weight, axis = np.asarray(graph.array(node.input[1]), np.float32), weight_axis(graph, node)
-    scales = weight_scales(weight, axis, form)
-    shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
-    rounded = quantize_weight(weight, scales, axis, form).astype(np.float64) * scales.reshape(shape).astype(np.float64)
-    if node.op_type == "Conv":
-        groups = _attributes(node).get("group", 1)
-        taps = rounded.sum(axis=(2, 3)).reshape(groups, len(weight) // groups, -1)  # [groups, outputs, inputs of a group]
-        moved = np.einsum("goi,gi->go", taps, middles.astype(np.float64).reshape(groups, -1)).reshape(-1)
-    else:
-        moved = np.tensordot(middles.astype(np.float64), rounded, (0, input_axis(node)))
+    geometry = geometry_of(graph, node)
+    weight = rounded_weight(graph, node, np.asarray(graph.array(node.input[1]), np.float32), form)
+    row = np.repeat(middles.astype(np.float64), geometry.width // len(middles))[None]  # a patch has its channels first
+    moved = layer_output(row, weight_matrix(graph, node, weight, geometry)).reshape(-1)
     add_to_bias(graph, bias_place(graph, node), moved, f"{node.name}:centred_bias")
 
 
@@ -106,20 +100,10 @@ def _unpad(node: onnx.NodeProto) -> None:
     node.attribute.extend([*kept, helper.make_attribute("pads", [0, 0, 0, 0])])
 
 
-def _product(graph: StageGraph, node: onnx.NodeProto) -> bool:
-    geometry = geometry_of(graph, node)
-    return geometry is not None and geometry.kind == "rows" and bias_place(graph, node) is not None
-
-
-def _convolution(graph: StageGraph, node: onnx.NodeProto) -> bool:
-    constant = len(node.input) > 1 and node.input[1] in graph.constants and len(graph.constants[node.input[1]].dims) == 4
-    known = len(node.input) < 3 or not node.input[2] or node.input[2] in graph.constants
-    return node.op_type == "Conv" and constant and known and _attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"")
-
-
-def _pads(node: onnx.NodeProto) -> tuple[int, ...]:
-    return tuple(_attributes(node).get("pads", (0, 0, 0, 0)))
-
-
-def _attributes(node: onnx.NodeProto) -> dict:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+def _geometry(graph: StageGraph, node: onnx.NodeProto) -> Geometry | None:
+    """How a layer reads its input, if it is a convolution or a product whose bias is known or can be given; else None."""
+    geometry, place = geometry_of(graph, node), bias_place(graph, node)
+    if geometry is None or geometry.kind == "pixels" or place is None:
+        return None
+    bias = place[0].input[place[1] : place[1] + 1]
+    return geometry if not any(bias) or bias[0] in graph.constants else None

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 
 from ..graph.stage_graph import StageGraph
-from .formats import INT8, Format, activation_scale, quantize_weight, weight_scales
+from .formats import INT8, Format, activation_scale
 from .layer_rows import Geometry, by_channel, geometry_of, layer_output, weight_matrix
-from .quantize import weight_axis
+from .quantize import rounded_weight
 from .smooth import input_axis
 
 SURE = 2.0
@@ -58,11 +58,7 @@ class Layer:
             middles = middles / factors if middles is not None else None
         self._shift: np.ndarray | float = 0.0 if middles is None else np.repeat(middles, rows.shape[1] // len(middles)).astype(np.float32)
         rows = rows - self._shift
-        axis = weight_axis(graph, node)
-        scales = weight_scales(weight, axis, form)
-        shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
-        rounded = quantize_weight(weight, scales, axis, form).astype(np.float32) * scales.reshape(shape)
-        self._matrix = weight_matrix(graph, node, rounded, geometry).astype(np.float32)
+        self._matrix = weight_matrix(graph, node, rounded_weight(graph, node, weight, form), geometry).astype(np.float32)
         self._rows, self._geometry, self._form, self.key = rows, geometry, form, key
 
     @property

@@ -77,6 +77,14 @@ def weight_axis(graph: StageGraph, node: onnx.NodeProto) -> int | None:
     return 1 if len(shape) == 2 else None
 
 
+def rounded_weight(graph: StageGraph, node: onnx.NodeProto, weight: np.ndarray, form: Format) -> np.ndarray:
+    """What a format with a scale per output channel gives back of a node's weight, float32."""
+    axis = weight_axis(graph, node)
+    scales = weight_scales(weight, axis, form)
+    shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
+    return quantize_weight(weight, scales, axis, form).astype(np.float32) * scales.reshape(shape)
+
+
 def unsuited(graph: StageGraph, node: onnx.NodeProto, form: Format) -> str:
     """Why a format is not for a node that INT8 would be for; empty if it is."""
     if not form.activations:

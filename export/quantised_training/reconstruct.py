@@ -206,7 +206,7 @@ def _gains(graph: TorchGraph, layer: Layer, rows: _Rows, weights: Tensor, parts:
 def _compensated(graph: TorchGraph, layer: Layer, rows: _Rows, weights: Tensor, sums: _Sums) -> Tensor:
     weight = rows.shaped(weights.float(), graph.weights[layer.weight])
     scale = graph.quantised(layer.rounding, weight)[1]
-    return compensated(weights, rows.matrix(scale.expand_as(weight)), sums.products(), graph.form_of(layer.rounding))
+    return compensated(weights, rows.matrix(scale.expand_as(weight)), sums.products()[0], graph.form_of(layer.rounding))
 
 
 class _Sums:
@@ -230,11 +230,8 @@ class _Sums:
             self.of[name] += other.of[name]
         self.count += other.count
 
-    def products(self) -> Tensor:
-        """Of the inputs with each other, [G, D, D]."""
-        return self._products()[0]
-
-    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
+    def products(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the inputs with each other [G, D, D], with the outputs [G, D, O], and the squares of those [G, O]."""
         xx, xy, yy = (self.of[name] for name in ("xx", "xy", "yy"))
         if not self.biased:
             return xx, xy, yy
@@ -243,14 +240,14 @@ class _Sums:
 
     def solve(self, before: Tensor, near: float) -> Tensor:
         """The weights [G, D, O] with the least squared error plus ``near`` times the input's mean square times the squared distance from those before."""
-        xx, xy, _ = self._products()
+        xx, xy, _ = self.products()
         keep = near * torch.clamp(xx.diagonal(dim1=1, dim2=2).mean(1), min=1e-30)[:, None, None]
         eye = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
         return torch.cholesky_solve(xy + keep * before, torch.linalg.cholesky(xx + keep * eye))
 
     def error(self, weights: Tensor) -> float:
         """Squared error of all outputs."""
-        xx, xy, yy = self._products()
+        xx, xy, yy = self.products()
         return float((weights * (xx @ weights - 2 * xy)).sum() + yy.sum())
 
     def bias(self, weights: Tensor) -> Tensor:
