@@ -209,3 +209,29 @@ def tiny_bundle(tmp_path_factory):
 def calibration_bundles():
     """The module with what the calibration tests run: small networks with planted faults, and FastDepth, as bundles."""
     return _load_beside("calibration_bundles")
+
+
+@pytest.fixture(scope="session")
+def token_bundle(calibration_bundles, tmp_path_factory):
+    """Callable(models=None, **faults) -> a new bundle of two stages, ``encoder`` over tokens and ``head``, with the faults planted in it."""
+
+    def make(models=None, **faults):
+        folder = tmp_path_factory.mktemp("calibration") / "bundle"
+        return calibration_bundles.write_bundle(folder, models or calibration_bundles.token_models(**faults), calibration_bundles.small_contract())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory):
+    """Callable(bundle, **settings) -> the result of calibrating it on six small rooms, with a loose budget unless another is set."""
+    from fathom.calibration.calibrate import Settings, calibrate
+    from fathom.calibration.observation.images import Chosen
+    from fathom.calibration.search.objective import Budget
+    from fathom.runtime.artefact.bundle import BundleDirectory
+
+    def run(path, **settings):
+        journal = tmp_path_factory.mktemp("journal") / "j"
+        return calibrate(BundleDirectory.open(path), Chosen("rooms:6:1:48x64"), Settings(**{"budget": Budget(0.05, 0.05, 0.05), **settings}), journal)
+
+    return run

@@ -70,6 +70,27 @@ def test_entropy_agrees_with_onnxruntime(values):
     assert 0.4 < entropy(histogram) / theirs < 2.5
 
 
+def divergence(counts, cut, levels=128):
+    """Migacz's, bin by bin: what lies beyond the cut goes into its last bin, and every step's counts spread evenly over its bins that have any."""
+    reference, candidate = counts[:cut].copy(), np.zeros(cut)
+    reference[-1] += counts[cut:].sum()
+    for step in range(levels):
+        bins = [k for k in range(step * cut // levels, min(cut, (step + 1) * cut // levels + 1)) if k * levels // cut == step and counts[k]]
+        candidate[bins] = sum(counts[k] for k in bins) / max(len(bins), 1)
+    p, q = reference / reference.sum(), candidate / candidate.sum()
+    return sum(p[k] * np.log(p[k] / max(q[k], 1e-4 / cut)) for k in np.flatnonzero(p))
+
+
+def test_entropy_takes_the_cut_of_least_divergence(values):
+    histogram = filled(values)
+    counts = histogram.counts[: int(np.ceil(histogram.amax / histogram.width))].astype(np.float64)
+    counts[0] = 0
+    step = max(1, len(counts) // 512)
+    place = round((entropy(histogram) / histogram.width - 128) / step)
+    cuts = [128 + step * k for k in {0, *range(max(place - 3, 0), place + 4), place // 2, place * 2} if 128 + step * k <= len(counts)]
+    assert divergence(counts, 128 + step * place) <= min(divergence(counts, cut) for cut in cuts) + 1e-9
+
+
 def test_what_is_not_finite_is_refused_by_name():
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(AccuracyError, match="tensor x holds 1 NaN or infinite"):

@@ -124,29 +124,27 @@ def entropy(histogram: Histogram, levels: int = 128) -> float:
     counts[0] = 0
     if not counts.sum():
         return histogram.amax
-    best, least = used, math.inf
-    for cut in range(levels, used + 1, max(1, used // 512)):
-        divergence = _divergence(counts, cut, levels)
-        if divergence <= least:
-            best, least = cut, divergence
-    return _bounded(best * histogram.width, histogram)
+    cuts = np.arange(levels, used + 1, max(1, used // 512))
+    divergences = _divergences(counts, cuts, levels)
+    best = cuts[divergences <= divergences.min() + 1e-9].max()  # of equals the widest
+    return _bounded(float(best) * histogram.width, histogram)
 
 
-def _divergence(counts: np.ndarray, cut: int, levels: int) -> float:
-    inside = counts[:cut]
-    reference = inside.copy()
-    reference[-1] += counts[cut:].sum()
-    places = np.minimum(np.arange(cut) * levels // cut, levels - 1)
-    filled = (inside > 0).astype(np.float64)
-    mass, room = np.bincount(places, inside, levels), np.bincount(places, filled, levels)
-    candidate = np.where(filled > 0, mass[places] / np.maximum(room[places], 1), 0.0)
-    total, other = reference.sum(), candidate.sum()
-    if not other:
-        return math.inf
-    floor = 1e-4 / cut  # a bin that only the reference fills costs much, not infinitely much
-    p, q = reference / total, candidate / other
-    seen = p > 0
-    return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], floor))).sum())
+def _divergences(counts: np.ndarray, cuts: np.ndarray, levels: int) -> np.ndarray:
+    """Kullback-Leibler divergence of every cut, from sums over the bins before each one: a loop over the cuts takes a hundred times as long."""
+    mass, filled, own = (np.concatenate(([0.0], np.cumsum(values))) for values in (counts, counts > 0, _xlogx(counts)))
+    edges = -(-np.arange(levels + 1) * cuts[:, None] // levels)  # the first bin of each step
+    steps, room = np.diff(mass[edges]), np.diff(filled[edges])
+    inside, total, last = mass[cuts], mass[-1], counts[cuts - 1]
+    beyond, floor = total - inside, 1e-4 / cuts  # a bin that only the reference fills costs much, not infinitely much
+    spread = np.maximum(steps / (np.maximum(room, 1) * np.maximum(inside, 1)[:, None]), floor[:, None])
+    reference = own[cuts - 1] + _xlogx(last + beyond)
+    candidate = (steps * np.log(spread)).sum(1) + beyond * np.log(np.where(last > 0, spread[:, -1], floor))
+    return np.where(inside > 0, (reference - candidate) / total - math.log(total), math.inf)
+
+
+def _xlogx(counts: np.ndarray) -> np.ndarray:
+    return counts * np.log(np.maximum(counts, 1))
 
 
 def _bounded(amax: float, histogram: Histogram) -> float:
