@@ -65,6 +65,35 @@ def test_attention_to_constants_or_with_a_map_that_others_read_stays(tmp_path):
     np.testing.assert_allclose(got, module(x).numpy(), atol=1e-6)
 
 
+class Shares(nn.Module):
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        return torch.softmax(x, self.axis)
+
+
+@pytest.mark.parametrize(("axis", "spread"), [(1, 1), (-3, 1), (2, 1), (3, 0), (-1, 0)])
+def test_a_softmax_over_channels_is_written_out_and_gives_the_same(axis, spread, tmp_path):
+    module = Shares(axis)
+    model = onnx.load(str(_export(module, (64, 7, 9), tmp_path)))
+    assert rewrite(model)["spread_softmax"] == spread and [node.op_type for node in model.graph.node].count("Softmax") == 1 - spread
+    x = 50 * torch.randn(2, 64, 7, 9)  # differences far beyond what an exponent holds
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(got, module(x.double()).numpy(), atol=1e-6)
+
+
+def test_a_softmax_stays_whose_rank_is_not_known_or_whose_opset_writes_axes_otherwise():
+    from onnx import TensorProto, helper
+
+    for opset, shape, kind in ((17, [2, 5, 3], TensorProto.FLOAT), (18, None, TensorProto.FLOAT), (18, [2, 5, 3], TensorProto.FLOAT16)):
+        ends = [helper.make_tensor_value_info(name, kind, shape) for name in "xy"]
+        graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], axis=1)], "g", ends[:1], ends[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        assert rewrite(model)["spread_softmax"] == 0 and len(model.graph.node) == 1
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_long_norms_become_as_exact_as_pytorchs(affine, tmp_path):
     norm = nn.GroupNorm(2, 4, affine=affine)
