@@ -8,6 +8,7 @@ import numpy as np
 
 from ...runtime.errors import AccuracyError, BuildFailedError, FathomError
 from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
+from .softmax import spread_softmax
 from .stage_graph import StageGraph
 
 FOLD_BELOW_NBYTES = 256 << 20  # folding constants of larger stages would hold their weights twice
@@ -45,7 +46,9 @@ class StageSession:
             model, large = graph.with_large_apart()
             self._large = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(make())) for make in large.values()]  # read where they are
             options.add_external_initializers([*large], self._large)
-            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers(), disabled_optimizers=disabled)
+            if (on := providers()) == ["CPUExecutionProvider"]:
+                spread_softmax(model)
+            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=on, disabled_optimizers=disabled)
         except FathomError:
             raise
         except Exception as error:  # ONNX Runtime raises many kinds

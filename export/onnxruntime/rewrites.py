@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 
+from ...calibration.graph.softmax import spread_softmax
 from ..graph.inner_graphs import inner_graphs
 from .attention import fuse_attention
 from .norms import exact_norms
-from .softmax import spread_softmax
 
 ENGINE_PASSES = (exact_norms, fuse_attention, spread_softmax)
 GATE_PASSES = (exact_norms,)  # the parity gate must judge the export, not a kernel that sums a million numbers in one go
