@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import gc
 import hashlib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ _torchvision_on_cpu = importlib.util.module_from_spec(_torchvision)
 _torchvision.loader.exec_module(_torchvision_on_cpu)
 _torchvision_on_cpu.prepare()
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads what was published
+gc.set_threshold(100_000, 50, 100)  # tracing networks makes millions of objects: looking for cycles among them took a tenth of the time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to Ctrl-C, and children inherit that
 
 
@@ -209,6 +211,29 @@ def tiny_bundle(tmp_path_factory):
 def calibration_bundles():
     """The module with what the calibration tests run: small networks with planted faults, and FastDepth, as bundles."""
     return _load_beside("calibration_bundles")
+
+
+_rooms = {}  # that ``rooms_once`` has seen rendered
+
+
+@pytest.fixture(scope="module")
+def rooms_once():
+    """Rooms are rendered once, however often a module reads them; nobody may write into them."""
+    from fathom.datasets.rooms.rooms import Rooms
+
+    render = Rooms.__getitem__
+
+    def remembered(rooms, number):
+        key = (rooms.seed, number, rooms.size, rooms.holes, rooms.lived_in)
+        if key not in _rooms or number >= len(rooms):
+            _rooms[key] = render(rooms, number)
+            for values in (_rooms[key].rgb, _rooms[key].depth_m, _rooms[key].valid):
+                values.flags.writeable = False
+        return _rooms[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rooms, "__getitem__", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

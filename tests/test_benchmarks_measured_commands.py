@@ -30,10 +30,10 @@ def test_a_command_that_fails_is_named(tmp_path):
         measured("depth-build", str(tmp_path / "nothing"), "-o", str(tmp_path / "x.plan"), threads=1)
 
 
-def test_the_result_of_a_command_and_what_it_took(tmp_path):
-    found = measured("depth-export", "--model", "depthblip2-tiny", "--random-init", "-o", str(tmp_path / "bundle"), threads=1)
-    assert found["command"] == "depth-export --model depthblip2-tiny --random-init -o bundle"
-    assert found["result"]["network"] == "depthblip2-tiny" and found["result"]["bundle"] == "bundle"
+def test_the_result_of_a_command_and_what_it_took(tiny, tmp_path):
+    found = measured("depth-build", str(tiny.bundle), "-o", str(tmp_path / "x.plan"), threads=1)
+    assert found["command"] == f"depth-build {tiny.bundle.name} -o x.plan"
+    assert found["result"]["plan"] == "x.plan" and found["result"]["stages"]
     assert 0.05 < found["peak_gib"] < 4 and found["seconds"] > 0
     assert system()["host_processor_core_count"] >= 1
 

@@ -15,6 +15,7 @@ from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError, UsageError
 
 DATA = "rooms:6:1:48x64"
+pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 def test_the_command_puts_table_and_plan_into_the_bundle(token_bundle, capsys):

@@ -36,6 +36,7 @@ from fathom.runtime.errors import BuildFailedError
 STAND_IN = Card("stand-in", {"fp32": RATE[TensorProto.FLOAT], "fp16": RATE[TensorProto.FLOAT16], "int8": RATE["int8"]}, NBYTES_PER_MS)
 FP16, INT8 = Choice("fp16"), Choice("int8", "max")
 WIDTHS = (24, 32, 48, 64, 96, 128)
+pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 def tower(pixels):

@@ -27,6 +27,7 @@ LOOSE = Budget(0.05, 0.05, 0.05)
 EVP = Pace((6.0, 9.0, 1.0, 0.2, 0.2), (3.0, 16.0, 3.0, 1.0, 1.0))  # seconds on two cores, about
 EVP_EXTENT = Extent(400, 16, 32, 1.0, 48, (20, 48, 30, 8, 12), 20)
 ONCE = (1, 1, 1, 1, 1)
+pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 @pytest.fixture(scope="module")

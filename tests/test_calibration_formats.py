@@ -31,6 +31,7 @@ from fathom.runtime.errors import UsageError
 from fathom.runtime.pipeline import Pipeline
 
 WIDE = Budget(0.2, 0.2, 0.2)
+pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 def e4m3():

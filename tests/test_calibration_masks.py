@@ -12,6 +12,8 @@ from fathom.calibration.search.objective import Budget
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("rooms_once")
+
 
 @pytest.fixture
 def masks(calibration_bundles, tmp_path):

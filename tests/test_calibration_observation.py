@@ -14,6 +14,7 @@ from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import OutOfMemoryError
 
 DATA = "rooms:6:1:48x64"
+pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 def look(path, journal, memory=1 << 33, data=DATA, tick=lambda what, total: None):

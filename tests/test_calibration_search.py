@@ -20,6 +20,7 @@ from fathom.runtime.errors import AccuracyError
 
 DATA = "rooms:6:1:48x64"
 LOOSE = Budget(0.05, 0.05, 0.05)
+pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 @pytest.fixture(scope="module")

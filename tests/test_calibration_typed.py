@@ -25,6 +25,8 @@ from fathom.runtime.certificate.goldens import read_goldens
 from fathom.runtime.errors import ChecksumError, UsageError
 from fathom.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.usefixtures("rooms_once")
+
 
 def calibrated(calibration_bundles, folder, budget, **faults):
     path = calibration_bundles.write_bundle(folder / "bundle", calibration_bundles.token_models(**faults), calibration_bundles.small_contract())
