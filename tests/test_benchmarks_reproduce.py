@@ -279,18 +279,30 @@ def once():
     return lambda kind: partial(execute, kind)
 
 
-def way(row):
+def facts(row):
     """The kinds of facts that decide how a row is come by, whatever their values."""
-    training = row.training and (*sorted(row.training.flags),)
-    return row.network, row.variant, row.data, row.protocol, row.evaluation, row.captions, bool(row.part), training, (*row.settings,), (*row.options,)
+    plain = {(kind, getattr(row, kind)) for kind in ("variant", "data", "protocol", "evaluation", "captions")} | {("part", bool(row.part))}
+    flags = {("flag", flag) for flag in row.training.flags} | {("training", "")} if row.training else {("training", None)}
+    return {(row.network, *fact) for fact in plain | flags | {("setting", name) for name in row.settings} | {("option", name) for name in row.options}}
 
 
-FIRST = {way(row): name for name, row in reversed(ROWS.items())}.values()  # of each way
+def first_of_each_fact():
+    """Rows in which every fact of a network's rows is met."""
+    met, found = set(), set()
+    for name, row in ROWS.items():
+        if new := facts(row) - met:
+            met |= new
+            found.add(name)
+    return found
+
+
+FIRST = first_of_each_fact()
 
 
 @pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS])
 def test_every_row_in_pytorch(name, once, run, monkeypatch):
-    """All of the way but the graphs: training, the network read back, and numbers from it. ``--device`` measures with PyTorch."""
+    """All of the way but the graphs: training, the network read back, and numbers from it. ``--device`` measures with PyTorch. Rows without a kind of fact
+    of their own are slow tests."""
     from fathom.export.bundle import bundle
     from fathom.export.parity.parity import ParityReport, Tolerances
 
@@ -305,7 +317,7 @@ def test_every_row_in_pytorch(name, once, run, monkeypatch):
     assert [row["kind"] for row in record["rows"]] == ["pytorch"]
 
 
-REPRESENTATIVE = ("depthblip2 4 kitchen-4", "evp 4 12")  # fixed bins; training with settings and captions
+REPRESENTATIVE = ("depthblip2 4 kitchen-4", pytest.param("evp 4 12", marks=pytest.mark.slow))  # fixed bins; training with settings and captions
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)

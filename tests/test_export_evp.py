@@ -66,7 +66,7 @@ def _with_torch(pipeline, network, photo):
         pipeline._backend = real
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_tensorrt_rtx_compiles_every_stage(bundle, tmp_path, precision):
     pytest.importorskip("tensorrt_rtx")
     report = build_plan(bundle, tmp_path / "x.plan", BuildOptions("tensorrt-rtx", precision, ("sm86", "sm89", "sm120")))

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from fathom.export.bundle.bundle import write_bundle
 from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.models.catalog import load
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.photo.preprocess import network_inputs
 from fathom.runtime.pipeline import Pipeline
 
@@ -21,12 +21,10 @@ PROMPT = "the cup on the left"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("refer")
-    network = load("evp-refer-tiny", random_init=True, seed=2)
-    manifest = write_bundle(network, folder / "bundle")
-    build_plan(folder / "bundle", folder / "x.plan", BuildOptions("onnxruntime", "fp32", (), (1, 2, 2)))
-    return network, manifest, folder
+def exported(tiny_bundle, tmp_path_factory):
+    bundle, folder = tiny_bundle("evp-refer-tiny"), tmp_path_factory.mktemp("refer")
+    build_plan(bundle, folder / "x.plan", BuildOptions("onnxruntime", "fp32", (), (1, 2, 2)))
+    return load("evp-refer-tiny", random_init=True), bundle, folder
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +46,10 @@ def wanted_mask(network, photo, prompt):
 
 
 def test_the_bundle_is_measured_by_changed_pixels_and_carries_its_tokenizer(exported):
-    network, manifest, folder = exported
+    network, bundle, _ = exported
+    manifest = BundleDirectory.open(bundle).manifest
     assert manifest.parity["passed"] and manifest.parity["depth"]["changed_pixels"] == 0.0
-    assert (folder / "bundle" / manifest.contract.text.tokenizer).read_bytes() == network.tokenizer
+    assert (bundle / manifest.contract.text.tokenizer).read_bytes() == network.tokenizer
 
 
 def test_masks_are_those_of_pytorch_and_follow_the_words(exported, photos):
@@ -102,8 +101,8 @@ def test_depth_run_writes_a_mask_and_wants_words(exported, photos):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_half_precision_engines_build_for_batches_of_two(exported):
-    _, _manifest, folder = exported
-    report = build_plan(folder / "bundle", folder / "rtx.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86", "sm120"), (1, 1, 2)))
+    _, bundle, folder = exported
+    report = build_plan(bundle, folder / "rtx.plan", BuildOptions("tensorrt-rtx", "fp16", ("sm86", "sm120"), (1, 1, 2)))
     assert [stage.spec.name for stage in report.manifest.stages] == ["text", "vae", "unet", "refine", "classifier"]
     assert all(set(stage.layers) == {"half"} for stage in report.stages if stage.layers)
     assert report.parity.measure == "changed_pixels" and report.parity.output_error < 0.02 and report.parity.label == "graph-only"

@@ -1,5 +1,6 @@
 """The rules that put our operators into graphs: on EVP's own stages, with ONNX Runtime before and after."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -7,18 +8,17 @@ import onnx
 import onnxruntime
 import pytest
 
-from fathom.export.graph.onnx_graph import export_graph
 from fathom.export.lowering.lowering import lower_stage
 from fathom.export.operators.operators import RULES, use_operators
-from fathom.models.diffusion.evp import TINY, random_evp
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evp")
-    stages = {stage.spec.name: stage for stage in random_evp("nyu", TINY).stages()}
-    return {name: (stages[name].spec, export_graph(stages[name], folder).file) for name in ("unet", "bins")}
+def graphs(tiny_bundle, tmp_path_factory):
+    bundle = tiny_bundle("evp-tiny")
+    stages = shutil.copytree(bundle / "stages", tmp_path_factory.mktemp("evp") / "stages")  # others are written beside them
+    return {stage.spec.name: (stage.spec, stages / f"{stage.spec.name}.onnx") for stage in BundleDirectory.open(bundle).manifest.stages}
 
 
 def inputs_of(spec, batch=2):
