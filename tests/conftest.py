@@ -225,9 +225,11 @@ def rooms_once():
 
     def remembered(rooms, number):
         key = (rooms.seed, number, rooms.size, rooms.holes, rooms.lived_in)
-        if key not in _rooms or number >= len(rooms):
-            _rooms[key] = render(rooms, number)
-            for values in (_rooms[key].rgb, _rooms[key].depth_m, _rooms[key].valid):
+        if number >= len(rooms):
+            raise IndexError(number)
+        if key not in _rooms:
+            _rooms[key] = sample = render(rooms, number)
+            for values in (sample.rgb, sample.depth_m, sample.valid):
                 values.flags.writeable = False
         return _rooms[key]
 

@@ -31,10 +31,8 @@ pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
 @pytest.fixture(scope="module")
-def bundle(calibration_bundles, tmp_path_factory):
-    return calibration_bundles.write_bundle(
-        tmp_path_factory.mktemp("extent") / "bundle", calibration_bundles.token_models(), calibration_bundles.small_contract()
-    )
+def bundle(token_bundle):
+    return token_bundle()
 
 
 def test_a_small_journal_gives_the_same_ranges_and_stays_small(bundle, tmp_path, monkeypatch):

@@ -141,12 +141,12 @@ def test_int4_leaves_what_has_no_whole_blocks_and_refuses_what_a_newer_opset_wou
 
 
 @pytest.fixture(scope="module")
-def calibrated(calibration_bundles, tmp_path_factory):
+def calibrated(token_bundle, tmp_path_factory):
     """The two-stage network, calibrated with FP8 and INT4 among the candidates."""
     folder = tmp_path_factory.mktemp("formats")
     made = {}
     for low in ("fp8", "int4"):
-        path = calibration_bundles.write_bundle(folder / low, calibration_bundles.token_models(), calibration_bundles.small_contract())
+        path = token_bundle()
         bundle = BundleDirectory.open(path)
         settings = Settings(WIDE, ("fp32", "fp16", low), card=CARDS["rtx4090"])
         add_to_bundle(bundle, calibrate(bundle, Chosen("rooms:6:1:48x64"), settings, folder / f"{low}.journal"))

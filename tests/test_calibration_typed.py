@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto
 from safetensors.numpy import load_file
 
-from fathom.calibration.calibrate import PLAN, Settings, add_to_bundle, calibrate
+from fathom.calibration.calibrate import PLAN, add_to_bundle
 from fathom.calibration.observation.images import Chosen
 from fathom.calibration.search.objective import Budget
 from fathom.export.commands.build_command import main
@@ -28,21 +28,19 @@ from fathom.runtime.pipeline import Pipeline
 pytestmark = pytest.mark.usefixtures("rooms_once")
 
 
-def calibrated(calibration_bundles, folder, budget, **faults):
-    path = calibration_bundles.write_bundle(folder / "bundle", calibration_bundles.token_models(**faults), calibration_bundles.small_contract())
-    bundle = BundleDirectory.open(path)
-    add_to_bundle(bundle, calibrate(bundle, Chosen("rooms:6:1:48x64"), Settings(budget=budget), folder / "journal"))
+def with_calibration(path, calibrated):
+    add_to_bundle(BundleDirectory.open(path), calibrated(path, budget=Budget(0.05, 0.05)))
     return path
 
 
 @pytest.fixture(scope="module")
-def bundle(calibration_bundles, tmp_path_factory):
-    return calibrated(calibration_bundles, tmp_path_factory.mktemp("typed"), Budget(0.05, 0.05))
+def bundle(token_bundle, calibrated):
+    return with_calibration(token_bundle(), calibrated)
 
 
 @pytest.fixture(scope="module")
-def overflowing(calibration_bundles, tmp_path_factory):
-    return calibrated(calibration_bundles, tmp_path_factory.mktemp("typed"), Budget(0.05, 0.05), norm_scale=1e5)
+def overflowing(token_bundle, calibrated):
+    return with_calibration(token_bundle(norm_scale=1e5), calibrated)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +116,8 @@ def test_a_network_whose_norm_overflows_is_built_with_that_part_wide(overflowing
     assert report.stages[0].layers.get("bf16", 0) + report.stages[0].layers.get("float", 0) >= 2
 
 
-def test_int8_of_an_uncalibrated_bundle_is_refused_and_the_command_named(calibration_bundles, tmp_path, capsys):
-    path = calibration_bundles.write_bundle(tmp_path / "plain", calibration_bundles.token_models(), calibration_bundles.small_contract())
+def test_int8_of_an_uncalibrated_bundle_is_refused_and_the_command_named(token_bundle, tmp_path, capsys):
+    path = token_bundle()
     with pytest.raises(UsageError, match="depth-calibrate"):
         build_plan(path, tmp_path / "x.plan", BuildOptions("onnxruntime", "int8"))
     assert main([str(path), "--precision", "int8", "-o", str(tmp_path / "x.plan")]) == 2
@@ -150,8 +148,8 @@ def test_export_calibrates_and_builds_in_one_command(calibration_bundles, tmp_pa
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_a_plan_that_was_changed_is_refused(calibration_bundles, tmp_path):
-    path = calibrated(calibration_bundles, tmp_path, Budget(0.05, 0.05))
+def test_a_plan_that_was_changed_is_refused(token_bundle, calibrated, tmp_path):
+    path = with_calibration(token_bundle(), calibrated)
     data = json.loads((path / PLAN).read_text())
     data["regions"][0]["precision"] = "fp16"
     (path / PLAN).write_text(json.dumps(data))

@@ -34,6 +34,11 @@ def _nbytes(tensor: TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64) * size)
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model is written in; 0 if it names none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
 class StageGraph:
     """Structure of a stage and lookups over it.
 
@@ -129,7 +134,7 @@ class StageGraph:
     @property
     def opset(self) -> int:
         """Version of the standard operators."""
-        return next((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        return opset_of(self.model)
 
     def raise_opset(self, least: int) -> None:
         """Declare at least this version, from 18 on, where it means the same: from 18 to 19 only types were added, up to 21 few operators changed.

@@ -131,7 +131,7 @@ def entropy(histogram: Histogram, levels: int = 128) -> float:
 
 
 def _divergences(counts: np.ndarray, cuts: np.ndarray, levels: int) -> np.ndarray:
-    """Kullback-Leibler divergence of every cut, from sums over the bins before each one: a loop over the cuts takes a hundred times as long."""
+    """Kullback-Leibler divergence of every cut, from sums over the bins before each one: a loop over the cuts takes a dozen times as long."""
     mass, filled, own = (np.concatenate(([0.0], np.cumsum(values))) for values in (counts, counts > 0, _xlogx(counts)))
     edges = -(-np.arange(levels + 1) * cuts[:, None] // levels)  # the first bin of each step
     steps, room = np.diff(mass[edges]), np.diff(filled[edges])

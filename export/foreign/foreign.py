@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 from safetensors.numpy import save_file
 
+from ...calibration.graph.stage_graph import opset_of
 from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
@@ -177,7 +178,7 @@ def example_picture(contract: Contract, batch: int = 1, seed: int = 0) -> np.nda
 
 
 def _remarks(model: onnx.ModelProto) -> list[str]:
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     remarks = [f"the graph has opset {opset} and keeps it" + ("" if 9 <= opset <= 20 else "; TensorRT 10.3 reads 9 to 20, ONNX Runtime reads it")]
     return remarks + [f"TensorRT will not compile {refusal}" for refusal in refusals(model)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ...calibration.graph.stage_graph import StageGraph
+from ...calibration.graph.stage_graph import StageGraph, opset_of
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
 from ...trt_plugins.functions import add_functions, without_bodies
@@ -58,7 +58,7 @@ def lower_stage(source: Path, folder: Path, spec: StageSpec, release: str) -> Lo
     model = onnx.load(str(source), load_external_data=False)
     if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for node in model.graph.node for a in node.attribute):
         raise BuildFailedError(f"stage {spec.name}: the graph holds control flow (If, Loop or Scan)", fix="use TensorRT 10.3 or later")
-    if next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0) < OPSET:  # a graph made elsewhere
+    if opset_of(model) < OPSET:  # a graph made elsewhere
         older = StageGraph(model, source.parent)
         older.modernise(OPSET)
         model = older.model

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ...calibration.graph.stage_graph import opset_of
 from ...trt_plugins.functions import DOMAIN
 from .plugin_checks import plugin_problem
 
@@ -208,7 +209,7 @@ def unreadable(model: onnx.ModelProto, constants: Mapping[str, np.ndarray], rele
         release: ``8.5`` or ``8.6``.
     """
     table, found = operator_table(release), []
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     if opset > table.opset:
         found.append(f"the graph has opset {opset}, wanted {table.opset} at most")
     values = {value.name: value.type.tensor_type for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
