@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import whole_file
+from ..fleet.job import MOST_RECORD_BYTES, RECORD, FleetJob
+from ..scale.camera_scale import SCALE_NAME
 
 if TYPE_CHECKING:
     from ..photo.photo import PhotoFile
     from ..pipeline import Pipeline
 
     Targets = dict[PhotoFile, dict[str, Path]]
+
+ENDINGS = ("_depth.png", "_depth.npy", "_depth.exr", "_color.png", "_color.mp4", ".ply")
+COLORS = ("colormap", "near", "far")  # not in the record of a folder without colour pictures
+SEVERAL = "several"  # value of a fact in which the results of a folder differ
 
 
 def split_done(targets: Targets) -> tuple[Targets, Targets]:
@@ -21,8 +31,106 @@ def split_done(targets: Targets) -> tuple[Targets, Targets]:
     return done, {photo: files for photo, files in targets.items() if photo not in done}
 
 
+class ResultFolder:
+    """A folder of results, with ``_depth-run.json`` and ``scale.json`` in it, which say what made them: most files have no room for that.
+
+    The two never say of a file what is not so, whenever the run ends: where results of two meanings lie beside each other, the record has
+    ``"several"`` for what differs, and a folder of several scales is refused.
+
+    Args:
+        out: the folder, which exists.
+        job: this run.
+        replaced: files that the run makes again, and folders in which it makes all frames again.
+    """
+
+    def __init__(self, out: Path, job: FleetJob, replaced: set[Path]):
+        self.out, self.job, self.replaced = out, job, replaced
+        self.at_the_end = False
+
+    def begin(self, skip: bool, done: bool) -> None:
+        """Look at what is there, and write what can be said before the first result.
+
+        Args:
+            skip: whether results that are there pass for this run's.
+            done: whether there are such results.
+
+        Raises:
+            InputError: if they are of another plan or of other options, nothing says what they are, or results of two scales would lie in
+                one folder.
+        """
+        now, before = self.job.record(), self._record()
+        changed = set() if before is None else {key for key in now if key != "save" and before.get(key, now[key] if key in COLORS else None) != now[key]}
+        if skip and done and before is None:
+            raise InputError(
+                f"nothing says what made the results in {self.out}",
+                wanted=f"a folder with {RECORD}",
+                fix="another --output, or --force instead of --skip-existing",
+            )
+        if skip and changed:
+            was = f"the results in {self.out} were made with another {min(changed).replace('_', ' ')}"
+            raise InputError(was, wanted="one meaning per folder", fix="another --output, or --force instead of --skip-existing")
+        other_scale = "scale" in changed or self._scale_text() != ("" if self.job.scale is None else self.job.scale.json())
+        if before is not None and not changed and not (other_scale and self._scale_text()):
+            self._write({**before, **now})  # more of the same
+            return
+        results = list(self._results())
+        left = next((path for path in results if path not in self.replaced and path.parent not in self.replaced), None)
+        if other_scale and left is not None:
+            what = self.out / SCALE_NAME if self._scale_text() else left
+            was = f"{what} says that the results in its folder have another scale" if self._scale_text() else f"nothing says that {what} has this scale"
+            raise InputError(was, wanted="one scale per folder", fix="another --output")
+        self.at_the_end = bool(results) and left is None
+        if not results:
+            self._write(now)
+        elif before is not None:
+            self._write_record({**before, **now, **dict.fromkeys(changed, SEVERAL)})
+        if self.at_the_end:
+            with suppress(FileNotFoundError):
+                (self.out / SCALE_NAME).unlink()
+
+    def finish(self, whole: bool) -> str:
+        """Say what the results are now; returns words of warning, or ``""``.
+
+        Args:
+            whole: whether all files were made.
+        """
+        if self.at_the_end and whole:
+            self._write(self.job.record())
+        elif self.at_the_end:
+            return f"{self.out} holds results of an earlier run with another plan or other options, beside those of this one"
+        if {path.name for path in self.out.iterdir()} <= {RECORD, SCALE_NAME}:
+            for name in (RECORD, SCALE_NAME):  # of nothing, nothing need be said
+                with suppress(FileNotFoundError):
+                    (self.out / name).unlink()
+        return ""
+
+    def _record(self) -> dict[str, Any] | None:
+        with suppress(OSError, ValueError), open(self.out / RECORD, "rb") as file:
+            found = json.loads(file.read(MOST_RECORD_BYTES))
+            return found if isinstance(found, dict) else None
+        return None
+
+    def _scale_text(self) -> str:
+        path = self.out / SCALE_NAME
+        return path.read_text(errors="replace") if path.is_file() else ""
+
+    def _results(self) -> Iterator[Path]:
+        folders = [self.out, *{path.parent for path in self.replaced} - {self.out}]
+        found = itertools.chain(self.out.glob("*/*"), *(folder.iterdir() for folder in folders if folder.is_dir()))
+        return (path for path in found if path.name.endswith(ENDINGS))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._write_record(record)
+        if self.job.scale is not None:
+            self.job.scale.write(self.out / SCALE_NAME, force=True)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        with whole_file(self.out / RECORD, force=True) as part:
+            part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
 def refuse_other_results(done: Targets, pipeline: Pipeline, protocol: str | None) -> None:
-    """Two networks' or protocols' depth in one folder would pass for one: what the PNG files say of themselves must be what comes now.
+    """Files that were put into a folder by hand are not known to its record: what PNG files say of themselves must be what comes now.
 
     Raises:
         InputError: naming the first file of another network, protocol or scale.
@@ -39,13 +147,3 @@ def refuse_other_results(done: Targets, pipeline: Pipeline, protocol: str | None
             if (found := texts.get(f"Fathom-{key}", "")) != value:
                 was = f"{path} is of another {key.split('-')[0].lower()} ({found[:40] or 'none'})"
                 raise InputError(was, wanted=f"{value[:40] or 'none'}, as what comes now", fix="another --output, or --force instead of --skip-existing")
-
-
-def refuse_other_scale(correction: Any, path: Path) -> None:
-    """What has no room for words (NPY, EXR, videos) is known by ``scale.json`` beside it.
-
-    Raises:
-        InputError: if that tells of another correction than now, or of one where now is none.
-    """
-    if path.is_file() and (correction is None or path.read_text(errors="replace") != correction.json()):
-        raise InputError(f"{path} says that the results in its folder have another scale", wanted="one scale per folder", fix="another --output")

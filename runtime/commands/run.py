@@ -29,7 +29,7 @@ Folders (of photos, or of videos) are searched one level deep; use a quoted glob
 from a folder or glob keep their sub-folders. Results go to stdout, one line per photo that ends with the path of its picture (--json: one
 object per photo); everything else to stderr.
 A broken photo does not stop the others: it is reported at the end, and the exit code is 3 (4 if a map came out NaN, infinite or constant).
-With --scale every result names the correction, and scale.json in OUT holds it.
+_depth-run.json in OUT says with what plan and options its results were made; with --scale every result names the correction, and scale.json holds it.
 With --ray (extra [ray]) the photos go through a pool of pipelines on Ray: one per GPU, or one for every --threads CPUs. INPUT may also be a list (x.txt),
 rows of Parquet (x.parquet) or a bucket (s3://…, gs://…), OUT a folder of Parquet (x.parquet). A second start does what is missing.
 If an output exists already and neither --force nor --skip-existing is given, nothing is started and the exit code is 3.
@@ -85,14 +85,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from ..artefact.trust import Trust
+    from ..fleet.job import FleetJob
     from ..outputs.writers import refuse_ply, require_exr
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import TILES, find_photos
     from ..pipeline import Pipeline
-    from ..scale.camera_scale import SCALE_NAME, read_scale
+    from ..scale.camera_scale import read_scale
     from ..video.video import find_videos, is_video
     from .bag_command import is_bag, place_bag, run_bag
-    from .earlier_results import refuse_other_results, refuse_other_scale, split_done
+    from .earlier_results import ResultFolder, refuse_other_results, split_done
     from .photo_session import PhotoSession
 
     if arguments.skip_existing and arguments.force:
@@ -153,24 +154,29 @@ def _run(arguments: argparse.Namespace) -> int:
         if bag:
             return run_bag(pipeline, arguments, camera, out)
         made = _make_folders(out, targets)
+        options = {key: getattr(arguments, key) for key in ("mask_edges", "prompt", "colormap", "near", "far")}
+        protocol, named = pipeline.protocol(arguments.protocol).name, tuple((kind, SUFFIX[kind]) for kind in kinds)
+        job = FleetJob("", arguments.engine, pipeline.origin.sha256, str(out), named, protocol, camera, correction, **options)
+        replaced = {path for files in (*targets.values(), *places.values()) for path in files.values()} if arguments.force else set()
+        folder, code = ResultFolder(out, job, replaced), None
         try:
-            if arguments.skip_existing:
-                refuse_other_results(done, pipeline, arguments.protocol)
-                refuse_other_scale(correction, out / SCALE_NAME)
-            if correction is not None:
-                _name_correction(correction, out / SCALE_NAME, arguments.force)
+            folder.begin(arguments.skip_existing, bool(done) or len(places) < len(videos))
+            refuse_other_results(done, pipeline, arguments.protocol)
             arguments.force = arguments.force or arguments.skip_existing  # of a photo that was under way, some files may be there
             if videos:
-                return run_videos(pipeline, arguments, camera, kinds, places)
-            session = PhotoSession(pipeline, arguments, camera, targets)
-            code = session.work()
-            if arguments.show:
-                _show(session.shown, out / TILES, arguments)
+                code = run_videos(pipeline, arguments, camera, kinds, places)
+            else:
+                session = PhotoSession(pipeline, arguments, camera, targets)
+                code = session.work()
+                if arguments.show:
+                    _show(session.shown, out / TILES, arguments)
             return code
         finally:
-            for folder in reversed(made):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+            if words := folder.finish(code == 0):
+                warn(words)
+            for path in reversed(made):
+                if not any(path.iterdir()):
+                    path.rmdir()
 
 
 def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any) -> None:
@@ -215,13 +221,6 @@ def _show(pairs: list[tuple[Path, Path]], path: Path, arguments: argparse.Namesp
     if (program := viewer()) and not open_picture(path, program):
         warn(f"{program} could not be started; open the picture yourself")
     print(path, file=sys.stderr if arguments.json else sys.stdout)
-
-
-def _name_correction(correction: Any, path: Path, force: bool) -> None:
-    """Say in the folder of the results what corrected them: NPY files and videos have no room for words."""
-    if path.is_file() and not force and path.read_text(errors="replace") != correction.json():
-        raise InputError(f"{path} says that the results in its folder have another scale", wanted="one scale per folder", fix="another --output")
-    correction.write(path, force=True)
 
 
 def _refuse_existing(paths: list[Path], force: bool) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ..sequences import zip_equal
 from ..video.color_video import ColorVideo
 from ..video.video import Frame, VideoSource, is_live, shown, stems_of
 from ..video.video_run import VideoFacts, failure_of, run_video
+from .command import warn
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ class _Video:
         self.waiting: list[tuple[Frame, DepthMap | None]] = []  # for the range
         self.surround: tuple[np.ndarray, tuple[int, int]] | None = None
         self.size = (0, 0)  # of the first frame
+        self.next = 0  # number of the frame to come
+        self.lossy, self.first_loss = 0, ""  # frames of which a format could not hold everything
         self.progress: Progress
 
     def work(self) -> None:
@@ -116,6 +120,8 @@ class _Video:
                 if self.color is not None:
                     self._show_waiting()
                     self.color.close()
+                if not made:
+                    self._drop_later_frames()
             except BaseException:
                 if self.color is not None:
                     self.color.drop()
@@ -124,6 +130,8 @@ class _Video:
                 raise
             damaged, missing = source.damaged, source.missing() if facts.frames else 0
         self._print(facts, damaged, missing)
+        if self.lossy:
+            warn(f"{shown(self.source)}: in {self.lossy} of {facts.frames} frames a format could not hold everything; the first: {self.first_loss}")
         if damaged or missing:
             was = f"{shown(self.source)}: {damaged} frames are damaged and {missing} that its header promises did not come"
             raise _SomeFramesFailedError(InputError(f"{was}; the {facts.frames} that could be decoded are done", fix="copy or record it again"))
@@ -136,12 +144,34 @@ class _Video:
     def _write(self, frame: Frame, depth: DepthMap | None) -> None:
         if self.color is not None:
             self._show(frame, depth)
-        if depth is None or "frames" not in self.place:
+        if "frames" not in self.place:
             return
-        for kind in set(self.kinds) & FRAME_SUFFIX.keys():
-            path = self.place["frames"] / f"{frame.number:06d}{FRAME_SUFFIX[kind]}"
-            flags = self.arguments
-            writers.save_as(kind, depth, frame.pixels, path, flags.force, (flags.colormap, flags.near, flags.far))
+        flags, lost = self.arguments, []
+        for kind in self._frame_kinds():
+            for number in range(self.next, frame.number + (depth is None)):  # dropped, or without depth: an earlier run's is not theirs
+                with suppress(FileNotFoundError):
+                    self._frame_path(number, kind).unlink()
+            if depth is not None:
+                path = self._frame_path(frame.number, kind)
+                lost += writers.save_as(kind, depth, frame.pixels, path, flags.force, (flags.colormap, flags.near, flags.far)).warnings
+        self.next = frame.number + 1
+        if lost:
+            self.lossy, self.first_loss = self.lossy + 1, self.first_loss or lost[0]
+
+    def _frame_kinds(self) -> list[str]:
+        return sorted(set(self.kinds) & FRAME_SUFFIX.keys())
+
+    def _frame_path(self, number: int, kind: str) -> Path:
+        return self.place["frames"] / f"{number:06d}{FRAME_SUFFIX[kind]}"
+
+    def _drop_later_frames(self) -> None:
+        """Frames of an earlier run that had more of them are none of this video."""
+        for kind in self._frame_kinds() if "frames" in self.place else ():
+            suffix = FRAME_SUFFIX[kind]
+            for path in self.place["frames"].glob(f"*{suffix}"):
+                number = path.name[: -len(suffix)]
+                if number.isdecimal() and path.name == f"{int(number):06d}{suffix}" and int(number) >= self.next:
+                    path.unlink()
 
     def _show(self, frame: Frame, depth: DepthMap | None) -> None:
         """Into the colour video, once the first second has said from where to where the colours go."""
