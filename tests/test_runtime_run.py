@@ -26,7 +26,8 @@ def depth_run(*arguments, **how):
 
 
 def names(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Files under a folder, without the record of what made them."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "_depth-run.json")
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_depth_run_on_a_video(tiny, clip, tmp_path, capsys):
     assert run.main(["--engine", str(tiny.plan), "-o", str(out), "--json", "--save", "color,npy,png16", "--near", "1", "--far", "2", str(clip)]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["frames"] == COUNT and said["failed"] == said["dropped"] == 0 and said["fps"] > 0
-    assert sorted(path.name for path in out.iterdir()) == ["clip", "clip_color.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == ["_depth-run.json", "clip", "clip_color.mp4"]
     with Pipeline.open(tiny.plan) as pipeline:
         for number, picture in enumerate(pictures()):
             frame = np.load(out / f"clip/{number:06d}_depth.npy", allow_pickle=False)
@@ -218,6 +218,14 @@ def test_depth_run_on_a_video(tiny, clip, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert run.main(["--engine", str(tiny.plan), "-o", str(out), "--force", "--quiet", str(clip)]) == 0
     assert "12 frames in" in (said := capsys.readouterr().out) and "fps end to end" in said
+
+
+def test_what_a_format_could_not_hold_is_told_once_for_all_frames(tiny, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fathom.runtime.outputs.writers.MAX_MM", 1010)  # the tiny network's depth begins at 1 m
+    words = ["--engine", str(tiny.plan), "-o", str(tmp_path / "out"), "--save", "png16", "--quiet", str(clip)]
+    assert run.main(words) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning:" in line]
+    assert len(warnings) == 1 and f"in {COUNT} of {COUNT} frames" in warnings[0] and "became 0" in warnings[0]
 
 
 def test_depth_run_refuses_photos_beside_videos(tiny, clip, tmp_path, capsys):
@@ -236,7 +244,7 @@ def test_a_video_that_breaks_off_leaves_no_half_video(tiny, clip, tmp_path, caps
     assert run.main(["--engine", str(tiny.plan), "-o", str(out), str(tmp_path / "junk.mkv"), str(clip)]) == 3
     captured = capsys.readouterr()
     assert "junk.mkv" in captured.err and "12 frames" in captured.out  # the other one was run
-    assert [path.name for path in out.iterdir()] == ["clip_color.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == ["_depth-run.json", "clip_color.mp4"]
 
 
 def test_colours_keep_the_scale_of_the_first_second_over_the_whole_video(tiny, clip, tmp_path):
