@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -64,8 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--streams", type=_positive, default=1, metavar="N", help="TensorRT: network runs on the GPU at the same time (default: %(default)s)")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu for ONNX Runtime, cuda for TensorRT)")
     parser.add_argument("--colormap", choices=COLORMAPS, default="turbo", help="colours, near to far from its warm or bright end (default: %(default)s)")
-    parser.add_argument("--near", type=float, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
-    parser.add_argument("--far", type=float, metavar="VALUE", help="far end of the colour scale; colours only (default: 1st and 99th percentile of each photo)")
+    parser.add_argument("--near", type=_finite, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
+    parser.add_argument("--far", type=_finite, metavar="VALUE", help="its far end; colours only (default: 1st and 99th percentile of each photo)")
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray: a cluster (auto, HOST:PORT), or one of its own; put it last")
     parser.add_argument("--show", action="store_true", help="open the results for a quick look; without a display: tile them on one PNG in OUT, and name it")
     common_flags(parser)
@@ -256,6 +257,16 @@ def _kinds(text: str) -> tuple[str, ...]:
     if not kinds or not set(kinds) <= set(SUFFIX):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted some of {','.join(SUFFIX)}")
     return kinds
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a finite number")
+    return value
 
 
 def _positive(text: str) -> int:
