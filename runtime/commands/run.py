@@ -181,7 +181,7 @@ def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any
     from ..scale.correction import refuse_scale
 
     protocol = pipeline.protocol(arguments.protocol).name
-    _tell_scene(pipeline, arguments)
+    tell_scene(pipeline, arguments)
     if correction is not None:
         refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, protocol)
     elif (left := beside(arguments.engine)).is_file() and not arguments.quiet:
@@ -190,7 +190,7 @@ def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any
         warn(UNTRAINED)
 
 
-def _tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:
+def tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:
     """The scene goes in where the words do; whatever is missing or unknown is told before the first photo."""
     from ..text.encoder import checked_choice
 
