@@ -82,14 +82,33 @@ def test_pictures_that_cannot_be_read_are_told(tiny, tmp_path, capsys):
 def test_results_of_an_earlier_run_are_no_photos(tiny, tmp_path, capsys):
     folder = tmp_path / "d"
     folder.mkdir()
-    picture(folder / "a.png")
-    picture(folder / "room_depth.png")  # somebody's photo: there is no room.png
-    for _ in range(2):
-        assert depth_run(tiny, folder, "-o", folder, "--force") == 0
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["a.png", "a_color.png", "a_depth.png", "room_depth.png", "room_depth_color.png", "room_depth_depth.png"]
-    assert "not taken for photos" in capsys.readouterr().err
-    assert [photo.stem for photo in find_photos([str(folder / "a_depth.png")])] == ["a_depth"]  # named outright, it is one
+    photos = ["a.jpg", "a.png", "a_color.png", "room_depth.png"]  # all somebody's photos: there is no room.png
+    for name in photos:
+        picture(folder / name)
+    assert depth_run(tiny, folder, "-o", folder, "--show", "-q") == 0  # also a.png_depth.png, whose photo is not called a.png.png
+    capsys.readouterr()
+    assert depth_run(tiny, folder, "-o", folder / "out") == 0
+    assert "9 results of an earlier run are not taken for photos" in capsys.readouterr().err
+    (folder / "a.jpg").unlink()  # its results stay
+    for inputs in ([str(folder / "**" / "*.*g")], sorted(map(str, folder.rglob("*.*g")))):  # expanded here, or by the shell
+        assert sorted(photo.path.name for photo in find_photos(inputs)) == photos[1:]
+    for inputs in (folder / "a.png_depth.png", folder / "out"):
+        with pytest.raises(InputError, match="is a result of depth-run"):
+            find_photos([str(inputs)])
+
+
+def test_a_result_never_replaces_a_photo(tiny, tmp_path, capsys):
+    before = [picture(tmp_path / name).read_bytes() for name in ("a.png", "a_color.png")]
+    assert depth_run(tiny, tmp_path, "-o", tmp_path, "--force") == 3 and "is itself one of the photos" in capsys.readouterr().err
+    assert [(tmp_path / name).read_bytes() for name in ("a.png", "a_color.png")] == before and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_depth_cameras_picture_beside_its_photo_is_no_photo(tmp_path):
+    told = []
+    for name in ("a.jpg", "a_depth.png"):
+        picture(tmp_path / name)
+    assert [photo.path.name for photo in find_photos([str(tmp_path)], told.append)] == ["a.jpg"] and "a_depth.png" in told[0]
+    assert [photo.stem for photo in find_photos([str(tmp_path / "a_depth.png")])] == ["a_depth"]  # named outright, it is one
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -186,6 +186,8 @@ def test_nan_maps_are_not_written(make_artefacts, photos, tmp_path):
         (["--save", "ply"], 2, "--intrinsics fx,fy,cx,cy"),
         (["--intrinsics", "gone.json"], 2, "neither four numbers nor a file"),
         (["--near", "5", "--far", "2"], 2, "near below far"),
+        (["--near", "nan"], 2, "wanted a finite number"),
+        (["--far", "inf"], 2, "wanted a finite number"),
         (["--prompt", "a cup"], 2, "no words"),
         (["--nonsense"], 2, "unrecognized"),
         (["--colormap", "jet"], 2, "invalid choice"),

@@ -207,6 +207,26 @@ def test_right_metres_write_no_file(hall, tmp_path, capsys):
     assert "no change" in capsys.readouterr().out and not (tmp_path / "hall.scale.json").exists()
 
 
+def test_measurements_that_no_camera_explains_are_refused(hall, tmp_path, capsys):
+    plan, said = hall
+    assert scale_command.main([str(measure(tmp_path / "m.csv", said, 100)), "--engine", str(plan)]) == 3  # centimetres
+    assert "ask for a scale of 100" in capsys.readouterr().err and not (tmp_path / "hall.scale.json").exists()
+    for name, content in (("empty.npy", b""), ("many.npy", b"PK\x05\x06" + b"\0" * 18), ("cut.png", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"), ("a\0.png", None)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        (tmp_path / "m.csv").write_text(f"0.png,{name}\n")
+        assert scale_command.main([str(tmp_path / "m.csv"), "--engine", str(plan)]) == 3
+        assert "holds no depth" in capsys.readouterr().err
+
+
+def test_a_bundle_may_be_the_folder_one_is_in(tiny, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny.bundle, tmp_path / "net")
+    (tmp_path / "net.scale.json").write_text("")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path / "net")
+    assert run.main(["--engine", ".", "../a.png", "-o", "../out"]) == 0 and f"{tmp_path}/net.scale.json is not used" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("other", [{"network": "evp nyu"}, {"protocol": "windows"}, {"fx": 90.0, "width": 80}])
 def test_a_scale_of_something_else_is_refused(hall, tmp_path, capsys, other):
     plan, _ = hall

@@ -17,6 +17,7 @@ from fathom.runtime.artefact.contract import Contract, ImageInput, OutputContrac
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.artefact.text_input import TextInput
 from fathom.runtime.commands.run import main as depth_run
+from fathom.runtime.commands.scale_command import main as calibrate_scale
 from fathom.runtime.errors import UsageError
 from fathom.runtime.pipeline import Pipeline
 
@@ -86,6 +87,15 @@ def test_depth_run_is_told_the_scene(made, tmp_path, capsys, tiny):
     words[1] = str(tiny.plan)
     assert depth_run([*words, str(tmp_path / "none"), "--scene", "kitchen"]) == 2
     assert "takes no scene" in capsys.readouterr().err
+
+
+def test_a_scale_is_measured_in_the_scene_that_is_told(made, tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("".join(f"{made / 'photo.png'},{column},20,2.8\n" for column in (10, 30, 50)))
+    words = [str(tmp_path / "m.csv"), "--engine", str(made / "x.plan"), "-o", str(tmp_path / "s.json"), "--json"]
+    assert calibrate_scale(words) == 2 and "must be told" in capsys.readouterr().err
+    assert calibrate_scale([*words, "--scene", "attic"]) == 2 and "knows no scene 'attic'" in capsys.readouterr().err
+    assert calibrate_scale([*words, "--scene", "kitchen"]) == 0  # 2 m
+    assert json.loads(capsys.readouterr().out)["scale"] == pytest.approx(1.4, abs=0.01)
 
 
 def test_accuracy_tells_each_samples_own_scene(made, tmp_path):

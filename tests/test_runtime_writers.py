@@ -107,8 +107,16 @@ def test_the_colour_scale():
     assert low == pytest.approx(1.04, abs=0.01) and high == pytest.approx(4.96, abs=0.01)
     assert color_range(depth, 0.5, 8.0) == (0.5, 8.0)
     assert color_range(map_of(np.full((4, 4), 3.0)), None, None)[0] < 3 < color_range(map_of(np.full((4, 4), 3.0)), None, None)[1]
-    with pytest.raises(UsageError, match="near below far"):
-        color_range(depth, 6.0, None)
+    for near, far in [(6.0, 2.0), (float("nan"), None), (None, float("inf")), (1.0, float("inf"))]:
+        with pytest.raises(UsageError, match="near below far"):
+            color_range(depth, near, far)
+
+
+@pytest.mark.parametrize(("near", "far", "grey"), [(6.0, None, 255), (None, 0.5, 0), (None, -3.0, 0), (0.0, 0.5, 0), (6.0, 9.0, 255)])
+def test_a_map_beyond_the_colour_scale_is_drawn_in_the_colour_of_that_end(tmp_path, near, far, grey):
+    save_color(map_of(np.linspace(1, 5, 160_000).reshape(400, 400)), tmp_path / "a.png", False, "grey", near, far)  # near is bright
+    with Image.open(tmp_path / "a.png") as image:
+        assert (np.asarray(image)[50:350, 50:350] == grey).all()
 
 
 def read_ply(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,13 @@ from ..files import FULL
 
 TRACEBACK_VARIABLE = "FATHOM_TRACEBACK"
 INTERNAL, OUT_OF_MEMORY = 1, 7
+FILE_FIXES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or those of its folder"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "check the name"),
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.EROFS: "another place",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+}
 
 
 class _Version(argparse.Action):
@@ -42,8 +50,8 @@ def common_flags(parser: argparse.ArgumentParser, force: bool = True, json: bool
 def run_command(body: Callable[[], int | None]) -> int:
     """Run the work of a command and turn whatever happens into an exit code and one message on stderr.
 
-    ``FathomError`` gives its own code; Ctrl-C and SIGTERM give 130; a closed stdout (``| head``) gives 1 without a word; anything
-    else is a fault of Fathom and gives 1 (set ``FATHOM_TRACEBACK=1`` to see where it happened).
+    ``FathomError`` gives its own code; a file that the system refuses 3; Ctrl-C and SIGTERM give 130; a closed stdout (``| head``) gives 1
+    without a word; anything else is a fault of Fathom and gives 1 (set ``FATHOM_TRACEBACK=1`` to see where it happened).
 
     Args:
         body: does the work; returns the exit code, None for 0.
@@ -74,6 +82,10 @@ def run_command(body: Callable[[], int | None]) -> int:
             words = f" ({str(error).splitlines()[0]})" if str(error) else ""
             _say(f"error: no memory is left{words}; fix: use a smaller picture or batch, or free memory")
             return OUT_OF_MEMORY
+        if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):  # a file that the system refuses is no fault of Fathom
+            was = f"{os.fsdecode(error.filename)} cannot be used ({error.strerror or error})"
+            _say(f"error: {was}; fix: {FILE_FIXES.get(error.errno, 'check the file and its disk')}")
+            return InputError.exit_code
         fix = "" if _wants_traceback() else f"; to see where, run it again with {TRACEBACK_VARIABLE}=1"
         _say(f"error: internal error, please report it ({type(error).__name__}: {error}){fix}")
         return INTERNAL

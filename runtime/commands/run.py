@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -64,8 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--streams", type=_positive, default=1, metavar="N", help="TensorRT: network runs on the GPU at the same time (default: %(default)s)")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu for ONNX Runtime, cuda for TensorRT)")
     parser.add_argument("--colormap", choices=COLORMAPS, default="turbo", help="colours, near to far from its warm or bright end (default: %(default)s)")
-    parser.add_argument("--near", type=float, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
-    parser.add_argument("--far", type=float, metavar="VALUE", help="far end of the colour scale; colours only (default: 1st and 99th percentile of each photo)")
+    parser.add_argument("--near", type=_finite, metavar="VALUE", help="near end of the colour scale (metres, or the relative value); colours only")
+    parser.add_argument("--far", type=_finite, metavar="VALUE", help="its far end; colours only (default: 1st and 99th percentile of each photo)")
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray: a cluster (auto, HOST:PORT), or one of its own; put it last")
     parser.add_argument("--show", action="store_true", help="open the results for a quick look; without a display: tile them on one PNG in OUT, and name it")
     common_flags(parser)
@@ -140,6 +141,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(inputs, remark)}
         tiles = [out / TILES] if arguments.show else []
+        _refuse_photos(targets)
         if arguments.skip_existing:
             done, targets = split_done(targets)
             remark(f"{len(done)} of {len(done) + len(targets)} photos are done already")
@@ -185,7 +187,7 @@ def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any
     from ..scale.correction import refuse_scale
 
     protocol = pipeline.protocol(arguments.protocol).name
-    _tell_scene(pipeline, arguments)
+    tell_scene(pipeline, arguments)
     if correction is not None:
         refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, protocol)
     elif (left := beside(arguments.engine)).is_file() and not arguments.quiet:
@@ -194,7 +196,7 @@ def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any
         warn(UNTRAINED)
 
 
-def _tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:
+def tell_scene(pipeline: Any, arguments: argparse.Namespace) -> None:
     """The scene goes in where the words do; whatever is missing or unknown is told before the first photo."""
     from ..text.encoder import checked_choice
 
@@ -233,6 +235,14 @@ def _refuse_existing(paths: list[Path], force: bool) -> None:
         raise InputError(f"{folders[0]} is a folder", wanted="the name of a file", fix="another --output")
 
 
+def _refuse_photos(targets: dict[Any, dict[str, Path]]) -> None:
+    """A photo called ``a_color.png`` in the folder of the results is where those of ``a.png`` would go: --force does not mean that."""
+    photos = {os.path.realpath(photo.path) for photo in targets}
+    for photo, files in targets.items():
+        if taken := next((path for path in files.values() if os.path.realpath(path) in photos), None):
+            raise InputError(f"{taken}, a result of {photo.path}, is itself one of the photos", wanted="another name", fix="another --output")
+
+
 def _make_folders(out: Path, targets: dict[Any, dict[str, Path]]) -> list[Path]:
     """Make what is missing, and try that it can be written to; returns what was made, outermost first."""
     import tempfile
@@ -255,6 +265,16 @@ def _kinds(text: str) -> tuple[str, ...]:
     if not kinds or not set(kinds) <= set(SUFFIX):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted some of {','.join(SUFFIX)}")
     return kinds
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a finite number")
+    return value
 
 
 def _positive(text: str) -> int:

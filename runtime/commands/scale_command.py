@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from .command import common_flags, run_command
 
 EPILOG = """\
@@ -33,11 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", required=True, metavar="PLAN|BUNDLE", help="whose metres are measured")
     parser.add_argument("-o", "--output", metavar="FILE", help="where the correction goes (default: beside the plan); one file per camera")
     parser.add_argument("--protocol", metavar="NAME", help="as depth-run will be given it")
+    parser.add_argument("--scene", metavar="NAME", help="as depth-run will be given it, for a network that must be told")
     parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of the photos; the correction then refuses another camera")
     parser.add_argument("--ray", action="store_true", help="distances run from the lens to the point, as a tape does off the axis; needs --intrinsics")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--device", metavar="DEVICE", help="as in depth-run")
     common_flags(parser)
+    parser.set_defaults(prompt=None)
     arguments = parser.parse_args(argv)
     return run_command(lambda: _run(arguments))
 
@@ -52,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..scale.camera_scale import CameraScale, beside
     from ..scale.fit import fit_scale
     from ..scale.measurements import compare, read_measurements
+    from .run import tell_scene
 
     camera = None if arguments.intrinsics is None else read_intrinsics(arguments.intrinsics)
     if arguments.ray and camera is None:
@@ -66,8 +69,9 @@ def _run(arguments: argparse.Namespace) -> int:
     with Pipeline.open(arguments.engine, arguments.device, arguments.threads) as pipeline:
         if pipeline.contract.output.kind != "metric":
             raise UsageError(f"the network's output is {pipeline.contract.output.kind}, without a unit", wanted="metric depth")
+        tell_scene(pipeline, arguments)
         for number, photo in enumerate(photos):
-            depth = pipeline.predict(read_photo(photo), arguments.protocol, camera)
+            depth = pipeline.predict(read_photo(photo), arguments.protocol, camera, arguments.prompt)
             seen = seen or depth
             found = [pair for line in lines if line.photo == photo for pair in compare(line, depth, arguments.ray)]
             pairs += found
@@ -91,7 +95,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if fit.changed:
         known = (seen.intrinsics.fx, seen.values.shape[1]) if seen.intrinsics else (0.0, 0)
         numbers = (len(pairs), len(photos), fit.error_before, fit.error_after)
-        correction = CameraScale(fit.scale, fit.shift_m, out.name, origin.network, origin.sha256, protocol, *known, *numbers)
+        try:
+            correction = CameraScale(fit.scale, fit.shift_m, out.name, origin.network, origin.sha256, protocol, *known, *numbers)
+        except ValueError as error:
+            raise InputError(f"the measurements ask for {error}", wanted="distances in metres, at pixels of these photos") from error
         correction.write(out, arguments.force)
         words = f"{correction.words}; written to {out}"
     low, high = fit.interval

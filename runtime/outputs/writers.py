@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -195,7 +196,13 @@ def refuse_ply(kind: str, intrinsics: Intrinsics | None) -> None:
 
 
 def color_range(depth: DepthMap, near: float | None, far: float | None) -> tuple[float, float]:
-    """Ends of the colour scale: what was asked for, else the 1st and 99th percentile of the valid values."""
+    """Ends of the colour scale: what was asked for, else the 1st and 99th percentile of the valid values.
+
+    A map that lies wholly beyond the one end that was asked for is drawn in the colour of that end.
+
+    Raises:
+        UsageError: if near and far are given and near is not below far, or one is no finite number.
+    """
     if depth.kind == "mask":
         return 0.0, 1.0
     seen = depth.values[depth.valid]
@@ -204,8 +211,13 @@ def color_range(depth: DepthMap, near: float | None, far: float | None) -> tuple
         low, high = float(seen.min()), float(seen.max())
     if near is None and far is None and not low < high:
         low, high = low - 0.5 * max(abs(low), 1e-6), low + 0.5 * max(abs(low), 1e-6)  # a flat map is drawn in the middle colour
-    low, high = low if near is None else near, high if far is None else far
-    if not low < high:
+    if near is not None and far is not None:
+        low, high = near, far
+    elif near is not None:
+        low, high = near, near + abs(near) / 2 + 1e-6 if high <= near else high
+    elif far is not None:
+        low, high = far - abs(far) / 2 - 1e-6 if low >= far else low, far
+    if not -math.inf < low < high < math.inf:
         raise UsageError(f"the colour scale would go from {low:g} to {high:g}", wanted="near below far", fix="change --near or --far")
     return low, high
 

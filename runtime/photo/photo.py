@@ -33,7 +33,8 @@ OTHER_KINDS = (  # what is often called .jpg or .png: where its first bytes are,
     (0, (b"%PDF",), "a PDF", "convert it to JPEG or PNG"),
 )
 UNREAD = (".heic", ".heif", ".hif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".jxl", ".psd", ".svg", ".exr", ".hdr")
-RESULT = re.compile(r"(.+)_(depth|color)\.(png|exr)")  # what depth-run writes beside a photo
+OWN = (33, b"\0\0\0\x0ftEXtSoftware\0Fathom")  # where in a PNG of depth-run, and how, it says whose it is: its first text, right behind the header
+DEPTH = re.compile(r"(.+)_depth\.(png|exr)")  # depth beside its photo: of depth-run, or of a depth camera
 TILES = "depth-run-show.png"  # and for --show beside them all
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -185,15 +186,16 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
     A file is taken as it is. Of a folder, the files directly in it that have the suffix of a photo are taken, in natural order
     (``2.jpg`` before ``10.jpg``), hidden ones left out; use a glob with ``**`` to go deeper. A glob is expanded here too, for shells that do not.
     Stems are relative to the folder, or to the part of a glob before its first wildcard; where two photos would get the same one, the
-    suffix is kept; if that is not enough, as many parent folders as it takes. Of a folder or glob, pictures that cannot be read here (HEIC,
-    raw) and the results of an earlier run beside their photos are left out.
+    suffix is kept; if that is not enough, as many parent folders as it takes. Pictures that depth-run wrote are left out wherever they are, for
+    a shell that expands globs names them too; of a folder or glob also NAME_depth.png beside a photo NAME, and what cannot be read here (HEIC, raw).
 
     Args:
         on_message: called with a sentence that says how many were left out, and why.
 
     Raises:
-        InputError: if an argument names nothing, or a folder or glob holds no photo.
+        InputError: if an argument names nothing, a folder or glob holds no photo, or there is nothing but results of depth-run.
     """
+    own: list[Path] = []
     found: dict[str, tuple[Path, str]] = {}
     for argument in arguments:
         path = Path(argument)
@@ -217,7 +219,14 @@ def find_photos(arguments: list[str], on_message: Callable[[str], None] = lambda
             if not files:
                 raise InputError(f"nothing matches {argument}", wanted="photos")
         for file in sorted(files, key=lambda item: natural_key(item.as_posix())):
-            found.setdefault(os.path.realpath(file), (file, file.relative_to(base).as_posix()))
+            if is_own_result(file):
+                own.append(file)
+            else:
+                found.setdefault(os.path.realpath(file), (file, file.relative_to(base).as_posix()))
+    if own and not found:
+        raise InputError(f"{own[0]} is a result of depth-run", wanted="a photo", fix="name the photos, or the folder that they are in")
+    if own:
+        on_message(f"{len(own)} results of an earlier run are not taken for photos ({own[0].name})")
     return [PhotoFile(path, stem) for (path, _), stem in zip_equal(found.values(), unique_stems([(real, relative) for real, (_, relative) in found.items()]))]
 
 
@@ -226,17 +235,26 @@ def is_named_as_photo(path: Path) -> bool:
     return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".")
 
 
+def is_own_result(path: Path) -> bool:
+    """Whether depth-run wrote this picture, which it says in its first bytes: names would not tell it from somebody's photo."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(OWN[0] + len(OWN[1]))[OWN[0] :] == OWN[1]
+    except OSError:
+        return False  # its reader will say what is wrong with it
+
+
 def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
     """The photos among the files of a folder or glob."""
     photos = [item for item in items if is_named_as_photo(item) and item.is_file()]
     stems = {(item.parent, item.stem) for item in photos}
-    own = [item for item in photos if item.name == TILES or ((match := RESULT.fullmatch(item.name)) and (item.parent, match[1]) in stems)]
-    if own:
-        on_message(f"{len(own)} results of an earlier run are not taken for photos ({own[0].name})")
-    unread = [item for item in items if item.suffix.lower() in UNREAD and item.is_file() and not RESULT.fullmatch(item.name)]
+    depth = [item for item in photos if (match := DEPTH.fullmatch(item.name)) and (item.parent, match[1]) in stems and not is_own_result(item)]
+    if depth:
+        on_message(f"{len(depth)} pictures of depth beside a photo are not taken for photos ({depth[0].name}); to have their depth all the same, name them")
+    unread = [item for item in items if item.suffix.lower() in UNREAD and item.is_file() and not DEPTH.fullmatch(item.name)]
     if unread and photos:
         on_message(f"{len(unread)} files are pictures that cannot be read here ({_endings(unread)}): convert them to JPEG or PNG")
-    return [item for item in photos if item not in set(own)]
+    return [item for item in photos if item not in set(depth)]
 
 
 def _endings(items: Iterable[Path]) -> str:

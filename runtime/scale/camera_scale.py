@@ -96,7 +96,8 @@ class CameraScale:
 def beside(plan: str | Path) -> Path:
     """Where the correction for a plan or bundle lies unless told otherwise: ``x.plan`` has ``x.scale.json``."""
     path = Path(plan)
-    return path.with_name((path.stem if path.is_file() else path.name) + SUFFIX)
+    path = path if path.name not in ("", "..") else path.resolve()  # a folder that is named as "." has a name too
+    return path.parent / ((path.stem if path.is_file() else path.name) + SUFFIX)
 
 
 def read_scale(argument: str) -> CameraScale:

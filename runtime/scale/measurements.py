@@ -126,5 +126,7 @@ def _read_depth(path: Path) -> np.ndarray:
             if image.mode not in ("I;16", "I;16B", "I"):
                 raise ValueError(f"mode {image.mode}; 16 bits were wanted")
             return np.asarray(image).astype(np.float32) / np.float32(1000)
-    except (OSError, ValueError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow and NumPy raise nearly anything on broken bytes
         raise InputError(f"{path} holds no depth ({error})", wanted="a 16-bit PNG in millimetres, or NPY in metres") from error
