@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, UsageError, missing_package
 from ..files import whole_file
 from ..photo.depth_map import DepthMap
-from .messages import cloud_fields, depth_fields, scaled_info, topics_for
+from .messages import cloud_fields, depth_fields, topics_for
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 INFO = "sensor_msgs/msg/CameraInfo"
@@ -110,16 +110,19 @@ class BagWriter:
             self._bag.set_custom_data(key, value)
         return self
 
-    def write(self, stamp_ns: int, header: Any, depth: DepthMap, info: Any = None, photo: np.ndarray | None = None) -> None:
+    def write(self, stamp_ns: int, header: Any, depth: DepthMap, info: dict[str, Any] | None = None, photo: np.ndarray | None = None) -> None:
         """One map with the picture's own header (time and frame), its CameraInfo, and a cloud if the photo is given.
+
+        Args:
+            info: from ``scaled_info`` or ``pinhole_info``.
 
         Raises:
             InputError: if the map is not metric.
         """
-        height, width = depth.values.shape
         self._put("depth", "Image", stamp_ns, header, depth_fields(depth))
         if info is not None:
-            self._put("depth_info", "CameraInfo", stamp_ns, header, {**scaled_info(info, width, height), "roi": info.roi})
+            whole = self._types.types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+            self._put("depth_info", "CameraInfo", stamp_ns, header, {**info, "roi": whole})
         if photo is not None:
             fields = cloud_fields(depth, photo)
             field = self._types.types["sensor_msgs/msg/PointField"]
