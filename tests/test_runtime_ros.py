@@ -183,6 +183,13 @@ K, P = [50.0, 0, 39.5, 0, 50, 29.5, 0, 0, 1], [50.0, 0, 39.5, 0, 0, 50, 29.5, 0,
 WHOLE = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
 
 
+def compressed(picture, form, kind="PNG", **how):
+    """A CompressedImage of a picture of Pillow's."""
+    held = io.BytesIO()
+    picture.save(held, kind, **how)
+    return SimpleNamespace(format=form, data=np.frombuffer(held.getvalue(), np.uint8))
+
+
 def camera_info(full_width=80, full_height=60, k=K, p=P, binning=(0, 0), **roi):
     """What a driver says of its camera: the sensor, and which window of it the pictures are."""
     facts = {"distortion_model": "plumb_bob", "d": np.zeros(5), "k": np.float64(k), "r": np.eye(3).reshape(-1), "p": np.float64(p)}
@@ -220,15 +227,12 @@ def bgr(photo):
 @pytest.fixture
 def bag(tmp_path):
     """Four pictures of /cam/image_raw, the third broken, with CameraInfo, and one JPEG-like topic; returns the MCAP."""
-    png = io.BytesIO()
-    Image.fromarray(PHOTOS[0]).save(png, "PNG")
     sent = []
     for number, photo in enumerate(PHOTOS):
         encoding = "yuv?" if number == 2 else "bgr8"
         sent.append((0, "/cam/image_raw", "Image", number, SimpleNamespace(**vars(bgr(photo)) | {"encoding": encoding})))
         sent.append((0, "/cam/camera_info", "CameraInfo", number, camera_info()))
-    compressed = SimpleNamespace(format="png", data=np.frombuffer(png.getvalue(), np.uint8))
-    return record(tmp_path / "in", [*sent, (0, "/cam/image_raw/compressed", "CompressedImage", 0, compressed)])
+    return record(tmp_path / "in", [*sent, (0, "/cam/image_raw/compressed", "CompressedImage", 0, compressed(Image.fromarray(PHOTOS[0]), "png"))])
 
 
 def read(path):
@@ -259,6 +263,24 @@ def test_a_bag_becomes_a_bag_of_metres(tiny, bag, tmp_path, capsys):
     assert cloud.width == 4800 and len(cloud.data) == cloud.row_step
     assert not list(tmp_path.glob(".fathom*"))
     assert run.main(words) == 3 and "exists already" in capsys.readouterr().err
+
+
+def test_compressed_pictures_are_read_as_photos_are():
+    deep = np.random.default_rng(5).integers(0, 1 << 16, (6, 5)).astype(np.uint16)
+    grey = photo_of(compressed(Image.fromarray(deep), "mono16; png compressed "))
+    assert np.abs(grey - deep[..., None] / 257).max() <= 0.5  # 16 bits to 8, full scale to full scale
+    clear = np.dstack([PHOTOS[0], np.full((60, 80), 255, np.uint8)])
+    clear[:30, :, 3] = 0
+    shown = photo_of(compressed(Image.fromarray(clear), "rgba8; png compressed "))
+    assert not shown[:30].any() and (shown[30:] == PHOTOS[0][30:]).all()
+    lying = Image.Exif()
+    lying[274] = 6  # on its side; but CameraInfo is of the pixels as they are sent
+    assert photo_of(compressed(Image.fromarray(PHOTOS[0]), "rgb8; png compressed bgr8", exif=lying)).shape == (60, 80, 3)
+    with pytest.raises(InputError, match="distances"):
+        photo_of(compressed(Image.fromarray(deep), "16UC1; png compressed "))
+    for data in (np.zeros(20, np.uint8), 5, None):
+        with pytest.raises(InputError, match=r"CompressedImage|compressed image"):
+            photo_of(SimpleNamespace(format="jpeg", data=data))
 
 
 def test_a_window_of_the_sensor_keeps_its_points_in_a_bag(tiny, tmp_path):

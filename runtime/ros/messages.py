@@ -5,7 +5,6 @@ Depth follows REP 118: 32FC1, metres along the optical axis, NaN where there is 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..photo.depth_map import SHAPE_TOLERANCE, DepthMap, Intrinsics
+from ..photo.photo import decode_photo
 
 CHANNELS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "8UC3": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)), "mono8": (1, (0, 0, 0))}
 CHANNELS["8UC1"] = CHANNELS["mono8"]
+DISTANCES = ("16UC1", "32FC1")
 MOST_PIXELS = 1 << 28
 FLOAT32 = 7  # sensor_msgs/PointField
 
@@ -47,15 +48,15 @@ def photo_of(message: Any) -> np.ndarray:
 
 
 def _decompressed(message: Any) -> np.ndarray:
-    from PIL import Image
-
+    """As photos are read, but for EXIF's orientation: CameraInfo and whoever overlays the map go by the stored pixels."""
+    words = str(message.format)
+    if words.partition(";")[0].strip() in DISTANCES:  # the transports write the encoding first: "16UC1; png compressed"
+        raise InputError(f"a compressed image of {words!r}, which is distances", wanted="a picture", fix="--topic, of the colour or grey camera")
     try:
-        with Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"a compressed image ({message.format!r}) cannot be decoded ({error})", wanted="JPEG or PNG") from error
+        raw = bytes(memoryview(message.data))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"a message that is no sensor_msgs/CompressedImage ({error})", wanted="format and data") from error
+    return decode_photo(raw, f"a compressed image ({words!r})", upright=False)
 
 
 def camera_of(info: Any, width: int, height: int) -> Intrinsics | None:
