@@ -21,6 +21,7 @@ from fathom.runtime.errors import InputError
 from fathom.runtime.photo.depth_edges import flying
 from fathom.runtime.photo.depth_map import DepthMap, Intrinsics
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.ros.bag import BagWriter
 from fathom.runtime.ros.messages import camera_of, cloud_fields, depth_fields, distorted, photo_of, scaled_info, topics_for
 
 NAN = np.float32(np.nan)
@@ -332,6 +333,37 @@ def test_what_is_no_bag_or_topic_leaves_nothing(tiny, bag, tmp_path, capsys):
     cut.write_bytes(bag.read_bytes()[:5000])
     assert go(cut, "--topic", "/cam/image_raw") == 3
     assert not (tmp_path / "o.mcap").exists() and not list(tmp_path.glob(".fathom*"))
+
+
+def test_every_publisher_of_a_topic_counts(tiny, tmp_path, capsys):
+    sent = [(channel, "/cam/image_raw", "Image", number, bgr(PHOTOS[number])) for number, channel in enumerate((0, 1, 0))]
+    words = ["--engine", str(tiny.plan), str(record(tmp_path / "in", sent)), "-o", str(tmp_path / "out.mcap"), "--json"]
+    assert run.main(words) == 0 and json.loads(capsys.readouterr().out)["frames"] == 3
+    assert [(stamp, message.header.stamp.sec) for _, stamp, message in read(tmp_path / "out.mcap")] == [(1000, 0), (1001, 1), (1002, 2)]
+
+
+def test_a_bag_that_is_damaged_at_its_camera_info_is_an_input_that_is_named(tiny, bag, tmp_path, capsys):
+    content = bytearray(bag.read_bytes())
+    frame = content.find(b"cam_optical", content.find(np.float64(K).tobytes()) - 300)  # of the first CameraInfo: the length of its words stands before
+    content[frame - 4 : frame] = b"\xff\xff\xff\x7f"
+    damaged = tmp_path / "damaged.mcap"
+    damaged.write_bytes(content)
+    assert run.main(["--engine", str(tiny.plan), str(damaged), "-o", str(tmp_path / "o.mcap"), "--topic", "/cam/image_raw"]) == 3
+    assert f"{damaged} is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.mcap", "in"]
+
+
+@pytest.mark.parametrize("step", ["open", "set_custom_data", "close"])
+def test_a_bag_that_cannot_be_written_leaves_nothing(bag, tmp_path, monkeypatch, step):
+    from rosbags.rosbag2 import Writer
+
+    def fail(*_):
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(Writer, step, fail)
+    with pytest.raises(OSError, match="no such luck"), BagWriter(tmp_path / "o.mcap", "/cam/image_raw", facts={"a": "b"}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_relative_maps_are_no_metres_in_a_bag(make_artefacts, bag, tmp_path, capsys):
