@@ -163,12 +163,20 @@ def test_a_camera_of_another_size_is_scaled_when_its_size_is_known(tmp_path):
         {"camera_matrix": [[700, 0, 320], [0, 710, 240], [0, 0, 1]], "image_width": 640, "image_height": 480},
         {"camera_matrix": {"rows": 3, "cols": 3, "data": [700, 0, 320, 0, 710, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480},
         {"K": [700, 0, 320, 0, 710, 240, 0, 0, 1], "width": 640, "height": 480},
+        {"name": "left", "intrinsics": {"fx": 700, "fy": 710, "cx": 320, "cy": 240, "width": 640, "height": 480}},
+        {"intrinsics": {"camera_matrix": {"data": [700, 0, 320, 0, 710, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480}, "width": 640, "height": 480},
     ],
-    ids=["OpenCV", "ROS file", "ROS message"],
+    ids=["OpenCV", "ROS file", "ROS message", "inside", "inside, twice"],
 )
 def test_cameras_as_calibration_tools_write_them(tmp_path, content):
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert read_intrinsics(str(tmp_path / "c.json")) == Intrinsics(700, 710, 320, 240, 640, 480)
+
+
+def test_a_camera_of_two_sizes_is_refused(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"width": 1280, "height": 960, "K": {"fx": 700, "fy": 710, "cx": 320, "cy": 240, "width": 640, "height": 480}}))
+    with pytest.raises(InputError, match="1280x960 and 640x480"):
+        read_intrinsics(str(tmp_path / "c.json"))
 
 
 def test_what_is_no_camera_is_told_in_plain_words(tmp_path):

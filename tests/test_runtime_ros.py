@@ -21,7 +21,8 @@ from fathom.runtime.errors import InputError
 from fathom.runtime.photo.depth_edges import flying
 from fathom.runtime.photo.depth_map import DepthMap, Intrinsics
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.ros.messages import camera_of, cloud_fields, depth_fields, photo_of, scaled_info, topics_for
+from fathom.runtime.ros.bag import BagWriter
+from fathom.runtime.ros.messages import camera_of, cloud_fields, depth_fields, distorted, photo_of, scaled_info, topics_for
 
 NAN = np.float32(np.nan)
 
@@ -91,13 +92,67 @@ def test_images_that_cannot_be_are_refused(change):
 
 
 def test_a_camera_is_scaled_so_that_points_stay_where_they_are():
-    info = SimpleNamespace(width=640, height=480, k=[500, 0, 319.5, 0, 510, 239.5, 0, 0, 1], p=[500, 0, 319.5, -40, 0, 510, 239.5, 0, 0, 0, 1, 0])
-    info = SimpleNamespace(**vars(info), d=[0.0], r=np.eye(3).reshape(-1), distortion_model="plumb_bob", binning_x=0, binning_y=0)
+    info = camera_info(640, 480, [500, 0, 319.5, 0, 510, 239.5, 0, 0, 1], [500, 0, 319.5, -40, 0, 510, 239.5, 0, 0, 0, 1, 0])
     half = scaled_info(info, 320, 240)
     assert half["k"].tolist() == [250, 0, 159.5, 0, 255, 119.5, 0, 0, 1] and half["p"][3] == -20
     camera = camera_of(info, 320, 240)
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (250, 255, 159.5, 119.5)
-    assert camera_of(SimpleNamespace(**{**vars(info), "k": [0.0] * 9}), 320, 240) is None
+    assert camera_of(camera_info(k=[0.0] * 9), 320, 240) is None
+
+
+@pytest.mark.parametrize(
+    ("picture", "binning", "roi"),
+    [
+        ((640, 480), (0, 1), {"width": 640, "height": 480}),
+        ((320, 240), (2, 2), {}),
+        ((320, 480), (2, 1), {}),
+        ((213, 160), (3, 3), {}),
+        ((160, 120), (2, 2), {}),  # binned, then made half as wide
+        ((200, 100), (0, 0), {"x_offset": 200, "y_offset": 160, "width": 200, "height": 100}),
+        ((440, 320), (0, 0), {"x_offset": 200, "y_offset": 160}),
+        ((66, 25), (3, 4), {"x_offset": 200, "y_offset": 160, "width": 200, "height": 100, "do_rectify": True}),
+    ],
+)
+def test_a_window_of_the_sensor_and_binning_move_the_camera(picture, binning, roi):
+    """A point in space falls onto the sensor's pixel u, and that lies in the picture where the driver put it."""
+    info = camera_info(640, 480, [500, 0, 310, 0, 510, 215, 0, 0, 1], [480, 0, 305, -40, 0, 490, 220, 0, 0, 0, 1, 0], binning, **roi)
+    by = [binning[0] or 1, binning[1] or 1] if picture != (160, 120) else [4, 4]
+    start, x, y, z = [roi.get("x_offset", 0), roi.get("y_offset", 0)], 0.3, -0.2, 2.0
+
+    def shown(sensor):
+        return [(pixel + 0.5 - first) / times - 0.5 for pixel, first, times in zip(sensor, start, by, strict=True)]
+
+    camera, made = camera_of(info, *picture), scaled_info(info, *picture)
+    raw_pixel, rectified = shown([500 * x / z + 310, 510 * y / z + 215]), shown([(480 * x - 40) / z + 305, 490 * y / z + 220])
+    np.testing.assert_allclose([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], raw_pixel, rtol=1e-9)
+    np.testing.assert_allclose((made["k"].reshape(3, 3) @ [x, y, z] / z)[:2], raw_pixel, rtol=1e-9)
+    np.testing.assert_allclose((made["p"].reshape(3, 4) @ [x, y, z, 1] / z)[:2], rectified, rtol=1e-9)
+    assert (made["width"], made["height"], made["binning_x"], made["binning_y"]) == (*picture, 0, 0) and "roi" not in made
+
+
+@pytest.mark.parametrize(
+    ("picture", "binning", "roi"),
+    [
+        ((640, 480), (0, 0), {"x_offset": 160, "y_offset": 120, "width": 320, "height": 240}),  # the whole sensor after all, or the window enlarged?
+        ((160, 120), (0, 0), {"x_offset": 160, "y_offset": 120, "width": 320, "height": 240}),
+        ((320, 240), (0, 0), {"x_offset": 400, "y_offset": 120, "width": 320, "height": 240}),  # reaches over the edge
+        ((640, 480), (2, 1), {}),
+        ((480, 480), (0, 0), {}),
+    ],
+)
+def test_a_picture_that_its_camera_info_does_not_tell_of_is_refused(picture, binning, roi):
+    info = camera_info(640, 480, [500, 0, 319.5, 0, 510, 239.5, 0, 0, 1], binning=binning, **roi)
+    for ask in (camera_of, scaled_info):
+        with pytest.raises(InputError, match=f"{picture[0]}x{picture[1]} pixels.*640x480.*binning"):
+            ask(info, *picture)
+
+
+@pytest.mark.parametrize("damage", [{"k": [50.0]}, {"p": None}, {"roi": None}, {"width": "x"}, {"d": "x"}, {"r": [1.0]}])
+def test_a_damaged_camera_info_is_told_as_one(damage):
+    with pytest.raises(InputError, match="no sensor_msgs/CameraInfo"):
+        info = SimpleNamespace(**vars(camera_info()) | damage)
+        assert not distorted(info)
+        scaled_info(info, 80, 60)
 
 
 def test_a_cloud_projects_back_onto_its_pixels():
@@ -125,35 +180,60 @@ def test_metres_and_nothing_else_are_32fc1():
 PHOTOS = [np.random.default_rng(k).integers(0, 256, (60, 80, 3), dtype=np.uint8) for k in range(4)]
 
 
-@pytest.fixture
-def bag(tmp_path):
-    """Four pictures of /cam/image_raw, the third broken, with CameraInfo, and one JPEG-like topic; returns the MCAP."""
+K, P = [50.0, 0, 39.5, 0, 50, 29.5, 0, 0, 1], [50.0, 0, 39.5, 0, 0, 50, 29.5, 0, 0, 0, 1, 0]
+WHOLE = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
+
+
+def compressed(picture, form, kind="PNG", **how):
+    """A CompressedImage of a picture of Pillow's."""
+    held = io.BytesIO()
+    picture.save(held, kind, **how)
+    return SimpleNamespace(format=form, data=np.frombuffer(held.getvalue(), np.uint8))
+
+
+def camera_info(full_width=80, full_height=60, k=K, p=P, binning=(0, 0), **roi):
+    """What a driver says of its camera: the sensor, and which window of it the pictures are."""
+    facts = {"distortion_model": "plumb_bob", "d": np.zeros(5), "k": np.float64(k), "r": np.eye(3).reshape(-1), "p": np.float64(p)}
+    facts |= {"binning_x": binning[0], "binning_y": binning[1], "roi": SimpleNamespace(**WHOLE | roi)}
+    return SimpleNamespace(height=full_height, width=full_width, **facts)
+
+
+def record(folder, sent):
+    """An MCAP of (channel, topic, kind of message, number that says its times, message)."""
     pytest.importorskip("rosbags", reason="rosbags is not installed")
+    from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
     from rosbags.rosbag2 import StoragePlugin, Writer
     from rosbags.typesys import Stores, get_typestore
 
-    types = get_typestore(Stores.ROS2_HUMBLE)
-    kinds = types.types
-    png = io.BytesIO()
-    Image.fromarray(PHOTOS[0]).save(png, "PNG")
-    with Writer(tmp_path / "in", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        names = {"image_raw": "Image", "camera_info": "CameraInfo", "image_raw/compressed": "CompressedImage"}
-        to = {topic: writer.add_connection(f"/cam/{topic}", f"sensor_msgs/msg/{name}", typestore=types) for topic, name in names.items()}
-
-        def put(topic, number, **fields):
-            name = f"sensor_msgs/msg/{names[topic]}"
+    types, never = get_typestore(Stores.ROS2_HUMBLE), QosTime(0, 0)
+    kinds, channels = types.types, {}
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for channel, topic, kind, number, message in sent:
+            name = f"sensor_msgs/msg/{kind}"
+            if (channel, topic) not in channels:
+                qos = Qos(QosHistory.KEEP_LAST, channel, QosReliability.RELIABLE, QosDurability.VOLATILE, never, never, QosLiveliness.AUTOMATIC, never, False)
+                channels[channel, topic] = writer.add_connection(topic, name, typestore=types, offered_qos_profiles=[qos])
             header = kinds["std_msgs/msg/Header"](stamp=kinds["builtin_interfaces/msg/Time"](sec=number, nanosec=7), frame_id="cam_optical")
-            writer.write(to[topic], 1000 + number, types.serialize_cdr(kinds[name](header=header, **fields), name))
+            fields = dict(vars(message))
+            if kind == "CameraInfo":
+                fields["roi"] = kinds["sensor_msgs/msg/RegionOfInterest"](**vars(message.roi))
+            writer.write(channels[channel, topic], 1000 + number, types.serialize_cdr(kinds[name](header=header, **fields), name))
+    return next(folder.glob("*.mcap"))
 
-        roi = kinds["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-        for number, photo in enumerate(PHOTOS):
-            image = raw("bgr8", np.ascontiguousarray(photo[..., ::-1]))
-            put("image_raw", number, **{**vars(image), "encoding": "yuv?" if number == 2 else "bgr8"})
-            k, p = np.float64([50, 0, 39.5, 0, 50, 29.5, 0, 0, 1]), np.float64([50, 0, 39.5, 0, 0, 50, 29.5, 0, 0, 0, 1, 0])
-            facts = {"distortion_model": "plumb_bob", "d": np.zeros(5), "k": k, "r": np.eye(3).reshape(-1), "p": p, "binning_x": 0, "binning_y": 0}
-            put("camera_info", number, height=60, width=80, roi=roi, **facts)
-        put("image_raw/compressed", 0, format="png", data=np.frombuffer(png.getvalue(), np.uint8))
-    return next((tmp_path / "in").glob("*.mcap"))
+
+def bgr(photo):
+    return raw("bgr8", np.ascontiguousarray(photo[..., ::-1]))
+
+
+@pytest.fixture
+def bag(tmp_path):
+    """Four pictures of /cam/image_raw, the third broken, with CameraInfo, and one JPEG-like topic; returns the MCAP."""
+    sent = []
+    for number, photo in enumerate(PHOTOS):
+        encoding = "yuv?" if number == 2 else "bgr8"
+        sent.append((0, "/cam/image_raw", "Image", number, SimpleNamespace(**vars(bgr(photo)) | {"encoding": encoding})))
+        sent.append((0, "/cam/camera_info", "CameraInfo", number, camera_info()))
+    return record(tmp_path / "in", [*sent, (0, "/cam/image_raw/compressed", "CompressedImage", 0, compressed(Image.fromarray(PHOTOS[0]), "png"))])
 
 
 def read(path):
@@ -186,6 +266,54 @@ def test_a_bag_becomes_a_bag_of_metres(tiny, bag, tmp_path, capsys):
     assert run.main(words) == 3 and "exists already" in capsys.readouterr().err
 
 
+def test_compressed_pictures_are_read_as_photos_are():
+    deep = np.random.default_rng(5).integers(0, 1 << 16, (6, 5)).astype(np.uint16)
+    grey = photo_of(compressed(Image.fromarray(deep), "mono16; png compressed "))
+    assert np.abs(grey - deep[..., None] / 257).max() <= 0.5  # 16 bits to 8, full scale to full scale
+    clear = np.dstack([PHOTOS[0], np.full((60, 80), 255, np.uint8)])
+    clear[:30, :, 3] = 0
+    shown = photo_of(compressed(Image.fromarray(clear), "rgba8; png compressed "))
+    assert not shown[:30].any() and (shown[30:] == PHOTOS[0][30:]).all()
+    lying = Image.Exif()
+    lying[274] = 6  # on its side; but CameraInfo is of the pixels as they are sent
+    assert photo_of(compressed(Image.fromarray(PHOTOS[0]), "rgb8; png compressed bgr8", exif=lying)).shape == (60, 80, 3)
+    with pytest.raises(InputError, match="distances"):
+        photo_of(compressed(Image.fromarray(deep), "16UC1; png compressed "))
+    for data in (np.zeros(20, np.uint8), 5, None):
+        with pytest.raises(InputError, match=r"CompressedImage|compressed image"):
+            photo_of(SimpleNamespace(format="jpeg", data=data))
+
+
+def test_a_window_of_the_sensor_keeps_its_points_in_a_bag(tiny, tmp_path):
+    roi = {"x_offset": 100, "y_offset": 90, "width": 160, "height": 120}
+    info = camera_info(400, 300, [100, 0, 190, 0, 100, 160, 0, 0, 1], [100, 0, 190, 0, 0, 100, 160, 0, 0, 0, 1, 0], (2, 2), **roi)
+    inside = record(tmp_path / "in", [(0, "/cam/camera_info", "CameraInfo", 0, info), (0, "/cam/image_raw", "Image", 1, bgr(PHOTOS[0]))])
+    words = ["--engine", str(tiny.plan), str(inside), "--save", "ply", "-q"]
+    assert run.main([*words, "-o", str(tmp_path / "out.mcap")]) == 0
+    found = {topic: message for topic, _, message in read(tmp_path / "out.mcap")}
+    depth = np.asarray(found["/cam/depth/image_raw"].data).view("<f4").reshape(60, 80)
+    cloud = np.asarray(found["/cam/depth/points"].data).view("<f4").reshape(-1, 4)
+    rows, columns = np.mgrid[:60, :80]  # of the picture; its first pixel is the mean of the sensor's pixels 100 and 101, 90 and 91
+    np.testing.assert_allclose(cloud[:, 0], ((columns * 2 + 100.5 - 190) / 100 * depth)[np.isfinite(depth)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cloud[:, 1], ((rows * 2 + 90.5 - 160) / 100 * depth)[np.isfinite(depth)], rtol=1e-4, atol=1e-5)
+    told = found["/cam/depth/camera_info"]
+    assert (told.width, told.height, told.binning_x, told.binning_y) == (80, 60, 0, 0) and vars(told.roi) | WHOLE == vars(told.roi)
+    assert told.k.tolist() == [50, 0, 44.75, 0, 50, 34.75, 0, 0, 1] and told.p.tolist() == [50, 0, 44.75, 0, 0, 50, 34.75, 0, 0, 0, 1, 0]
+    assert run.main([*words, "-o", str(tmp_path / "own.mcap"), "--intrinsics", "60,61,40,30"]) == 0  # what the user says of the camera is what is written
+    own = {topic: message for topic, _, message in read(tmp_path / "own.mcap")}["/cam/depth/camera_info"]
+    assert own.k.tolist() == [60, 0, 40, 0, 61, 30, 0, 0, 1] and own.p.tolist() == [60, 0, 40, 0, 0, 61, 30, 0, 0, 0, 1, 0] and not own.d.any()
+
+
+def test_a_picture_that_does_not_fit_its_camera_info_costs_itself_alone(tiny, tmp_path, capsys):
+    infos = [camera_info(), camera_info(x_offset=8, width=64)]
+    sent = [(0, "/cam/camera_info", "CameraInfo", 0, infos[0]), (0, "/cam/image_raw", "Image", 1, bgr(PHOTOS[0]))]
+    sent += [(0, "/cam/camera_info", "CameraInfo", 2, infos[1]), (0, "/cam/image_raw", "Image", 3, bgr(PHOTOS[1]))]
+    inside = record(tmp_path / "in", sent)
+    assert run.main(["--engine", str(tiny.plan), str(inside), "-o", str(tmp_path / "out.mcap"), "--json"]) == 3
+    noted = capsys.readouterr()
+    assert (json.loads(noted.out)["frames"], json.loads(noted.out)["failed"]) == (1, 1) and "64x0 at 8,0" in noted.err
+
+
 def test_compressed_pictures(tiny, bag, tmp_path, capsys):
     assert run.main(["--engine", str(tiny.plan), str(bag), "-o", str(tmp_path / "c.mcap"), "--topic", "/cam/image_raw/compressed", "-q", "--scale", "1.5"]) == 0
     assert "depth_m = 1.5 * network" in capsys.readouterr().out
@@ -205,6 +333,37 @@ def test_what_is_no_bag_or_topic_leaves_nothing(tiny, bag, tmp_path, capsys):
     cut.write_bytes(bag.read_bytes()[:5000])
     assert go(cut, "--topic", "/cam/image_raw") == 3
     assert not (tmp_path / "o.mcap").exists() and not list(tmp_path.glob(".fathom*"))
+
+
+def test_every_publisher_of_a_topic_counts(tiny, tmp_path, capsys):
+    sent = [(channel, "/cam/image_raw", "Image", number, bgr(PHOTOS[number])) for number, channel in enumerate((0, 1, 0))]
+    words = ["--engine", str(tiny.plan), str(record(tmp_path / "in", sent)), "-o", str(tmp_path / "out.mcap"), "--json"]
+    assert run.main(words) == 0 and json.loads(capsys.readouterr().out)["frames"] == 3
+    assert [(stamp, message.header.stamp.sec) for _, stamp, message in read(tmp_path / "out.mcap")] == [(1000, 0), (1001, 1), (1002, 2)]
+
+
+def test_a_bag_that_is_damaged_at_its_camera_info_is_an_input_that_is_named(tiny, bag, tmp_path, capsys):
+    content = bytearray(bag.read_bytes())
+    frame = content.find(b"cam_optical", content.find(np.float64(K).tobytes()) - 300)  # of the first CameraInfo: the length of its words stands before
+    content[frame - 4 : frame] = b"\xff\xff\xff\x7f"
+    damaged = tmp_path / "damaged.mcap"
+    damaged.write_bytes(content)
+    assert run.main(["--engine", str(tiny.plan), str(damaged), "-o", str(tmp_path / "o.mcap"), "--topic", "/cam/image_raw"]) == 3
+    assert f"{damaged} is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.mcap", "in"]
+
+
+@pytest.mark.parametrize("step", ["open", "set_custom_data", "close"])
+def test_a_bag_that_cannot_be_written_leaves_nothing(bag, tmp_path, monkeypatch, step):
+    from rosbags.rosbag2 import Writer
+
+    def fail(*_):
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(Writer, step, fail)
+    with pytest.raises(OSError, match="no such luck"), BagWriter(tmp_path / "o.mcap", "/cam/image_raw", facts={"a": "b"}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_relative_maps_are_no_metres_in_a_bag(make_artefacts, bag, tmp_path, capsys):
@@ -263,14 +422,17 @@ def test_the_node_drops_what_is_old_and_survives_what_is_broken(newest, tiny):
 
 
 def test_a_surprise_in_one_picture_does_not_end_the_node(newest):
-    sent, words = queue.Queue(), queue.Queue()
-    node = newest(lambda photo, camera: DepthMap(photo[..., 0] + np.float32(1), photo[..., 0] >= 0, "metric", "m", 0.1, 300, "far"), sent.put, words.put)
-    node.publish = lambda *what: sent.put(what)
+    sent, words, surprises = queue.Queue(), queue.Queue(), [KeyError("surprise")]
+
+    def predict(photo, camera):
+        if surprises:
+            raise surprises.pop()
+        return DepthMap(photo[..., 0] + np.float32(1), photo[..., 0] >= 0, "metric", "m", 0.1, 300, "far")
+
+    node = newest(predict, lambda *what: sent.put(what), words.put)
     picture = SimpleNamespace(**vars(raw("rgb8", PHOTOS[0])), header=0)
-    node.on_info(SimpleNamespace(k=[50.0]))  # no matrix at all
     node.on_image(picture)
-    assert "Error" in words.get(timeout=10)
-    node.info = None
+    assert "KeyError" in words.get(timeout=10)
     node.on_image(picture)
     assert sent.get(timeout=10)[0] == 0
     node.close()
@@ -340,15 +502,13 @@ def test_the_node_publishes_real_messages_with_its_parameters(node_module, tiny,
     node = node_module.DepthNode()
     assert "depth_m = 1.4 * network" in node.said[0]
     assert all(f'"{topic}": "' in launch for topic in (*node.published, *node.listening, "image/compressed"))
-    k, p = np.float64([50, 0, 39.5, 0, 50, 29.5, 0, 0, 1]), np.float64([50, 0, 39.5, 0, 0, 50, 29.5, 0, 0, 0, 1, 0])
-    facts = {"distortion_model": "plumb_bob", "d": np.zeros(5), "k": k, "r": np.eye(3).reshape(-1), "p": p, "binning_x": 0, "binning_y": 0}
-    node.listening["camera_info"][1](SimpleNamespace(height=60, width=80, **facts))
+    node.listening["camera_info"][1](camera_info())
     node.listening["image"][1](SimpleNamespace(**vars(raw("rgb8", PHOTOS[0])), header="its own"))
     found = {topic: waiting.get(timeout=10) for topic, waiting in node.published.items()}
     with Pipeline.open(tiny.plan) as pipeline:
         wanted = pipeline.predict(PHOTOS[0]).values * np.float32(1.4)
     np.testing.assert_allclose(np.frombuffer(found["depth"][2].data, "<f4").reshape(60, 80), wanted, rtol=1e-6)
     assert all(message.header == "its own" and qos["reliability"] == "reliable" for _, qos, message in found.values())
-    assert found["depth_info"][2].k.tolist() == k.tolist() and found["points"][2].width == 4800 and found["points"][2].fields[0].name == "x"
+    assert found["depth_info"][2].k.tolist() == K and found["points"][2].width == 4800 and found["points"][2].fields[0].name == "x"
     node.newest.close()
     node.pipeline.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AccuracyError, FathomError, InputError, UsageError
 from ..files import refuse_existing
 from ..ros.bag import BagSource, BagWriter, is_bag
-from ..ros.messages import camera_of, distorted, photo_of
+from ..ros.messages import camera_of, distorted, photo_of, pinhole_info, scaled_info
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -67,13 +67,15 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
             for number, (stamp_ns, message, info) in enumerate(source, 1):
                 try:
                     photo = photo_of(message)
-                    known = camera or (camera_of(info, photo.shape[1], photo.shape[0]) if info is not None else None)
+                    height, width = photo.shape[:2]
+                    known = camera or (camera_of(info, width, height) if info is not None else None)
                     if clouds and known is None:
                         raise UsageError("a point cloud needs the camera, and the bag has no calibrated CameraInfo", fix="--intrinsics fx,fy,cx,cy")
+                    fields = pinhole_info(camera, width, height) if camera else scaled_info(info, width, height) if info is not None else None
                     if info is not None and distorted(info) and not bent:
                         bent = True
                         progress.message("the camera's lens is distorted; depth_image_proc and clouds want rectified pictures (image_rect)")
-                    waiting.append((stamp_ns, message.header, info, photo, _submitted(pipeline, arguments, photo, known)))
+                    waiting.append((stamp_ns, message.header, fields, photo, _submitted(pipeline, arguments, photo, known)))
                 except InputError as error:
                     failures.append(error)
                 while len(waiting) > pipeline.concurrent:

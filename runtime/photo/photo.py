@@ -77,19 +77,19 @@ def read_photo(path: str | Path) -> np.ndarray:
     return _read(lambda: BoundedReader(path), Path(path))
 
 
-def decode_photo(raw: bytes, name: str = "the photo") -> np.ndarray:
-    """As ``read_photo``, from the bytes of a file; ``name`` stands for it in errors."""
-    return _read(lambda: io.BytesIO(raw), Path(name))
+def decode_photo(raw: bytes, name: str = "the photo", upright: bool = True) -> np.ndarray:
+    """As ``read_photo``, from the bytes of a file; ``name`` stands for it in errors. Without ``upright`` the pixels stay as they are stored."""
+    return _read(lambda: io.BytesIO(raw), Path(name), upright)
 
 
-def _read(opened: Callable[[], BinaryIO], path: Path) -> np.ndarray:
+def _read(opened: Callable[[], BinaryIO], path: Path, upright: bool = True) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and about sizes that are checked here
             with opened() as file, Image.open(file, formats=_formats()) as image:
                 _check_size(path, image, file)
                 image.load()
-                orientation = _orientation(image)
+                orientation = _orientation(image) if upright else 1
                 photo = _to_rgb(path, image)
         if orientation in UPRIGHT:
             photo = photo.transpose(UPRIGHT[orientation])

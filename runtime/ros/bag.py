@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from ..errors import InputError, UsageError, missing_package
 from ..files import whole_file
 from ..photo.depth_map import DepthMap
-from .messages import cloud_fields, depth_fields, scaled_info, topics_for
+from .messages import cloud_fields, depth_fields, topics_for
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 INFO = "sensor_msgs/msg/CameraInfo"
@@ -45,7 +46,10 @@ class BagSource:
         except Exception as error:  # whatever a damaged file provokes
             raise InputError(f"{path} cannot be read ({error})", wanted="a whole MCAP file of ROS 2", fix="mcap recover, or record it again") from error
         try:
-            pictures = {connection.topic: connection for connection in self._reader.connections if connection.msgtype in IMAGES}
+            pictures: dict[str, list[Any]] = {}
+            for connection in self._reader.connections:  # a topic has a channel for each of its publishers
+                if connection.msgtype in IMAGES:
+                    pictures.setdefault(connection.topic, []).append(connection)
             if topic is None and not pictures:
                 raise InputError(f"{path} holds no pictures", wanted=f"a topic of {' or '.join(IMAGES)}")
             if topic is None and len(pictures) == 1:
@@ -56,24 +60,27 @@ class BagSource:
         except BaseException:
             self._reader.close()
             raise
-        self.topic, self.frames = topic, pictures[topic].msgcount
-        self._wanted = [pictures[topic], *(c for c in self._reader.connections if c.topic == topics_for(topic)["camera_info"] and c.msgtype == INFO)]
+        self.topic, self.frames = topic, sum(connection.msgcount for connection in pictures[topic])
+        self._pictures = pictures[topic]
+        self._infos = [one for one in self._reader.connections if one.topic == topics_for(topic)["camera_info"] and one.msgtype == INFO]
 
     def __iter__(self) -> Iterator[tuple[int, Any, Any]]:
-        """(time of recording in ns, picture, the CameraInfo it belongs to or None), in the order of recording."""
+        """(time of recording in ns, picture, the CameraInfo it belongs to or None), in the order of recording.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
         info = None
-        for connection, _, raw in self._reader.messages(self._wanted[1:]) if self._wanted[1:] else ():
-            info = self._reader.deserialize(raw, connection.msgtype)  # the first one, for pictures that were recorded before it
-            break
         try:
-            for connection, stamp_ns, raw in self._reader.messages(self._wanted):
+            for connection, _, raw in self._reader.messages(self._infos) if self._infos else ():
+                info = self._reader.deserialize(raw, connection.msgtype)  # the first one, for pictures that were recorded before it
+                break
+            for connection, stamp_ns, raw in self._reader.messages([*self._pictures, *self._infos]):
                 message = self._reader.deserialize(raw, connection.msgtype)
                 if connection.msgtype == INFO:
                     info = message
                 else:
                     yield stamp_ns, message, info
-        except (InputError, GeneratorExit):
-            raise
         except Exception as error:
             raise InputError(f"{self.path} is damaged ({error})", wanted="a whole MCAP file", fix="mcap recover, or record it again") from error
 
@@ -102,24 +109,31 @@ class BagWriter:
     def __enter__(self) -> BagWriter:
         from rosbags.rosbag2 import StoragePlugin, Writer
 
-        self._part = self._whole.__enter__()
-        self._folder = self._part.with_name(self._part.name + ".d")
-        self._bag = Writer(self._folder, version=9, storage_plugin=StoragePlugin.MCAP)
-        self._bag.open()
-        for key, value in self._facts.items():
-            self._bag.set_custom_data(key, value)
+        with ExitStack() as stack:
+            part = stack.enter_context(self._whole)
+            folder = part.with_name(part.name + ".d")
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._bag = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
+            self._bag.open()
+            stack.push(self._finish)
+            for key, value in self._facts.items():
+                self._bag.set_custom_data(key, value)
+            self._folder, self._part, self._open = folder, part, stack.pop_all()
         return self
 
-    def write(self, stamp_ns: int, header: Any, depth: DepthMap, info: Any = None, photo: np.ndarray | None = None) -> None:
+    def write(self, stamp_ns: int, header: Any, depth: DepthMap, info: dict[str, Any] | None = None, photo: np.ndarray | None = None) -> None:
         """One map with the picture's own header (time and frame), its CameraInfo, and a cloud if the photo is given.
+
+        Args:
+            info: from ``scaled_info`` or ``pinhole_info``.
 
         Raises:
             InputError: if the map is not metric.
         """
-        height, width = depth.values.shape
         self._put("depth", "Image", stamp_ns, header, depth_fields(depth))
         if info is not None:
-            self._put("depth_info", "CameraInfo", stamp_ns, header, {**scaled_info(info, width, height), "roi": info.roi})
+            whole = self._types.types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+            self._put("depth_info", "CameraInfo", stamp_ns, header, {**info, "roi": whole})
         if photo is not None:
             fields = cloud_fields(depth, photo)
             field = self._types.types["sensor_msgs/msg/PointField"]
@@ -132,15 +146,17 @@ class BagWriter:
         message = self._types.types[name](header=header, **fields)
         self._bag.write(self._connections[what], stamp_ns, self._types.serialize_cdr(message, name))
 
-    def __exit__(self, *error: object) -> None:
-        try:
-            self._bag.close()
-            if error[0] is None:
-                (made,) = self._folder.glob("*.mcap")
-                made.replace(self._part)
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._whole.__exit__(*error)
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with suppress(Exception):  # the first error is the one to tell
+                self._bag.close()
+            return
+        self._bag.close()
+        (made,) = self._folder.glob("*.mcap")
+        made.replace(self._part)
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
 
 def rosbags() -> None:

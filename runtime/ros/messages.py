@@ -5,16 +5,19 @@ Depth follows REP 118: 32FC1, metres along the optical axis, NaN where there is 
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..photo.depth_map import DepthMap, Intrinsics
+from ..photo.depth_map import SHAPE_TOLERANCE, DepthMap, Intrinsics
+from ..photo.photo import decode_photo
 
 CHANNELS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "8UC3": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)), "mono8": (1, (0, 0, 0))}
 CHANNELS["8UC1"] = CHANNELS["mono8"]
+DISTANCES = ("16UC1", "32FC1")
 MOST_PIXELS = 1 << 28
 FLOAT32 = 7  # sensor_msgs/PointField
 
@@ -45,35 +48,90 @@ def photo_of(message: Any) -> np.ndarray:
 
 
 def _decompressed(message: Any) -> np.ndarray:
-    from PIL import Image
-
+    """As photos are read, but for EXIF's orientation: CameraInfo and whoever overlays the map go by the stored pixels."""
+    words = str(message.format)
+    if words.partition(";")[0].strip() in DISTANCES:  # the transports write the encoding first: "16UC1; png compressed"
+        raise InputError(f"a compressed image of {words!r}, which is distances", wanted="a picture", fix="--topic, of the colour or grey camera")
     try:
-        with Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"a compressed image ({message.format!r}) cannot be decoded ({error})", wanted="JPEG or PNG") from error
+        raw = bytes(memoryview(message.data))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"a message that is no sensor_msgs/CompressedImage ({error})", wanted="format and data") from error
+    return decode_photo(raw, f"a compressed image ({words!r})", upright=False)
 
 
 def camera_of(info: Any, width: int, height: int) -> Intrinsics | None:
     """Intrinsics of a picture of that size from a ``sensor_msgs/CameraInfo``; None if it is not calibrated (K is 0).
 
     Raises:
-        InputError: if the picture has another shape, or K is no camera's.
+        InputError: if the picture is not the one that CameraInfo tells of, or K is no camera's.
     """
-    k = [float(value) for value in info.k]
-    if k[0] == 0:
+    k, _ = _matrices(info, width, height)
+    if k[0, 0] == 0:
         return None
     try:
-        return Intrinsics(k[0], k[4], k[2], k[5], int(info.width), int(info.height)).on(width, height)
+        return Intrinsics(*map(float, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])), width, height).on(width, height)
     except ValueError as error:
-        raise InputError(f"CameraInfo holds K = {k} ({error})", wanted="a calibrated camera, or zeros") from error
+        raise InputError(f"CameraInfo holds K = {[float(value) for value in info.k]} ({error})", wanted="a calibrated camera, or zeros") from error
+
+
+def _matrices(info: Any, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """K [3, 3] and P [3, 4] for a picture of that size.
+
+    In the message they are for the whole sensor, of which the driver may send a window (``roi``, in the sensor's pixels) and several pixels as one
+    (``binning``). A picture of another size has to be the whole sensor resized: of a window nobody could tell.
+
+    Raises:
+        InputError: if the message is damaged, or the picture has another size or shape than it says.
+    """
+    with _as_camera_info():
+        k, p, roi = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4), info.roi
+        axes = [(width, int(info.width), int(roi.x_offset), int(roi.width), max(1, int(info.binning_x)))]
+        axes += [(height, int(info.height), int(roi.y_offset), int(roi.height), max(1, int(info.binning_y)))]
+    if not (k[0, 0] or p[0, 0]):
+        return k, p
+    cut = any(offset or window not in (0, full) for _, full, offset, window, _ in axes)
+    factors, stretches = [], []
+    for size, full, offset, window, binning in axes:
+        seen = (window if cut and window else full - offset) / binning
+        fits = np.floor(seen) <= size <= np.ceil(seen) and not 0 < full < offset + window
+        if cut and not fits:
+            raise _another_picture(info, axes)
+        factors.append(1 / binning if fits or not full else size / full)
+        stretches.append(factors[-1] * binning)
+    if abs(stretches[0] / stretches[1] - 1) > SHAPE_TOLERANCE:
+        raise _another_picture(info, axes)
+    for matrix in (k, p):
+        for row, factor in enumerate(factors):
+            if matrix[row, row]:
+                matrix[row, 2] -= axes[row][2]
+                matrix[row] *= factor
+                matrix[row, 2] += (factor - 1) / 2  # pixel centres have whole coordinates: the picture's edge is at -0.5
+    return k, p
+
+
+def _another_picture(info: Any, axes: list[tuple[int, ...]]) -> InputError:
+    (width, *_), (height, *_) = axes
+    roi, binning = info.roi, f"{axes[0][4]}x{axes[1][4]}"
+    tells = f"{info.width}x{info.height}, region of interest {roi.width}x{roi.height} at {roi.x_offset},{roi.y_offset}, binning {binning}"
+    return InputError(
+        f"the picture has {width}x{height} pixels, which does not fit its CameraInfo ({tells})",
+        wanted="the CameraInfo of this picture",
+        fix="--intrinsics fx,fy,cx,cy, in pixels of this picture",
+    )
 
 
 def distorted(info: Any) -> bool:
     """Whether the lens has distortion: a pixel's ray is then not that of a pinhole camera."""
-    return bool(np.any(np.asarray(info.d) != 0))
+    with _as_camera_info():
+        return bool(np.any(np.array(info.d, np.float64) != 0))
+
+
+@contextmanager
+def _as_camera_info() -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:  # a bag brings its own description of its messages, and that can be damaged
+        raise InputError(f"a message that is no sensor_msgs/CameraInfo ({error})", wanted="width, height, d, k, r, p, binning and roi") from error
 
 
 def depth_fields(depth: DepthMap) -> dict[str, Any]:
@@ -91,19 +149,29 @@ def depth_fields(depth: DepthMap) -> dict[str, Any]:
 
 
 def scaled_info(info: Any, width: int, height: int) -> dict[str, Any]:
-    """Fields of a ``CameraInfo`` for a picture of that size, but the header and region of interest: K and P scaled, the rest carried through.
+    """Fields of a ``CameraInfo`` for a picture of that size, but the header and region of interest, which is all zeros: K and P are for this
+    picture, the lens is carried through.
 
-    Pixel centres have whole coordinates, so principal points move by half a pixel as well.
+    Raises:
+        InputError: if the picture is not the one that CameraInfo tells of.
     """
-    across, down = (width / info.width, height / info.height) if info.width and info.height else (1.0, 1.0)
-    k, p = np.asarray(info.k, np.float64).reshape(3, 3).copy(), np.asarray(info.p, np.float64).reshape(3, 4).copy()
-    for matrix in (k, p):
-        for row, factor in ((0, across), (1, down)):
-            if matrix[row, row]:
-                matrix[row] *= factor
-                matrix[row, 2] += (factor - 1) / 2
-    fields = {name: getattr(info, name) for name in ("distortion_model", "d", "r", "binning_x", "binning_y")}
-    return {"height": height, "width": width, "k": k.reshape(-1), "p": p.reshape(-1), **fields}
+    k, p = _matrices(info, width, height)
+    with _as_camera_info():
+        lens = {"distortion_model": str(info.distortion_model), "d": np.array(info.d, np.float64), "r": np.array(info.r, np.float64).reshape(9)}
+    return {"height": height, "width": width, "k": k.reshape(-1), "p": p.reshape(-1), "binning_x": 0, "binning_y": 0, **lens}
+
+
+def pinhole_info(camera: Intrinsics, width: int, height: int) -> dict[str, Any]:
+    """The same of a camera without a ``CameraInfo``: no distortion, rectified as it is.
+
+    Raises:
+        InputError: if the picture has another shape than the camera's.
+    """
+    camera = camera.on(width, height)
+    k = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    lens = {"distortion_model": "plumb_bob", "d": np.zeros(5), "r": np.eye(3).reshape(-1)}
+    p = np.hstack([k, np.zeros((3, 1))])
+    return {"height": height, "width": width, "k": k.reshape(-1), "p": p.reshape(-1), "binning_x": 0, "binning_y": 0, **lens}
 
 
 def cloud_fields(depth: DepthMap, photo: np.ndarray) -> dict[str, Any]:
