@@ -239,6 +239,22 @@ def test_a_video_that_breaks_off_leaves_no_half_video(tiny, clip, tmp_path, caps
     assert [path.name for path in out.iterdir()] == ["clip_color.mp4"]
 
 
+@pytest.mark.parametrize("kinds", ["npy", "color"])
+def test_a_full_disk_ends_the_whole_run(tiny, clip, tmp_path, capsys, monkeypatch, kinds):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if kinds == "npy":
+        monkeypatch.setattr(np.lib.format, "write_array", full)
+    else:
+        monkeypatch.setattr(ColorVideo, "_open", full)
+    (tmp_path / "other.mkv").write_bytes(clip.read_bytes())
+    assert run.main(["--engine", str(tiny.plan), "-o", str(tmp_path / "out"), "--save", kinds, "-q", str(clip), str(tmp_path / "other.mkv")]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("error: ") == 1 and "the disk is full" in captured.err and "other" not in captured.err and not captured.out
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
 def test_colours_keep_the_scale_of_the_first_second_over_the_whole_video(tiny, clip, tmp_path):
     """One scale for all frames, from what the first second shows, with its bar below; --near and --far decide where they are given."""
     with Pipeline.open(tiny.plan) as pipeline:
