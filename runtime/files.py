@@ -57,12 +57,11 @@ def whole_file(path: str | Path, force: bool = False) -> Iterator[Path]:
     part = _part_beside(path)  # named before it is made: an interrupt in between leaves nothing
     try:
         with _os_errors(path):
-            part.touch(0o600, exist_ok=False)
+            part.touch(exist_ok=False)  # with the rights that the umask leaves: asking what it is would change it for all threads
         with full_disk_told(path):
             yield part
         with _os_errors(path):
             _sync(part)
-            os.chmod(part, 0o666 & ~_umask())
             os.replace(part, path)
             _sync(path.absolute().parent)
     finally:
@@ -91,13 +90,12 @@ def whole_directory(path: str | Path, force: bool = False, marker: str = "") -> 
     old = part.with_suffix(".old")
     try:
         with _os_errors(path):
-            part.mkdir(0o700)
+            part.mkdir()
         with full_disk_told(path):
             yield part
         with _os_errors(path):
             for file in sorted(part.rglob("*")):
                 _sync(file)
-            os.chmod(part, 0o777 & ~_umask())
             if path.exists():
                 os.replace(path, old)
             try:
@@ -240,9 +238,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -35,6 +35,7 @@ def run(code, *, env=None, **how):
         ("raise OSError(28, 'No space left on device', 'x')", 3, "error: the disk is full: x cannot be written"),
         ("raise OSError('boom')", 1, "internal error"),
         ("raise OSError(9, 'Bad file descriptor', 7)", 1, "internal error"),
+        (r"raise errors.InputError('a\x1b[2K\x9b\rb\nc')", 3, r"error: a\x1b[2K\x9b\x0db" + "\nc\n"),
         ("raise MemoryError", 7, "no memory is left"),
         ("raise KeyboardInterrupt", 130, "interrupted; nothing half-written was left"),
         ("raise RuntimeError('boom')", 1, "internal error, please report it (RuntimeError: boom); to see where, run it again with FATHOM_TRACEBACK=1"),

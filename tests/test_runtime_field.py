@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -305,6 +306,29 @@ def test_what_killed_runs_left_is_swept_after_a_day(tmp_path):
     with whole_file(tmp_path / "a") as part:
         part.write_bytes(b"a")
     assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "a"]
+
+
+def test_outputs_have_the_rights_that_the_umask_leaves_in_every_thread(tmp_path, monkeypatch):
+    umask = os.umask
+    before = umask(0o027)
+    monkeypatch.setattr(os, "umask", lambda mask: (umask(mask), time.sleep(0.002))[0])  # whoever changes it is met by another thread
+
+    def write(number):
+        for k in range(10):
+            with whole_file(tmp_path / f"{number}-{k}") as part:
+                part.write_bytes(b"")
+            (tmp_path / f"{number}-{k}.other").touch()
+            with whole_directory(tmp_path / f"{number}-{k}.folder") as part:
+                (part / "in").touch()
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(8)))
+    finally:
+        after = umask(before)
+    assert after == 0o027
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {0o640}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_dir()} == {0o750}
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

@@ -8,13 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fathom.runtime.commands import run
 from fathom.runtime.errors import AccuracyError, EnvironmentMismatchError, FathomError, InputError
 from fathom.runtime.outputs.colormap import colorize
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.video.color_video import ColorVideo
-from fathom.runtime.video.video import Frame, VideoSource, is_live, is_video, shown, stem_of
+from fathom.runtime.video.video import Frame, VideoSource, find_videos, is_live, is_video, shown, stem_of
 from fathom.runtime.video.video_run import run_video
 
 av = pytest.importorskip("av")
@@ -51,6 +52,20 @@ def test_what_is_a_video():
     assert is_live("/dev/video2") and is_live("rtsp://u:p@h/x") and not is_live("a.mp4")
     assert shown("rtsp://user:secret@host:554/one") == "rtsp://host:554/one"
     assert stem_of("rtsp://user:secret@host:554/one") == "host_554_one" and stem_of("/dev/video0") == "video0" and stem_of("x/clip.mp4") == "clip"
+
+
+def test_a_folder_of_videos_holds_no_photo_of_any_format_but_results_are_none(tiny, tmp_path):
+    for name in ("a.mp4", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    for suffix in ("avif", "jp2", "gif", "ppm", "dib", "jfif", "JPG", "png"):
+        photo, told = tmp_path / f"b.{suffix}", []
+        photo.write_bytes(b"")
+        assert find_videos([str(tmp_path)], told.append) == [str(tmp_path)] and "1 videos among the photos" in told[0]
+        photo.unlink()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "elsewhere.png")
+    assert run.main(["--engine", str(tiny.plan), str(tmp_path / "elsewhere.png"), "-o", str(tmp_path), "-q"]) == 0
+    (tmp_path / "elsewhere.png").unlink()
+    assert (tmp_path / "elsewhere_color.png").is_file() and find_videos([str(tmp_path)]) == [str(tmp_path / "a.mp4")]
 
 
 def test_frames_come_in_order_with_their_times(clip):
@@ -245,6 +260,22 @@ def test_a_video_that_breaks_off_leaves_no_half_video(tiny, clip, tmp_path, caps
     captured = capsys.readouterr()
     assert "junk.mkv" in captured.err and "12 frames" in captured.out  # the other one was run
     assert sorted(path.name for path in out.iterdir()) == ["_depth-run.json", "clip_color.mp4"]
+
+
+@pytest.mark.parametrize("kinds", ["npy", "color"])
+def test_a_full_disk_ends_the_whole_run(tiny, clip, tmp_path, capsys, monkeypatch, kinds):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if kinds == "npy":
+        monkeypatch.setattr(np.lib.format, "write_array", full)
+    else:
+        monkeypatch.setattr(ColorVideo, "_open", full)
+    (tmp_path / "other.mkv").write_bytes(clip.read_bytes())
+    assert run.main(["--engine", str(tiny.plan), "-o", str(tmp_path / "out"), "--save", kinds, "-q", str(clip), str(tmp_path / "other.mkv")]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("error: ") == 1 and "the disk is full" in captured.err and "other" not in captured.err and not captured.out
+    assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_colours_keep_the_scale_of_the_first_second_over_the_whole_video(tiny, clip, tmp_path):

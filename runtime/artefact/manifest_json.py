@@ -16,6 +16,8 @@ from .operator_use import OperatorUse
 from .spec import StageSpec, TensorSpec, fields
 
 VERSION = 1
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # controls of terminals, ends of lines, turns of direction
+UNSEEN = (("network", "config"), ("text", "template"))  # what no command prints and no output quotes: a prompt may have lines
 MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -100,9 +102,24 @@ def manifest_from_bytes(raw: bytes, kind: type[Manifest], where: str) -> Any:
             f"{where} has format version {data.get('version')!r}", wanted=f"version {VERSION}", fix="use the Fathom release that made it, or make it again"
         )
     try:
+        _refuse_hidden(data)
         return (_bundle if kind is BundleManifest else _plan)(data)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, re.error) as error:
         raise InputError(f"{where} is not a valid manifest: {error}", fix="export or build it again") from error
+
+
+def _refuse_hidden(value: Any, what: str = "manifest") -> None:
+    """Words of an artefact go to terminals and into headers of files, where a line break or an escape sequence would forge a line."""
+    if isinstance(value, str):
+        if HIDDEN.search(value):
+            raise ValueError(f"{what}: {value[:80]!r} has characters that cannot be seen")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if (what, key) not in UNSEEN:
+                _refuse_hidden(key, what), _refuse_hidden(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_hidden(item, what)
 
 
 def _no_constant(name: str):

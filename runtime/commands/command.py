@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from ..files import FULL
 
 TRACEBACK_VARIABLE = "FATHOM_TRACEBACK"
 INTERNAL, OUT_OF_MEMORY = 1, 7
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 FILE_FIXES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or those of its folder"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "check the name"),
@@ -131,6 +133,7 @@ class _TerminationAsInterrupt:
 
 
 def _say(text: str) -> None:
+    text = CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)  # names of files and of a graph's nodes are not to steer the terminal
     with suppress(OSError, ValueError):  # stderr may be closed too: then the exit code has to do
         print(text, file=sys.stderr, flush=True)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..errors import FathomError, InputError, UsageError
+from ..errors import DiskFullError, FathomError, InputError, UsageError
 from ..outputs import writers
 from ..outputs.colormap import colorize
 from ..outputs.scale_bar import PAPER, frame_for
@@ -65,11 +65,13 @@ def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: b
 
 
 def run_videos(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsics | None, kinds: tuple[str, ...], places: dict[str, dict[str, Path]]) -> int:
-    """Show each video to the network; returns the exit code. A broken one does not stop the others."""
+    """Show each video to the network; returns the exit code. A broken one does not stop the others, a full disk does."""
     code = 0
     for source, place in places.items():
         try:
             _Video(pipeline, arguments, camera, kinds, source, place).work()
+        except DiskFullError:
+            raise
         except InputError as error:
             code = max(code, _report(arguments, source, error))
         except _SomeFramesFailedError as failed:

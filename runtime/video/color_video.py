@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnvironmentMismatchError, InputError
-from ..files import whole_file
+from ..files import full_disk_told, whole_file
 from .video import av_errors, import_av, short
 
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
@@ -38,6 +38,9 @@ class ColorVideo:
 
         Args:
             pixels: uint8 [H, W, 3], RGB; all of one size, whose odd last row or column is left out.
+
+        Raises:
+            InputError: if a side has one pixel, or the file cannot be written; DiskFullError if the disk is full.
         """
         even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
         if not even.size:
@@ -93,7 +96,8 @@ class ColorVideo:
     def _errors(self) -> Iterator[None]:
         """PyAV's error for a full disk and the like as one of our errors."""
         try:
-            yield
+            with full_disk_told(self._path):
+                yield
         except av_errors(self._av) as error:
             raise InputError(f"{self._path} cannot be written ({short(error)})", fix="check the disk and the permissions of its folder") from error
 

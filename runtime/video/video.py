@@ -15,12 +15,11 @@ import numpy as np
 
 from ..artefact.contract import MAX_PIXELS_PER_SIDE
 from ..errors import InputError, missing_package
-from ..photo.photo import natural_key, unique_stems
+from ..photo.photo import is_named_as_photo, is_own_result, natural_key, unique_stems
 from ..sequences import zip_equal
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
 SUFFIXES.update({".3g2", ".264", ".265", ".asf", ".divx", ".dv", ".f4v", ".h264", ".h265", ".hevc", ".m2v", ".mjpeg", ".mjpg", ".mxf", ".vob", ".wtv"})
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 RESULT = re.compile(r".+_color\.mp4")  # what depth-run writes
 STREAM = re.compile(r"(rtsp|rtsps|rtmp|rtmps|srt|udp|tcp|http|https)://\S+")
 CAMERA = re.compile(r"/dev/video[0-9]+")
@@ -58,7 +57,7 @@ def find_videos(inputs: list[str], on_message: Callable[[str], None] = lambda te
         else:
             inside = []
         videos = [str(item) for item in inside if item.suffix.lower() in SUFFIXES and not RESULT.fullmatch(item.name)]
-        pictures = [item for item in inside if item.suffix.lower() in PICTURES]
+        pictures = [item for item in inside if is_named_as_photo(item) and not is_own_result(item)]
         if videos and pictures:
             on_message(f"{len(videos)} videos among the photos of {text} are left out ({Path(videos[0]).name}): run them by themselves")
         found += sorted(videos, key=natural_key) if videos and not pictures else [text]
