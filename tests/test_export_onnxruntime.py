@@ -158,6 +158,40 @@ def test_long_norms_become_as_exact_as_pytorchs(affine, tmp_path):
     assert error < 1e-5 and error < before / 5, (error, before)
 
 
+LONG = [2, 256, 2, 256]  # as many columns as channels
+
+
+@pytest.mark.parametrize(
+    ("grouped", "back", "scale", "opset", "count"),
+    [
+        ([0, 1, -1], [0, *LONG[1:]], [256, 1, 1], 18, 1),
+        ([0, 1, -1], [0, *LONG[1:]], [1, 256, 1, 1], 18, 1),
+        ([0, 1, -1], [0, *LONG[1:]], [256], 18, 1),  # a number a column, which is no part of the norm
+        ([0, 1, -1], [0, *LONG[1:]], [1, 256], 18, 1),
+        ([0, 1, -1], [0, *LONG[1:]], [256, 1, 1], 17, 0),  # where reductions are written otherwise
+        ([1, 2, -1], [0, 512, *LONG[2:]], [512, 1, 1], 18, 0),  # the pictures of a batch in one row
+    ],
+)
+def test_a_long_norm_made_elsewhere_gives_the_same(grouped, back, scale, opset, count):
+    rng = np.random.default_rng(0)
+    constants = {"grouped": np.array(grouped), "back": np.array(back), "scale": rng.uniform(0.5, 2, scale).astype(np.float32)}
+    constants |= {name: np.full(grouped[1], value, np.float32) for name, value in (("one", 1), ("zero", 0))}
+    nodes = [
+        helper.make_node("Reshape", ["x", "grouped"], ["groups"]),
+        helper.make_node("InstanceNormalization", ["groups", "one", "zero"], ["normed"]),
+        helper.make_node("Reshape", ["normed", "back"], ["shaped"]),
+        helper.make_node("Mul", ["shaped", "scale"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in (("x", LONG[1:]), ("y", back[1:]))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(values, name) for name, values in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    x = rng.standard_normal(LONG).astype(np.float32)
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    assert rewrite(model)["exact_norms"] == count
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
 def test_short_norms_stay_one_operator(tmp_path):
     model = onnx.load(str(_export(nn.GroupNorm(2, 4), (4, 16, 16), tmp_path)))
     assert rewrite(model)["exact_norms"] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 from onnx import helper
 
@@ -23,3 +25,8 @@ def sizes_of(kind: onnx.TypeProto.Tensor | None) -> Sizes | None:
     if kind is None or not kind.HasField("shape"):
         return None
     return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim)
+
+
+def is_per_channel(dims: Sequence[int], rank: int, channels: int) -> bool:
+    """Whether a constant of these sizes is one number a channel where it meets a tensor [batch, channels, ...] of ``rank`` axes."""
+    return (*[1] * (rank - len(dims)), *dims) == (1, channels, *[1] * (rank - 2))
