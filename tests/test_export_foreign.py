@@ -9,11 +9,12 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fathom.export.bundle.bundle_files import GOLDEN
 from fathom.export.foreign.contract_file import foreign_contract, read_contract
 from fathom.export.foreign.foreign import example_picture, write_foreign_bundle
+from fathom.export.parity import stage_runner
 from fathom.export.plan.build import BuildOptions, build_plan
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import AccuracyError, InputError
@@ -85,6 +86,25 @@ def test_a_graph_with_a_contract_becomes_a_bundle_that_computes_the_same(contrac
     np.testing.assert_array_equal(got, wanted)
     names = [node.name for node in onnx.load(str(bundle.path(stage.file))).graph.node]
     assert names == ["Conv_0", "Relu_1", "Add_2"]
+
+
+def test_a_wrong_rewrite_of_ours_is_seen_by_the_gate(tmp_path, monkeypatch):
+    """The golden tensors are what the untouched file gives, so that a pass of ours cannot define the truth."""
+
+    def wrong(model, passes):
+        for node in model.graph.node if passes else ():
+            node.op_type = node.op_type.replace("Add", "Sub")
+
+    monkeypatch.setattr(stage_runner, "rewrite", wrong)
+    file, golden = graph(tmp_path), tmp_path / "golden.safetensors"
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 48)).astype(np.float32)
+    (wanted,) = ort.InferenceSession(str(file)).run(None, {"x": x})
+    save_file({"x": x}, golden)
+    stage = {"name": "network", "file": str(file), **{side: [{"name": name, "dtype": "float32"}] for side, name in (("inputs", "x"), ("outputs", "y"))}}
+    stage_runner.first_run({"stage": "network", "file": str(file), "golden": str(golden), "output": "y"}, lambda *args, **facts: None)
+    np.testing.assert_allclose(load_file(golden)["y"], wanted, rtol=1e-6)
+    request = {"stages": [stage], "golden": str(golden), "output": "y", "isolated": True, "engines": False, "save": "", "probes": ""}
+    assert stage_runner.run_stages(request, lambda *args, **facts: None)["depth"]["abs_rel"] > 0.1
 
 
 def test_the_bundle_runs_and_builds(contract, tmp_path):

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from fathom.export.child.child import run_child
@@ -65,6 +66,54 @@ def test_attention_to_constants_or_with_a_map_that_others_read_stays(tmp_path):
     np.testing.assert_allclose(got, module(x).numpy(), atol=1e-6)
 
 
+def attention_made_elsewhere(query, keys, split, keys_split, joined, opset=18, **softmax):
+    """Two heads of q [query], k and v [keys], in the nodes that other exporters write too; the numbers are shapes and targets of Reshape."""
+    shapes = {"split": split, "keys_split": keys_split, "joined": joined}
+    constants = [numpy_helper.from_array(np.array(shape), name) for name, shape in shapes.items()] + [numpy_helper.from_array(np.float32(0.7), "factor")]
+    nodes = [helper.make_node("Reshape", [name, "split" if name == "q" else "keys_split"], [f"{name}_heads"]) for name in "qkv"]
+    nodes += [helper.make_node("Transpose", [f"{name}_heads"], [f"{name}_first"], perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]) for name in "qkv"]
+    nodes += [
+        helper.make_node("Mul", ["q_first", "factor"], ["q_scaled"]),
+        helper.make_node("MatMul", ["q_scaled", "k_first"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["map"], **softmax),
+        helper.make_node("MatMul", ["map", "v_first"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["turned", "joined"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, query if name == "q" else keys) for name in "qkv"]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3)], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+ATTENTIONS = {  # shapes and targets, and whether it is what the fused operator computes
+    "plain": (([3, 6, 8], [3, 6, 8], [0, 0, 2, 4], [0, 0, 2, 4], [0, 0, 8]), {}, 1),
+    "free batch": ((["n", 6, 8], ["n", 6, 8], [-1, 6, 2, 4], [-1, 6, 2, 4], [-1, 6, 8]), {}, 1),
+    "other keys": ((["n", 6, 8], ["n", 5, 8], [0, 0, 2, -1], [0, -1, 2, 4], [0, 6, -1]), {}, 1),
+    "opset 12, last axis": (([3, 6, 8], [3, 6, 8], [0, 0, 2, 4], [0, 0, 2, 4], [0, 0, 8]), {"opset": 12, "axis": 3}, 1),
+    "opset 12, all axes": (([3, 6, 8], [3, 6, 8], [0, 0, 2, 4], [0, 0, 2, 4], [0, 0, 8]), {"opset": 12}, 0),
+    "windows": (([3, 6, 8], [3, 6, 8], [-1, 3, 2, 4], [-1, 3, 2, 4], [3, 6, 8]), {}, 0),
+    "windows of a free batch": ((["n", 6, 8], ["n", 6, 8], [-1, 3, 2, 4], [-1, 3, 2, 4], [-1, 6, 8]), {}, 0),
+    "one axis of two": (([3, 2, 5, 8], [3, 2, 5, 8], [6, 5, 2, 4], [6, 5, 2, 4], [3, 10, 8]), {}, 0),
+    "flat": (([18, 8], [18, 8], [3, 6, 2, 4], [3, 6, 2, 4], [3, 6, 8]), {}, 0),
+    "all pictures as one": (([3, 6, 8], [3, 6, 8], [1, -1, 2, 4], [1, -1, 2, 4], [3, 6, 8]), {}, 0),
+    "one query for all": (([1, 6, 8], [3, 5, 8], [0, 0, 2, 4], [0, 0, 2, 4], [0, 0, 8]), {}, 0),
+    "perhaps one query for all": (([1, 6, 8], ["n", 5, 8], [0, 0, 2, 4], [0, 0, 2, 4], [-1, 6, 8]), {}, 0),
+    "pictures joined behind": (([3, 6, 8], [3, 6, 8], [0, 0, 2, 4], [0, 0, 2, 4], [1, 18, 8]), {}, 0),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTIONS)
+def test_only_what_the_fused_operator_computes_becomes_it(case):
+    facts, more, count = ATTENTIONS[case]
+    model = attention_made_elsewhere(*facts, **more)
+    rng = np.random.default_rng(0)
+    feed = {name: rng.standard_normal([3 if size == "n" else size for size in facts[name != "q"]]).astype(np.float32) for name in "qkv"}
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, feed)
+    assert rewrite(model)["fuse_attention"] == count
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, feed)
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
 class Shares(nn.Module):
     def __init__(self, axis):
         super().__init__()
@@ -85,8 +134,6 @@ def test_a_softmax_over_channels_is_written_out_and_gives_the_same(axis, spread,
 
 
 def test_a_softmax_stays_whose_rank_is_not_known_or_whose_opset_writes_axes_otherwise():
-    from onnx import TensorProto, helper
-
     for opset, shape, kind in ((17, [2, 5, 3], TensorProto.FLOAT), (18, None, TensorProto.FLOAT), (18, [2, 5, 3], TensorProto.FLOAT16)):
         ends = [helper.make_tensor_value_info(name, kind, shape) for name in "xy"]
         graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], axis=1)], "g", ends[:1], ends[1:])
@@ -109,6 +156,40 @@ def test_long_norms_become_as_exact_as_pytorchs(affine, tmp_path):
     (plain,) = ort.InferenceSession(str(file)).run(None, {"x": x.numpy()})
     error, before = np.abs(got - truth).max(), np.abs(plain - truth).max()
     assert error < 1e-5 and error < before / 5, (error, before)
+
+
+LONG = [2, 256, 2, 256]  # as many columns as channels
+
+
+@pytest.mark.parametrize(
+    ("grouped", "back", "scale", "opset", "count"),
+    [
+        ([0, 1, -1], [0, *LONG[1:]], [256, 1, 1], 18, 1),
+        ([0, 1, -1], [0, *LONG[1:]], [1, 256, 1, 1], 18, 1),
+        ([0, 1, -1], [0, *LONG[1:]], [256], 18, 1),  # a number a column, which is no part of the norm
+        ([0, 1, -1], [0, *LONG[1:]], [1, 256], 18, 1),
+        ([0, 1, -1], [0, *LONG[1:]], [256, 1, 1], 17, 0),  # where reductions are written otherwise
+        ([1, 2, -1], [0, 512, *LONG[2:]], [512, 1, 1], 18, 0),  # the pictures of a batch in one row
+    ],
+)
+def test_a_long_norm_made_elsewhere_gives_the_same(grouped, back, scale, opset, count):
+    rng = np.random.default_rng(0)
+    constants = {"grouped": np.array(grouped), "back": np.array(back), "scale": rng.uniform(0.5, 2, scale).astype(np.float32)}
+    constants |= {name: np.full(grouped[1], value, np.float32) for name, value in (("one", 1), ("zero", 0))}
+    nodes = [
+        helper.make_node("Reshape", ["x", "grouped"], ["groups"]),
+        helper.make_node("InstanceNormalization", ["groups", "one", "zero"], ["normed"]),
+        helper.make_node("Reshape", ["normed", "back"], ["shaped"]),
+        helper.make_node("Mul", ["shaped", "scale"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in (("x", LONG[1:]), ("y", back[1:]))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(values, name) for name, values in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    x = rng.standard_normal(LONG).astype(np.float32)
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    assert rewrite(model)["exact_norms"] == count
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
 def test_short_norms_stay_one_operator(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from fathom.export.lowering.lowering import lower_stage
 from fathom.export.operators.operators import RULES, use_operators
@@ -76,17 +77,47 @@ def test_no_operator_is_used_unasked(graphs):
 def test_another_formula_is_left_alone(graphs):
     """An attractor strength of 1000, as EVP's paper has it, is not what the operator computes."""
     model = onnx.load(graphs["bins"][1], load_external_data=False)
-    constants = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL and t.data_type == onnx.TensorProto.FLOAT]
-    strength = next(t for t in constants if onnx.numpy_helper.to_array(t).size == 1 and onnx.numpy_helper.to_array(t) == 300)
-    strength.CopyFrom(onnx.numpy_helper.from_array(np.float32(1000).reshape(tuple(strength.dims)), strength.name))
+    constants = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL and t.data_type == TensorProto.FLOAT]
+    strength = next(t for t in constants if numpy_helper.to_array(t).size == 1 and numpy_helper.to_array(t) == 300)
+    strength.CopyFrom(numpy_helper.from_array(np.float32(1000).reshape(tuple(strength.dims)), strength.name))
     assert use_operators(model, ("BinsExpectation",)) == {"BinsExpectation": 0}
 
 
 def test_a_norm_whose_inside_is_read_is_left_alone(graphs):
     model = onnx.load(graphs["unet"][1], load_external_data=False)
     inner = next(node for node in model.graph.node if node.op_type == "Sigmoid").output[0]
-    model.graph.output.append(onnx.helper.make_tensor_value_info(inner, 1, None))
+    model.graph.output.append(helper.make_tensor_value_info(inner, 1, None))
     assert use_operators(model, ("GroupNormSilu",)) == {"GroupNormSilu": 43}
+
+
+def norm_made_elsewhere(scale, groups=2, picture=(8, 4, 8), back=(8, 4, 8)):
+    """A group norm of x [n, *picture] by a scale of that shape, and its SiLU."""
+    shapes = {"grouped": [0, groups, -1], "back": [0, *back]}
+    constants = [numpy_helper.from_array(np.array(shape), name) for name, shape in shapes.items()]
+    constants += [numpy_helper.from_array(np.full(groups, value, np.float32), name) for name, value in (("one", 1), ("zero", 0))]
+    constants += [numpy_helper.from_array(np.random.default_rng(0).normal(1, 1, scale).astype(np.float32), name) for name in ("scale", "shift")]
+    nodes = [
+        helper.make_node("Reshape", ["x", "grouped"], ["groups"]),
+        helper.make_node("InstanceNormalization", ["groups", "one", "zero"], ["normed"]),
+        helper.make_node("Reshape", ["normed", "back"], ["shaped"]),
+        helper.make_node("Mul", ["shaped", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["z"]),
+        helper.make_node("Sigmoid", ["z"], ["gate"]),
+        helper.make_node("Mul", ["z", "gate"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in (("x", picture), ("y", back))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize(("scale", "count"), [((8, 1, 1), 1), ((1, 8, 1, 1), 1), ((8,), 0), ((1, 8), 0), ((1, 1, 1, 8), 0)])
+def test_a_number_a_column_is_not_a_number_a_channel(scale, count):
+    model = norm_made_elsewhere(scale)
+    x = {"x": np.random.default_rng(1).standard_normal((2, 8, 4, 8)).astype(np.float32)}
+    (wanted,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, x)
+    assert use_operators(model, ("GroupNormSilu",)) == {"GroupNormSilu": count}
+    (got,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, x)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_every_rule_belongs_to_an_operator():

@@ -6,23 +6,28 @@ The CPU kernel behind ``com.microsoft.MultiHeadAttention`` never holds the map o
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
+from ...calibration.graph.stage_graph import opset_of
 from ..graph.set_nodes import set_nodes
+from ..graph.tensor_types import Sizes, sizes_of, tensor_types
 
 HEADS_FIRST, KEYS_TRANSPOSED = [0, 2, 1, 3], [0, 2, 3, 1]
 DOMAIN = "com.microsoft"
+LAST_BY_DEFAULT = 13  # the opset from which Softmax without an axis is over the last one; before, over all but the batch
 
 
 def fuse_attention(model: onnx.ModelProto) -> int:
     """Replace every self-contained attention of the form below, in place; returns how many.
 
     ``q, k, v`` [batch, tokens, width] -> Reshape -> Transpose (heads first) each, the queries scaled by a constant, MatMul, Softmax,
-    MatMul, Transpose, Reshape. One whose keys are constants, or whose map is read by others, stays as it is.
+    MatMul, Transpose, Reshape. One whose keys are constants, or whose map is read by others, stays as it is; so does one over windows or
+    single axes of the tokens, one query for several pictures, and whatever does not show that it is none of these.
     """
     graph = _Graph(model)
     done = 0
@@ -47,6 +52,8 @@ class _Graph:
             for name in node.input:
                 self.readers[name].append(node)
         self.outputs = {value.name for value in model.graph.output}
+        self.opset = opset_of(model)
+        self.types = tensor_types(model)
 
     def _only(self, node: onnx.NodeProto, op: str) -> onnx.NodeProto | None:
         """The one reader of a node's result, if it is of that kind."""
@@ -60,38 +67,42 @@ class _Graph:
         got = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
         return node if perm is None or got == perm else None
 
-    def _shape(self, node: onnx.NodeProto) -> list[int] | None:
-        tensor = self.constants.get(node.input[1])
-        return onnx.numpy_helper.to_array(tensor).tolist() if tensor is not None else None
+    def _shape(self, node: onnx.NodeProto) -> list[int]:
+        """What a Reshape makes of its input; empty if that is computed."""
+        tensor = self.constants.get(node.input[1]) if len(node.input) > 1 else None
+        return onnx.numpy_helper.to_array(tensor).tolist() if tensor is not None else []
 
-    def _split(self, name: str, perm: list[int]) -> tuple[str, list[int]] | None:
-        """The tensor [batch, tokens, width] that was split into heads, and the shape it was split to."""
+    def _split(self, name: str, perm: list[int]) -> tuple[str, Sizes, int] | None:
+        """The tensor [batch, tokens, width] whose width was split into heads, its sizes, and how many heads."""
         turned = self._made_by(name, "Transpose", perm)
         shaped = self._made_by(turned.input[0], "Reshape") if turned is not None else None
-        shape = self._shape(shaped) if shaped is not None else None
-        return (shaped.input[0], shape) if shape is not None and len(shape) == 4 else None
+        if shaped is None or (kind := self.types.get(shaped.input[0])) is None or kind.elem_type != TensorProto.FLOAT:
+            return None
+        sizes, shape = sizes_of(kind), self._shape(shaped)
+        if sizes is None or len(sizes) != 3 or len(shape) != 4 or shape[2] < 1 or not _keeps_tokens(sizes, shape):
+            return None
+        return shaped.input[0], sizes, shape[2]
 
     def match(self, softmax: onnx.NodeProto):
         """The parts of one attention, or None."""
-        axis = next((a.i for a in softmax.attribute if a.name == "axis"), -1)
+        axis = next((a.i for a in softmax.attribute if a.name == "axis"), -1 if self.opset >= LAST_BY_DEFAULT else 1)
         scores, mixed = self._made_by(softmax.input[0], "MatMul"), self._only(softmax, "MatMul")
         if axis not in (-1, 3) or scores is None or mixed is None or mixed.input[0] != softmax.output[0] or self._only(scores, "Softmax") is None:
             return None
         scaled = self._made_by(scores.input[0], "Mul")
         factor = self.constants.get(scaled.input[1]) if scaled is not None else None
-        if factor is None or np.prod(factor.dims) != 1:
+        if factor is None or np.prod(factor.dims) != 1 or len(factor.dims) > 4:
             return None
         parts = [self._split(scaled.input[0], HEADS_FIRST), self._split(scores.input[1], KEYS_TRANSPOSED), self._split(mixed.input[1], HEADS_FIRST)]
         turned = self._only(mixed, "Transpose")
         joined = self._only(turned, "Reshape") if turned is not None and self._made_by(turned.output[0], "Transpose", HEADS_FIRST) is not None else None
         if any(part is None for part in parts) or joined is None:
             return None
-        heads = {shape[2] for _, shape in parts}
-        width = parts[0][1][2] * parts[0][1][3]
-        out = self._shape(joined)
-        if len(heads) != 1 or out is None or len(out) != 3 or out[2] != width or width <= 0:
+        batches, heads = {sizes[0] for _, sizes, _ in parts}, {count for _, _, count in parts}
+        out, (_, (batch, tokens, _), _), (_, (*_, width), _) = self._shape(joined), parts[0], parts[2]
+        if len(batches) != 1 or "" in batches or len(heads) != 1 or len(out) != 3 or not _keeps_tokens((batch, tokens, width), out):
             return None
-        return joined, [name for name, _ in parts], heads.pop(), float(onnx.numpy_helper.to_array(factor).reshape(()))
+        return joined, [name for name, _, _ in parts], heads.pop(), float(onnx.numpy_helper.to_array(factor).reshape(()))
 
     def replace(self, joined: onnx.NodeProto, sources: list[str], heads: int, scale: float) -> None:
         """The last node of the pattern becomes the fused one; the others are removed if no other node reads them."""
@@ -109,3 +120,9 @@ class _Graph:
             else:
                 dead.add(id(node))
         return dead
+
+
+def _keeps_tokens(sizes: Sizes, shape: list[int]) -> bool:
+    """Whether a Reshape to ``shape`` leaves the batch and the tokens of [batch, tokens, width] as they are, or finds them again."""
+    kept = [new in (0, size) for new, size in zip(shape[:2], sizes[:2], strict=True)]
+    return all(kept) or (any(kept) and shape[kept.index(False)] == -1 and math.prod(shape[2:]) == sizes[2])

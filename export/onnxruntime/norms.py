@@ -11,16 +11,22 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ...calibration.graph.softmax import AXES_ARE_INPUTS
+from ...calibration.graph.stage_graph import opset_of
 from ..graph.long_sums import LONGEST_PLAIN, row_length
 from ..graph.set_nodes import set_nodes
+from ..graph.tensor_types import is_per_channel
 
 
 def exact_norms(model: onnx.ModelProto) -> int:
     """Replace long ``InstanceNormalization`` nodes over [batch, groups, -1], in place; returns how many.
 
     The pattern is what ``translations.group_norm`` writes: Reshape, InstanceNormalization with scale 1 and shift 0, Reshape, and
-    where there is one the Mul by a scale per channel. Others stay as they are.
+    where there is one the Mul by a scale per channel. Others stay as they are, and so do all before opset 18 and a Mul by anything else.
     """
+    if opset_of(model) < AXES_ARE_INPUTS:
+        return 0
+    outputs = {value.name for value in model.graph.output}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     maker = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -36,16 +42,22 @@ def exact_norms(model: onnx.ModelProto) -> int:
         after = readers.get(norm.output[0], [])
         if before is None or before.op_type != "Reshape" or len(after) != 1 or after[0].op_type != "Reshape":
             continue
+        if not outputs.isdisjoint((before.output[0], norm.output[0])):
+            continue
         grouped, shape = _ints(constants, before.input[1]), _ints(constants, after[0].input[1])
         plain = _all(constants, norm.input[1], 1.0) and _all(constants, norm.input[2], 0.0)
-        if not plain or grouped is None or len(grouped) != 3 or grouped[2] != -1 or shape is None or shape[0] != 0 or min(shape[1:]) < 1:
+        if not plain or grouped is None or len(grouped) != 3 or shape is None or len(shape) < 2:
             continue
         groups, channels = grouped[1], shape[1]
+        if [grouped[0], grouped[2], shape[0]] != [0, -1, 0] or min(groups, *shape[1:]) < 1 or channels % groups:
+            continue
         length = int(np.prod(shape[1:], dtype=np.int64)) // groups
         if length <= LONGEST_PLAIN:
             continue
         scaled = readers.get(after[0].output[0], [])
-        mul = scaled[0] if len(scaled) == 1 and scaled[0].op_type == "Mul" and _per_channel(constants, scaled[0].input[1], channels) else None
+        mul = scaled[0] if len(scaled) == 1 and scaled[0].op_type == "Mul" and after[0].output[0] not in outputs else None
+        if mul is not None and ((scale := _values(constants, mul.input[1])) is None or not is_per_channel(scale.shape, len(shape), channels)):
+            mul = None
         row = row_length(length)
         replaced[id(norm)] = _two_steps(model, constants, norm, before.input[0], groups, row, length, shape, mul, after[0])
         gone |= {id(norm), id(after[0])} | ({id(mul)} if mul is not None else set())
@@ -97,10 +109,6 @@ def _ints(constants: dict, name: str) -> list[int] | None:
 
 
 def _all(constants: dict, name: str, wanted: float) -> bool:
+    """Whether a constant is FP32, as what is put in the norm's place, and holds that number alone."""
     values = _values(constants, name)
-    return values is not None and bool((values == wanted).all())
-
-
-def _per_channel(constants: dict, name: str, channels: int) -> bool:
-    values = _values(constants, name)
-    return values is not None and values.size == channels and values.ndim >= 1 and values.shape[-1] in (1, channels)
+    return values is not None and values.dtype == np.float32 and bool((values == wanted).all())

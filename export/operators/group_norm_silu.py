@@ -42,7 +42,7 @@ def _match(around: Surroundings, norm: onnx.NodeProto) -> tuple[list[str], str, 
         step = around.read_by(value, op)
         if step is None:
             return None
-        names.append(next((name for name in step.input if around.size(name) == sizes[1]), ""))
+        names.append(next((name for name in step.input if around.per_channel(name, len(sizes), sizes[1])), ""))
         value = step.output[0]
     gate = around.read_by(value, "Sigmoid")
     gated = around.read_by(gate.output[0], "Mul") if gate is not None else None

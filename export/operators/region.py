@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from ...trt_plugins.functions import DOMAIN
 from ..graph.set_nodes import set_nodes
+from ..graph.tensor_types import is_per_channel
 
 
 class Surroundings:
@@ -44,6 +45,10 @@ class Surroundings:
     def size(self, name: str) -> int:
         """How many values a constant has; 0 if the tensor is computed."""
         return int(np.prod(self._constants[name].dims, dtype=np.int64)) if name in self._constants else 0
+
+    def per_channel(self, name: str, rank: int, channels: int) -> bool:
+        """Whether a tensor is a constant of one number a channel (see ``is_per_channel``)."""
+        return name in self._constants and is_per_channel(self._constants[name].dims, rank, channels)
 
     def region(self, ends: Iterable[str], starts: Iterable[str]) -> list[onnx.NodeProto] | None:
         """The nodes between the starts and the ends, in their order; None if another tensor flows in, or an inner one flows out."""

@@ -32,7 +32,7 @@ class Editor:
         self.origin: dict[str, str] = {}
         self.readers: dict[str, int] = {}
         for node in model.graph.node:
-            for name in node.input:
+            for name in filter(None, node.input):  # an optional input that is left out has no name
                 self.readers[name] = self.readers.get(name, 0) + 1
         for value in model.graph.output:
             self.readers[value.name] = self.readers.get(value.name, 0) + 1

@@ -14,6 +14,9 @@ def pad(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
         raise editor.refusal(node, "it wraps around")
     axes = editor.axes(node, 3)
     made = without(node)
+    del made.input[3:]
+    if len(made.input) == 3 and not made.input[2]:
+        del made.input[2]
     if axes is None:
         return [made]
     rank, pads = len(editor.shape(node.input[0], node)), editor.constant(node.input[1])
@@ -22,7 +25,4 @@ def pad(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
     everywhere = np.zeros((2, rank), np.int64)
     everywhere[:, [axis % rank for axis in axes]] = pads.reshape(2, len(axes))
     made.input[1] = editor.steps(node).constant("pads", everywhere.reshape(-1), np.int64)
-    del made.input[3:]
-    if made.input[-1] == "":
-        del made.input[-1]
     return [made]

@@ -32,7 +32,7 @@ def resize(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
         for axis, value in zip(facts["axes"], values, strict=True):
             everywhere[axis % len(shape)] = value.item()
         if place == 3 and None in everywhere:  # the batch is free: say it with scales, of which the batch's is 1
-            scales = [1.0 if size is None or new is None else new / size for size, new in zip(shape, everywhere, strict=True)]
+            scales = [1.0 if size is None or new is None else _scale(size, new) for size, new in zip(shape, everywhere, strict=True)]
             if any(size is None and axis in {a % len(shape) for a in facts["axes"]} for axis, size in enumerate(shape)):
                 raise editor.refusal(node, "it resizes a free dimension", "export with a fixed picture size")
             del made.input[2:]
@@ -40,3 +40,9 @@ def resize(node: onnx.NodeProto, editor: Editor) -> list[onnx.NodeProto] | None:
         else:
             made.input[place] = editor.steps(node).constant("scales" if place == 2 else "sizes", everywhere, kind)
     return [made]
+
+
+def _scale(size: int, new: int) -> np.float32:
+    """The number that makes one size of the other: the new size is the product rounded down, so it must not be below the quotient."""
+    scale = np.float32(new / size)
+    return scale if float(scale) * size >= new else np.nextafter(scale, np.float32(np.inf))
