@@ -165,6 +165,14 @@ def test_graph_and_contract_must_fit(contract, tmp_path, changes, words):
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_name_that_no_bundle_may_have_is_refused_before_the_work(contract, tmp_path):
+    file, done = graph(tmp_path), []
+    for name in ("../evil", "a/b", ".x", "a\nb", "a" * 129):
+        with pytest.raises(InputError, match=r"called.*--name"):
+            write_foreign_bundle(file, contract(), tmp_path / "bundle", name=name, on_progress=lambda what, part: done.append(part))
+    assert set(done) <= {0.0} and not (tmp_path / "bundle").exists()
+
+
 def test_two_inputs_are_refused(contract, tmp_path):
     extra = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 32, 48]) for name in ("x", "z")]
     nodes = [helper.make_node("Add", ["x", "z"], ["a"]), helper.make_node("ReduceMean", ["a"], ["y"], axes=[1], keepdims=1)]

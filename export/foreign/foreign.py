@@ -15,7 +15,7 @@ from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
 from ...runtime.artefact.other_kinds import LOOKED_AT, ONNX, recognise
-from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.artefact.spec import NETWORK_NAME, StageSpec, TensorSpec
 from ...runtime.certificate.probes import PROBES
 from ...runtime.errors import BuildFailedError, InputError
 from ...runtime.files import sha256_of, whole_directory
@@ -66,6 +66,9 @@ def write_foreign_bundle(
     graph, on_message, on_progress = Path(graph), on_message or (lambda text: None), on_progress or (lambda what, done: None)
     on_progress("reading the graph", 0.0)
     contract, form = foreign.contract, foreign.form
+    name = name or graph.stem
+    if not NETWORK_NAME.fullmatch(name):
+        raise InputError(f"the network would be called {name!r}", wanted="up to 128 characters without / and \\, not beginning with a dot", fix="pass --name")
     model = _read(graph)
     for remark in _remarks(model):
         on_message(remark)
@@ -93,7 +96,7 @@ def write_foreign_bundle(
         report.require()
         origin = {"kind": "foreign", "file": graph.name, "sha256": sha256_of(graph), "licence": licence, "warnings": []}
         config = {"opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}}
-        facts = NetworkFacts(name or graph.stem, "", config, parameters, origin)
+        facts = NetworkFacts(name, "", config, parameters, origin)
         manifest = finish_bundle(folder, facts, contract, (BundleStage(spec, f"{STAGES}/{file.name}", "fp32", (DEPTH_FORM,)),), report)
         on_progress("written", 1.0)
     return manifest
