@@ -315,7 +315,7 @@ def test_published_forms_give_what_the_network_gives(contract, tmp_path, which):
     options, count = FORMS[which]
     write_foreign_bundle(form(tmp_path, **options), contract(input=PLAIN), tmp_path / "bundle")
     shown = np.round(picture(count) * 255) / np.float32(255)  # what bytes can show too
-    np.testing.assert_allclose(answer(tmp_path / "bundle", shown), conv_sigmoid(shown), atol=1e-3 if which == "half" else 1e-5)
+    np.testing.assert_allclose(answer(tmp_path / "bundle", shown), conv_sigmoid(shown), atol=1e-5)
     with Pipeline.open(tmp_path / "bundle") as pipeline:
         assert pipeline.predict(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).depth_m.shape == (40, 60)
 

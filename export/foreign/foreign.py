@@ -28,6 +28,7 @@ from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output, output
 from .contract_file import ForeignContract
 from .embedded import open_up
 from .unfit import refuse_unfit
+from .widen import HALF, widen, widened
 
 STAGE = "network"
 MAX_GRAPH_NBYTES = (1 << 31) - 1
@@ -75,6 +76,8 @@ def write_foreign_bundle(
     model = open_up(model, graph.parent)
     keep_output(model, form, graph.name)
     refuse_unfit(model, graph.name)
+    if widen(model):
+        on_message("the graph computes in FP16 or BF16; the bundle is FP32, as every bundle, and depth-build --precision fp16 makes FP16 of it again")
     batch = adapt_input(model, contract, form, graph.name)
     shape = output_shape(model)
     with whole_directory(path, force, MANIFEST) as folder:
@@ -187,7 +190,7 @@ def _remarks(model: onnx.ModelProto) -> list[str]:
 
 
 def _rewrite(model: onnx.ModelProto, source: Path, file: Path) -> int:
-    """The same graph with a name on every node, its weights in one file beside it; returns how many weights it has."""
+    """The same graph with a name on every node, its weights in FP32 in one file beside it; returns how many weights it has."""
     taken, parameters = set(), 0
     for index, node in enumerate(model.graph.node):
         node.name = node.name if node.name and node.name not in taken else f"{node.op_type}_{index}"
@@ -205,11 +208,12 @@ def _rewrite(model: onnx.ModelProto, source: Path, file: Path) -> int:
         for tensor in model.graph.initializer:
             if tensor.data_type == TensorProto.STRING:
                 continue
-            values = read_array(tensor, source)
+            values = widened(read_array(tensor, source), tensor.data_type)
             parameters += values.size
             if values.nbytes >= EXTERNAL_FROM_NBYTES:
                 point_outside(tensor, data.name, writer.add(values))
-            elif tensor.data_location == TensorProto.EXTERNAL:
+                tensor.data_type = TensorProto.FLOAT if tensor.data_type in HALF else tensor.data_type
+            elif tensor.data_location == TensorProto.EXTERNAL or tensor.data_type in HALF:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(values), tensor.name))
         nbytes = writer.nbytes
     if not nbytes:
