@@ -123,6 +123,12 @@ def clock(monkeypatch, large_tower, tmp_path):
     assert machine.leaks() == {}
 
 
+def test_mixtures_are_timed_on_the_card_that_was_named_or_on_none(clock, tmp_path):
+    said = []  # the fixture's machine has one card
+    assert mixture_clock.clock_if_possible(tmp_path, tmp_path, BuildOptions("tensorrt", "int8", device=1), said.append) is None
+    assert "no mixture can be timed here" in said[0]
+
+
 def test_ten_mixtures_are_predicted_in_the_order_of_the_stand_ins_clock(clock, large_tower):
     costs, regions = costs_of(large_tower, STAND_IN)
     mixtures = some_mixtures(regions)

@@ -13,7 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fathom.export.commands import build_command, command_line, export_command
+from fathom.export.plan.build import check_outputs
+from fathom.export.plan.build_options import BuildOptions
 from fathom.runtime.artefact.manifest import BACKENDS
+from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,19 @@ def test_export_straight_to_a_plan(foreign, tmp_path, capsys):
         (["--model", "nonsense", "-o", "OUT"], 2, "no network 'nonsense'"),
         (["--model", "evp-tiny", "--variant", "moon", "-o", "OUT"], 2, "no variant 'moon'"),
         (["--model", "evp-tiny", "--contract", "x", "-o", "OUT"], 2, "--contract does not go with --model"),
-        (["--model", "evp-tiny", "--precision", "fp16", "-o", "OUT"], 2, "go with -o x.plan"),
+        (["--model", "evp-tiny", "--precision", "fp16", "-o", "OUT"], 2, "--precision can only go with -o x.plan"),
+        (["--model", "evp-tiny", "--batch", "4", "--device", "1", "-o", "OUT"], 2, "--batch and --device can only go with"),
+        (["--model", "evp-tiny", "--operators", "GroupNormSilu", "--plugins", "x.so", "-o", "OUT"], 2, "--operators and --plugins can only go with"),
+        (["--model", "evp-tiny", "--memory", "4", "--workspace", "1", "--timing-cache", "c", "--layers", "l", "-o", "OUT"], 2, "-cache and --layers can"),
+        (["--model", "evp-tiny", "--name", "mine", "-o", "OUT"], 2, "--name does not go with --model"),
+        (["--model", "evp-tiny", "--licence", "MIT", "-o", "OUT"], 2, "--licence does not go with --model"),
+        (["--model", "evp-tiny", "--seed", "0", "-o", "OUT"], 2, "--seed is of random weights"),
+        (["--model", "evp", "--weights", "w.safetensors", "--seed", "1", "-o", "OUT"], 2, "--seed is of random weights"),
+        (["--onnx", "x.onnx", "--contract", "c.json", "--seed", "1", "-o", "OUT"], 2, "--seed is of random weights"),
+        (["--model", "evp-tiny", "--precision", "int8", "--data", "rooms:8", "--budget", "abs_rel=1", "-o", "OUT.plan"], 2, "--budget 'abs_rel=1'"),
+        (["--model", "evp-tiny", "--precision", "int8", "--data", "moon:8", "-o", "OUT.plan"], 2, "--data"),
+        (["--model", "evp-tiny", "--precision", "int8", "--data", "images:OUT", "-o", "OUT.plan"], 3, "--data images:"),
+        (["--model", "evp-tiny", "--precision", "fp16", "--target", "sm86", "-o", "OUT.PLAN"], 2, "goes with tensorrt-rtx"),
         (["--model", "evp-tiny", "--weights", "missing.safetensors", "-o", "OUT"], 3, "missing.safetensors"),
         (["--model", "evp-tiny", "-o", "OUT/deep/er"], 3, "does not exist"),
         (["--model", "evp-tiny", "-o", "OUT.plan", "--precision", "fp16", "--target", "sm86"], 2, "goes with tensorrt-rtx"),
@@ -107,11 +123,47 @@ def test_wrong_use_is_told_with_the_right_code_and_leaves_nothing(arguments, cod
     assert not any("Traceback" in line for line in shown) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [[], ["--model", "evp-tiny"], ["--model", "a", "--onnx", "b", "-o", "c"], ["--nonsense"]])
-def test_argparse_errors_are_code_2(arguments, capsys):
+def test_what_is_wrong_is_told_before_minutes_of_exporting(tmp_path, capsys):
+    calibrated = ["--precision", "int8", "--data", "rooms:8"]
+    for extra in (["--budget", "abs_rel=1"], ["--data", f"images:{tmp_path}/none"], ["--layers", str(tmp_path)]):
+        assert export_command.main(["--model", "evp-tiny", *calibrated, *extra, "-o", str(tmp_path / "x.plan")]) in (2, 3)
+        assert "loading" not in capsys.readouterr().err
+
+
+def test_layers_and_plan_are_two_files(tmp_path, monkeypatch):
+    (tmp_path / "here").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for path in ("x.plan", str(tmp_path / "x.plan"), "here/x.plan"):
+        with pytest.raises(UsageError, match=r"both .*x\.plan"):
+            check_outputs(Path("x.plan"), BuildOptions("tensorrt", layers=path), force=True)
+    check_outputs(Path("x.plan"), BuildOptions("tensorrt", layers="x.json"), force=True)
+
+
+def test_a_plan_may_be_called_plan_in_capitals(foreign, tmp_path):
+    assert export_command.main([*foreign, "-o", str(tmp_path / "net.PLAN"), "--quiet"]) == 0
+    with PlanFile.open(tmp_path / "net.PLAN") as plan:
+        assert plan.manifest.network.name == "net"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (export_command, []),
+        (export_command, ["--model", "evp-tiny"]),
+        (export_command, ["--model", "a", "--onnx", "b", "-o", "c"]),
+        (export_command, ["--nonsense"]),
+        (export_command, ["--model", "evp-tiny", "--weights", "", "-o", "c"]),
+        (export_command, ["--model", "evp-tiny", "--variant", "", "-o", "c"]),
+        (export_command, ["--onnx", "a", "--contract", "b", "--name", "", "-o", "c"]),
+        (build_command, ["bundle", "-o", "c.plan", "--layers", ""]),
+        (build_command, ["bundle", "-o", "c.plan", "--backend", "tensorrt", "--operators", "GroupNormSilu", "--plugins", ""]),
+    ],
+)
+def test_argparse_errors_are_code_2(module, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        export_command.main(arguments)
-    assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+        module.main(arguments)
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in shown and ("" not in arguments or "its value is empty" in shown)
 
 
 @pytest.mark.parametrize("path", ["nothing", "empty", "file"])

@@ -132,6 +132,54 @@ def test_what_cannot_give_the_same_metres_each_time_is_refused(tmp_path, options
     assert not (tmp_path / "b").exists()
 
 
+def half_branches(file):
+    """sigmoid(conv(x)) * 2 by FP16 weights and casts, with an If whose branches hold FP16 numbers of their own; ``y`` is FP16."""
+    half, value = TensorProto.FLOAT16, helper.make_tensor_value_info
+    quarter = numpy_helper.from_array(np.float16([0.25]), "quarter")
+    inner = [node("Constant", [], ["eight"], value=numpy_helper.from_array(np.float16([8]), "v")), node("Mul", ["s", "quarter"], ["a"])]
+    then = helper.make_graph([*inner, node("Mul", ["a", "eight"], ["t"])], "t", [], [value("t", half, None)], [quarter])
+    zeros = node("ConstantOfShape", ["shape"], ["e"], value=numpy_helper.from_array(np.float16([3]), "v"))
+    other = helper.make_graph([zeros], "e", [], [value("e", half, None)])
+    nodes = [
+        node("Conv", ["x", "kernel"], ["c"], pads=[2] * 4),
+        node("Cast", ["c"], ["wide"], to=TensorProto.FLOAT),
+        node("Sigmoid", ["wide"], ["sw"]),
+        node("Cast", ["sw"], ["s"], to=half),
+        node("If", ["yes"], ["y"], then_branch=then, else_branch=other),
+    ]
+    weights = [("kernel", KERNEL.astype(np.float16)), ("yes", np.array(True)), ("shape", np.array([1, 1, H, W]))]
+    constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights]
+    body = helper.make_graph(nodes, "g", [value("x", half, ("n", 3, H, W))], [value("y", half, None)], constants)
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+def kinds_of(graph):
+    """Types of every tensor that a graph names one of, those of its branches included."""
+    found = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)} | {t.data_type for t in graph.initializer}
+    for one in graph.node:
+        for attribute in one.attribute:
+            found |= {attribute.t.data_type} if attribute.type == onnx.AttributeProto.TENSOR else set()
+            found |= {attribute.i} if attribute.name == "to" else set()
+            found |= kinds_of(attribute.g) if attribute.type == onnx.AttributeProto.GRAPH else set()
+    return found
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_graph_of_fp16_becomes_the_fp32_that_its_bundle_says(tmp_path, beside):
+    file, said = half_branches(tmp_path / "n.onnx"), []
+    if beside:
+        onnx.save(onnx.load(file), file, save_as_external_data=True, location="w.bin", size_threshold=16)
+    manifest = write_foreign_bundle(file, contract(), tmp_path / "b", on_message=said.append)
+    assert manifest.stages[0].precision == "fp32" and any("--precision fp16" in words for words in said)
+    graph = onnx.load(str(tmp_path / "b" / "stages" / "network.onnx")).graph
+    assert not kinds_of(graph) & {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    rounded = torch.from_numpy(KERNEL.astype(np.float16).astype(np.float32))  # the file's own weights, computed with in FP32
+    wanted = torch.sigmoid(torch.nn.functional.conv2d(torch.from_numpy(PICTURE), rounded, padding=2)).numpy() * 2
+    np.testing.assert_allclose(answer(tmp_path / "b"), wanted, rtol=1e-6, atol=1e-6)
+    build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
+
+
 def test_what_only_unnamed_outputs_read_is_not_looked_at(tmp_path):
     model = onnx.load(network(tmp_path / "n.onnx"))
     model.graph.node.append(node("RandomNormalLike", ["c"], ["r"]))

@@ -10,6 +10,7 @@ from torch import nn
 
 from fathom.export.child.child import run_child
 from fathom.export.graph.onnx_graph import export_graph
+from fathom.export.onnxruntime.build import _store
 from fathom.export.onnxruntime.rewrites import rewrite
 from fathom.models.network import Stage
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
@@ -228,3 +229,25 @@ def test_a_graph_that_onnxruntime_refuses_is_reported_with_its_stage(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), tmp_path / "g.onnx")
     with pytest.raises(BuildFailedError, match="stage part: ONNX Runtime refuses the graph"):
         _optimise(tmp_path / "g.onnx", tmp_path)
+
+
+def test_weights_of_odd_names_are_found_in_branches_too_and_take_no_name_that_is_there(tmp_path):
+    """y = If(true, x * "wei ght", x) + "wei ght" - "weight_0": two weights, one of whose new names would be the other's."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    odd, plain = (np.random.default_rng(seed).standard_normal((1, 1024)).astype(np.float32) for seed in (0, 1))
+    then = onnx.helper.make_graph([node("Mul", ["x", "wei ght"], ["weight_0_"])], "t", [], [value("weight_0_", 1, None)])
+    other = onnx.helper.make_graph([node("Identity", ["x"], ["e"])], "e", [], [value("e", 1, None)])
+    nodes = [
+        node("If", ["yes"], ["picked"], then_branch=then, else_branch=other),
+        node("Add", ["picked", "wei ght"], ["sum"]),
+        node("Sub", ["sum", "weight_0"], ["y"]),
+    ]
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in (("wei ght", odd), ("weight_0", plain), ("yes", np.array(True)))]
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", 1, ["n", 1024])], [value("y", 1, ["n", 1024])], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "optimised.onnx")
+    table = _store(tmp_path / "optimised.onnx", tmp_path / "e.onnx", tmp_path / "e.weights")
+    for entry in table:
+        TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"]))  # a manifest takes the name
+    x = np.random.default_rng(2).standard_normal((3, 1024)).astype(np.float32)
+    np.testing.assert_allclose(_run_engine(tmp_path, x), x * odd + odd - plain, rtol=1e-6, atol=1e-6)

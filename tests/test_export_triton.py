@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 import fathom
 from fathom.export.commands import build_command
 from fathom.export.commands.triton_command import main as depth_triton
+from fathom.export.plan.plan_file import file_facts, write_plan
 from fathom.export.triton.check import check_models
 from fathom.export.triton.config_text import config_text, read_config
 from fathom.export.triton.repository import write_repository
@@ -186,6 +188,31 @@ def test_tensorrt_engines_are_served_where_triton_can(tiny, tmp_path):
     with pytest.raises(UsageError, match="no fewer than 2"):
         write_repository(gpu_plan(tiny, tmp_path / "two.plan", batch=(2, 2, 4)), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_kernel_stages_are_no_engines_of_triton(tiny, tmp_path):
+    plan = gpu_plan(tiny, tmp_path / "gpu.plan")
+    with PlanFile.open(plan) as opened:
+        encoder, head = opened.manifest.stages
+        sources = {encoder.engine: opened.read(encoder.engine), "engines/head.kernel.json": b"{}"}
+        stages = (encoder, dataclasses.replace(head, engine="engines/head.kernel.json"))
+        manifest = dataclasses.replace(opened.manifest, stages=stages, files={name: file_facts(source) for name, source in sources.items()})
+    write_plan(plan, manifest, sources, force=True)
+    with pytest.raises(UsageError, match=r"kernel stages.*head.*--models photo"):
+        write_repository(plan, tmp_path / "models", ("ensemble",))
+    made = write_repository(plan, tmp_path / "models")
+    assert made.ensemble == "" and "head" in made.remarks[0] and [p.name for p in (tmp_path / "models").iterdir()] == ["tiny-photo"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a..b", "a b", "..", "a.", "", "x\ny", "a" * 129])
+def test_a_name_that_is_no_name_of_a_model_writes_nothing(tiny, tmp_path, name):
+    bundle = shutil.copytree(tiny.bundle, tmp_path / "in" / "bundle")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["network"]["name"] = name
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"name|called"):
+        write_repository(bundle, tmp_path / "out" / "models", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 def test_a_fixed_batch_is_part_of_the_shape(tiny, tmp_path):

@@ -199,6 +199,21 @@ def test_words_that_would_forge_lines_are_refused(plan, bundle, words):
     assert manifest_from_bytes(json.dumps({**json.loads(text), "network": seen}).encode(), PlanManifest, "x").network.variant == "größe 東京 \u3000"
 
 
+def test_a_network_is_called_nothing_that_leads_out_of_a_folder_or_moves_a_terminal(plan):
+    with PlanFile.open(plan) as opened:
+        data = manifest_to_json(opened.manifest)
+    for name in ("../x", "/x", "a/b", "a\\b", "..", ".x", "", "a\nb", "\x1b[2J", "a" * 129):
+        data["network"]["name"] = name
+        with pytest.raises(InputError, match=r"name: .*(wanted up to|cannot be seen)"):
+            manifest_from_bytes(json.dumps(data).encode(), PlanManifest, "x")
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(data, _schema("plan.schema.json"))
+    for name in ("evp-tiny", "my network (2)", "深度_v1.2"):
+        data["network"]["name"] = name
+        assert manifest_from_bytes(json.dumps(data).encode(), PlanManifest, "x").network.name == name
+        jsonschema.validate(data, _schema("plan.schema.json"))
+
+
 def test_a_weight_outside_its_file_is_refused(plan):
     with PlanFile.open(plan) as opened:
         data = manifest_to_json(opened.manifest)

@@ -12,7 +12,7 @@ from typing import Any
 from ...runtime.commands.command import common_flags
 from ...runtime.errors import UsageError
 from ...runtime.files import refuse_existing
-from .command_line import build_flags, build_options, file_nbytes, require_packages, run_and_close
+from .command_line import build_flags, build_options, file_nbytes, refuse_empty_values, require_packages, run_and_close
 
 EPILOG = """\
 examples:
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of ``depth-build``."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("depth-build", description="Compile a bundle into a plan.", epilog=EPILOG, formatter_class=form, allow_abbrev=False)
+    refuse_empty_values(parser)
     parser.add_argument("bundle", metavar="BUNDLE", help="directory that depth-export made")
     made = parser.add_mutually_exclusive_group(required=True)
     made.add_argument("-o", "--output", metavar="PLAN", help="the plan to make")

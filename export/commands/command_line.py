@@ -86,27 +86,37 @@ def require_packages(names: tuple[str, ...], extra: str, why: str, fix: str = ""
             raise EnvironmentMismatchError(missing.was, wanted=missing.wanted, fix=fix or missing.fix)
 
 
-def build_flags(parser: argparse._ActionsContainer) -> None:
-    """The flags of ``depth-build``, which ``depth-export -o x.plan`` takes too."""
-    parser.add_argument("--backend", choices=BACKENDS, default=None, help="what runs the plan (default: onnxruntime)")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "int8", "fp8", "int4"),
-        default=None,
-        help="of the engines (default: fp32); fp16 is simulated for onnxruntime on a CPU, to measure it; int8, fp8, int4 are for bundles calibrated for them",
+def refuse_empty_values(parser: argparse.ArgumentParser) -> None:
+    """An empty word, as a shell variable that is not set gives, would be taken for a flag that was left out."""
+
+    def filled(text: str) -> str:
+        if not text:
+            raise argparse.ArgumentTypeError("its value is empty; leave it out, or look whether a shell variable is set")
+        return text
+
+    parser.register("type", None, filled)  # None: of flags that name no type of their own
+
+
+def build_flags(parser: argparse._ActionsContainer) -> tuple[str, ...]:
+    """The flags of ``depth-build``, which ``depth-export -o x.plan`` takes too; returns their names. What was not given is None."""
+    operators = "our own operators instead of the graph's, such as GroupNormSilu, or vae:GroupNormSilu for one stage (default: none; see docs/plugins.md)"
+    layers = "TensorRT: also write what the engines tell of their layers, for depth-inspect --layers"
+    targets = "tensorrt-rtx: compute capabilities, such as sm86,sm89 (default: all); onnxruntime: cpu or cuda"
+    precisions = "of engines (default: fp32); fp16 is simulated for onnxruntime on a CPU, to measure it; int8, fp8, int4 are for bundles calibrated for them"
+    flags = (
+        parser.add_argument("--backend", choices=BACKENDS, help="what runs the plan (default: onnxruntime)"),
+        parser.add_argument("--precision", choices=("fp32", "fp16", "int8", "fp8", "int4"), help=precisions),
+        parser.add_argument("--target", metavar="SM,SM", help=targets),
+        parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", help="pictures per run, fixed or a range (default: 1)"),
+        parser.add_argument("--memory", metavar="GIB", type=_gib, help="stop a compiler that takes more (default: most of what is available)"),
+        parser.add_argument("--workspace", metavar="GIB", type=_gib, help="tensorrt: scratch memory that a layer may take on the GPU (default: all)"),
+        parser.add_argument("--timing-cache", metavar="FILE", help="tensorrt: what was measured while building (default: in the user's cache)"),
+        parser.add_argument("--device", metavar="N", type=_number, help="TensorRT: the GPU to build for and to run on (default: 0)"),
+        parser.add_argument("--layers", metavar="FILE", help=layers),
+        parser.add_argument("--operators", metavar="[STAGE:]OP,OP", help=operators),
+        parser.add_argument("--plugins", metavar="FILE", help="tensorrt: the library of these operators; without it they run between the engines"),
     )
-    parser.add_argument(
-        "--target", metavar="SM,SM", default="", help="tensorrt-rtx: compute capabilities, such as sm86,sm89 (default: all); onnxruntime: cpu or cuda"
-    )
-    parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", default="1", help="pictures per run, fixed or a range (default: %(default)s)")
-    parser.add_argument("--memory", metavar="GIB", type=_gib, default=0, help="stop a compiler that takes more (default: most of what is available)")
-    parser.add_argument("--workspace", metavar="GIB", type=_gib, default=0, help="tensorrt: scratch memory that a layer may take on the GPU (default: all)")
-    parser.add_argument("--timing-cache", metavar="FILE", default="", help="tensorrt: what was measured while building (default: in the user's cache)")
-    parser.add_argument("--device", metavar="N", type=_number, default=0, help="TensorRT: the GPU to build for and to run on (default: %(default)s)")
-    parser.add_argument("--layers", metavar="FILE", default="", help="TensorRT: also write what the engines tell of their layers, for depth-inspect --layers")
-    own = "our own operators instead of the graph's, such as GroupNormSilu, or vae:GroupNormSilu for one stage (default: none; see docs/plugins.md)"
-    parser.add_argument("--operators", metavar="[STAGE:]OP,OP", default="", help=own)
-    parser.add_argument("--plugins", metavar="FILE", default="", help="tensorrt: the library of these operators; without it they run between the engines")
+    return tuple(action.dest for action in flags)
 
 
 def build_options(arguments: argparse.Namespace) -> Any:
@@ -118,7 +128,7 @@ def build_options(arguments: argparse.Namespace) -> Any:
     from ..operators.choice import parse_choices
     from ..plan.build import BuildOptions
 
-    targets = tuple(word.strip().lower() for word in arguments.target.split(",") if word.strip())
+    targets = tuple(word.strip().lower() for word in (arguments.target or "").split(",") if word.strip())
     backend = arguments.backend or "onnxruntime"
     if backend == "onnxruntime":
         require_packages(("onnxruntime",), "build", "ONNX Runtime optimises the graphs")
@@ -129,10 +139,10 @@ def build_options(arguments: argparse.Namespace) -> Any:
 
         if backend != "tensorrt" or not os.environ.get(TENSORRT_PYTHON):
             require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
-    small = {name: getattr(arguments, name) for name in ("timing_cache", "device", "layers")}
-    limits = {"limit_nbytes": arguments.memory, "workspace_nbytes": arguments.workspace}
-    own = {"operators": parse_choices(arguments.operators), "plugins": arguments.plugins}
-    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch), **limits, **small, **own)
+    small = {name: getattr(arguments, name) or "" for name in ("timing_cache", "layers", "plugins")}
+    limits = {"limit_nbytes": arguments.memory or 0, "workspace_nbytes": arguments.workspace or 0, "device": arguments.device or 0}
+    own = parse_choices(arguments.operators or "")
+    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch or "1"), **limits, **small, operators=own)
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

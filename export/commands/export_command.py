@@ -10,7 +10,7 @@ from typing import Any
 
 from ...runtime.commands.command import common_flags, warn
 from ...runtime.errors import UsageError
-from .command_line import build_flags, build_options, file_nbytes, require_packages, run_and_close
+from .command_line import build_flags, build_options, file_nbytes, refuse_empty_values, require_packages, run_and_close
 
 PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 FOREIGN_PACKAGES = ("onnx", "onnxruntime", "safetensors")
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    refuse_empty_values(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", metavar="NAME", help="a network of the catalog")
     source.add_argument("--onnx", metavar="FILE", help="a network that exists as an ONNX file; needs --contract")
@@ -51,13 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--set", metavar="NAME=N", action="append", help="a number that the paper varies, such as experts=8, as the weights were trained with")
     network.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of the text tower, for networks that are asked in words")
     network.add_argument("--random-init", action="store_true", help="random weights, for benchmarks; every artefact says so")
-    network.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
+    network.add_argument("--seed", type=int, help="of the random weights (default: 0)")
     foreign = parser.add_argument_group("an ONNX file")
     foreign.add_argument("--contract", metavar="FILE", help="JSON: preprocessing, output kind, unit and range")
-    foreign.add_argument("--name", default="", help="what the network is called (default: the file's name)")
-    foreign.add_argument("--licence", default="unknown", help="of the weights, written into the bundle (default: %(default)s)")
+    foreign.add_argument("--name", help="what the network is called (default: the file's name)")
+    foreign.add_argument("--licence", help="of the weights, written into the bundle (default: unknown)")
     building = parser.add_argument_group("for -o x.plan")
-    build_flags(building)
+    parser.set_defaults(build_flags=build_flags(building))
     data = "images to calibrate on, for --precision int8: nyu:FILE.mat, pairs:DIR, images:DIR (see depth-calibrate); may be given several times"
     building.add_argument("--data", metavar="DATA", action="append", help=data)
     building.add_argument("--prompt", action="append", help="words to calibrate with, for a network that is asked in words; may be given several times")
@@ -103,36 +104,23 @@ def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> in
         refuse_limit_for_pytorch()
     _check_flags(arguments)
     output = Path(arguments.output)
-    if output.suffix != ".plan":
+    if not _is_plan(output):
         manifest = _bundle(arguments, output, arguments.force, on_message, on_progress)
         _result(arguments, {"bundle": str(output), "network": manifest.network.name, "weights": manifest.network.weights["kind"], "parity": manifest.parity})
         return 0
-    from ...runtime.files import refuse_existing
-
     require_packages(("onnx",), "export", "graphs are read and written with it")
     options = build_options(arguments)
-    refuse_existing(output, arguments.force)
     from ..child.scratch import scratch_beside
-    from ..plan.build import build_plan, summary
+    from ..plan.build import build_plan, check_outputs, summary
 
+    check_outputs(output, options, arguments.force)
+    calibrate = _calibration(arguments, options, on_message) if arguments.data else None
     with scratch_beside(output) as scratch:
         bundle = scratch / "bundle"
-        exported, calibrated = (0.3, 0.7) if arguments.data else (0.5, 0.5)
+        exported, calibrated = (0.3, 0.7) if calibrate else (0.5, 0.5)
         _bundle(arguments, bundle, False, on_message, lambda what, done: on_progress(what, exported * done))
-        if arguments.data:
-            from ...calibration.calibrate import Settings
-            from ...calibration.search.objective import Budget
-            from ..plan.mixture_clock import clock_if_possible
-            from ..plan.time_stages import times_if_possible
-            from ..precision.calibrated import calibrate_bundle
-
-            measured = times_if_possible(bundle, scratch / "times", options, on_message=on_message, on_progress=lambda what, done: on_progress(what, exported))
-            budget = Budget.parse(arguments.budget) if arguments.budget else Budget()
-            clock = clock_if_possible(bundle, scratch / "mixture", options, on_message) if measured else None
-            settings = Settings(budget, prompts=tuple(arguments.prompt or ()), measured=measured, clock=clock)
-            calibrate_bundle(
-                bundle, arguments.data, settings, scratch, on_message, lambda what, done: on_progress(what, exported + (calibrated - exported) * done)
-            )
+        if calibrate:
+            calibrate(bundle, scratch, lambda what, done: on_progress(what, exported + (calibrated - exported) * done))
         report = build_plan(
             bundle,
             output,
@@ -146,7 +134,35 @@ def _run(arguments: argparse.Namespace, on_message: Any, on_progress: Any) -> in
     return 0
 
 
+def _calibration(arguments: argparse.Namespace, options: Any, on_message: Any) -> Any:
+    """What calibrates a bundle: called with it, a folder for half-done work and the progress. Data and budget are looked at now."""
+    from ...calibration.calibrate import Settings
+    from ...calibration.observation.images import Chosen
+    from ...calibration.search.objective import Budget
+    from ..plan.mixture_clock import clock_if_possible
+    from ..plan.time_stages import times_if_possible
+    from ..precision.calibrated import calibrate_bundle
+
+    budget = Budget.parse(arguments.budget) if arguments.budget else Budget()
+    data = Chosen(*arguments.data)
+
+    def calibrate(bundle: Path, scratch: Path, on_progress: Any) -> None:
+        measured = times_if_possible(bundle, scratch / "times", options, on_message=on_message, on_progress=lambda what, done: on_progress(what, 0.0))
+        clock = clock_if_possible(bundle, scratch / "mixture", options, on_message) if measured else None
+        settings = Settings(budget, prompts=tuple(arguments.prompt or ()), measured=measured, clock=clock)
+        calibrate_bundle(bundle, data, settings, scratch, on_message, on_progress)
+
+    return calibrate
+
+
+def _is_plan(output: Path) -> bool:
+    return output.suffix.lower() == ".plan"
+
+
 def _check_flags(arguments: argparse.Namespace) -> None:
+    given = ["--" + name.replace("_", "-") for name in arguments.build_flags if getattr(arguments, name) is not None]
+    if given and not _is_plan(Path(arguments.output)):
+        raise UsageError(f"{' and '.join(given)} can only go with -o x.plan", fix="name the output x.plan, or run depth-build on the bundle")
     if arguments.precision in ("fp8", "int4"):
         fix = f"export a bundle, then depth-calibrate --precisions fp32,fp16,{arguments.precision} and depth-build"
         raise UsageError(f"--precision {arguments.precision} is for calibrated bundles", fix=fix)
@@ -166,8 +182,17 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--onnx needs --contract FILE: an ONNX file does not say what its pixels and numbers mean", fix="see docs/contract.md")
     if arguments.model and arguments.contract:
         raise UsageError("--contract does not go with --model, which brings its own", fix="leave it out")
-    if Path(arguments.output).suffix != ".plan" and (arguments.backend or arguments.precision or arguments.target):
-        raise UsageError("--backend, --precision and --target go with -o x.plan", fix="name the output x.plan, or run depth-build on the bundle")
+    for flag in ("name", "licence"):
+        if arguments.model and getattr(arguments, flag) is not None:
+            raise UsageError(f"--{flag} does not go with --model, which brings its own", fix="leave it out")
+    if arguments.onnx or arguments.weights:
+        _refuse_seed(arguments)
+
+
+def _refuse_seed(arguments: argparse.Namespace) -> None:
+    """Where no weight is random."""
+    if arguments.seed is not None:
+        raise UsageError("--seed is of random weights, and these are not random", fix="leave it out, or pass --random-init for a benchmark")
 
 
 def _check_prompts(arguments: argparse.Namespace, contract: Any) -> None:
@@ -186,7 +211,7 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, on_message: 
 
         contract = read_contract(arguments.contract)
         _check_prompts(arguments, contract.contract)
-        facts = {"name": arguments.name, "licence": arguments.licence}
+        facts = {"name": arguments.name or "", "licence": arguments.licence or "unknown"}
         return write_foreign_bundle(arguments.onnx, contract, path, force=force, on_message=on_message, on_progress=on_progress, **facts)
     from ...runtime.files import refuse_existing
 
@@ -199,12 +224,14 @@ def _bundle(arguments: argparse.Namespace, path: Path, force: bool, on_message: 
     options = {
         "variant": arguments.variant,
         "random_init": arguments.random_init,
-        "seed": arguments.seed,
+        "seed": arguments.seed or 0,
         "settings": parse_settings(arguments.set or ()),
         **{name: getattr(arguments, name) for name in LOAD_OPTIONS},
     }
     network = load(arguments.model, arguments.weights or _downloaded(arguments, on_progress), **options)
     _check_prompts(arguments, network.contract)
+    if network.origin.kind != "random-init":
+        _refuse_seed(arguments)
     for warning in network.origin.warnings:
         warn(warning)
     return write_bundle(network, path, force=force, release=True, on_message=on_message, on_progress=on_progress)
@@ -219,6 +246,7 @@ def _downloaded(arguments: argparse.Namespace, on_progress: Any) -> Path | None:
     entry = NETWORKS.get(arguments.model)
     if entry is None or entry.hub is None or arguments.random_init or arguments.variant not in (None, entry.variants[0]):
         return None
+    _refuse_seed(arguments)
     found = download(entry.hub, cache_folder("hub"), lambda done, total: on_progress(f"downloading {entry.hub.repository}: {done:,} of {total:,} bytes", 0.0))
     if entry.hub.doubt:
         warn(entry.hub.doubt)

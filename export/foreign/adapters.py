@@ -10,9 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from ...calibration.precision.operator_types import opsets
 from ...runtime.artefact.contract import Contract
 from ...runtime.errors import InputError
+from ..graph.inner_graphs import rename
 from ..graph.set_nodes import set_nodes
 from .contract_file import GraphForm
-from .embedded import drop_unread, make_way, names_read, rename
+from .embedded import drop_unread, make_way, names_read
 
 PICTURE_FORM, DEPTH_MAP = "picture_form", "depth_map"
 DEPTH_FORM = "depth_form"  # module path of the nodes that make depth of disparity: an FP32 island

@@ -11,7 +11,7 @@ import onnx.inliner
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from ...runtime.errors import InputError
-from ..graph.inner_graphs import inner_graphs
+from ..graph.inner_graphs import inner_graphs, own_names, rename
 from ..graph.onnx_weights import read_array
 from ..graph.set_nodes import set_nodes
 
@@ -146,26 +146,11 @@ def names_read(node: onnx.NodeProto) -> set[str]:
     """Names a node reads from the graph around it, those inside its own graphs included."""
     found = set(node.input) - {""}
     for graph in inner_graphs(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {name for inner in graph.node for name in inner.output}
+        own = own_names(graph)
         for inner in graph.node:
             found |= names_read(inner) - own
         found |= {value.name for value in graph.output} - own
     return found
-
-
-def rename(graph: onnx.GraphProto, before: str, after: str) -> None:
-    """Give a tensor of the outer graph another name wherever it is made or read; graph inputs and outputs keep theirs."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == before:
-                    names[index] = after
-        for inner in inner_graphs(node):
-            if before not in {value.name for value in inner.input} | {name for one in inner.node for name in one.output}:
-                rename(inner, before, after)
-                for value in inner.output:
-                    if value.name == before:
-                        value.name = after
 
 
 def make_way(graph: onnx.GraphProto, names: Iterable[str], endings: tuple[str, ...] = (), beginnings: tuple[str, ...] = ()) -> None:

@@ -15,7 +15,7 @@ from ...runtime.artefact.bundle import MANIFEST
 from ...runtime.artefact.contract import Contract
 from ...runtime.artefact.manifest import BundleManifest, BundleStage, NetworkFacts
 from ...runtime.artefact.other_kinds import LOOKED_AT, ONNX, recognise
-from ...runtime.artefact.spec import StageSpec, TensorSpec
+from ...runtime.artefact.spec import NETWORK_NAME, StageSpec, TensorSpec
 from ...runtime.certificate.probes import PROBES
 from ...runtime.errors import BuildFailedError, InputError
 from ...runtime.files import sha256_of, whole_directory
@@ -28,6 +28,7 @@ from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output, output
 from .contract_file import ForeignContract
 from .embedded import open_up
 from .unfit import refuse_unfit
+from .widen import HALF, widen, widened
 
 STAGE = "network"
 MAX_GRAPH_NBYTES = (1 << 31) - 1
@@ -66,12 +67,17 @@ def write_foreign_bundle(
     graph, on_message, on_progress = Path(graph), on_message or (lambda text: None), on_progress or (lambda what, done: None)
     on_progress("reading the graph", 0.0)
     contract, form = foreign.contract, foreign.form
+    name = name or graph.stem
+    if not NETWORK_NAME.fullmatch(name):
+        raise InputError(f"the network would be called {name!r}", wanted="up to 128 characters without / and \\, not beginning with a dot", fix="pass --name")
     model = _read(graph)
     for remark in _remarks(model):
         on_message(remark)
     model = open_up(model, graph.parent)
     keep_output(model, form, graph.name)
     refuse_unfit(model, graph.name)
+    if widen(model):
+        on_message("the graph computes in FP16 or BF16; the bundle is FP32, as every bundle, and depth-build --precision fp16 makes FP16 of it again")
     batch = adapt_input(model, contract, form, graph.name)
     shape = output_shape(model)
     with whole_directory(path, force, MANIFEST) as folder:
@@ -93,7 +99,7 @@ def write_foreign_bundle(
         report.require()
         origin = {"kind": "foreign", "file": graph.name, "sha256": sha256_of(graph), "licence": licence, "warnings": []}
         config = {"opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}}
-        facts = NetworkFacts(name or graph.stem, "", config, parameters, origin)
+        facts = NetworkFacts(name, "", config, parameters, origin)
         manifest = finish_bundle(folder, facts, contract, (BundleStage(spec, f"{STAGES}/{file.name}", "fp32", (DEPTH_FORM,)),), report)
         on_progress("written", 1.0)
     return manifest
@@ -184,7 +190,7 @@ def _remarks(model: onnx.ModelProto) -> list[str]:
 
 
 def _rewrite(model: onnx.ModelProto, source: Path, file: Path) -> int:
-    """The same graph with a name on every node, its weights in one file beside it; returns how many weights it has."""
+    """The same graph with a name on every node, its weights in FP32 in one file beside it; returns how many weights it has."""
     taken, parameters = set(), 0
     for index, node in enumerate(model.graph.node):
         node.name = node.name if node.name and node.name not in taken else f"{node.op_type}_{index}"
@@ -202,11 +208,12 @@ def _rewrite(model: onnx.ModelProto, source: Path, file: Path) -> int:
         for tensor in model.graph.initializer:
             if tensor.data_type == TensorProto.STRING:
                 continue
-            values = read_array(tensor, source)
+            values = widened(read_array(tensor, source), tensor.data_type)
             parameters += values.size
             if values.nbytes >= EXTERNAL_FROM_NBYTES:
                 point_outside(tensor, data.name, writer.add(values))
-            elif tensor.data_location == TensorProto.EXTERNAL:
+                tensor.data_type = TensorProto.FLOAT if tensor.data_type in HALF else tensor.data_type
+            elif tensor.data_location == TensorProto.EXTERNAL or tensor.data_type in HALF:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(values), tensor.name))
         nbytes = writer.nbytes
     if not nbytes:

@@ -14,6 +14,7 @@ import onnx
 from ...runtime.artefact.spec import DTYPES, TENSOR_NAME
 from ...runtime.errors import BuildFailedError, missing_package
 from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
+from ..graph.inner_graphs import all_names, rename
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from .rewrites import rewrite
 
@@ -84,6 +85,7 @@ def _store(optimised: Path, target: Path, weights: Path) -> list[dict[str, Any]]
     model = onnx.load(str(optimised), load_external_data=False)
     table = []
     kinds = {dtype: name for name, dtype in DTYPES.items()}
+    taken = all_names(model.graph)
     with WeightsWriter(weights) as writer:
         for index, tensor in enumerate(model.graph.initializer):
             values = read_array(tensor, optimised.parent)
@@ -92,7 +94,8 @@ def _store(optimised: Path, target: Path, weights: Path) -> list[dict[str, Any]]
                     tensor.CopyFrom(onnx.numpy_helper.from_array(values.copy(), tensor.name))
                 continue
             if not TENSOR_NAME.fullmatch(tensor.name):
-                _rename(model, tensor.name, f"weight_{index}")
+                old, tensor.name = tensor.name, _free_name(f"weight_{index}", taken)
+                rename(model.graph, old, tensor.name)
             extent = writer.add(values)
             point_outside(tensor, weights.name, extent)
             table.append({"name": tensor.name, "dtype": kinds[values.dtype], "shape": list(values.shape), "offset": extent.offset})
@@ -102,11 +105,9 @@ def _store(optimised: Path, target: Path, weights: Path) -> list[dict[str, Any]]
     return table
 
 
-def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == old:
-            tensor.name = new
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+def _free_name(name: str, taken: set[str]) -> str:
+    """``name``, or what comes nearest to it and is not taken yet; taken from now on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name

@@ -71,11 +71,7 @@ def build_plan(
         AccuracyError, PrecisionError, BuildFailedError, OutOfMemoryError, EnvironmentMismatchError: see there.
     """
     path, on_progress, on_message = Path(path), on_progress or (lambda what, done: None), on_message or (lambda text: None)
-    refuse_existing(path, force)
-    if options.layers:
-        refuse_existing(Path(options.layers), force)
-    if options.backend == "tensorrt-rtx" and (options.device or options.layers):
-        open_device(options.device).close()  # TensorRT-RTX compiles without a GPU, but only on one does an engine run or tell of its layers
+    check_outputs(path, options, force)
     on_progress("checking the bundle", 0.0)
     bundle = BundleDirectory.open(bundle_path)
     for stage in bundle.manifest.stages:
@@ -119,6 +115,23 @@ def build_plan(
             os.replace(candidate, part)
     on_progress("written", 1.0)
     return BuildReport(manifest, tuple(facts for _, _, facts in built), parity)
+
+
+def check_outputs(path: Path, options: BuildOptions, force: bool) -> None:
+    """Before any work: whether plan and layers may be written, and the GPU that they want is here.
+
+    Raises:
+        InputError: if one exists and ``force`` is False, or its folder cannot be written.
+        UsageError: if both are one file.
+        EnvironmentMismatchError: if there is no such GPU.
+    """
+    refuse_existing(path, force)
+    if options.layers:
+        if Path(options.layers).resolve() == path.resolve():
+            raise UsageError(f"--layers and the plan are both {path}", wanted="two files", fix="another name for --layers, such as layers.json")
+        refuse_existing(Path(options.layers), force)
+    if options.backend == "tensorrt-rtx" and (options.device or options.layers):
+        open_device(options.device).close()  # TensorRT-RTX compiles without a GPU, but only on one does an engine run or tell of its layers
 
 
 def _check_stage(stage: BundleStage, options: BuildOptions) -> None:

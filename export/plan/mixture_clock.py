@@ -50,7 +50,7 @@ class MixtureClock:
 def clock_if_possible(bundle_path: Path, beside: Path, options: BuildOptions, on_message: Callable[[str], None]) -> MixtureClock | None:
     """A clock where there is a card, else None, with a remark."""
     try:
-        device = open_device()
+        device = open_device(options.device)
         target = device.target
         device.close()
     except FathomError as error:

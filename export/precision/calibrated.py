@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,13 +123,13 @@ def require_calibration(bundle: BundleDirectory, precision: str = "int8") -> Cal
 
 
 def calibrate_bundle(
-    path: Path, data: Sequence[str], settings: Settings, folder: Path, on_message: Callable[[str], None], on_progress: Callable[[str, float], None]
+    path: Path, data: Chosen, settings: Settings, folder: Path, on_message: Callable[[str], None], on_progress: Callable[[str, float], None]
 ) -> None:
     """What ``depth-calibrate`` does, on a bundle that is about to be built.
 
     Args:
         path: of the bundle; table and plan are put into it.
-        data: ``--data`` arguments.
+        data: images to calibrate on.
         settings: see there.
         folder: for the journal.
         on_message: called with the warnings about the images and the report.
@@ -139,7 +139,7 @@ def calibrate_bundle(
         UsageError, InputError, AccuracyError, OutOfMemoryError: see ``calibrate``.
     """
     with BundleDirectory.open(path) as bundle:
-        result = calibrate(bundle, Chosen(*data), settings, folder / "calibration", _Phases(on_progress), on_message)
+        result = calibrate(bundle, data, settings, folder / "calibration", _Phases(on_progress), on_message)
         for warning in result.table.warnings:
             on_message(f"warning: {warning}")
         add_to_bundle(bundle, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,11 +19,13 @@ from ...runtime.artefact.plan import MANIFEST, PlanFile
 from ...runtime.errors import InputError, UsageError
 from ...runtime.files import whole_directory
 from ...runtime.serving.photo_model import ARTEFACTS
+from ...runtime.tensorrt.operators.kernel_stage import SUFFIX
 from .check import CONFIG, VERSION, check_models
 from .config_text import config_text, load_protobuf, read_config
 from .model_configs import BACKENDS, PREFIX, ensemble_config, facts_of, photo_config, stage_config
 
 WHAT = ("photo", "ensemble")
+MODEL_NAME = re.compile(r"[A-Za-z0-9_-](\.?[A-Za-z0-9_-])*")  # Triton refuses ".." and "/"; clients put the name into addresses as it is
 MODEL_PY = '"""Photos to depth by Fathom: pip install fathom-depth where Triton\'s Python backend runs."""\n\n' + (
     'from fathom.runtime.serving.photo_model import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 )
@@ -57,7 +60,7 @@ def write_repository(
         on_message: told remarks for people.
 
     Raises:
-        InputError, ChecksumError: if the source is not sound, or a name is taken.
+        InputError, ChecksumError: if the source is not sound, its network's name suits no model of Triton, or a name is taken.
         UsageError: if the source cannot be served so.
         EnvironmentMismatchError: if ``tritonclient`` is not installed.
     """
@@ -66,10 +69,12 @@ def write_repository(
     with BundleDirectory.open(source) if source.is_dir() else PlanFile.open(source) as artefact:
         manifest = artefact.manifest
         name, backend = manifest.network.name, manifest.backend if isinstance(manifest, PlanManifest) else "onnxruntime"
-        if "ensemble" in what and backend not in BACKENDS:
-            was = f"Triton has no backend for {backend} engines"
+        if not MODEL_NAME.fullmatch(name):
+            was = f"the network is called {name!r}, and so would be models of Triton"
+            raise InputError(was, wanted="letters, digits, '_', '-' and single dots between them", fix="depth-export --onnx FILE --name NAME, and build again")
+        if "ensemble" in what and (was := _not_served(manifest, backend)):
             if "photo" not in what:
-                raise UsageError(was, wanted="a plan for tensorrt or onnxruntime", fix="--models photo serves this plan by Fathom's own runtime")
+                raise UsageError(was, wanted="engines for tensorrt or onnxruntime alone", fix="--models photo serves this plan by Fathom's own runtime")
             remarks.append(f"{was}: the photo model alone is written, and runs them by Fathom's own runtime")
             what = ("photo",)
         sha256 = artefact.manifest_sha256 if isinstance(artefact, BundleDirectory) else hashlib.sha256(artefact.read(MANIFEST)).hexdigest()
@@ -99,6 +104,14 @@ def write_repository(
                 _write_photo_model(source, manifest, folders[made.photo] / VERSION)
             check_models(folders)
     return made
+
+
+def _not_served(manifest: Manifest, backend: str) -> str:
+    """What Triton cannot run stage by stage, in words; "" if there is nothing."""
+    if backend not in BACKENDS:
+        return f"Triton has no backend for {backend} engines"
+    kernels = [stage.spec.name for stage in manifest.stages if isinstance(manifest, PlanManifest) and stage.engine.endswith(SUFFIX)]
+    return f"Triton has no backend for the kernel stages of our operators ({', '.join(kernels)})" if kernels else ""
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..sequences import zip_equal
 from .contract import Contract
 from .operator_use import OperatorUse
-from .spec import DTYPES, FILE_NAME, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
+from .spec import DTYPES, FILE_NAME, NETWORK_NAME, PRECISIONS, StageSpec, TensorSpec, check_chain, fields
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 RUNS_OPERATORS = {"onnxruntime": ("bodies",), "tensorrt": ("kernel-stages", "plugins"), "tensorrt-rtx": ("kernel-stages",)}
@@ -45,6 +45,9 @@ class NetworkFacts:
 
     ``weights`` holds ``kind`` (``published``, ``trained``, ``demo``, ``random-init``, ``foreign``), ``file``, ``sha256``,
     ``licence`` and ``warnings``.
+
+    Raises:
+        ValueError: if the name could lead out of a folder or holds control characters, or a value is not of its kind.
     """
 
     name: str
@@ -54,6 +57,8 @@ class NetworkFacts:
     weights: dict[str, Any]
 
     def __post_init__(self):
+        if not NETWORK_NAME.fullmatch(self.name):
+            raise ValueError(f"network.name: {self.name!r}, wanted up to 128 characters without / and \\, not beginning with a dot")
         kinds = {"kind": str, "file": str, "sha256": str, "licence": str, "warnings": list}
         fields(self.weights, "network.weights", **kinds)
         if not 0 <= self.parameters < MAX_PARAMETERS:

@@ -24,6 +24,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:-]{0,255}")  # networks made elsewhere call their tensors "0" or "input.1"
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,3}")  # in an artefact: no "..", at most three folders
+NETWORK_NAME = re.compile(r"[^./\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0,127}")  # becomes the name of files: no path, no control characters
 MAX_DIMENSION = 1 << 24
 
 
