@@ -38,7 +38,7 @@ from fathom.models.training.recipes.recipe import Recipe
 from fathom.models.training.recipes.recipes import RECIPES
 from fathom.models.training.state import state_path
 from fathom.models.training.train_command import main
-from fathom.runtime.errors import AccuracyError, UsageError
+from fathom.runtime.errors import AccuracyError, InputError, UsageError
 
 PREDICTION = [1.0, 2.0, 4.0, 9.0]
 TRUTH = [1.5, 2.0, 3.0, 7.0]  # the last one is not valid
@@ -467,6 +467,8 @@ def test_the_published_few_shot_recipe_learns_seven_bins_and_nothing_else(tmp_pa
     start, learned = load("depthblip2-tiny", random_init=True), load("depthblip2-tiny", random_init=True, bins=output)
     changed = [key for key, tensor in start.state_dict().items() if not torch.equal(tensor, learned.state_dict()[key])]
     assert changed == ["head.bins_m"]
+    with pytest.raises(InputError, match=r"bins\.safetensors was trained with wording=0; wanted: wording=1"):  # bins mean nothing behind other words
+        load("depthblip2-tiny", random_init=True, settings={"wording": 1}, bins=output)
 
 
 def test_few_shots_are_always_the_same_ones():
