@@ -429,6 +429,12 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
         (["-o", "x.pt"], 2, "no .safetensors"),
         (["--backbone", "evp"], 2, "a small network of the catalog"),
         (["--resume"], 3, "state of an interrupted run"),
+        (["--model", "evp clip"], 2, "no recipe for 'evp clip'"),  # a key of the recipes, and no network
+        (["--model", "evp", "--random-init", "--learn", "kitti"], 2, "--learn kitti: there is no such recipe of evp, variant nyu; wanted: clip"),
+        (["--model", "evp", "--random-init", "--variant", "kitti", "--learn", "clip", "--set", "captions=1"], 2, "no such recipe of evp, variant kitti"),
+        (["--model", "llm-mde", "--random-init", "--learn", "paper"], 2, "no such recipe of llm-mde, variant official"),
+        (["--model", "llm-mde", "--random-init", "--learn", ""], 2, "no such recipe of llm-mde"),
+        (["--learn", "clip"], 2, "keeps no CLIP; fix: give --set captions=1"),
     ],
 )
 def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkeypatch):

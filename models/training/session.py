@@ -23,7 +23,7 @@ from .data.training_data import KeptSamples
 from .learners.learners import learner_for
 from .loop import Run, train
 from .recipes.recipe import Recipe
-from .recipes.recipes import RECIPES, recipe_of
+from .recipes.recipes import RECIPES, parts_of, recipe_of
 from .starts.starts import SCENE, STARTS, started_network
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
@@ -219,8 +219,10 @@ def recipe_for(arguments: argparse.Namespace, variant: str, settings: Mapping[st
     """
     recipe = recipe_of(arguments.model, variant, arguments.learn)
     if recipe is None:
-        parts = [name.partition(" ")[2] for name in RECIPES if name in (f"{arguments.model} clip", f"{arguments.model} qformer")]
-        raise UsageError(f"--learn {arguments.learn}: there is no such recipe of {arguments.model}", wanted=" or ".join(parts) or "no --learn")
+        was = f"--learn {arguments.learn}: there is no such recipe of {arguments.model}, variant {variant}"
+        raise UsageError(was, wanted=" or ".join(parts_of(arguments.model, variant)) or "no --learn")
+    if arguments.learn == "clip" and not settings.get("captions"):
+        raise UsageError("--learn clip, and the network keeps no CLIP", fix="give --set captions=1 and --captions FILE too, or leave it out")
     if arguments.batch:
         recipe = replace(recipe, batch=arguments.batch)
     if arguments.lr is not None:
