@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError, UsageError
 from .hub import HubFile
+from .trained_as import read_trained_as
 
 if TYPE_CHECKING:
     from .network import DepthNetwork
@@ -33,7 +34,7 @@ class NetworkEntry:
         random: function ``(variant=, config=, seed=, **options)`` in it.
         options: further arguments that both take (``text_pack``, ``texts``, ``scene``, ``visual_weights``, ``bins``, ``tokenizer``).
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
-        settings: whole numbers of the config that papers vary; weights trained with other ones do not fit.
+        settings: whole numbers of the config that papers vary; weights trained with other ones give other depth, or do not fit.
         hub: the published file of the first variant, where it is on the Hugging Face hub.
     """
 
@@ -240,13 +241,16 @@ def load(
     bins: str | Path | None = None,
     tokenizer: str | Path | None = None,
     settings: Mapping[str, int] | None = None,
+    retrain: bool = False,
 ) -> DepthNetwork:
     """A network of the catalog, in eval mode, with the weights of a file, demo weights, or (``random_init``) seeded random ones.
+
+    A file that ``depth-train`` wrote says its variant and settings itself (``trained_as``): what is not given is taken from it.
 
     Args:
         name: a key of ``NETWORKS``.
         weights: a checkpoint file.
-        variant: one of the entry's variants; its first if not given.
+        variant: one of the entry's variants; if not given the file's, or the entry's first.
         random_init: random weights, for benchmarks; not together with ``weights``.
         seed: of the random weights.
         text_pack: safetensors with other text embeddings, for networks that have them fixed.
@@ -256,39 +260,71 @@ def load(
         bins: the checkpoint file of learned depth bins, for networks that may have some.
         tokenizer: ``tokenizer.json`` of the text tower, for networks that are asked in words.
         settings: other numbers for some of the entry's ``settings``; demo weights fit only the network's own.
+        retrain: the weights learn on, so that variant and settings may be others than they were trained with.
 
     Raises:
         UsageError: for an unknown name, variant or scene, or an option that the network does not have.
-        InputError: if there are no weights, or they do not fit.
+        InputError: if there are no weights, they do not fit, or a file says that it was trained otherwise than asked.
     """
     entry = NETWORKS.get(name)
     if entry is None:
         raise UsageError(f"there is no network {name!r}", wanted=f"one of {', '.join(NETWORKS)}")
-    variant = variant or entry.variants[0]
-    if variant not in entry.variants:
-        raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
     if weights is not None and random_init:
         raise UsageError("--weights and --random-init contradict each other", fix="give one of them")
+    demo = DEMO_WEIGHTS / f"{name}.safetensors"
+    if weights is None and entry.demo and not (random_init or settings) and variant in (None, entry.variants[0]) and demo.is_file():
+        weights = demo
+    variant, settings = settled(name, variant, settings or {}, weights, bins, retrain, text_given=text_pack is not None or texts is not None)
     options = {"text_pack": text_pack, "texts": texts, "scene": scene, "visual_weights": visual_weights, "bins": bins, "tokenizer": tokenizer}
     for option, value in options.items():
         if value is not None and option not in entry.options:
             raise UsageError(f"{name} takes no --{option.replace('_', '-')}", fix="leave it out")
     options = {option: options[option] for option in entry.options}
-    demo = DEMO_WEIGHTS / f"{name}.safetensors"
-    if weights is None and entry.demo and not (random_init or settings) and variant == entry.variants[0] and demo.is_file():
-        weights = demo
     if weights is None and not random_init and not entry.demo:
         raise InputError(
             f"{name} needs weights", wanted=entry.weights, fix="download that file and give it with --weights FILE, or --random-init for a benchmark"
         )
     module = importlib.import_module(f".{entry.module}", __package__)
-    config = with_settings(name, getattr(module, entry.config), settings or {})
+    config = with_settings(name, getattr(module, entry.config), settings)
     if weights is None:
         return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
     network = getattr(module, entry.load)(weights, variant=variant, config=config, **options)
     if weights is demo:
         network.origin = dataclasses.replace(network.origin, kind="demo", licence=entry.licence)
     return network
+
+
+def settled(
+    name: str,
+    variant: str | None,
+    settings: Mapping[str, int | None],
+    weights: str | Path | None,
+    bins: str | Path | None = None,
+    retrain: bool = False,
+    text_given: bool = False,
+) -> tuple[str, dict[str, int | None]]:
+    """The variant and the settings that files are loaded with: as asked, else as they were trained, else the network's own. See ``load``.
+
+    Args:
+        text_given: one text for all photos instead of the file's own: weights that learned with ``captions`` may be asked for without.
+
+    Raises:
+        UsageError: for an unknown variant.
+        InputError: if a file says that it was trained otherwise.
+    """
+    entry = NETWORKS[name]
+    if variant is not None and variant not in entry.variants:
+        raise UsageError(f"{name} has no variant {variant!r}", wanted=f"one of {', '.join(entry.variants)}")
+    settings = dict(settings)
+    for file, learns_on in ((weights, retrain), (bins, False)):  # bins belong to the network that they were fitted to
+        said = None if file is None else read_trained_as(file)
+        if said is not None:
+            if text_given:
+                said = dataclasses.replace(said, settings={setting: number for setting, number in said.settings.items() if setting != "captions"})
+            variant, settings = said.settle(Path(file).name, name, variant, settings, learns_on)
+            if variant not in entry.variants or not set(said.settings) <= set(entry.settings):
+                raise InputError(f"{file} was trained with a variant or settings that are not known here", fix="use the release of Fathom that trained it")
+    return variant or entry.variants[0], settings
 
 
 def with_settings(name: str, config: Any, settings: Mapping[str, int]) -> Any:

@@ -38,7 +38,7 @@ from fathom.models.training.recipes.recipe import Recipe
 from fathom.models.training.recipes.recipes import RECIPES
 from fathom.models.training.state import state_path
 from fathom.models.training.train_command import main
-from fathom.runtime.errors import AccuracyError, UsageError
+from fathom.runtime.errors import AccuracyError, InputError, UsageError
 
 PREDICTION = [1.0, 2.0, 4.0, 9.0]
 TRUTH = [1.5, 2.0, 3.0, 7.0]  # the last one is not valid
@@ -429,6 +429,12 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
         (["-o", "x.pt"], 2, "no .safetensors"),
         (["--backbone", "evp"], 2, "a small network of the catalog"),
         (["--resume"], 3, "state of an interrupted run"),
+        (["--model", "evp clip"], 2, "no recipe for 'evp clip'"),  # a key of the recipes, and no network
+        (["--model", "evp", "--random-init", "--learn", "kitti"], 2, "--learn kitti: there is no such recipe of evp, variant nyu; wanted: clip"),
+        (["--model", "evp", "--random-init", "--variant", "kitti", "--learn", "clip", "--set", "captions=1"], 2, "no such recipe of evp, variant kitti"),
+        (["--model", "llm-mde", "--random-init", "--learn", "paper"], 2, "no such recipe of llm-mde, variant official"),
+        (["--model", "llm-mde", "--random-init", "--learn", ""], 2, "no such recipe of llm-mde"),
+        (["--learn", "clip"], 2, "keeps no CLIP; fix: give --set captions=1"),
     ],
 )
 def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkeypatch):
@@ -467,6 +473,8 @@ def test_the_published_few_shot_recipe_learns_seven_bins_and_nothing_else(tmp_pa
     start, learned = load("depthblip2-tiny", random_init=True), load("depthblip2-tiny", random_init=True, bins=output)
     changed = [key for key, tensor in start.state_dict().items() if not torch.equal(tensor, learned.state_dict()[key])]
     assert changed == ["head.bins_m"]
+    with pytest.raises(InputError, match=r"bins\.safetensors was trained with wording=0; wanted: wording=1"):  # bins mean nothing behind other words
+        load("depthblip2-tiny", random_init=True, settings={"wording": 1}, bins=output)
 
 
 def test_few_shots_are_always_the_same_ones():

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Sample
+from fathom.export.commands import export_command
+from fathom.models.catalog import load, parse_settings
 from fathom.models.diffusion.evp import TINY, variant_of
 from fathom.models.llm_mde.llm_mde import TINY_PAPER, LlmMde
 from fathom.models.training import loop
@@ -18,10 +20,13 @@ from fathom.models.training.averaged import Averaged
 from fathom.models.training.data.augmentation import Augmentation, framed, mirrored, turned
 from fathom.models.training.data.prefetch import Prefetch
 from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.learners.learners import published_tensors, trained_as
 from fathom.models.training.learners.losses import log_variance
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.recipes import RECIPES, recipe_of
+from fathom.models.training.state import write_tensors
 from fathom.models.training.train_command import main
+from fathom.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -126,6 +131,64 @@ def test_the_best_weights_are_chosen_by_pictures_held_back(quick):
         assert facts["steps"] == len(scores)  # patience 1: the first that is not better ends it
 
 
+def depths(network) -> torch.Tensor:
+    with torch.no_grad():
+        return network(*network.example_inputs().values())
+
+
+@pytest.mark.parametrize(
+    ("model", "variant", "settings", "other"),
+    [
+        ("evp-tiny", "nyu", {"std": 0}, {"settings": {"std": 1}}),
+        ("llm-mde-tiny", "official", {"vit_alpha": 8, "prompting": 0}, {"settings": {"vit_alpha": 4}}),
+        ("llm-mde-tiny", "official-metric", {"prompting": 0}, {"variant": "official"}),
+        ("llm-mde-tiny", "official", {"prompting": 0}, {"settings": {"vit_alpha": 8}}),
+        ("depthblip2-tiny", "v1", {"wording": 2}, {"settings": {"wording": 0}}),
+    ],
+)
+def test_trained_weights_say_what_they_were_trained_as(model, variant, settings, other, tmp_path):
+    """Files whose tensors fit several networks: loaded as trained, or refused; those that say nothing are loaded as asked."""
+    network, file = load(model, random_init=True, variant=variant, settings=settings), tmp_path / "w.safetensors"
+    write_tensors(file, dict(published_tensors(network)), trained_as(network).metadata())
+    found = load(model, file)
+    assert found.variant == variant and found.contract == network.contract == load(model, file, variant=variant, settings=settings).contract
+    torch.testing.assert_close(depths(found), depths(network), atol=1e-5, rtol=1e-5)
+    name, value = next(iter((other.get("settings") or other).items()))
+    with pytest.raises(InputError, match=rf"w\.safetensors was trained with .*{name}.*wanted: {name}[ =]{value}, as asked.*leave out --"):
+        load(model, file, **other)
+    assert load(model, file, retrain=True, **other).variant == other.get("variant", variant)  # it learns on
+    write_tensors(file, dict(published_tensors(network)))
+    assert load(model, file, variant=other.get("variant", variant), settings=settings | other.get("settings", {})).origin.kind == "trained"
+
+
+def test_weights_of_another_network_name_it(tmp_path):
+    file = tmp_path / "w.safetensors"
+    network = load("depthblip2-tiny", random_init=True)
+    write_tensors(file, dict(published_tensors(network)), trained_as(network).metadata())
+    with pytest.raises(InputError, match=r"trained as depthblip2-tiny; wanted: weights of evp-tiny.*--model depthblip2-tiny"):
+        load("evp-tiny", file)
+    write_tensors(file, dict(published_tensors(network)), {"fathom": "[]"})
+    with pytest.raises(InputError, match="no network of Fathom"):
+        load("depthblip2-tiny", file)
+
+
+def test_the_command_writes_it_into_every_file_and_export_heeds_it(tmp_path, capsys, monkeypatch):
+    made = dataclasses.replace(RECIPES["evp-tiny"], phases=((1.0, 32, 0),), batch=2, warmup=0.0)
+    monkeypatch.setitem(recipes.RECIPES, "evp-tiny", made)
+    last = tmp_path / "w.safetensors"
+    start = ["--model", "evp-tiny", "--data", "rooms:3:1:32x48", "--steps", "1", "--quiet"]
+    assert main([*start, "--variant", "kitti", "--set", "std=0", "--hold-back", "1", "--ema", "0.5", "-o", str(last)]) == 0
+    for file in (last, loop.best_path(last)):
+        network = load("evp-tiny", file)
+        assert network.variant == "kitti" and network.config.std == 0 and network.contract.output.far == 80.0
+    assert main([*start, "--weights", str(last), "-o", str(tmp_path / "on.safetensors")]) == 0
+    assert load("evp-tiny", tmp_path / "on.safetensors").variant == "kitti"
+    capsys.readouterr()
+    export = ["--model", "evp-tiny", "--weights", str(last), "-o", str(tmp_path / "bundle")]
+    assert export_command.main([*export, "--variant", "nyu"]) == 3
+    assert "w.safetensors was trained with variant kitti; wanted: variant nyu, as asked" in capsys.readouterr().err
+
+
 def test_patience_counts_epochs(quick):
     """Two pictures to learn from are one step of two; without patience a validation comes every 200 steps, and at the end."""
     for patience, looked in ((5, [1, 2, 3]), (0, [3])):
@@ -203,7 +266,8 @@ def test_a_rank_of_zero_freezes_the_transformer():
     from fathom.models.training.train_command import build_parser
 
     def trained(*more):
-        return recipe_for(build_parser().parse_args(["--model", "llm-mde", "--variant", "paper", *more])).trained
+        arguments = build_parser().parse_args(["--model", "llm-mde", *more])
+        return recipe_for(arguments, "paper", parse_settings(arguments.set)).trained
 
     both = trained()
     assert [pattern for pattern in both if pattern not in trained("--set", "llm_rank=0")] == [both[-1]] and both[-1].startswith("llm")

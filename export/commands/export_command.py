@@ -43,13 +43,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", metavar="DIR|PLAN", help="the bundle to make; a name that ends in .plan is built at once")
     network = parser.add_argument_group("a network of the catalog")
     network.add_argument("--weights", metavar="FILE", help="checkpoint, as published (.safetensors, .ckpt, .pth, .pt)")
-    network.add_argument("--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti")
+    network.add_argument(
+        "--variant", metavar="NAME", help="which published set of constants, such as nyu or kitti (default: what the weights were trained with, else the first)"
+    )
     network.add_argument("--text-pack", metavar="FILE", help="safetensors with text embeddings other than the checkpoint's")
     network.add_argument("--texts", metavar="FILE", help="captions (JSON, or one a line) for the CLIP in the checkpoint, whose mean every photo gets")
     network.add_argument("--scene", metavar="NAME", help="kind of room, once for all photos (default: depth-run --scene tells it)")
     network.add_argument("--visual-weights", metavar="FILE", help="the image encoder's file, for networks that are published in two")
     network.add_argument("--bins", metavar="FILE|METRES", help="learned depth bins, or depths such as 1,1.5,2,2.25,2.5,2.75,3, for networks that may have some")
-    network.add_argument("--set", metavar="NAME=N", action="append", help="a number that the paper varies, such as experts=8, as the weights were trained with")
+    trained = "a number that the paper varies, such as experts=8, as the weights were trained with; files of depth-train say it themselves"
+    network.add_argument("--set", metavar="NAME=N", action="append", help=trained)
     network.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of the text tower, for networks that are asked in words")
     network.add_argument("--random-init", action="store_true", help="random weights, for benchmarks; every artefact says so")
     network.add_argument("--seed", type=int, help="of the random weights (default: 0)")

@@ -325,7 +325,7 @@ def load_moa_depthclip(weights: Path | str, variant: str = "parity", config: Moa
 
     Args:
         weights: the network's own ``.safetensors`` (``visual.*``, ``adapters.*``, ``classification.*``, ``regression.*``, ``context``;
-            the same for every window), or OpenAI's ``ViT-B-32.pt`` or the same tensors in another form (see ``read_clip``): then the
+            the same names and shapes for every window), or OpenAI's ``ViT-B-32.pt`` or the same tensors in another form (see ``read_clip``): then the
             adapters begin as identities and the heads at random, and the origin says so.
         variant: ``parity`` or ``quality``.
 

@@ -306,7 +306,7 @@ def load_evp(
 
     Args:
         path: ``model.safetensors``, or a ``.ckpt``/``.pth`` with ``{'model': state_dict}``; names may carry a common prefix.
-        variant: ``nyu`` or ``kitti``; the file does not say which it is.
+        variant: ``nyu`` or ``kitti``; a published file does not say which it is.
         config: sizes the file was trained with.
         text_pack: safetensors with ``context`` [1, tokens, width], instead of the checkpoint's own text. Needed for checkpoints
             that carry CLIP instead of the mean caption, if ``texts`` is not given. One row for each kind of room with ``scenes``:

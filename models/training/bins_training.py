@@ -11,6 +11,7 @@ from torch import Tensor
 from ...runtime.errors import InputError
 from ..blip2.adaptive_bins import fit_bins, folded_bins
 from .data.training_data import Examples
+from .learners.learners import trained_as
 from .learners.losses import l1_and_rmse
 from .loop import Run, log_path, write_log
 from .state import write_tensors
@@ -32,7 +33,7 @@ def train_bins(run: Run, on_progress: Callable[[int], None] = lambda step: None)
         mlp = fit_bins(_cases(network, examples, run.device), run.recipe.epochs, run.recipe.batch, run.seed)
     except ValueError as error:
         raise InputError(str(error), fix="leave such pictures out") from error
-    write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, {"format": "pt"})
+    write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, trained_as(network).metadata())
     loss = _loss(mlp, network, examples, run.device)
     lines = [{"step": run.steps, "loss": round(loss, 6)}]
     write_log(log_path(run.output), run.facts, lines)

@@ -23,7 +23,7 @@ from .averaged import Averaged
 from .data.prefetch import Prefetch
 from .data.training_data import KeptSamples
 from .learners.learner import Learner
-from .learners.learners import learner_for, published_tensors
+from .learners.learners import learner_for, published_tensors, trained_as
 from .optimiser import Muon, takes_muon
 from .recipes.recipe import Recipe
 from .state import load_state, save_state, state_path, write_tensors
@@ -202,7 +202,7 @@ def train(
     network.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     if ranks.rank == 0:
         with averaged.applied():
-            write_tensors(run.output, dict(published_tensors(network, STORED_DTYPES[run.store])), {"format": "pt"})
+            _write_weights(run.output, network, run)
         write_log(log_path(run.output), run.facts, lines)
         state_path(run.output).unlink(missing_ok=True)
     if ranks.world > 1:
@@ -333,8 +333,12 @@ def _validate(learner: Learner, run: Run, step: int, lines: list[dict], losses: 
             on_message(f"step {step}: loss {np.mean(losses[-50:]):.4f}, " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
     scores = [_score(line["chosen"]) for line in lines if "chosen" in line]
     if scores and scores[-1] < min(scores[:-1], default=math.inf):
-        write_tensors(best_path(run.output), dict(published_tensors(learner.network, STORED_DTYPES[run.store])), {"format": "pt"})
+        _write_weights(best_path(run.output), learner.network, run)
     return bool(run.recipe.patience and scores) and len(scores) - 1 - int(np.argmin(scores)) >= run.recipe.patience
+
+
+def _write_weights(path: Path, network: DepthNetwork, run: Run) -> None:
+    write_tensors(path, dict(published_tensors(network, STORED_DTYPES[run.store])), trained_as(network).metadata())
 
 
 def _score(found: dict[str, float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .data.training_data import KeptSamples
 from .learners.learners import learner_for
 from .loop import Run, train
 from .recipes.recipe import Recipe
-from .recipes.recipes import RECIPES, recipe_of
+from .recipes.recipes import RECIPES, parts_of, recipe_of
 from .starts.starts import SCENE, STARTS, started_network
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
@@ -66,15 +66,20 @@ class Session:
             EnvironmentMismatchError: if the device is not there.
         """
         refuse_existing(output, arguments.force or arguments.resume)
-        recipe = recipe_for(arguments)
-        entry = catalog.NETWORKS[arguments.model]
+        entry = catalog.NETWORKS.get(arguments.model)
+        if entry is None or arguments.model not in RECIPES:
+            known = ", ".join(name for name in RECIPES if name in catalog.NETWORKS)
+            raise UsageError(f"there is no recipe for {arguments.model!r}", wanted=f"one of {known}")
+        given = (arguments.variant, catalog.parse_settings(arguments.set), arguments.weights)
+        variant, settings = catalog.settled(arguments.model, *given, retrain=True, text_given=arguments.texts is not None)
+        recipe = recipe_for(arguments, variant, settings)
         if arguments.weights is None and not entry.demo and not arguments.random_init:
             raise UsageError(
                 f"{arguments.model} starts from trained weights", wanted=STARTS.get(arguments.model, entry.weights), fix="give --weights FILE, or --random-init"
             )
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
-        if (arguments.captions is None) == bool(catalog.parse_settings(arguments.set).get("captions")):
+        if (arguments.captions is None) == bool(settings.get("captions")):
             was = "--captions, and the network reads none" if arguments.captions else "--set captions=1 without captions to learn from"
             raise UsageError(was, fix="give both --set captions=1 and --captions FILE, a JSON object from the pictures' ids to captions, or neither")
         device = device_for(arguments.device)
@@ -96,14 +101,12 @@ class Session:
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
-        options = {"variant": arguments.variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights}
-        if arguments.set:
-            options["settings"] = catalog.parse_settings(arguments.set)
+        options = {"variant": variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights, "settings": settings}
         if "scene" in entry.options:
             options["scene"] = arguments.scene or SCENE
         random = arguments.weights is None
         began = {"weights": arguments.weights, "random_init": random, "seed": arguments.seed if random else 0}
-        start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"), arguments.texts)
+        start = (variant, arguments.scene, arguments.visual_weights, settings, arguments.texts, bool(recipe.trained))
         network = started_network(arguments.model, arguments.weights, random, arguments.seed, *start)
         backbone = _backbone(arguments)
         epoch = -(-len(data) // recipe.batch)
@@ -112,7 +115,7 @@ class Session:
         facts = {
             "model": arguments.model,
             "variant": network.variant,
-            **({"settings": options["settings"]} if arguments.set else {}),
+            **({"settings": settings} if settings else {}),
             "weights": network.origin.sha256,
             "data": [_facts(source, times) for source, times in learned],
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
@@ -205,18 +208,21 @@ def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
     return backbone
 
 
-def recipe_for(arguments: argparse.Namespace) -> Recipe:
+def recipe_for(arguments: argparse.Namespace, variant: str, settings: Mapping[str, int | None]) -> Recipe:
     """The recipe of ``--model`` with what the command line says instead.
+
+    Args:
+        variant, settings: of the network that learns.
 
     Raises:
         UsageError: if there is none, or the learning rate is none.
     """
-    recipe = recipe_of(arguments.model, arguments.variant, arguments.learn)
-    if recipe is None and arguments.learn and arguments.model in RECIPES:
-        parts = [name.partition(" ")[2] for name in RECIPES if name in (f"{arguments.model} clip", f"{arguments.model} qformer")]
-        raise UsageError(f"--learn {arguments.learn}: there is no such recipe of {arguments.model}", wanted=" or ".join(parts) or "no --learn")
-    if recipe is None or arguments.model not in RECIPES:
-        raise UsageError(f"there is no recipe for {arguments.model!r}", wanted=f"one of {', '.join(name for name in RECIPES if ' ' not in name)}")
+    recipe = recipe_of(arguments.model, variant, arguments.learn)
+    if recipe is None:
+        was = f"--learn {arguments.learn}: there is no such recipe of {arguments.model}, variant {variant}"
+        raise UsageError(was, wanted=" or ".join(parts_of(arguments.model, variant)) or "no --learn")
+    if arguments.learn == "clip" and not settings.get("captions"):
+        raise UsageError("--learn clip, and the network keeps no CLIP", fix="give --set captions=1 and --captions FILE too, or leave it out")
     if arguments.batch:
         recipe = replace(recipe, batch=arguments.batch)
     if arguments.lr is not None:
@@ -225,7 +231,6 @@ def recipe_for(arguments: argparse.Namespace) -> Recipe:
         recipe = replace(recipe, rate=arguments.lr, least_rate=recipe.least_rate * arguments.lr / recipe.rate)
     if arguments.precision:
         recipe = replace(recipe, precision=arguments.precision)
-    settings = catalog.parse_settings(arguments.set)
     frozen = tuple(part for setting, part in SWITCHED.items() if settings.get(setting) == 0)
     recipe = replace(recipe, trained=tuple(pattern for pattern in recipe.trained if not pattern.startswith(frozen)))
     if arguments.accumulate > recipe.batch:

@@ -26,8 +26,8 @@ examples:
   depth-train --model llm-mde --variant paper --weights bert.safetensors --visual-weights vit.safetensors --data nyu:FILE.mat --hold-back 50 -o llm.safetensors
   depth-train --quantise evp/precision_plan.json --data nyu:nyu_depth_v2_labeled.mat -o evp-learned/
   torchrun --nproc-per-node 8 -m fathom.models.training.train_command --model vpd --weights sd15.ckpt --data nyu-folder:nyu:train.txt -o vpd.safetensors
-The weights are read back by depth-export --weights. Beside them lie the log (.log.jsonl), the model card (.md) and, until the run is
-over, its state: an interrupted run goes on with --resume and ends with the same numbers.
+The weights are read back by depth-export --weights; they say their variant and settings themselves. Beside them lie the log
+(.log.jsonl), the model card (.md) and, until the run is over, its state: an interrupted run goes on with --resume and ends with the same numbers.
 
 data:
 """

@@ -1,4 +1,4 @@
-"""Which learner a network has, and the names under which its weights are written."""
+"""Which learner a network has, the names under which its weights are written, and what the file says of itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...catalog import NETWORKS
 from ...network import DepthNetwork
+from ...trained_as import TrainedAs
 from ..recipes.recipe import Recipe
 from .learner import Learner
 
@@ -38,6 +39,11 @@ def published_tensors(network: DepthNetwork, dtype: torch.dtype = torch.float32)
         if tensor.is_floating_point():
             tensor = tensor.to(dtype)
         yield name, tensor.reshape(shape).cpu().contiguous()
+
+
+def trained_as(network: DepthNetwork) -> TrainedAs:
+    """What the file of its weights says."""
+    return TrainedAs(network.name, network.variant, {setting: getattr(network.config, setting) for setting in NETWORKS[network.name].settings})
 
 
 def _names(network: DepthNetwork) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -36,6 +36,7 @@ def started_network(
     visual: str | None,
     settings: Mapping[str, int] | None = None,
     texts: str | None = None,
+    retrain: bool = False,
 ) -> DepthNetwork:
     """The network in eval mode, as training begins.
 
@@ -43,7 +44,7 @@ def started_network(
         weights: the network's own file, or the start's: Stable Diffusion 1.5 (EVP, VPD), OpenAI's CLIP (MoA-DepthCLIP), LAVIS' Q-Former
             (DepthBLIP-2), bert-base-uncased (LLM-MDE).
         visual: the image encoder's file: LAVIS' (DepthBLIP-2), timm's vit_base_patch16_224 (LLM-MDE).
-        settings, texts: see ``catalog.load``.
+        settings, texts, retrain: see ``catalog.load``.
 
     Raises:
         InputError: if a file is broken or does not fit.
@@ -63,7 +64,7 @@ def started_network(
         bert = read_checkpoint(weights, *BERT_ANCHORS)
         return _language(name, read_checkpoint(visual, VIT_ANCHOR), bert, seed, variant, settings)
     options = {"scene": scene, "visual_weights": visual, "texts": texts}
-    return catalog.load(name, weights, random_init=random_init, seed=seed, variant=variant, settings=settings, **options)
+    return catalog.load(name, weights, random_init=random_init, seed=seed, variant=variant, settings=settings, retrain=retrain, **options)
 
 
 def _module(entry: catalog.NetworkEntry):
