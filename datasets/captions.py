@@ -55,6 +55,11 @@ class Captioned:
         base = self.source.provenance
         return replace(base, name=f"{base.name}, with captions", sha256=fingerprint(base.sha256, self._sha256))
 
+    @property
+    def files(self) -> list[Path]:
+        """The photos'; the captions are part of the fingerprint already."""
+        return self.source.files
+
     def __len__(self) -> int:
         return len(self.source)
 

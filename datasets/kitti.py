@@ -89,9 +89,14 @@ class KittiEigen:
     @property
     def provenance(self) -> Provenance:
         """Which pairs these are, and how many lines of the list were left out."""
-        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for pair in self.pairs for path in pair[:2]]
+        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in self.files]
         name = f"{self.listing}{', benchmark crop' if self.crop else ''}"
         return Provenance("kitti", name, fingerprint("kitti", self.crop, files), len(self), skipped=self.skipped)
+
+    @property
+    def files(self) -> list[Path]:
+        """Photo and depth map of each pair."""
+        return [path for pair in self.pairs for path in pair[:2]]
 
     def __len__(self) -> int:
         return len(self.pairs)

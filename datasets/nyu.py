@@ -99,6 +99,11 @@ class NyuLabeled:
         facts = fingerprint("nyu", self.path.stat().st_size, self.variant, self.indices.tolist())
         return Provenance("nyu", f"{self.path.name}, {self.split}, {self.variant}", facts, len(self))
 
+    @property
+    def files(self) -> list[Path]:
+        """The one that holds all pairs."""
+        return [self.path]
+
     def scene_of(self, number: int) -> str:
         """The scene of a pair, such as ``bedroom_0021``, without reading the pair."""
         index, file = int(self.indices[number]), self._open()
@@ -208,8 +213,13 @@ class NyuFolder:
     @property
     def provenance(self) -> Provenance:
         """Which pairs these are."""
-        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for pair in self.pairs for path in pair]
+        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in self.files]
         return Provenance("nyu-folder", f"{self.folder.name}{', ' + self.listing if self.listing else ''}", fingerprint("nyu-folder", files), len(self))
+
+    @property
+    def files(self) -> list[Path]:
+        """Photo and depth map of each pair."""
+        return [path for pair in self.pairs for path in pair]
 
     def scene_of(self, number: int) -> str:
         """The folder of a pair, such as ``bedroom`` or ``bedroom_0021``."""

@@ -67,13 +67,18 @@ class Pairs:
     @property
     def provenance(self) -> Provenance:
         """Which pairs these are."""
-        files = [(pair.name, path.name, path.stat().st_size) for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
+        files = [(path.parent.name, path.name, path.stat().st_size) for path in self.files]
         return Provenance(
             "pairs",
             f"{self.folder.name}{f', use {self.use}' if self.use else ''}{f', {self.place}' if self.place else ''}",
             fingerprint("pairs", files),
             len(self),
         )
+
+    @property
+    def files(self) -> list[Path]:
+        """Photo, depth map and description of each pair."""
+        return [path for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -130,6 +135,11 @@ class Images:
         """Which photos these are."""
         files = [(photo.relative_to(self.folder).as_posix(), photo.stat().st_size) for photo in self.photos]
         return Provenance("images", self.folder.name, fingerprint("images", files), len(self))
+
+    @property
+    def files(self) -> list[Path]:
+        """The photos."""
+        return self.photos
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Protocol
 
 from .kitti import KittiEigen
@@ -32,6 +33,10 @@ class Source(Protocol):
     @property
     def provenance(self) -> Provenance:
         """Which samples these are."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that samples are read from; none where they are rendered."""
 
     def __len__(self) -> int: ...
 
@@ -61,6 +66,10 @@ class Joined:
         kinds = " + ".join(dict.fromkeys(part.kind for part in parts))
         names = " + ".join(part.name + (f", seed {part.seed}" if part.seed is not None else "") for part in parts)
         return Provenance(kinds, names, fingerprint(*(part.sha256 for part in parts)), len(self), None, skipped)
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for source in self.sources for path in source.files]
 
     def __len__(self) -> int:
         return self._ends[-1]

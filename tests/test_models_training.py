@@ -6,14 +6,17 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from closeness import same_output, same_weights
+from PIL import Image
 
 from fathom.datasets.depth_metrics import depth_errors
+from fathom.datasets.pairs import Pairs
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Provenance, Sample
 from fathom.models.catalog import load
@@ -28,7 +31,8 @@ from fathom.models.llm_mde.llm_mde import random_llm_mde
 from fathom.models.network import WeightsOrigin
 from fathom.models.training import loop as training
 from fathom.models.training.data.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
-from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.data.kept_samples import KeptSamples
+from fathom.models.training.data.training_data import Examples
 from fathom.models.training.learners.learners import learner_for, published_tensors
 from fathom.models.training.learners.losses import l1_and_rmse, log_l1, moa_parts, silog, ssi
 from fathom.models.training.learners.validation import baselines, errors
@@ -202,6 +206,31 @@ def test_kept_samples_are_the_same_numbers(tmp_path):
     assert len(set(digests)) == 4
     assert [kept[number].digest() for number in range(4)] == digests == [kept[number].digest() for number in range(4)]
     assert kept[3].scene == fresh[3].scene and len(list(tmp_path.rglob("*.npz"))) == 4
+
+
+def write_pair(folder: Path, depth_mm: int, size=(6, 8)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / "rgb.png")
+    Image.fromarray(np.full(size, depth_mm, np.uint16)).save(folder / "depth.png", compress_level=0)
+    (folder / "meta.json").write_text(json.dumps({"depth_scale": 1000}))
+
+
+def test_what_was_kept_of_other_files_is_never_given(tmp_path):
+    """Two folders alike in names and sizes, and one whose file was replaced: each has its own metres."""
+    for place, depth_mm in (("a", 2000), ("b", 5000)):
+        write_pair(tmp_path / place / "data" / "p", depth_mm)
+    one, other = ([path.stat().st_size for path in sorted((tmp_path / place).rglob("*.*"))] for place in "ab")
+    assert one == other
+
+    def depth_m(place: str) -> float:
+        return float(KeptSamples([Pairs(tmp_path / place / "data")], tmp_path / "kept")[0].depth_m[0, 0])
+
+    assert (depth_m("a"), depth_m("b"), depth_m("a")) == (2.0, 5.0, 2.0)
+    time.sleep(0.02)  # a file system's clock may tick slowly
+    write_pair(tmp_path / "a" / "data" / "p", 3000)
+    assert depth_m("a") == 3.0
+    metas = [json.loads(path.read_text()) for path in (tmp_path / "kept").glob("*/meta.json")]
+    assert len(metas) == 3 and all("modification time" in meta["key"] and meta["files"] == 3 and meta["kind"] == "pairs" for meta in metas)
 
 
 def test_validation_metrics_are_those_of_the_benchmark():

@@ -16,8 +16,9 @@ from fathom.models.llm_mde.llm_mde import TINY_PAPER, LlmMde
 from fathom.models.training import loop
 from fathom.models.training.averaged import Averaged
 from fathom.models.training.data.augmentation import Augmentation, framed, mirrored, turned
+from fathom.models.training.data.kept_samples import KeptSamples
 from fathom.models.training.data.prefetch import Prefetch
-from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.data.training_data import Examples
 from fathom.models.training.learners.losses import log_variance
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.recipes import RECIPES, recipe_of

@@ -18,8 +18,8 @@ from .. import catalog
 from ..network import DepthNetwork
 from .bins_training import train_bins
 from .card import card
+from .data.kept_samples import KeptSamples
 from .data.referring_data import NamedSamples
-from .data.training_data import KeptSamples
 from .learners.learners import learner_for
 from .loop import Run, train
 from .recipes.recipe import Recipe

@@ -1,0 +1,113 @@
+"""Samples of several sources, each kept in a folder once it was read or rendered."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from ....datasets.sample import Sample, fingerprint, stamps
+from ....datasets.source import Source
+from ....runtime.errors import InputError
+
+
+class KeptSamples:
+    """Several sources one after the other, each sample kept in a folder once it was read, as rendering or decoding it again may be slow.
+
+    Args:
+        sources: at least one.
+        folder: where samples are kept, or None: a folder for each source (``kept_name``), in it its ``meta.json`` and a file for each number.
+        shots: only that many of them, drawn by ``seed``; 0 for all.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+
+    def __init__(self, sources: list[Source], folder: Path | None = None, shots: int = 0, seed: int = 0):
+        self.sources, self.folder = sources, folder
+        self.ends = list(accumulate(map(len, sources)))
+        names = {id(source): kept_name(source) for source in sources} if folder else {}
+        self.names = [names[id(source)] for source in sources] if folder else []
+        if shots > self.ends[-1]:
+            raise ValueError(f"{shots} samples were wanted, the data has {self.ends[-1]}")
+        everything = np.arange(self.ends[-1])
+        self.numbers = np.sort(np.random.Generator(np.random.PCG64([seed, shots])).permutation(everything)[:shots]) if shots else everything
+
+    def split(self, count: int, seed: int) -> tuple[KeptSamples, KeptSamples]:
+        """All but ``count`` samples drawn by ``seed``, and those.
+
+        Raises:
+            ValueError: if none would be left.
+        """
+        if not 0 < count < len(self):
+            raise ValueError(f"{count} of {len(self)} samples cannot be held back, at least one must be left to learn from")
+        order = np.random.Generator(np.random.PCG64([seed, count, 2])).permutation(len(self))
+        parts = copy.copy(self), copy.copy(self)
+        for part, places in zip(parts, (order[count:], order[:count]), strict=True):
+            part.numbers = np.asarray(self.numbers)[np.sort(places)]
+        return parts
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Which source sample ``number`` is from, and its number there."""
+        number = int(self.numbers[number])
+        which = bisect_right(self.ends, number)
+        return which, number - (self.ends[which - 1] if which else 0)
+
+    def __getitem__(self, number: int) -> Sample:
+        which, inside = self.place(number)
+        if self.folder is None:
+            return self.sources[which][inside]
+        file = self.folder / self.names[which] / f"{inside:06d}.npz"
+        if file.is_file():
+            return _kept(file)
+        sample = self.sources[which][inside]
+        if not (meta := file.with_name("meta.json")).is_file():
+            keep(meta, lambda part: part.write(json.dumps(_meta(self.sources[which]), indent=1).encode()))
+        words = {"scene": np.str_(sample.scene), "caption": np.str_(sample.caption)}
+        keep(file, lambda part: np.savez(part, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, **words))
+        return sample
+
+
+def kept_name(source: Source) -> str:
+    """Under which name samples of a source are kept: its fingerprint's, which for files knows no more than names and sizes, so that path, size and
+    modification time of each file count too. A file that was changed is read anew.
+
+    Raises:
+        OSError: if a file is gone.
+    """
+    own, files = source.provenance.sha256, stamps(source.files)
+    return (fingerprint(own, files) if files else own)[:16]
+
+
+def _meta(source: Source) -> dict:
+    key = "the fingerprint sha256 of names and sizes, and path, size and modification time (ns) of each file" if source.files else "the fingerprint sha256"
+    return {**source.provenance.to_json(), "files": len(source.files), "key": key}
+
+
+def keep(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file, whole or not at all, also where several processes or threads make it at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.stem}.{os.getpid()}.{threading.get_ident()}.npz")
+    with open(part, "wb") as stream:
+        write(stream)
+    os.replace(part, file)
+
+
+def _kept(file: Path) -> Sample:
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            caption = str(kept["caption"]) if "caption" in kept else ""  # a sample with one is kept under another name than without
+            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]), caption)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"the kept sample {file} is broken ({error})", fix="delete it") from error
