@@ -60,6 +60,10 @@ class Captioned:
         """The photos'; the captions are part of the fingerprint already."""
         return self.source.files
 
+    def origin(self, number: int) -> str:
+        """The photo's."""
+        return self.source.origin(number)
+
     def __len__(self) -> int:
         return len(self.source)
 

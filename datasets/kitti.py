@@ -98,6 +98,10 @@ class KittiEigen:
         """Photo and depth map of each pair."""
         return [path for pair in self.pairs for path in pair[:2]]
 
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(self.pairs[number][0].resolve())
+
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -110,6 +110,10 @@ class NyuLabeled:
         with self._damage_told():
             return _text(file, "scenes", index) or _text(file, "sceneTypes", index)
 
+    def origin(self, number: int) -> str:
+        """The file and the pair's place in it."""
+        return f"{self.path.resolve()}, pair {int(self.indices[number])}"
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -224,6 +228,10 @@ class NyuFolder:
     def scene_of(self, number: int) -> str:
         """The folder of a pair, such as ``bedroom`` or ``bedroom_0021``."""
         return self.pairs[number][0].parent.name
+
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(self.pairs[number][0].resolve())
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -80,6 +80,10 @@ class Pairs:
         """Photo, depth map and description of each pair."""
         return [path for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
 
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(_photo(self.pairs[number]).resolve())
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -140,6 +144,10 @@ class Images:
     def files(self) -> list[Path]:
         """The photos."""
         return self.photos
+
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(self.photos[number].resolve())
 
     def __len__(self) -> int:
         return len(self.photos)

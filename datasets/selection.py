@@ -120,6 +120,10 @@ class Selected:
         """The source's."""
         return self.source.files
 
+    def origin(self, number: int) -> str:
+        """The source's."""
+        return self.source.origin(self.numbers[number])
+
     def __len__(self) -> int:
         return len(self.numbers)
 

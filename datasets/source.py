@@ -38,6 +38,9 @@ class Source(Protocol):
     def files(self) -> list[Path]:
         """Every file that samples are read from; none where they are rendered."""
 
+    def origin(self, number: int) -> str:
+        """What a sample is of, known without reading it: two samples of the same words show the same thing, whatever else was chosen."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Sample: ...
@@ -74,11 +77,19 @@ class Joined:
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def origin(self, number: int) -> str:
+        which, inside = self._place(number)
+        return self.sources[which].origin(inside)
+
     def __getitem__(self, number: int) -> Sample:
+        which, inside = self._place(number)
+        return self.sources[which][inside]
+
+    def _place(self, number: int) -> tuple[int, int]:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         which = bisect_right(self._ends, number)
-        return self.sources[which][number - (self._ends[which - 1] if which else 0)]
+        return which, number - (self._ends[which - 1] if which else 0)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))

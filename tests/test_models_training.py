@@ -458,6 +458,8 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
         (["-o", "x.pt"], 2, "no .safetensors"),
         (["--backbone", "evp"], 2, "a small network of the catalog"),
         (["--resume"], 3, "state of an interrupted run"),
+        (["--val", "rooms:5:1:48x64"], 2, "--val rooms:5:1:48x64: room 0 of seed 1 (and 1 more) is in --data too"),
+        (["--data", "rooms:2:1:48x64", "--hold-back", "1"], 2, "would be learned from and chosen by"),
     ],
 )
 def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkeypatch):

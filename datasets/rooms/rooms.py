@@ -59,6 +59,10 @@ class Rooms:
         """None: rooms are rendered."""
         return []
 
+    def origin(self, number: int) -> str:
+        """Which room of which seed; another size shows the same room."""
+        return f"{'lived-in ' if self.lived_in else ''}room {number} of seed {self.seed}"
+
     def __len__(self) -> int:
         return self.count
 

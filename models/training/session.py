@@ -93,6 +93,7 @@ class Session:
             except ValueError as error:
                 raise UsageError(f"--hold-back {arguments.hold_back}: {error}") from error
         held_out = tuple(KeptSamples([_source(text, "test", arguments.captions)], folder) for text in arguments.val)
+        _refuse_shared(data, chosen, arguments.val, held_out)
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
@@ -258,6 +259,23 @@ def _repeated(text: str, captions: str | None) -> tuple[Source, int]:
     if not (star and times.isascii() and times.isdigit() and 0 < int(times) < 10**6):
         return _source(text, "train", captions), 1
     return _source(words, "train", captions), int(times)
+
+
+def _refuse_shared(data: KeptSamples, chosen: KeptSamples | None, words: list[str], held_out: tuple[KeptSamples, ...]) -> None:
+    """Raises:
+    UsageError: if a sample that is learned from or chosen by is measured on too, or one that is learned from is chosen by.
+    """
+    learned = data.origins()
+    if chosen is not None:
+        held = chosen.origins()
+        if both := sorted(learned & held):
+            raise UsageError(f"--hold-back: {both[0]} would be learned from and chosen by", wanted="each sample once in --data")
+        learned |= held
+    for text, kept in zip(words, held_out, strict=True):
+        if both := sorted(learned & kept.origins()):
+            more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
+            was = f"--val {text}: {both[0]}{more} is in --data too, and numbers measured on what was learned would be too good"
+            raise UsageError(was, wanted="other pictures", fix="for rooms another seed, else another split or list")
 
 
 def _facts(source: Source, times: int) -> dict:

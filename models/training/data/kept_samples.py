@@ -64,6 +64,10 @@ class KeptSamples:
         which = bisect_right(self.ends, number)
         return which, number - (self.ends[which - 1] if which else 0)
 
+    def origins(self) -> set[str]:
+        """What the samples are of (``Source.origin``)."""
+        return {self.sources[which].origin(inside) for which, inside in map(self.place, range(len(self)))}
+
     def __getitem__(self, number: int) -> Sample:
         which, inside = self.place(number)
         if self.folder is None:
