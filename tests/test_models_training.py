@@ -35,14 +35,14 @@ from fathom.models.training.data.kept_samples import KeptSamples
 from fathom.models.training.data.training_data import Examples
 from fathom.models.training.learners.learners import learner_for, published_tensors
 from fathom.models.training.learners.losses import l1_and_rmse, log_l1, moa_parts, silog, ssi
-from fathom.models.training.learners.validation import baselines, errors
+from fathom.models.training.learners.validation import baselines, errors, validate
 from fathom.models.training.loop import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.recipe import Recipe
 from fathom.models.training.recipes.recipes import RECIPES
 from fathom.models.training.state import state_path
 from fathom.models.training.train_command import main
-from fathom.runtime.errors import AccuracyError, UsageError
+from fathom.runtime.errors import AccuracyError, InputError, UsageError
 
 PREDICTION = [1.0, 2.0, 4.0, 9.0]
 TRUTH = [1.5, 2.0, 3.0, 7.0]  # the last one is not valid
@@ -175,6 +175,17 @@ def test_the_window_moves_at_random_over_a_wide_photo():
     assert len(starts) > 4
 
 
+def test_windows_without_depth_are_refused_where_no_other_has_some():
+    depth = np.zeros((48, 128), np.float32)
+    depth[:, -1] = 2  # known at the right edge alone
+    sample = Sample(np.zeros((48, 128, 3), np.uint8), depth, depth > 0, None, "hall", "")
+    examples = Examples([sample, Rooms(1, 0, (48, 64))[0]], variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract, "window")
+    draws = [np.random.default_rng(0) for _ in range(2)]
+    with pytest.raises(InputError, match="in the windows of hall"):
+        examples.batch([0], draws[:1])
+    assert [bool(part.any()) for part in examples.batch([0, 1], draws).valid] == [False, True]
+
+
 def test_a_mirror_moves_the_principal_point():
     sample = Rooms(1, 0, (32, 48))[0]
     turned = mirrored(sample)
@@ -231,6 +242,30 @@ def test_what_was_kept_of_other_files_is_never_given(tmp_path):
     assert depth_m("a") == 3.0
     metas = [json.loads(path.read_text()) for path in (tmp_path / "kept").glob("*/meta.json")]
     assert len(metas) == 3 and all("modification time" in meta["key"] and meta["files"] == 3 and meta["kind"] == "pairs" for meta in metas)
+
+
+def test_pictures_without_depth_are_refused_by_name(tmp_path, capsys):
+    """Nothing is NaN: what cannot be learned from or measured on is said."""
+    write_pair(tmp_path / "data" / "wall", 2500, (32, 48))
+    write_pair(tmp_path / "data" / "window", 0, (32, 48))  # 0: unknown
+    examples = Examples(KeptSamples([Pairs(tmp_path / "data")], tmp_path / "kept"), variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract)
+    draws = [np.random.default_rng(0)]
+    for _ in range(2):  # read, and as it was kept
+        assert examples.batch([0], draws).valid.any() and not examples.batch([1]).valid.any()
+        with pytest.raises(InputError, match="sample window has no known depth"):
+            examples.batch([1], draws)
+    found = validate(lambda batch: torch.full_like(batch.truth_m, 2.0), examples, 2, torch.device("cpu"))
+    assert found["abs_rel"] == pytest.approx(0.2)  # of the wall alone
+    blind = Examples(KeptSamples([Pairs(tmp_path / "data" / "window")]), examples.contract)
+    with pytest.raises(InputError, match="none of the 1 pictures"):
+        validate(lambda batch: torch.full_like(batch.truth_m, 2.0), blind, 2, torch.device("cpu"))
+    base = ["--model", "evp-tiny", "-o", str(tmp_path / "x.safetensors"), "--steps", "1"]
+    for data, val, code, says in (
+        ("rooms:2:1:32x48", f"pairs:{tmp_path}/data/window", 3, "no picture of it has a known depth"),
+        ("rooms:2:1:32x48", f"images:{tmp_path}/data", 2, "photos without depth"),
+        (f"images:{tmp_path}/data", "rooms:2:1:32x48", 2, "photos without depth"),
+    ):
+        assert main([*base, "--data", data, "--val", val]) == code and says in capsys.readouterr().err
 
 
 def test_validation_metrics_are_those_of_the_benchmark():

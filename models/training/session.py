@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ...datasets.captions import Captioned
+from ...datasets.pairs import Images
 from ...datasets.source import DataArgumentError, Source, open_source
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ...runtime.files import refuse_existing, sha256_of, whole_file
@@ -97,6 +98,9 @@ class Session:
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
+        for text, kept in zip(arguments.val, held_out, strict=True):
+            if not any(kept[number].valid.any() for number in range(len(kept))):  # the first one does as a rule
+                raise InputError(f"--val {text}: no picture of it has a known depth", wanted="pictures with depth to measure on")
         options = {"variant": arguments.variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights}
         if arguments.set:
             options["settings"] = catalog.parse_settings(arguments.set)
@@ -286,6 +290,9 @@ def _facts(source: Source, times: int) -> dict:
 def _source(text: str, split: str, captions: str | None) -> Source:
     try:
         source = open_source(text, split)
+        if isinstance(source, Images):
+            was = f"{text} are photos without depth"
+            raise UsageError(was, wanted="data with depth: nyu, nyu-folder, kitti, pairs, rooms or lived-in", fix="only --quantise learns from photos alone")
         return source if captions is None else Captioned(source, captions)
     except DataArgumentError as error:
         raise UsageError(str(error)) from error

@@ -78,7 +78,7 @@ class KeptSamples:
         sample = self.sources[which][inside]
         if not (meta := file.with_name("meta.json")).is_file():
             keep(meta, lambda part: part.write(json.dumps(_meta(self.sources[which]), indent=1).encode()))
-        words = {"scene": np.str_(sample.scene), "caption": np.str_(sample.caption)}
+        words = {name: np.str_(getattr(sample, name)) for name in ("id", "scene", "caption")}
         keep(file, lambda part: np.savez(part, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, **words))
         return sample
 
@@ -111,7 +111,7 @@ def keep(file: Path, write: Callable[[IO[bytes]], object]) -> None:
 def _kept(file: Path) -> Sample:
     try:
         with np.load(file, allow_pickle=False) as kept:
-            caption = str(kept["caption"]) if "caption" in kept else ""  # a sample with one is kept under another name than without
-            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]), caption)
+            name, caption = (str(kept[key]) if key in kept else "" for key in ("id", "caption"))  # not in every room that was kept before
+            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, name or file.stem, str(kept["scene"]), caption)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"the kept sample {file} is broken ({error})", fix="delete it") from error

@@ -63,7 +63,8 @@ class Examples:
         """image float32 [3, canvas], truth_m float32 [window], valid bool [window], scene and caption of a sample, changed at random if asked to.
 
         Raises:
-            InputError: if a photo does not fit the protocol, or is narrower than the window at its height.
+            InputError: if a photo does not fit the protocol, or is narrower than the window at its height; with a random generator, which is to learn
+                from it, also if it has no known depth.
         """
         sample, image = self.samples[number], self.contract.input
         if augmentation is not None and draw.random() < augmentation.flip:
@@ -78,6 +79,10 @@ class Examples:
         placed = place_steps(steps, *sample.rgb.shape[:2])
         picture = shape_photo(sample.rgb, placed)
         truth, valid = shape_truth(sample.depth_m, sample.valid, placed)
+        valid = valid & (truth <= self.far_m)
+        if draw is not None and not valid.any():
+            was = f"sample {sample.id} has no known depth{f' of at most {self.far_m:g} m' if np.isfinite(self.far_m) else ''}"
+            raise InputError(was, wanted="pictures with depth to learn from", fix="leave it out of --data")
         room = picture.shape[1] - image.window[1]
         if room < 0 or picture.shape[0] != image.window[0]:
             was = f"sample {sample.id} becomes {picture.shape[1]}x{picture.shape[0]} pixels"
@@ -86,7 +91,7 @@ class Examples:
         if self.geometry == "protocol":
             left = self.contract.protocols[0].lefts[0]
         columns = slice(left, left + image.window[1])
-        truth, valid = truth[:, columns], valid[:, columns] & (truth[:, columns] <= self.far_m)
+        truth, valid = truth[:, columns], valid[:, columns]
         if augmentation is not None:
             shown = recoloured(picture[:, columns], augmentation, draw)
             if draw.random() < augmentation.cut_depth:
@@ -106,9 +111,16 @@ class Examples:
         return (Resize(rows, max(columns, round(width * rows / height)), "bilinear-antialias"),)
 
     def batch(self, numbers: list[int], draws: list[np.random.Generator] | None = None, augmentation: Augmentation | None = None) -> Batch:
-        """Several examples as tensors; ``draws``: one random generator per number."""
+        """Several examples as tensors; ``draws``: one random generator per number.
+
+        Raises:
+            InputError: as ``example``; with ``draws``, also if no window has a known depth.
+        """
         parts = [self.example(number, draws[place] if draws else None, augmentation) for place, number in enumerate(numbers)]
         image, truth, valid = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(3))
+        if draws and not bool(valid.any()):
+            names = ", ".join(self.samples[number].id for number in numbers)
+            raise InputError(f"there is no known depth in the windows of {names}", wanted="some to learn from", fix="take a larger --batch, or leave them out")
         return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
 
 
