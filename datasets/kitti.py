@@ -110,7 +110,7 @@ class KittiEigen:
 
     def __getitem__(self, number: int) -> Sample:
         photo, depth_file, focal = self.pairs[number]
-        rgb, depth = read_rgb(photo), read_depth_png(depth_file, 256.0)
+        rgb, depth = read_rgb(photo, paired=True), read_depth_png(depth_file, 256.0)
         if depth.shape != rgb.shape[:2]:
             raise ValueError(f"{depth_file} is {depth.shape[0]}x{depth.shape[1]}, its photo {rgb.shape[0]}x{rgb.shape[1]}")
         height, width = depth.shape

@@ -241,7 +241,7 @@ class NyuFolder:
 
     def __getitem__(self, number: int) -> Sample:
         photo, depth_file = self.pairs[number]
-        rgb, depth = read_rgb(photo), read_depth_png(depth_file, 1000.0)
+        rgb, depth = read_rgb(photo, paired=True), read_depth_png(depth_file, 1000.0)
         intrinsics = INTRINSICS if rgb.shape[:2] == (480, 640) else None
         name = photo.relative_to(self.folder).with_suffix("").as_posix()
         return Sample(rgb, depth, depth > 0, intrinsics, name, photo.parent.name)

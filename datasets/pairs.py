@@ -19,7 +19,7 @@ NYU_CLIP_M = 9.99  # where the sensor of NYU Depth v2 stops counting: such a pix
 class Pairs:
     """A folder of folders, each with ``rgb.png`` or ``rgb.jpg``, a 16-bit ``depth.png`` and a ``meta.json``.
 
-    ``meta.json`` gives ``depth_scale`` (metres = value / scale) and may give ``intrinsics_fx_fy_cx_cy``, ``size``
+    ``meta.json`` gives ``depth_scale`` (metres = value / scale, so at least 1) and may give ``intrinsics_fx_fy_cx_cy``, ``size``
     (width, height) and ``dataset``; the sensor's clip of NYU Depth v2 (9.99 m and more) counts as unknown. A ``manifest.json``
     beside the folders may order them and say for each whether its ``use`` is ``train`` or ``test``, and whether its ``kind`` is ``indoor`` or
     ``outdoor``.
@@ -94,9 +94,9 @@ class Pairs:
         pair = self.pairs[number]
         meta = _json(pair / "meta.json", dict)
         scale = meta.get("depth_scale")
-        if not _plain(scale) or scale <= 0:
-            raise ValueError(f"{pair / 'meta.json'}: depth_scale {scale!r}, wanted a positive number (metres = value / scale)")
-        rgb, depth = read_rgb(_photo(pair)), read_depth_png(pair / "depth.png", scale)
+        if not _plain(scale) or scale < 1:
+            raise ValueError(f"{pair / 'meta.json'}: depth_scale {scale!r}, wanted a positive number of steps to a metre, at least 1 (metres = value / scale)")
+        rgb, depth = read_rgb(_photo(pair), paired=True), read_depth_png(pair / "depth.png", scale)
         if depth.shape != rgb.shape[:2]:
             raise ValueError(f"{pair}: depth is {depth.shape[0]}x{depth.shape[1]}, the photo {rgb.shape[0]}x{rgb.shape[1]}")
         if meta.get("size") not in (None, [rgb.shape[1], rgb.shape[0]]):
