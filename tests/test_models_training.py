@@ -480,6 +480,18 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
     assert main(words) == 3 and "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["x.md", "x.log.jsonl", "x.best.safetensors", "x.state.safetensors"])
+def test_files_beside_the_output_are_not_replaced_unasked(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "evp-tiny", QUICK)
+    kept = tmp_path / name
+    kept.write_text("another run's")
+    words = ["--model", "evp-tiny", "--data", "rooms:3:1:32x48", "--steps", "1", "-o", str(tmp_path / "x.safetensors"), "--quiet"]
+    assert main(words) == 3 and f"{name} exists already" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another run's"]
+    if name == "x.md":
+        assert main([*words, "--force"]) == 0 and kept.read_text().startswith("# ")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from .learners import mask_validation, validation
 
@@ -45,6 +46,11 @@ TABLES = {
         "mIoU is the mean over the pairs, oIoU all intersections over all unions, P@0.5 the share of pairs with an IoU of one half: higher is better.",
     ),
 }
+
+
+def card_path(output: Path) -> Path:
+    """Where the card of the weights in ``output`` lies: beside them."""
+    return output.with_suffix(".md")
 
 
 def card(facts: dict) -> str:

@@ -18,14 +18,15 @@ from ...runtime.files import refuse_existing, sha256_of, whole_file
 from .. import catalog
 from ..network import DepthNetwork
 from .bins_training import train_bins
-from .card import card
+from .card import card, card_path
 from .data.kept_samples import KeptSamples
 from .data.referring_data import NamedSamples
 from .learners.learners import learner_for
-from .loop import Run, train
+from .loop import Run, best_path, log_path, train
 from .recipes.recipe import Recipe
 from .recipes.recipes import RECIPES, recipe_of
 from .starts.starts import SCENE, STARTS, started_network
+from .state import state_path
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
 WORDS = (
@@ -66,7 +67,7 @@ class Session:
             InputError: if a file is missing, or the output exists and may not be replaced.
             EnvironmentMismatchError: if the device is not there.
         """
-        refuse_existing(output, arguments.force or arguments.resume)
+        _refuse_replacing(output, arguments.force or arguments.resume)
         recipe = recipe_for(arguments)
         entry = catalog.NETWORKS[arguments.model]
         if arguments.weights is None and not entry.demo and not arguments.random_init:
@@ -187,7 +188,7 @@ class Session:
             "results": results,
             "notes": [*network.origin.warnings, *(note for kind, note in NOTES.items() if kind == network.contract.output.kind)],
         }
-        path = output.with_suffix(".md")
+        path = card_path(output)
         with whole_file(path, force=True) as part:
             part.write_text(card(facts))
         return {**facts, "loss": result["loss"], "card": str(path)}
@@ -195,6 +196,17 @@ class Session:
     def _alone(self) -> dict:
         """What the trained file is loaded with: it holds the whole network."""
         return {name: value for name, value in self.options.items() if name != "visual_weights"}
+
+
+def _refuse_replacing(output: Path, replace: bool) -> None:
+    """Raises:
+    InputError: if the output, or a file that is written beside it, exists and may not be replaced.
+    """
+    refuse_existing(output, replace)
+    for path in (log_path(output), card_path(output), best_path(output), state_path(output)):
+        if path.exists() and not replace:
+            fix = "go on with the interrupted run by --resume, choose another output, or pass --force to replace it"
+            raise InputError(f"{path} exists already, and this run would write it beside {output.name}", wanted="names that are free", fix=fix)
 
 
 def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
