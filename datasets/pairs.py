@@ -81,8 +81,8 @@ class Pairs:
         return [path for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
 
     def origin(self, number: int) -> str:
-        """The photo's file."""
-        return str(_photo(self.pairs[number]).resolve())
+        """The pair's folder."""
+        return str(self.pairs[number].resolve())
 
     def __len__(self) -> int:
         return len(self.pairs)

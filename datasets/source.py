@@ -39,7 +39,7 @@ class Source(Protocol):
         """Every file that samples are read from; none where they are rendered."""
 
     def origin(self, number: int) -> str:
-        """What a sample is of, known without reading it: two samples of the same words show the same thing, whatever else was chosen."""
+        """What a sample is of, known without reading any file: two samples of the same words show the same thing, whatever else was chosen."""
 
     def __len__(self) -> int: ...
 

@@ -31,7 +31,7 @@ from fathom.models.llm_mde.llm_mde import random_llm_mde
 from fathom.models.network import WeightsOrigin
 from fathom.models.training import loop as training
 from fathom.models.training.data.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
-from fathom.models.training.data.kept_samples import KeptSamples
+from fathom.models.training.data.kept_samples import KeptSamples, keep
 from fathom.models.training.data.training_data import Examples
 from fathom.models.training.learners.learners import learner_for, published_tensors
 from fathom.models.training.learners.losses import l1_and_rmse, log_l1, moa_parts, silog, ssi
@@ -242,6 +242,36 @@ def test_what_was_kept_of_other_files_is_never_given(tmp_path):
     assert depth_m("a") == 3.0
     metas = [json.loads(path.read_text()) for path in (tmp_path / "kept").glob("*/meta.json")]
     assert len(metas) == 3 and all("modification time" in meta["key"] and meta["files"] == 3 and meta["kind"] == "pairs" for meta in metas)
+
+
+def test_a_broken_picture_is_named_and_nothing_half_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "evp-tiny", QUICK)
+    for name in ("good", "torn"):
+        write_pair(tmp_path / "data" / name, 2500, (32, 48))
+    file, output = tmp_path / "data" / "torn" / "depth.png", tmp_path / "x.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    words = ["--model", "evp-tiny", "--data", f"pairs:{tmp_path}/data", "--steps", "1", "-o", str(output), "--quiet"]
+    for more in ((), ("--cache", str(tmp_path / "kept")), ("--workers", "2")):
+        assert main([*words, *more]) == 3
+        said = capsys.readouterr().err
+        assert f"the sample {tmp_path}/data/torn cannot be read" in said and "depth.png" in said and not output.exists()
+    assert main([*words, "--cache", str(file)]) == 3 and "depth.png is no folder" in capsys.readouterr().err
+
+    def stop(part):
+        part.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path / "kept" / "0.npz", stop)
+    with pytest.raises(InputError, match="cannot be kept"):
+        keep(file / "0.npz", lambda part: None)
+    assert {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()} <= {"meta.json", "000000.npz"}
+    rooms = KeptSamples([Rooms(1, 3, (24, 32))], tmp_path / "rooms")
+    assert rooms[0].id == rooms[0].id == "room_3_000000"
+    (kept,) = (tmp_path / "rooms").rglob("*.npz")
+    kept.write_bytes(kept.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"000000\.npz is broken"):
+        rooms[0]
 
 
 def test_pictures_without_depth_are_refused_by_name(tmp_path, capsys):

@@ -17,7 +17,7 @@ from ....runtime.errors import InputError, UsageError
 from ....runtime.photo.preprocess import Window, place_steps, shape_photo, window_tensor
 from ....runtime.text.encoder import TextEncoder
 from .augmentation import Augmentation, mirrored, recoloured
-from .kept_samples import KeptSamples, keep
+from .kept_samples import BROKEN, KeptSamples, keep
 from .training_data import shape_truth
 
 
@@ -86,7 +86,7 @@ def _kept(file: Path) -> Things:
     try:
         with np.load(file, allow_pickle=False) as kept:
             return Things(kept["map"], tuple(json.loads(str(kept["names"]))))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except BROKEN as error:
         raise InputError(f"the kept names {file} are broken ({error})", fix="delete them") from error
 
 
