@@ -112,7 +112,10 @@ class Session:
         start = (arguments.variant, arguments.scene, arguments.visual_weights, options.get("settings"), arguments.texts)
         network = started_network(arguments.model, arguments.weights, random, arguments.seed, *start)
         backbone = _backbone(arguments)
-        epoch = -(-len(data) // recipe.batch)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # of torchrun; each takes a batch of its own
+        if processes > 1 and not recipe.trained:
+            raise UsageError(f"{arguments.model} learns in one process, torchrun started {processes}", fix="start depth-train alone")
+        epoch = -(-len(data) // (recipe.batch * processes))
         steps = arguments.steps or recipe.epochs * epoch
         every = arguments.every or (epoch if recipe.patience and chosen else EVERY)
         facts = {
@@ -124,6 +127,7 @@ class Session:
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
             "steps": steps,
             "batch": recipe.batch,
+            "processes": processes,
             "lr": recipe.rate,
             "seed": arguments.seed,
             "shots": arguments.shots,
@@ -178,6 +182,7 @@ class Session:
             "seed": run.seed,
             "steps": result["steps"],
             "batch": run.recipe.batch,
+            "processes": run.facts["processes"],
             "wall_s": result["wall_s"],
             "device": "a GPU" if run.device.type == "cuda" else "CPU",
             "threads": torch.get_num_threads(),
