@@ -55,6 +55,15 @@ class Captioned:
         base = self.source.provenance
         return replace(base, name=f"{base.name}, with captions", sha256=fingerprint(base.sha256, self._sha256))
 
+    @property
+    def files(self) -> list[Path]:
+        """The photos'; the captions are part of the fingerprint already."""
+        return self.source.files
+
+    def origin(self, number: int) -> str:
+        """The photo's."""
+        return self.source.origin(number)
+
     def __len__(self) -> int:
         return len(self.source)
 

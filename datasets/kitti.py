@@ -89,9 +89,18 @@ class KittiEigen:
     @property
     def provenance(self) -> Provenance:
         """Which pairs these are, and how many lines of the list were left out."""
-        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for pair in self.pairs for path in pair[:2]]
+        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in self.files]
         name = f"{self.listing}{', benchmark crop' if self.crop else ''}"
         return Provenance("kitti", name, fingerprint("kitti", self.crop, files), len(self), skipped=self.skipped)
+
+    @property
+    def files(self) -> list[Path]:
+        """Photo and depth map of each pair."""
+        return [path for pair in self.pairs for path in pair[:2]]
+
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(self.pairs[number][0].resolve())
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -101,7 +110,7 @@ class KittiEigen:
 
     def __getitem__(self, number: int) -> Sample:
         photo, depth_file, focal = self.pairs[number]
-        rgb, depth = read_rgb(photo), read_depth_png(depth_file, 256.0)
+        rgb, depth = read_rgb(photo, paired=True), read_depth_png(depth_file, 256.0)
         if depth.shape != rgb.shape[:2]:
             raise ValueError(f"{depth_file} is {depth.shape[0]}x{depth.shape[1]}, its photo {rgb.shape[0]}x{rgb.shape[1]}")
         height, width = depth.shape

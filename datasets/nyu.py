@@ -99,11 +99,20 @@ class NyuLabeled:
         facts = fingerprint("nyu", self.path.stat().st_size, self.variant, self.indices.tolist())
         return Provenance("nyu", f"{self.path.name}, {self.split}, {self.variant}", facts, len(self))
 
+    @property
+    def files(self) -> list[Path]:
+        """The one that holds all pairs."""
+        return [self.path]
+
     def scene_of(self, number: int) -> str:
         """The scene of a pair, such as ``bedroom_0021``, without reading the pair."""
         index, file = int(self.indices[number]), self._open()
         with self._damage_told():
             return _text(file, "scenes", index) or _text(file, "sceneTypes", index)
+
+    def origin(self, number: int) -> str:
+        """The file and the pair's place in it."""
+        return f"{self.path.resolve()}, pair {int(self.indices[number])}"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -208,12 +217,21 @@ class NyuFolder:
     @property
     def provenance(self) -> Provenance:
         """Which pairs these are."""
-        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for pair in self.pairs for path in pair]
+        files = [(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in self.files]
         return Provenance("nyu-folder", f"{self.folder.name}{', ' + self.listing if self.listing else ''}", fingerprint("nyu-folder", files), len(self))
+
+    @property
+    def files(self) -> list[Path]:
+        """Photo and depth map of each pair."""
+        return [path for pair in self.pairs for path in pair]
 
     def scene_of(self, number: int) -> str:
         """The folder of a pair, such as ``bedroom`` or ``bedroom_0021``."""
         return self.pairs[number][0].parent.name
+
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(self.pairs[number][0].resolve())
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -223,7 +241,7 @@ class NyuFolder:
 
     def __getitem__(self, number: int) -> Sample:
         photo, depth_file = self.pairs[number]
-        rgb, depth = read_rgb(photo), read_depth_png(depth_file, 1000.0)
+        rgb, depth = read_rgb(photo, paired=True), read_depth_png(depth_file, 1000.0)
         intrinsics = INTRINSICS if rgb.shape[:2] == (480, 640) else None
         name = photo.relative_to(self.folder).with_suffix("").as_posix()
         return Sample(rgb, depth, depth > 0, intrinsics, name, photo.parent.name)

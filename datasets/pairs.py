@@ -19,7 +19,7 @@ NYU_CLIP_M = 9.99  # where the sensor of NYU Depth v2 stops counting: such a pix
 class Pairs:
     """A folder of folders, each with ``rgb.png`` or ``rgb.jpg``, a 16-bit ``depth.png`` and a ``meta.json``.
 
-    ``meta.json`` gives ``depth_scale`` (metres = value / scale) and may give ``intrinsics_fx_fy_cx_cy``, ``size``
+    ``meta.json`` gives ``depth_scale`` (metres = value / scale, so at least 1) and may give ``intrinsics_fx_fy_cx_cy``, ``size``
     (width, height) and ``dataset``; the sensor's clip of NYU Depth v2 (9.99 m and more) counts as unknown. A ``manifest.json``
     beside the folders may order them and say for each whether its ``use`` is ``train`` or ``test``, and whether its ``kind`` is ``indoor`` or
     ``outdoor``.
@@ -67,13 +67,22 @@ class Pairs:
     @property
     def provenance(self) -> Provenance:
         """Which pairs these are."""
-        files = [(pair.name, path.name, path.stat().st_size) for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
+        files = [(path.parent.name, path.name, path.stat().st_size) for path in self.files]
         return Provenance(
             "pairs",
             f"{self.folder.name}{f', use {self.use}' if self.use else ''}{f', {self.place}' if self.place else ''}",
             fingerprint("pairs", files),
             len(self),
         )
+
+    @property
+    def files(self) -> list[Path]:
+        """Photo, depth map and description of each pair."""
+        return [path for pair in self.pairs for path in (_photo(pair), pair / "depth.png", pair / "meta.json")]
+
+    def origin(self, number: int) -> str:
+        """The pair's folder."""
+        return str(self.pairs[number].resolve())
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -85,9 +94,9 @@ class Pairs:
         pair = self.pairs[number]
         meta = _json(pair / "meta.json", dict)
         scale = meta.get("depth_scale")
-        if not _plain(scale) or scale <= 0:
-            raise ValueError(f"{pair / 'meta.json'}: depth_scale {scale!r}, wanted a positive number (metres = value / scale)")
-        rgb, depth = read_rgb(_photo(pair)), read_depth_png(pair / "depth.png", scale)
+        if not _plain(scale) or scale < 1:
+            raise ValueError(f"{pair / 'meta.json'}: depth_scale {scale!r}, wanted a positive number of steps to a metre, at least 1 (metres = value / scale)")
+        rgb, depth = read_rgb(_photo(pair), paired=True), read_depth_png(pair / "depth.png", scale)
         if depth.shape != rgb.shape[:2]:
             raise ValueError(f"{pair}: depth is {depth.shape[0]}x{depth.shape[1]}, the photo {rgb.shape[0]}x{rgb.shape[1]}")
         if meta.get("size") not in (None, [rgb.shape[1], rgb.shape[0]]):
@@ -130,6 +139,15 @@ class Images:
         """Which photos these are."""
         files = [(photo.relative_to(self.folder).as_posix(), photo.stat().st_size) for photo in self.photos]
         return Provenance("images", self.folder.name, fingerprint("images", files), len(self))
+
+    @property
+    def files(self) -> list[Path]:
+        """The photos."""
+        return self.photos
+
+    def origin(self, number: int) -> str:
+        """The photo's file."""
+        return str(self.photos[number].resolve())
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -16,6 +16,7 @@ PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 PNG_PIXELS_PER_BYTE = 8 * 1032  # deflate makes at best 1032 bytes of one, and a pixel may be a bit: a header that says more would only cost memory
 BITS, WHITE, PLANES = 258, 262, 284  # tags of TIFF
+ORIENTATION, UPRIGHT = 274, 1  # tag of EXIF, and its value where nothing is turned
 WHITE_IS_ZERO, SEPARATE, PACKED_BITS = 0, 2, 12
 MAX_LIST_NBYTES, MAX_LINE = 256 << 20, 4096
 
@@ -32,7 +33,7 @@ class _BoundedReader(io.BufferedReader):
         return super().read(left if count is None or count < 0 else min(count, left))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, paired: bool) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and sizes below its limit
         try:
@@ -41,6 +42,11 @@ def _open(path: Path) -> Image.Image:
                 image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
                 if image.format == "PNG" and image.width * image.height > PNG_PIXELS_PER_BYTE * path.stat().st_size:
                     raise ValueError(f"its header says {image.width}x{image.height} pixels, which {path.stat().st_size} bytes cannot hold")
+                if paired and (turn := _orientation(image)) not in (0, UPRIGHT):  # asked before TIFF is loaded, which turns it
+                    raise ValueError(
+                        f"it is to be shown turned (EXIF orientation {turn}), and a photo and its depth map are read pixel by pixel as they are stored; "
+                        "wanted both stored upright, without that orientation"
+                    )
                 image.load()
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is no picture that can be read; wanted {', '.join(FORMATS)}") from error
@@ -53,14 +59,24 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, UPRIGHT))
+    except Exception:  # unreadable EXIF says nothing about which way is up
+        return UPRIGHT
+
+
+def read_rgb(path: Path, paired: bool = False) -> np.ndarray:
     """A photo as uint8 [H, W, 3], just as ``depth-run`` sees it: upright by its EXIF data, 16-bit grey divided by 257, transparency over black.
+
+    Args:
+        paired: whether a depth map belongs to it: of a photo that EXIF turns nobody knows which way its depth map is up.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no picture, broken, of floating-point pixels, or of implausible size.
+        ValueError: if it is no picture, broken, of floating-point pixels, or of implausible size; if paired, also if EXIF turns it.
     """
-    whole = _open(path)
+    whole = _open(path, paired)
     try:
         image = ImageOps.exif_transpose(whole)
     except Exception:  # unreadable EXIF says nothing about which way is up
@@ -97,9 +113,9 @@ def read_depth_png(path: Path, scale: float) -> np.ndarray:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no picture or has no single 16-bit channel.
+        ValueError: if it is no picture, has no single 16-bit channel, or is turned by EXIF.
     """
-    image = _open(path)
+    image = _open(path, paired=True)
     if image.mode not in ("I;16", "I;16B", "I"):
         raise ValueError(f"{path} is a picture of mode {image.mode}; depth is a 16-bit grey PNG")
     values = np.asarray(image)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -80,6 +82,16 @@ class Provenance:
     def to_json(self) -> dict:
         """As JSON values."""
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "count": self.count, "seed": self.seed, "skipped": dict(self.skipped)}
+
+
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, byte size and modification time (ns) of each file: they change with its content, where names and sizes alone may stay.
+
+    Raises:
+        OSError: if a file is gone.
+    """
+    facts = ((path, path.stat()) for path in files)
+    return [(str(path.resolve()), found.st_size, found.st_mtime_ns) for path, found in facts]
 
 
 def fingerprint(*facts: object) -> str:

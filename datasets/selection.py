@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .sample import Provenance, Sample, fingerprint
@@ -113,6 +114,15 @@ class Selected:
         whole = self.source.provenance
         name = f"{whole.name}, {self.selection.words[1:].replace(':', ', ')}"
         return dataclasses.replace(whole, name=name, sha256=fingerprint(whole.sha256, self.numbers), count=len(self))
+
+    @property
+    def files(self) -> list[Path]:
+        """The source's."""
+        return self.source.files
+
+    def origin(self, number: int) -> str:
+        """The source's."""
+        return self.source.origin(self.numbers[number])
 
     def __len__(self) -> int:
         return len(self.numbers)

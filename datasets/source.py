@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Protocol
 
 from .kitti import KittiEigen
@@ -32,6 +33,13 @@ class Source(Protocol):
     @property
     def provenance(self) -> Provenance:
         """Which samples these are."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that samples are read from; none where they are rendered."""
+
+    def origin(self, number: int) -> str:
+        """What a sample is of, known without reading any file: two samples of the same words show the same thing, whatever else was chosen."""
 
     def __len__(self) -> int: ...
 
@@ -62,14 +70,26 @@ class Joined:
         names = " + ".join(part.name + (f", seed {part.seed}" if part.seed is not None else "") for part in parts)
         return Provenance(kinds, names, fingerprint(*(part.sha256 for part in parts)), len(self), None, skipped)
 
+    @property
+    def files(self) -> list[Path]:
+        return [path for source in self.sources for path in source.files]
+
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def origin(self, number: int) -> str:
+        which, inside = self._place(number)
+        return self.sources[which].origin(inside)
+
     def __getitem__(self, number: int) -> Sample:
+        which, inside = self._place(number)
+        return self.sources[which][inside]
+
+    def _place(self, number: int) -> tuple[int, int]:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         which = bisect_right(self._ends, number)
-        return self.sources[which][number - (self._ends[which - 1] if which else 0)]
+        return which, number - (self._ends[which - 1] if which else 0)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))

@@ -214,7 +214,7 @@ def captions(nyu, tmp_path_factory):
 def run(nyu, kitti, refcoco, begins, captions, tmp_path, capsys, monkeypatch):
     """A row from its small files to numbers, by ``depth-bench reproduce`` with more words; what is missing is missed first. Two pictures a step, and two
     held back."""
-    from fathom.models.training.data.training_data import KeptSamples
+    from fathom.models.training.data.kept_samples import KeptSamples
     from fathom.models.training.recipes import recipes
 
     few, split = {model: replace(recipe, batch=2) for model, recipe in recipes.RECIPES.items()}, KeptSamples.split

@@ -58,6 +58,10 @@ def test_the_sensor_clip_of_nyu_is_no_depth(tmp_path):
     [
         ({"depth_scale": 0}, "positive number"),
         ({"depth_scale": "1000"}, "positive number"),
+        ({"depth_scale": -1000}, "positive number"),
+        ({"depth_scale": float("nan")}, "positive number"),
+        ({"depth_scale": float("inf")}, "positive number"),
+        ({"depth_scale": 0.001}, "metres = value / scale"),  # metres to a step: 2500 would be 2500 km
         ({"size": [6, 8]}, "width, height"),
         ({"intrinsics_fx_fy_cx_cy": "5"}, "four numbers"),
         ({"intrinsics_fx_fy_cx_cy": [5, 5, 1]}, "intrinsics"),
@@ -119,6 +123,32 @@ def test_photos_are_turned_upright(tmp_path):
     assert read_rgb(tmp_path / "turned.png").shape == (8, 4, 3)
 
 
+@pytest.mark.parametrize("turn", [2, 3, 6])
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_a_photo_that_exif_turns_has_no_depth_beside_it(tmp_path, turn, suffix):
+    """Half a turn keeps the size: each pixel would have another one's depth, and nothing would show it."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    photo = Image.fromarray(np.zeros((6, 6, 3), np.uint8))
+    folder = tmp_path / "kitchen_0001"
+    folder.mkdir()
+    Image.fromarray(np.full((6, 6), 2500, np.uint16)).save(folder / "sync_depth_00001.png")
+    photo.save(folder / f"rgb_00001{suffix}")
+    assert NyuFolder(tmp_path)[0].valid.all()
+    photo.save(folder / f"rgb_00001{suffix}", exif=exif)
+    with pytest.raises(ValueError, match=f"rgb_00001.*EXIF orientation {turn}.*stored upright"):
+        NyuFolder(tmp_path)[0]
+    assert len(Images(folder / f"rgb_00001{suffix}")[0].rgb) == 6  # alone it is turned
+
+
+def test_a_depth_map_is_not_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.full((4, 4), 2500, np.uint16)).save(tmp_path / "depth.png", exif=exif)
+    with pytest.raises(ValueError, match=r"depth\.png.*EXIF orientation 3"):
+        read_depth_png(tmp_path / "depth.png", 1000)
+
+
 def test_a_sample_checks_itself():
     rgb, depth, valid = np.zeros((3, 4, 3), np.uint8), np.ones((3, 4), np.float32), np.ones((3, 4), bool)
     good = Sample(rgb, depth, valid, None, "x", "")
@@ -160,6 +190,19 @@ def test_words(tmp_path):
     with pytest.raises(OSError, match=r"labeled\.mat"):
         open_source("nyu:none.mat:test:raw")
     assert NyuFolder and KittiEigen
+
+
+def test_a_sample_is_known_by_what_it_is_of(tmp_path):
+    """Neither the way to a photo nor what is chosen beside it hides that it is the same one."""
+    for name in ("p1", "p2"):
+        write_pair(tmp_path / name)
+    whole, one = Pairs(tmp_path), Pairs(tmp_path / "p2")
+    (tmp_path / "link").symlink_to(tmp_path / "p2")
+    linked = Pairs(tmp_path / "link")
+    assert whole.origin(1) != whole.origin(0) != one.origin(0) == linked.origin(0)
+    rooms = open_source("rooms:3:7:24x32")
+    assert rooms.origin(2) == open_source("rooms:9:7:48x64:holes").origin(2) != open_source("rooms:3:8").origin(2)
+    assert rooms.origin(2) != open_source("lived-in:3:7").origin(2) and Joined([whole, rooms]).origin(len(whole) + 2) == rooms.origin(2)
 
 
 def test_several_sources_stand_one_after_the_other(tmp_path):

@@ -16,8 +16,8 @@ from fathom.datasets.sample import Sample
 from fathom.models.diffusion.evp_refer import OFFICIAL, TINY, EVPRefer, load_evp_refer, random_evp_refer
 from fathom.models.diffusion.stable_diffusion import BackboneConfig
 from fathom.models.training.data.augmentation import Augmentation
+from fathom.models.training.data.kept_samples import KeptSamples
 from fathom.models.training.data.referring_data import NamedSamples, WordsExamples
-from fathom.models.training.data.training_data import KeptSamples
 from fathom.models.training.learners.learners import learner_for
 from fathom.models.training.learners.mask_validation import blind_masks, mask_metrics
 from fathom.models.training.learners.refer import ReferLearner

@@ -6,14 +6,17 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from closeness import same_output, same_weights
+from PIL import Image
 
 from fathom.datasets.depth_metrics import depth_errors
+from fathom.datasets.pairs import Pairs
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Provenance, Sample
 from fathom.models.catalog import load
@@ -28,10 +31,11 @@ from fathom.models.llm_mde.llm_mde import random_llm_mde
 from fathom.models.network import WeightsOrigin
 from fathom.models.training import loop as training
 from fathom.models.training.data.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
-from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.data.kept_samples import KeptSamples, keep
+from fathom.models.training.data.training_data import Examples
 from fathom.models.training.learners.learners import learner_for, published_tensors
 from fathom.models.training.learners.losses import l1_and_rmse, log_l1, moa_parts, silog, ssi
-from fathom.models.training.learners.validation import baselines, errors
+from fathom.models.training.learners.validation import baselines, errors, validate
 from fathom.models.training.loop import Run, numbers_of_step, parameter_groups, read_log, take_backbone, train
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.recipe import Recipe
@@ -171,6 +175,17 @@ def test_the_window_moves_at_random_over_a_wide_photo():
     assert len(starts) > 4
 
 
+def test_windows_without_depth_are_refused_where_no_other_has_some():
+    depth = np.zeros((48, 128), np.float32)
+    depth[:, -1] = 2  # known at the right edge alone
+    sample = Sample(np.zeros((48, 128, 3), np.uint8), depth, depth > 0, None, "hall", "")
+    examples = Examples([sample, Rooms(1, 0, (48, 64))[0]], variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract, "window")
+    draws = [np.random.default_rng(0) for _ in range(2)]
+    with pytest.raises(InputError, match="in the windows of hall"):
+        examples.batch([0], draws[:1])
+    assert [bool(part.any()) for part in examples.batch([0, 1], draws).valid] == [False, True]
+
+
 def test_a_mirror_moves_the_principal_point():
     sample = Rooms(1, 0, (32, 48))[0]
     turned = mirrored(sample)
@@ -202,6 +217,85 @@ def test_kept_samples_are_the_same_numbers(tmp_path):
     assert len(set(digests)) == 4
     assert [kept[number].digest() for number in range(4)] == digests == [kept[number].digest() for number in range(4)]
     assert kept[3].scene == fresh[3].scene and len(list(tmp_path.rglob("*.npz"))) == 4
+
+
+def write_pair(folder: Path, depth_mm: int, size=(6, 8)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / "rgb.png")
+    Image.fromarray(np.full(size, depth_mm, np.uint16)).save(folder / "depth.png", compress_level=0)
+    (folder / "meta.json").write_text(json.dumps({"depth_scale": 1000}))
+
+
+def test_what_was_kept_of_other_files_is_never_given(tmp_path):
+    """Two folders alike in names and sizes, and one whose file was replaced: each has its own metres."""
+    for place, depth_mm in (("a", 2000), ("b", 5000)):
+        write_pair(tmp_path / place / "data" / "p", depth_mm)
+    one, other = ([path.stat().st_size for path in sorted((tmp_path / place).rglob("*.*"))] for place in "ab")
+    assert one == other
+
+    def depth_m(place: str) -> float:
+        return float(KeptSamples([Pairs(tmp_path / place / "data")], tmp_path / "kept")[0].depth_m[0, 0])
+
+    assert (depth_m("a"), depth_m("b"), depth_m("a")) == (2.0, 5.0, 2.0)
+    time.sleep(0.02)  # a file system's clock may tick slowly
+    write_pair(tmp_path / "a" / "data" / "p", 3000)
+    assert depth_m("a") == 3.0
+    metas = [json.loads(path.read_text()) for path in (tmp_path / "kept").glob("*/meta.json")]
+    assert len(metas) == 3 and all("modification time" in meta["key"] and meta["files"] == 3 and meta["kind"] == "pairs" for meta in metas)
+
+
+def test_a_broken_picture_is_named_and_nothing_half_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "evp-tiny", QUICK)
+    for name in ("good", "torn"):
+        write_pair(tmp_path / "data" / name, 2500, (32, 48))
+    file, output = tmp_path / "data" / "torn" / "depth.png", tmp_path / "x.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    words = ["--model", "evp-tiny", "--data", f"pairs:{tmp_path}/data", "--steps", "1", "-o", str(output), "--quiet"]
+    for more in ((), ("--cache", str(tmp_path / "kept")), ("--workers", "2")):
+        assert main([*words, *more]) == 3
+        said = capsys.readouterr().err
+        assert f"the sample {tmp_path}/data/torn cannot be read" in said and "depth.png" in said and not output.exists()
+    assert main([*words, "--cache", str(file)]) == 3 and "depth.png is no folder" in capsys.readouterr().err
+
+    def stop(part):
+        part.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path / "kept" / "0.npz", stop)
+    with pytest.raises(InputError, match="cannot be kept"):
+        keep(file / "0.npz", lambda part: None)
+    assert {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()} <= {"meta.json", "000000.npz"}
+    rooms = KeptSamples([Rooms(1, 3, (24, 32))], tmp_path / "rooms")
+    assert rooms[0].id == rooms[0].id == "room_3_000000"
+    (kept,) = (tmp_path / "rooms").rglob("*.npz")
+    kept.write_bytes(kept.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"000000\.npz is broken"):
+        rooms[0]
+
+
+def test_pictures_without_depth_are_refused_by_name(tmp_path, capsys):
+    """Nothing is NaN: what cannot be learned from or measured on is said."""
+    write_pair(tmp_path / "data" / "wall", 2500, (32, 48))
+    write_pair(tmp_path / "data" / "window", 0, (32, 48))  # 0: unknown
+    examples = Examples(KeptSamples([Pairs(tmp_path / "data")], tmp_path / "kept"), variant_of(dataclasses.replace(TINY, nyu_window=96), "nyu").contract)
+    draws = [np.random.default_rng(0)]
+    for _ in range(2):  # read, and as it was kept
+        assert examples.batch([0], draws).valid.any() and not examples.batch([1]).valid.any()
+        with pytest.raises(InputError, match="sample window has no known depth"):
+            examples.batch([1], draws)
+    found = validate(lambda batch: torch.full_like(batch.truth_m, 2.0), examples, 2, torch.device("cpu"))
+    assert found["abs_rel"] == pytest.approx(0.2)  # of the wall alone
+    blind = Examples(KeptSamples([Pairs(tmp_path / "data" / "window")]), examples.contract)
+    with pytest.raises(InputError, match="none of the 1 pictures"):
+        validate(lambda batch: torch.full_like(batch.truth_m, 2.0), blind, 2, torch.device("cpu"))
+    base = ["--model", "evp-tiny", "-o", str(tmp_path / "x.safetensors"), "--steps", "1"]
+    for data, val, code, says in (
+        ("rooms:2:1:32x48", f"pairs:{tmp_path}/data/window", 3, "no picture of it has a known depth"),
+        ("rooms:2:1:32x48", f"images:{tmp_path}/data", 2, "photos without depth"),
+        (f"images:{tmp_path}/data", "rooms:2:1:32x48", 2, "photos without depth"),
+    ):
+        assert main([*base, "--data", data, "--val", val]) == code and says in capsys.readouterr().err
 
 
 def test_validation_metrics_are_those_of_the_benchmark():
@@ -416,6 +510,18 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
     assert main(words) == 3 and "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["x.md", "x.log.jsonl", "x.best.safetensors", "x.state.safetensors"])
+def test_files_beside_the_output_are_not_replaced_unasked(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "evp-tiny", QUICK)
+    kept = tmp_path / name
+    kept.write_text("another run's")
+    words = ["--model", "evp-tiny", "--data", "rooms:3:1:32x48", "--steps", "1", "-o", str(tmp_path / "x.safetensors"), "--quiet"]
+    assert main(words) == 3 and f"{name} exists already" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another run's"]
+    if name == "x.md":
+        assert main([*words, "--force"]) == 0 and kept.read_text().startswith("# ")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -435,6 +541,8 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
         (["--model", "llm-mde", "--random-init", "--learn", "paper"], 2, "no such recipe of llm-mde, variant official"),
         (["--model", "llm-mde", "--random-init", "--learn", ""], 2, "no such recipe of llm-mde"),
         (["--learn", "clip"], 2, "keeps no CLIP; fix: give --set captions=1"),
+        (["--val", "rooms:5:1:48x64"], 2, "--val rooms:5:1:48x64: room 0 of seed 1 (and 1 more) is in --data too"),
+        (["--data", "rooms:2:1:48x64", "--hold-back", "1"], 2, "would be learned from and chosen by"),
     ],
 )
 def test_what_cannot_be_done_is_said(words, code, says, tmp_path, capsys, monkeypatch):

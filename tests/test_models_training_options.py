@@ -17,15 +17,18 @@ from fathom.models.diffusion.evp import TINY, variant_of
 from fathom.models.llm_mde.llm_mde import TINY_PAPER, LlmMde
 from fathom.models.training import loop
 from fathom.models.training.averaged import Averaged
+from fathom.models.training.card import card
 from fathom.models.training.data.augmentation import Augmentation, framed, mirrored, turned
+from fathom.models.training.data.kept_samples import KeptSamples
 from fathom.models.training.data.prefetch import Prefetch
-from fathom.models.training.data.training_data import Examples, KeptSamples
+from fathom.models.training.data.training_data import Examples
 from fathom.models.training.learners.learners import published_tensors, trained_as
 from fathom.models.training.learners.losses import log_variance
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.recipes import RECIPES, recipe_of
+from fathom.models.training.session import Session, recipe_for
 from fathom.models.training.state import write_tensors
-from fathom.models.training.train_command import main
+from fathom.models.training.train_command import build_parser, main
 from fathom.runtime.errors import InputError
 
 
@@ -196,6 +199,18 @@ def test_patience_counts_epochs(quick):
         assert [line["step"] for line in lines if "chosen" in line] == looked
 
 
+def test_an_epoch_of_several_processes_is_one_pass(tmp_path, monkeypatch):
+    """40 pictures are three steps of 16, and two where each of two processes takes 16."""
+    words = build_parser().parse_args(["--model", "vpd-tiny", "--data", "rooms:40:1:32x48", "--random-init", "-o", "x"])
+    for processes, steps in (("1", 3), ("2", 2)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        session = Session.prepare(words, tmp_path / "x.safetensors", "")
+        assert session.run.steps == steps * RECIPES["vpd-tiny"].epochs and session.run.facts["processes"] == int(processes)
+    facts = {"model": "m", "file": "f", "nbytes": 1, "sha256": "0", "licence": "", "command": "", "recipe": "", "start": "", "seed": 0, "device": "CPU"}
+    facts |= {"steps": 40, "batch": 16, "processes": 2, "wall_s": 60, "threads": 1, "store": "fp32", "data": [], "parameters": 1, "results": [], "notes": []}
+    assert "40 steps of 16 pictures in each of 2 processes in 1 minutes" in card(facts | {"measures": "depth"})
+
+
 def test_held_back_pictures_are_never_learned_from():
     data = KeptSamples([Rooms(9, 1, (24, 32))])
     learned, held = data.split(3, seed=1)
@@ -262,9 +277,6 @@ def test_llm_mde_paper_trains_adapters_and_new_parts_alone():
 
 
 def test_a_rank_of_zero_freezes_the_transformer():
-    from fathom.models.training.session import recipe_for
-    from fathom.models.training.train_command import build_parser
-
     def trained(*more):
         arguments = build_parser().parse_args(["--model", "llm-mde", *more])
         return recipe_for(arguments, "paper", parse_settings(arguments.set)).trained

@@ -14,7 +14,8 @@ from fathom.models.blip2.qformer import PromptedQFormer, QFormer, QFormerConfig
 from fathom.models.catalog import load
 from fathom.models.random_init import draw_weights
 from fathom.models.training import loop as training
-from fathom.models.training.data.training_data import Batch, Examples, KeptSamples
+from fathom.models.training.data.kept_samples import KeptSamples
+from fathom.models.training.data.training_data import Batch, Examples
 from fathom.models.training.learners.depth_hint import waves
 from fathom.models.training.learners.learners import learner_for
 from fathom.models.training.loop import Run, train

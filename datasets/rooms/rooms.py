@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +53,15 @@ class Rooms:
         facts = fingerprint(kind, recipe, self.count, self.seed, self.size, self.holes)
         words = f"{self.count} {'lived-in ' if self.lived_in else ''}rooms, {self.size[0]}x{self.size[1]}{', sensor holes' if self.holes else ''}"
         return Provenance(kind, words, facts, self.count, self.seed)
+
+    @property
+    def files(self) -> list[Path]:
+        """None: rooms are rendered."""
+        return []
+
+    def origin(self, number: int) -> str:
+        """Which room of which seed; another size shows the same room."""
+        return f"{'lived-in ' if self.lived_in else ''}room {number} of seed {self.seed}"
 
     def __len__(self) -> int:
         return self.count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from .learners import mask_validation, validation
 
@@ -47,15 +48,21 @@ TABLES = {
 }
 
 
+def card_path(output: Path) -> Path:
+    """Where the card of the weights in ``output`` lies: beside them."""
+    return output.with_suffix(".md")
+
+
 def card(facts: dict) -> str:
     """Markdown.
 
     Args:
         facts: ``model``, ``variant``, ``licence``, ``file``, ``nbytes``, ``sha256``, ``command``, ``recipe``, ``seed``, ``steps``,
-            ``batch``, ``wall_s``, ``device``, ``store``, ``data`` (provenances), ``parameters``, ``measures`` (a key of ``TABLES``),
+            ``batch``, ``processes``, ``wall_s``, ``device``, ``store``, ``data`` (provenances), ``parameters``, ``measures`` (a key of ``TABLES``),
             ``results`` (one per validation set: ``data``, ``network`` and the baselines, each with the table's metrics).
     """
     table = TABLES[facts["measures"]]
+    several = f"in each of {facts['processes']} processes " if facts["processes"] > 1 else ""
     lines = [
         f"# {facts['model']}: weights trained with `depth-train`",
         "",
@@ -70,7 +77,7 @@ def card(facts: dict) -> str:
         "",
         f"- recipe: {facts['recipe']}",
         f"- start: {facts['start']}; seed {facts['seed']}",
-        f"- {facts['steps']} steps of {facts['batch']} pictures in {facts['wall_s'] / 60:.0f} minutes on {facts['device']} "
+        f"- {facts['steps']} steps of {facts['batch']} pictures {several}in {facts['wall_s'] / 60:.0f} minutes on {facts['device']} "
         f"({platform.machine()}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''})",
         *(f"- learned from: {data['name']}{_seed(data)} (`{data['kind']}`, fingerprint `{data['sha256'][:12]}`)" for data in facts["data"]),
         "",

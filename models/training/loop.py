@@ -20,8 +20,8 @@ from ...runtime.errors import AccuracyError, UsageError
 from ...runtime.files import whole_file
 from ..network import DepthNetwork
 from .averaged import Averaged
+from .data.kept_samples import KeptSamples
 from .data.prefetch import Prefetch
-from .data.training_data import KeptSamples
 from .learners.learner import Learner
 from .learners.learners import learner_for, published_tensors, trained_as
 from .optimiser import Muon, takes_muon

@@ -11,20 +11,22 @@ from pathlib import Path
 import torch
 
 from ...datasets.captions import Captioned
+from ...datasets.pairs import Images
 from ...datasets.source import DataArgumentError, Source, open_source
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ...runtime.files import refuse_existing, sha256_of, whole_file
 from .. import catalog
 from ..network import DepthNetwork
 from .bins_training import train_bins
-from .card import card
+from .card import card, card_path
+from .data.kept_samples import KeptSamples
 from .data.referring_data import NamedSamples
-from .data.training_data import KeptSamples
 from .learners.learners import learner_for
-from .loop import Run, train
+from .loop import Run, best_path, log_path, train
 from .recipes.recipe import Recipe
 from .recipes.recipes import RECIPES, parts_of, recipe_of
 from .starts.starts import SCENE, STARTS, started_network
+from .state import state_path
 
 ALIGNED = "This network says relative depth: each of its maps was multiplied so that its median is the truth's, and so was each baseline."
 WORDS = (
@@ -65,7 +67,7 @@ class Session:
             InputError: if a file is missing, or the output exists and may not be replaced.
             EnvironmentMismatchError: if the device is not there.
         """
-        refuse_existing(output, arguments.force or arguments.resume)
+        _refuse_replacing(output, arguments.force or arguments.resume)
         entry = catalog.NETWORKS.get(arguments.model)
         if entry is None or arguments.model not in RECIPES:
             known = ", ".join(name for name in RECIPES if name in catalog.NETWORKS)
@@ -98,9 +100,13 @@ class Session:
             except ValueError as error:
                 raise UsageError(f"--hold-back {arguments.hold_back}: {error}") from error
         held_out = tuple(KeptSamples([_source(text, "test", arguments.captions)], folder) for text in arguments.val)
+        _refuse_shared(data, chosen, arguments.val, held_out)
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
+        for text, kept in zip(arguments.val, held_out, strict=True):
+            if not any(kept[number].valid.any() for number in range(len(kept))):  # the first one does as a rule
+                raise InputError(f"--val {text}: no picture of it has a known depth", wanted="pictures with depth to measure on")
         options = {"variant": variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights, "settings": settings}
         if "scene" in entry.options:
             options["scene"] = arguments.scene or SCENE
@@ -109,7 +115,10 @@ class Session:
         start = (variant, arguments.scene, arguments.visual_weights, settings, arguments.texts, bool(recipe.trained))
         network = started_network(arguments.model, arguments.weights, random, arguments.seed, *start)
         backbone = _backbone(arguments)
-        epoch = -(-len(data) // recipe.batch)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # of torchrun; each takes a batch of its own
+        if processes > 1 and not recipe.trained:
+            raise UsageError(f"{arguments.model} learns in one process, torchrun started {processes}", fix="start depth-train alone")
+        epoch = -(-len(data) // (recipe.batch * processes))
         steps = arguments.steps or recipe.epochs * epoch
         every = arguments.every or (epoch if recipe.patience and chosen else EVERY)
         facts = {
@@ -121,6 +130,7 @@ class Session:
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
             "steps": steps,
             "batch": recipe.batch,
+            "processes": processes,
             "lr": recipe.rate,
             "seed": arguments.seed,
             "shots": arguments.shots,
@@ -175,6 +185,7 @@ class Session:
             "seed": run.seed,
             "steps": result["steps"],
             "batch": run.recipe.batch,
+            "processes": run.facts["processes"],
             "wall_s": result["wall_s"],
             "device": "a GPU" if run.device.type == "cuda" else "CPU",
             "threads": torch.get_num_threads(),
@@ -185,7 +196,7 @@ class Session:
             "results": results,
             "notes": [*network.origin.warnings, *(note for kind, note in NOTES.items() if kind == network.contract.output.kind)],
         }
-        path = output.with_suffix(".md")
+        path = card_path(output)
         with whole_file(path, force=True) as part:
             part.write_text(card(facts))
         return {**facts, "loss": result["loss"], "card": str(path)}
@@ -193,6 +204,17 @@ class Session:
     def _alone(self) -> dict:
         """What the trained file is loaded with: it holds the whole network."""
         return {name: value for name, value in self.options.items() if name != "visual_weights"}
+
+
+def _refuse_replacing(output: Path, replace: bool) -> None:
+    """Raises:
+    InputError: if the output, or a file that is written beside it, exists and may not be replaced.
+    """
+    refuse_existing(output, replace)
+    for path in (log_path(output), card_path(output), best_path(output), state_path(output)):
+        if path.exists() and not replace:
+            fix = "go on with the interrupted run by --resume, choose another output, or pass --force to replace it"
+            raise InputError(f"{path} exists already, and this run would write it beside {output.name}", wanted="names that are free", fix=fix)
 
 
 def _backbone(arguments: argparse.Namespace) -> DepthNetwork | None:
@@ -265,6 +287,23 @@ def _repeated(text: str, captions: str | None) -> tuple[Source, int]:
     return _source(words, "train", captions), int(times)
 
 
+def _refuse_shared(data: KeptSamples, chosen: KeptSamples | None, words: list[str], held_out: tuple[KeptSamples, ...]) -> None:
+    """Raises:
+    UsageError: if a sample that is learned from or chosen by is measured on too, or one that is learned from is chosen by.
+    """
+    learned = data.origins()
+    if chosen is not None:
+        held = chosen.origins()
+        if both := sorted(learned & held):
+            raise UsageError(f"--hold-back: {both[0]} would be learned from and chosen by", wanted="each sample once in --data")
+        learned |= held
+    for text, kept in zip(words, held_out, strict=True):
+        if both := sorted(learned & kept.origins()):
+            more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
+            was = f"--val {text}: {both[0]}{more} is in --data too, and numbers measured on what was learned would be too good"
+            raise UsageError(was, wanted="other pictures", fix="for rooms another seed, else another split or list")
+
+
 def _facts(source: Source, times: int) -> dict:
     facts = source.provenance.to_json()
     return facts if times == 1 else {**facts, "name": f"{facts['name']}, each {times} times"}
@@ -273,6 +312,9 @@ def _facts(source: Source, times: int) -> dict:
 def _source(text: str, split: str, captions: str | None) -> Source:
     try:
         source = open_source(text, split)
+        if isinstance(source, Images):
+            was = f"{text} are photos without depth"
+            raise UsageError(was, wanted="data with depth: nyu, nyu-folder, kitti, pairs, rooms or lived-in", fix="only --quantise learns from photos alone")
         return source if captions is None else Captioned(source, captions)
     except DataArgumentError as error:
         raise UsageError(str(error)) from error

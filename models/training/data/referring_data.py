@@ -17,7 +17,8 @@ from ....runtime.errors import InputError, UsageError
 from ....runtime.photo.preprocess import Window, place_steps, shape_photo, window_tensor
 from ....runtime.text.encoder import TextEncoder
 from .augmentation import Augmentation, mirrored, recoloured
-from .training_data import KeptSamples, keep, shape_truth
+from .kept_samples import BROKEN, KeptSamples, keep
+from .training_data import shape_truth
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class NamedSamples:
         if file.is_file():
             return _kept(file)
         things = rooms.things(inside)
-        keep(file, map=things.map, names=np.str_(json.dumps(things.names)))
+        keep(file, lambda part: np.savez(part, map=things.map, names=np.str_(json.dumps(things.names))))
         return things
 
 
@@ -85,7 +86,7 @@ def _kept(file: Path) -> Things:
     try:
         with np.load(file, allow_pickle=False) as kept:
             return Things(kept["map"], tuple(json.loads(str(kept["names"]))))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except BROKEN as error:
         raise InputError(f"the kept names {file} are broken ({error})", fix="delete them") from error
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import os
-import threading
-from bisect import bisect_right
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ....datasets.sample import Sample
-from ....datasets.source import Source
 from ....runtime.artefact.contract import Contract, Pad, Resize, Step
 from ....runtime.errors import InputError
 from ....runtime.photo.preprocess import Placed, Window, place_steps, shape_photo, window_tensor
 from .augmentation import Augmentation, carelessly_taken, cut_depth, framed, mirrored, recoloured, turned
+from .kept_samples import KeptSamples
 
 
 @dataclass(frozen=True)
@@ -43,79 +37,6 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device, its pictures channels last."""
         return Batch(self.image.to(device, memory_format=torch.channels_last), self.truth_m.to(device), self.valid.to(device), self.scenes, self.captions)
-
-
-class KeptSamples:
-    """Several sources one after the other, each sample kept in a folder once it was read, as rendering or decoding it again may be slow.
-
-    Args:
-        sources: at least one.
-        folder: where samples are kept, or None. A file of it is named after its source's fingerprint and its number.
-        shots: only that many of them, drawn by ``seed``; 0 for all.
-
-    Raises:
-        ValueError: if there are fewer.
-    """
-
-    def __init__(self, sources: list[Source], folder: Path | None = None, shots: int = 0, seed: int = 0):
-        self.sources, self.folder = sources, folder
-        self.ends = list(accumulate(map(len, sources)))
-        self.names = [source.provenance.sha256[:16] for source in sources]
-        if shots > self.ends[-1]:
-            raise ValueError(f"{shots} samples were wanted, the data has {self.ends[-1]}")
-        everything = np.arange(self.ends[-1])
-        self.numbers = np.sort(np.random.Generator(np.random.PCG64([seed, shots])).permutation(everything)[:shots]) if shots else everything
-
-    def split(self, count: int, seed: int) -> tuple[KeptSamples, KeptSamples]:
-        """All but ``count`` samples drawn by ``seed``, and those.
-
-        Raises:
-            ValueError: if none would be left.
-        """
-        if not 0 < count < len(self):
-            raise ValueError(f"{count} of {len(self)} samples cannot be held back, at least one must be left to learn from")
-        order = np.random.Generator(np.random.PCG64([seed, count, 2])).permutation(len(self))
-        parts = copy.copy(self), copy.copy(self)
-        for part, places in zip(parts, (order[count:], order[:count]), strict=True):
-            part.numbers = np.asarray(self.numbers)[np.sort(places)]
-        return parts
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def place(self, number: int) -> tuple[int, int]:
-        """Which source sample ``number`` is from, and its number there."""
-        number = int(self.numbers[number])
-        which = bisect_right(self.ends, number)
-        return which, number - (self.ends[which - 1] if which else 0)
-
-    def __getitem__(self, number: int) -> Sample:
-        which, inside = self.place(number)
-        if self.folder is None:
-            return self.sources[which][inside]
-        file = self.folder / self.names[which] / f"{inside:06d}.npz"
-        if file.is_file():
-            return _kept(file)
-        sample = self.sources[which][inside]
-        keep(file, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, scene=np.str_(sample.scene), caption=np.str_(sample.caption))
-        return sample
-
-
-def keep(file: Path, **arrays: np.ndarray) -> None:
-    """Write arrays into a file, whole or not at all, also where several processes or threads make it at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.stem}.{os.getpid()}.{threading.get_ident()}.npz")
-    np.savez(part, **arrays)
-    os.replace(part, file)
-
-
-def _kept(file: Path) -> Sample:
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            caption = str(kept["caption"]) if "caption" in kept else ""  # a sample with one is kept under another name than without
-            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, file.stem, str(kept["scene"]), caption)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"the kept sample {file} is broken ({error})", fix="delete it") from error
 
 
 class Examples:
@@ -142,7 +63,8 @@ class Examples:
         """image float32 [3, canvas], truth_m float32 [window], valid bool [window], scene and caption of a sample, changed at random if asked to.
 
         Raises:
-            InputError: if a photo does not fit the protocol, or is narrower than the window at its height.
+            InputError: if a photo does not fit the protocol, or is narrower than the window at its height; with a random generator, which is to learn
+                from it, also if it has no known depth.
         """
         sample, image = self.samples[number], self.contract.input
         if augmentation is not None and draw.random() < augmentation.flip:
@@ -157,6 +79,10 @@ class Examples:
         placed = place_steps(steps, *sample.rgb.shape[:2])
         picture = shape_photo(sample.rgb, placed)
         truth, valid = shape_truth(sample.depth_m, sample.valid, placed)
+        valid = valid & (truth <= self.far_m)
+        if draw is not None and not valid.any():
+            was = f"sample {sample.id} has no known depth{f' of at most {self.far_m:g} m' if np.isfinite(self.far_m) else ''}"
+            raise InputError(was, wanted="pictures with depth to learn from", fix="leave it out of --data")
         room = picture.shape[1] - image.window[1]
         if room < 0 or picture.shape[0] != image.window[0]:
             was = f"sample {sample.id} becomes {picture.shape[1]}x{picture.shape[0]} pixels"
@@ -165,7 +91,7 @@ class Examples:
         if self.geometry == "protocol":
             left = self.contract.protocols[0].lefts[0]
         columns = slice(left, left + image.window[1])
-        truth, valid = truth[:, columns], valid[:, columns] & (truth[:, columns] <= self.far_m)
+        truth, valid = truth[:, columns], valid[:, columns]
         if augmentation is not None:
             shown = recoloured(picture[:, columns], augmentation, draw)
             if draw.random() < augmentation.cut_depth:
@@ -185,9 +111,16 @@ class Examples:
         return (Resize(rows, max(columns, round(width * rows / height)), "bilinear-antialias"),)
 
     def batch(self, numbers: list[int], draws: list[np.random.Generator] | None = None, augmentation: Augmentation | None = None) -> Batch:
-        """Several examples as tensors; ``draws``: one random generator per number."""
+        """Several examples as tensors; ``draws``: one random generator per number.
+
+        Raises:
+            InputError: as ``example``; with ``draws``, also if no window has a known depth.
+        """
         parts = [self.example(number, draws[place] if draws else None, augmentation) for place, number in enumerate(numbers)]
         image, truth, valid = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(3))
+        if draws and not bool(valid.any()):
+            names = ", ".join(self.samples[number].id for number in numbers)
+            raise InputError(f"there is no known depth in the windows of {names}", wanted="some to learn from", fix="take a larger --batch, or leave them out")
         return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
 
 

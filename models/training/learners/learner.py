@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...network import DepthNetwork
-from ..data.training_data import Batch, Examples, KeptSamples
+from ..data.kept_samples import KeptSamples
+from ..data.training_data import Batch, Examples
 from ..recipes.recipe import Recipe
 from .losses import LOSSES
 from .validation import baselines, validate

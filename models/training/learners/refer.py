@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate
 
 from ...network import DepthNetwork
+from ..data.kept_samples import KeptSamples
 from ..data.referring_data import NamedSamples, WordsBatch, WordsExamples
-from ..data.training_data import KeptSamples
 from ..recipes.recipe import Recipe
 from .depth_hint import map_hint
 from .diffusion import EvpLearner

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ....datasets.depth_metrics import at_median, depth_errors
-from ....runtime.errors import AccuracyError
+from ....runtime.errors import AccuracyError, InputError
 from ..data.training_data import Batch, Examples
 
 METRICS = ("abs_rel", "rmse", "delta1")
@@ -44,6 +44,7 @@ def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch
 
     Raises:
         AccuracyError: if a prediction is not a positive finite number.
+        InputError: if no picture has a valid pixel.
     """
     scores = []
     with torch.no_grad():
@@ -58,6 +59,9 @@ def validate(predict: Callable[[Batch], torch.Tensor], examples: Examples, batch
                     if examples.contract.output.kind == "relative":
                         found_m = at_median(found_m, truth[valid])
                     scores.append(errors(found_m, truth[valid]))
+    if not scores:
+        was = f"none of the {len(examples.samples)} pictures to measure on has a known depth that the network can say"
+        raise InputError(was, wanted="some that has", fix="give other --val data, or hold others back")
     return mean_of(scores)
 
 
