@@ -87,9 +87,15 @@ def read_rgb(path: Path, paired: bool = False) -> np.ndarray:
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"{path} holds pixels from {deep.min()} to {deep.max()}; a photo has 8 or 16 bits")
-        image = Image.fromarray(((_full_scale(whole, deep) + 128) // 257).astype(np.uint8))
+        grey = ((_full_scale(whole, deep) + 128) // 257).astype(np.uint8)
+        if whole.format == "PNG" and "transparency" in whole.info:
+            grey[deep == whole.info["transparency"]] = 0
+        image = Image.fromarray(grey)
     elif whole.format == "TIFF" and whole.tag_v2.get(PLANES) == SEPARATE and max(_bits(whole)) > 8:
         raise ValueError(f"{path} holds its colours one after the other, in {max(_bits(whole))} bits; wanted 8-bit pixels")
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 0xFF:  # Pillow reads 16-bit colours as 8 bits, but not the one that is transparent
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)

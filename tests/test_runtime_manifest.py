@@ -179,26 +179,6 @@ def test_unknown_versions_and_keys_are_refused(plan):
         manifest_from_bytes(b"[" * 100_000, PlanManifest, "x")
 
 
-@pytest.mark.parametrize("words", ["n\nend_header", "\x1b[2K\rall is well", "a\x9b31m", "a\u202eb", "a\u2028b"])
-def test_words_that_would_forge_lines_are_refused(plan, bundle, words):
-    def refused(data, kind):
-        with pytest.raises(InputError, match="cannot be seen") as caught:
-            manifest_from_bytes(json.dumps(data).encode(), kind, "x")
-        assert str(caught.value).isprintable()
-
-    with PlanFile.open(plan) as opened:
-        text = json.dumps(manifest_to_json(opened.manifest))
-    for change in ({"backend_version": words}, {"targets": [words]}, {"made_with": {words: "1"}}, {"made_with": {"config": words}}):
-        refused({**json.loads(text), **change}, PlanManifest)
-    for name, value in [("name", words), ("variant", words), *(("weights", {**NETWORK.weights, key: words}) for key in ("file", "licence"))]:
-        refused({**json.loads(text), "network": {**json.loads(text)["network"], name: value}}, PlanManifest)
-    refused(json.loads(text.replace('"here"', json.dumps(words))), PlanManifest)  # where a protocol comes from
-    data = json.loads((bundle / "bundle.json").read_bytes())
-    refused({**data, "stages": [{**data["stages"][0], "folded": {words: 1}}]}, BundleManifest)
-    seen = {**json.loads(text)["network"], "config": {"template": "two\nlines"}, "variant": "größe 東京 \u3000"}
-    assert manifest_from_bytes(json.dumps({**json.loads(text), "network": seen}).encode(), PlanManifest, "x").network.variant == "größe 東京 \u3000"
-
-
 def test_a_network_is_called_nothing_that_leads_out_of_a_folder_or_moves_a_terminal(plan):
     with PlanFile.open(plan) as opened:
         data = manifest_to_json(opened.manifest)
@@ -280,6 +260,26 @@ def test_mutated_manifests_are_read_or_refused_but_never_crash(plan, data, value
     target[path[-1]] = value
     with suppress(InputError):
         manifest_from_bytes(json.dumps(content).encode(), PlanManifest, "x")
+
+
+@pytest.mark.parametrize("words", ["n\nend_header", "\x1b[2K\rall is well", "a\x9b31m", "a\u202eb", "a\u2028b"])
+def test_words_that_would_forge_lines_are_refused(plan, bundle, words):
+    def refused(data, kind):
+        with pytest.raises(InputError, match="cannot be seen") as caught:
+            manifest_from_bytes(json.dumps(data).encode(), kind, "x")
+        assert str(caught.value).isprintable()
+
+    with PlanFile.open(plan) as opened:
+        text = json.dumps(manifest_to_json(opened.manifest))
+    for change in ({"backend_version": words}, {"targets": [words]}, {"made_with": {words: "1"}}, {"made_with": {"config": words}}):
+        refused({**json.loads(text), **change}, PlanManifest)
+    for name, value in [("name", words), ("variant", words), *(("weights", {**NETWORK.weights, key: words}) for key in ("file", "licence"))]:
+        refused({**json.loads(text), "network": {**json.loads(text)["network"], name: value}}, PlanManifest)
+    refused(json.loads(text.replace('"here"', json.dumps(words))), PlanManifest)  # where a protocol comes from
+    data = json.loads((bundle / "bundle.json").read_bytes())
+    refused({**data, "stages": [{**data["stages"][0], "folded": {words: 1}}]}, BundleManifest)
+    seen = {**json.loads(text)["network"], "config": {"template": "two\nlines"}, "variant": "größe 東京 \u3000"}
+    assert manifest_from_bytes(json.dumps({**json.loads(text), "network": seen}).encode(), PlanManifest, "x").network.variant == "größe 東京 \u3000"
 
 
 def _schema(name):

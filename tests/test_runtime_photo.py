@@ -81,14 +81,25 @@ def test_sixteen_bit_grey_keeps_full_scale(tmp_path):
         np.testing.assert_array_equal(read_photo(saved(Image.fromarray(deep), tmp_path / name))[0, :, 0], [0, 1, 128, 255])
 
 
-def test_sixteen_bit_colour_png(tmp_path):
-    """Written by hand, because Pillow cannot: 16-bit RGB, big-endian."""
-    deep = RGB.astype(">u2") * 257
-    raw = b"".join(b"\0" + row.tobytes() for row in deep)
-    chunks = [(b"IHDR", struct.pack(">2I5B", 20, 12, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+def deep_png(path, deep, clear=()):
+    """Written by hand, because Pillow cannot: 16-bit grey or RGB, big-endian, with the one value that is transparent."""
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    header = struct.pack(">2I5B", deep.shape[1], deep.shape[0], 16, 2 if deep.ndim == 3 else 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), *([(b"tRNS", struct.pack(f">{len(clear)}H", *clear))] if clear else []), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    np.testing.assert_array_equal(read_photo(tmp_path / "a.png"), RGB)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+def test_sixteen_bit_colour_png(tmp_path):
+    np.testing.assert_array_equal(read_photo(deep_png(tmp_path / "a.png", RGB.astype(np.uint16) * 257)), RGB)
+
+
+@pytest.mark.parametrize("reader", [read_photo, read_rgb])
+def test_sixteen_bits_with_a_transparent_value(tmp_path, reader):
+    deep = np.array([[0x1234, 0x3434, 0x5678, 0xFFFF]])
+    np.testing.assert_array_equal(reader(deep_png(tmp_path / "a.png", deep, (0x1234,)))[0, :, 0], [0, 0x34, 0x56, 0xFF])
+    np.testing.assert_array_equal(reader(deep_png(tmp_path / "b.png", np.dstack([deep] * 3), (0x1234,) * 3))[0, :, 0], [0, 0x34, 0x56, 0xFF])
 
 
 def test_cmyk_jpeg(tmp_path):

@@ -12,6 +12,7 @@ from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, ChecksumError, EnvironmentMismatchError, InputError, UsageError
 from fathom.runtime.photo.depth_map import Intrinsics
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.serving.photo_service import Ask, PhotoService
 
 PLANS = Path(__file__).parent / "data" / "plans"
 
@@ -36,6 +37,18 @@ def test_one_photo(tiny, which):
     assert depth.valid.all() and depth.unit == "m" and depth.protocol == "single-image"
     assert depth.intrinsics == Intrinsics(50.0, 50.0, 49.5, 29.5)
     assert depth.origin.network == "tiny test" and len(depth.origin.sha256) == 64 and not depth.origin.untrained
+
+
+def test_a_request_with_half_a_camera_is_told_and_costs_no_other(tiny):
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        for camera in ((50, 50, 49.5), (50, 50, 49.5, 29.5, 100), ()):
+            with pytest.raises(ValueError, match="fx, fy, cx and cy were wanted"):
+                pipeline.predict(photo(), intrinsics=camera)
+        service = PhotoService(pipeline)
+        half, whole = service.answer([Ask((photo(),), camera=(50.0, 50.0, 49.5)), Ask((photo(),), camera=(50.0, 50.0, 49.5, 29.5))])
+        service.close()
+    assert isinstance(half, InputError) and "got 3 numbers" in str(half)
+    np.testing.assert_allclose(whole[0][1].depth_m, by_hand(tiny, photo()), rtol=1e-4)
 
 
 def test_many_photos_of_different_sizes_share_batches(tiny):

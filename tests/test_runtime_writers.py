@@ -9,6 +9,7 @@ from PIL import Image
 
 from fathom.runtime.artefact.contract import OutputContract
 from fathom.runtime.errors import AccuracyError, InputError, UsageError
+from fathom.runtime.outputs.tiles import save_tiles
 from fathom.runtime.outputs.writers import color_range, save_color, save_exr, save_npy, save_ply, save_png16
 from fathom.runtime.photo.depth_map import DepthMap, Intrinsics, Origin
 
@@ -99,6 +100,16 @@ def test_relative_colours_say_relative(tmp_path):
 @pytest.mark.parametrize("output", [METRIC, RELATIVE])
 def test_pictures_of_odd_shape_are_drawn(tmp_path, shape, output):
     save_color(map_of(np.random.default_rng(0).random(shape) + 0.5, output=output), tmp_path / "a.png")
+
+
+def test_the_largest_photos_are_tiled_beside_their_maps(tmp_path):
+    photo, color = tmp_path / "a.png", tmp_path / "a_color.png"
+    Image.new("RGB", (160, 16384), (255, 0, 0)).save(photo)
+    save_color(map_of(np.linspace(1, 5, 160 * 16384).reshape(16384, 160)), color)
+    assert save_tiles([(photo, color)], tmp_path / "sheet.png") == 1
+    with Image.open(tmp_path / "sheet.png") as image:
+        sheet = np.asarray(image).astype(int)
+    assert (np.abs(sheet - (255, 0, 0)).max(axis=-1) < 9)[:, :330].any() and (np.ptp(sheet[:, 336:], axis=-1) > 100).any()  # red, and colours
 
 
 def test_the_colour_scale():

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 FRAME_SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "exr": "_depth.exr", "ply": ".ply"}
 NO_DEPTH = (64, 64, 64)
-RANGE_S = 1.0  # the colours of a video go as far as the depth of its first second
-MOST_WAITING = 8  # frames that are held back for that
+RANGE_S = 1.0  # the colours of a video go as far as the depth of its first frames: those of a second,
+MOST_WAITING = 8  # but no more of them, because they wait in memory until the range is known
 
 
 def place_videos(sources: list[str], out: Path, kinds: tuple[str, ...], force: bool, skip: bool = False) -> dict[str, dict[str, Path]]:
@@ -176,7 +176,7 @@ class _Video:
                     path.unlink()
 
     def _show(self, frame: Frame, depth: DepthMap | None) -> None:
-        """Into the colour video, once the first second has said from where to where the colours go."""
+        """Into the colour video, once the first frames have said from where to where the colours go."""
         if self.range is not None:
             self._write_colors(frame, depth)
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngImageFile
 
 from ..files import whole_file
 from ..photo.photo import read_photo
@@ -38,8 +39,7 @@ def save_tiles(pairs: Sequence[tuple[Path, Path]], path: Path, force: bool = Fal
     draw, font = ImageDraw.Draw(sheet), default_font(13)
     for number, (photo, color) in enumerate(pairs):
         left, top = GAP + number % columns * step, GAP + number // columns * line
-        for offset, file in ((0, photo), (SIDE + GAP, color)):
-            image = Image.fromarray(read_photo(file))
+        for offset, image in ((0, Image.fromarray(read_photo(photo))), (SIDE + GAP, PngImageFile(color))):  # with its scale bar larger than a photo may be
             scale = min(SIDE / image.width, SIDE * 3 / 4 / image.height)
             image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
             sheet.paste(image, (left + offset + (SIDE - image.width) // 2, top))

@@ -46,10 +46,19 @@ class Intrinsics:
 
     @classmethod
     def of_photo(cls, camera: Intrinsics | Sequence[float] | None, photo: np.ndarray) -> Intrinsics | None:
-        """The camera, given as such or as fx, fy, cx, cy, for a photo [H, W, 3]; see ``on``."""
+        """The camera, given as such or as fx, fy, cx, cy, for a photo [H, W, 3]; see ``on``.
+
+        Raises:
+            ValueError: if there are not four numbers, or they are those of no camera.
+            InputError: if it cannot be this photo's.
+        """
         if camera is None:
             return None
-        return (camera if isinstance(camera, cls) else cls(*map(float, camera))).on(photo.shape[1], photo.shape[0])
+        if not isinstance(camera, cls):
+            if len(camera) != 4:
+                raise ValueError(f"intrinsics: fx, fy, cx and cy were wanted, got {len(camera)} numbers")
+            camera = cls(*map(float, camera))
+        return camera.on(photo.shape[1], photo.shape[0])
 
     def on(self, width: int, height: int) -> Intrinsics:
         """The same camera for a photo of another size that shows the same.

@@ -158,9 +158,15 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 0xFFFF:
             raise InputError(f"{path} holds pixels from {deep.min()} to {deep.max()}", wanted="8-bit or 16-bit pixels", fix="save it as 8-bit RGB")
-        image = Image.fromarray(((_full_scale(image, deep) + 128) // 257).astype(np.uint8))
+        grey = ((_full_scale(image, deep) + 128) // 257).astype(np.uint8)
+        if image.format == "PNG" and "transparency" in image.info:
+            grey[deep == image.info["transparency"]] = 0
+        image = Image.fromarray(grey)
     elif image.format == "TIFF" and image.tag_v2.get(PLANES) == SEPARATE and max(_bits(image)) > 8:  # Pillow reads these with every value in two pixels
         raise InputError(f"{path} holds its colours one after the other, in {max(_bits(image))} bits", wanted="8-bit pixels", fix="save it as 8-bit RGB")
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 0xFF:  # Pillow reads 16-bit colours as 8 bits, but not the one that is transparent
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
