@@ -90,7 +90,7 @@ def test_a_norm_whose_inside_is_read_is_left_alone(graphs):
     assert use_operators(model, ("GroupNormSilu",)) == {"GroupNormSilu": 43}
 
 
-def norm_made_elsewhere(scale, groups=2, picture=(8, 4, 8), back=(8, 4, 8)):
+def norm_made_elsewhere(scale, groups=2, picture=(8, 4, 8), back=(8, 4, 8), opset=18):
     """A group norm of x [n, *picture] by a scale of that shape, and its SiLU."""
     shapes = {"grouped": [0, groups, -1], "back": [0, *back]}
     constants = [numpy_helper.from_array(np.array(shape), name) for name, shape in shapes.items()]
@@ -107,7 +107,7 @@ def norm_made_elsewhere(scale, groups=2, picture=(8, 4, 8), back=(8, 4, 8)):
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in (("x", picture), ("y", back))]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 @pytest.mark.parametrize(("scale", "count"), [((8, 1, 1), 1), ((1, 8, 1, 1), 1), ((8,), 0), ((1, 8), 0), ((1, 1, 1, 8), 0)])
@@ -118,6 +118,55 @@ def test_a_number_a_column_is_not_a_number_a_channel(scale, count):
     assert use_operators(model, ("GroupNormSilu",)) == {"GroupNormSilu": count}
     (got,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, x)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("picture", "back", "opset", "count"),
+    [
+        ((512, 1, 2), (512, 1, 2), 15, 1),
+        ((512, 1, 2), (512, 1, 2), 14, 0),  # older than what the body is made of
+        ((514, 1, 2), (514, 1, 2), 18, 0),  # 257 channels in a group
+        ((16, 16), (8, 4, 8), 18, 0),  # the norm's input has other channels than its output
+    ],
+)
+def test_a_norm_that_the_operator_would_not_take_stays(picture, back, opset, count):
+    model = norm_made_elsewhere((back[0], 1, 1), 2, picture, back, opset)
+    x = {"x": np.random.default_rng(1).standard_normal((2, *picture)).astype(np.float32)}
+    (wanted,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, x)
+    assert use_operators(model, ("GroupNormSilu",)) == {"GroupNormSilu": count}
+    (got,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, x)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("query", "keys", "count"),
+    [
+        (["n", 2, 6, 4], [1, 2, 4, 128], 1),
+        (["n", 2, 6, 4], [1, 2, 4, 129], 0),  # more tokens than its threads hold
+        (["n", 2, 6, 257], [1, 2, 257, 7], 0),
+        (["n", 1, 6, 4], [1, 2, 4, 7], 0),  # one head of queries for two of keys
+        ([1, 2, 6, 4], [3, 2, 4, 7], 0),  # one query for three texts
+        (["n", 6, 4], [1, 4, 7], 0),
+    ],
+)
+def test_attention_that_the_operator_would_not_take_stays(query, keys, count):
+    rng = np.random.default_rng(0)
+    values = [*keys[:-2], *reversed(keys[-2:])]
+    constants = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("keys", keys), ("values", values))} | {"axis": np.array([1])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "keys"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["map"], axis=-1),
+        helper.make_node("MatMul", ["map", "values"], ["y"]),
+        helper.make_node("ReduceMean", ["map", "axis"], ["m"], keepdims=0),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", query), ("y", None), ("m", None))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(values, name) for name, values in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    x = {"x": rng.standard_normal([2 if size == "n" else size for size in query]).astype(np.float32)}
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, x)
+    assert use_operators(model, ("CrossAttention",)) == {"CrossAttention": count}
+    for got, exact in zip(onnxruntime.InferenceSession(model.SerializeToString()).run(None, x), wanted, strict=True):
+        np.testing.assert_allclose(got, exact, atol=1e-5)
 
 
 def test_every_rule_belongs_to_an_operator():

@@ -64,6 +64,8 @@ def _attention(inputs: Sequence[Sizes], _: dict[str, float]) -> str:
         return "not all inputs have rank 4"
     if _differ(query[1], keys[1], values[1]) or _differ(query[3], keys[2], values[3]) or _differ(keys[3], values[2]) or _differ(keys[0], values[0]):
         return "heads, widths or tokens of query, keys and values differ"
+    if keys[0] not in (1, query[0]):
+        return f"its keys have a batch of {keys[0] or 'any size'}, wanted 1 or the query's, {query[0] or 'any size'}"
     for size, most, what in ((keys[3], MOST_TOKENS, "tokens"), (query[3], MOST_WIDTH, "numbers a head")):
         if size is not None and size > most:
             return f"it has {size} {what}, wanted {most} at most"

@@ -14,22 +14,23 @@ TOLERANCE = 2e-3  # of FP32 against FP32; another strength, range or number of b
 TRIAL = (8, 6)  # height and width that both forms are tried on
 
 
-def fuse_bins_expectation(model: onnx.ModelProto) -> int:
-    """Replace every match, in place; returns how many.
+def fuse_bins_expectation(model: onnx.ModelProto, types: dict[str, onnx.TypeProto.Tensor]) -> int:
+    """Replace every match that the kernel takes, in place; returns how many. ``types`` are those of ``tensor_types``.
 
     ``ReduceSum(Softmax * Resize(Resize(centers) + ReduceMean(...)))``, whose two softplus nodes read the raw numbers and the raw
     attractors. The constants are not compared one by one: both forms are run on random numbers and must agree.
     """
     done = 0
     for end in [node for node in model.graph.node if node.op_type == "ReduceSum"]:
-        around = Surroundings(model)
+        around = Surroundings(model, types)
         found = _match(around, around.maker[end.output[0]]) if end.output[0] in around.maker else None
         if found is None:
             continue
         inputs, attractor_count = found
         region = around.region([end.output[0]], inputs)
-        if region is not None and _agree(model, region, inputs, end.output[0], attractor_count):
-            replace(model, region, "BinsExpectation", inputs, [end.output[0]], {})
+        node = around.operator("BinsExpectation", inputs, [end.output[0]], {})
+        if region is not None and node is not None and _agree(model, region, inputs, end.output[0], attractor_count):
+            replace(model, region, node)
             done += 1
     return done
 

@@ -7,21 +7,21 @@ import onnx
 from .region import Surroundings, replace
 
 
-def fuse_group_norm_silu(model: onnx.ModelProto) -> int:
-    """Replace every match, in place; returns how many.
+def fuse_group_norm_silu(model: onnx.ModelProto, types: dict[str, onnx.TypeProto.Tensor]) -> int:
+    """Replace every match that the kernel takes, in place; returns how many. ``types`` are those of ``tensor_types``.
 
     What ``translations.group_norm`` writes (Reshape, InstanceNormalization with scale 1 and shift 0, Reshape, Mul and Add by a number
     per channel), and ``z * Sigmoid(z)`` behind it. A norm without SiLU stays as it is.
     """
     done = 0
     for output in [node.output[0] for node in model.graph.node if node.op_type == "InstanceNormalization"]:
-        around = Surroundings(model)
+        around = Surroundings(model, types)
         if (found := _match(around, around.maker[output])) is None:
             continue
         inputs, end, attributes = found
-        region = around.region([end], inputs[:1])
-        if region is not None:
-            replace(model, region, "GroupNormSilu", inputs, [end], attributes)
+        region, node = around.region([end], inputs[:1]), around.operator("GroupNormSilu", inputs, [end], attributes)
+        if region is not None and node is not None:
+            replace(model, region, node)
             done += 1
     return done
 
@@ -35,6 +35,8 @@ def _match(around: Surroundings, norm: onnx.NodeProto) -> tuple[list[str], str, 
     if any(values is None for values in (grouped, sizes, ones, zeros)) or (ones != 1).any() or zeros.any():
         return None
     if len(grouped) != 3 or grouped[0] != 0 or grouped[2] != -1 or len(sizes) < 3 or sizes[0] != 0:
+        return None
+    if around.sizes(before.input[0])[1:] != tuple(sizes[1:]):  # the operator takes its channels from its input, and gives its shape
         return None
     names = []
     value = back.output[0]

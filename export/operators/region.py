@@ -7,18 +7,19 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ...trt_plugins.functions import DOMAIN
 from ..graph.set_nodes import set_nodes
-from ..graph.tensor_types import is_per_channel
+from ..graph.tensor_types import Sizes, is_per_channel, sizes_of
+from ..lowering.plugin_checks import plugin_problem
 
 
 class Surroundings:
-    """Who makes and who reads each tensor of a graph without branches and loops."""
+    """Who makes and who reads each tensor of a graph without branches and loops, and of what type and shape it is (``types``)."""
 
-    def __init__(self, model: onnx.ModelProto):
-        self.model = model
+    def __init__(self, model: onnx.ModelProto, types: dict[str, onnx.TypeProto.Tensor]):
+        self.model, self._types = model, types
         self.maker = {name: node for node in model.graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in model.graph.node:
@@ -46,6 +47,17 @@ class Surroundings:
         """How many values a constant has; 0 if the tensor is computed."""
         return int(np.prod(self._constants[name].dims, dtype=np.int64)) if name in self._constants else 0
 
+    def sizes(self, name: str) -> Sizes:
+        """Of a tensor (see ``sizes_of``); empty if not even its rank is known."""
+        return sizes_of(self._types.get(name)) or ()
+
+    def operator(self, op: str, inputs: list[str], outputs: list[str], attributes: dict) -> onnx.NodeProto | None:
+        """A node of the domain; None if its kernel would not take it."""
+        node = helper.make_node(op, inputs, outputs, domain=DOMAIN, **attributes)
+        kinds = [self._types[name].elem_type if name in self._types else TensorProto.UNDEFINED for name in inputs]
+        sizes = [[size if isinstance(size, int) else None for size in self.sizes(name)] for name in inputs]
+        return None if plugin_problem(node, kinds, sizes) else node
+
     def per_channel(self, name: str, rank: int, channels: int) -> bool:
         """Whether a tensor is a constant of one number a channel (see ``is_per_channel``)."""
         return name in self._constants and is_per_channel(self._constants[name].dims, rank, channels)
@@ -69,9 +81,9 @@ class Surroundings:
         return [node for node in self.model.graph.node if id(node) in inside]
 
 
-def replace(model: onnx.ModelProto, region: list[onnx.NodeProto], op: str, inputs: list[str], outputs: list[str], attributes: dict) -> None:
-    """Put one node of the domain where the last node of a region is, and take the region out. In place."""
-    node = helper.make_node(op, inputs, outputs, name=f"{region[-1].name}_{op}", domain=DOMAIN, **attributes)
+def replace(model: onnx.ModelProto, region: list[onnx.NodeProto], node: onnx.NodeProto) -> None:
+    """Put a node where the last node of a region is, named after it, and take the region out. In place."""
+    node.name = f"{region[-1].name}_{node.op_type}"
     gone, last = {id(n) for n in region}, id(region[-1])
     nodes = [n for old in model.graph.node for n in ([node] if id(old) == last else [] if id(old) in gone else [old])]
     set_nodes(model.graph, nodes)

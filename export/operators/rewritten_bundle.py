@@ -65,5 +65,7 @@ def rewrite_bundle(bundle: BundleDirectory, choices: tuple[OperatorChoice, ...],
     for choice in choices:
         if choice.operator not in (counts.get(choice.stage, {}) if choice.stage else total(counts.values())):
             where = f"stage {choice.stage}" if choice.stage else "the network"
-            raise UsageError(f"--operators: {where} has no place for {choice.operator}", fix="leave it out; docs/plugins.md tells what it computes")
+            raise UsageError(
+                f"--operators: {where} has no place for {choice.operator}", fix="leave it out; docs/plugins.md tells what it computes, and of which sizes"
+            )
     return RewrittenBundle(bundle, graphs, counts, gone)

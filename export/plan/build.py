@@ -145,8 +145,6 @@ def _check_stage(stage: BundleStage, options: BuildOptions) -> None:
 def _with_operators(
     bundle: BundleDirectory, calibration: Calibration | None, options: BuildOptions, folder: Path, on_message: Callable[[str], None]
 ) -> tuple[BundleDirectory, Calibration | None]:
-    if options.precision == "int8":
-        raise UsageError("--operators with --precision int8: a calibration knows nothing of our operators", fix="--precision fp16, or leave --operators out")
     rewritten = rewrite_bundle(bundle, options.operators, folder)
     on_message(f"our own operators: {count_words(rewritten.counts)}")
     return rewritten, calibration.without(rewritten.gone) if calibration else None

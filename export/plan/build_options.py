@@ -70,6 +70,9 @@ class BuildOptions:
             raise UsageError(f"--workspace and --timing-cache go with tensorrt; {self.backend} measures nothing while it builds", fix="leave them out")
         if self.backend == "onnxruntime" and (self.device or self.layers):
             raise UsageError("--device and --layers go with tensorrt and tensorrt-rtx, whose engines are built for GPUs", fix="leave them out")
+        if self.operators and self.planned:
+            was = f"--operators with --precision {self.precision}: a calibration knows nothing of our operators"
+            raise UsageError(was, fix="--precision fp16, or leave --operators out")
         if self.plugins and (self.backend != "tensorrt" or not self.operators):
             was = f"{self.backend} takes no plugins" if self.operators else "--plugins without --operators"
             raise UsageError(was, wanted="--plugins with --backend tensorrt and --operators", fix="leave --plugins out")
