@@ -17,6 +17,7 @@ from test_export_tensorrt10 import VERSION, run_here
 
 from fathom.export.commands import build_command
 from fathom.export.operators.split import split_stage
+from fathom.runtime.artefact.engine_layers import read_layers_file
 from fathom.runtime.artefact.operator_use import OperatorUse, PluginLibrary
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
@@ -76,9 +77,11 @@ def test_onnx_runtime_gives_the_same_depth(bundle, tmp_path, precision, capsys):
 @pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_kernels_run_between_the_engines_that_were_built_around_them(gpu, bundle, tmp_path, precision, capsys):
-    manifest = built(bundle, tmp_path / "x.plan", "--operators", ALL, "--backend", "tensorrt", "--precision", precision)
+    layers = tmp_path / "layers.json"
+    manifest = built(bundle, tmp_path / "x.plan", "--operators", ALL, "--backend", "tensorrt", "--precision", precision, "--layers", str(layers))
     told = capsys.readouterr().err
     assert "right on Fake GPU (sm86)" in told
+    assert set(read_layers_file(layers, manifest)) == {stage.spec.name for stage in manifest.stages if not stage.engine.endswith(".kernel.json")}
     names = [stage.spec.name for stage in manifest.stages]
     kernels = [name.partition("_")[2].partition("_")[2] for name, stage in zip(names, manifest.stages, strict=True) if stage.engine.endswith(".kernel.json")]
     assert kernels == ["group_norm_silu", "cross_attention", "group_norm_silu", "bins_expectation"]
