@@ -75,7 +75,7 @@ def write_foreign_bundle(
         on_message(remark)
     model = open_up(model, graph.parent)
     keep_output(model, form, graph.name)
-    refuse_unfit(model, graph.name)
+    refuse_unfit(model, graph)
     if widen(model):
         on_message("the graph computes in FP16 or BF16; the bundle is FP32, as every bundle, and depth-build --precision fp16 makes FP16 of it again")
     batch = adapt_input(model, contract, form, graph.name)

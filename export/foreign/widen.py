@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from ..graph.inner_graphs import inner_graphs
+from ..graph.onnx_weights import read_array
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "precision", "softmax_precision")  # whose whole number names a type
@@ -31,7 +33,7 @@ def widen(model: onnx.ModelProto) -> bool:
                 attribute.i, found = TensorProto.FLOAT, True
             tensors += [attribute.t] if attribute.type == AttributeProto.TENSOR else attribute.tensors
         for tensor in (tensor for tensor in tensors if tensor.data_type in HALF):
-            tensor.CopyFrom(numpy_helper.from_array(widened(numpy_helper.to_array(tensor), tensor.data_type), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(widened(read_array(tensor, Path()), tensor.data_type), tensor.name))
             found = True
     return found
 
