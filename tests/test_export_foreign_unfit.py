@@ -180,6 +180,23 @@ def test_a_graph_of_fp16_becomes_the_fp32_that_its_bundle_says(tmp_path, beside)
     build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
 
 
+def test_remarks_are_of_what_the_depth_depends_on_branches_included(tmp_path):
+    value = helper.make_tensor_value_info
+    then = helper.make_graph([node("NonZero", ["s"], ["places"]), node("Identity", ["s"], ["t"])], "t", [], [value("t", TensorProto.FLOAT, None)])
+    other = helper.make_graph([node("Identity", ["s"], ["e"])], "e", [], [value("e", TensorProto.FLOAT, None)])
+    after = [node("If", ["yes"], ["y"], then_branch=then, else_branch=other), node("Unique", ["s"], ["unread"])]
+    file, said = network(tmp_path / "n.onnx", after=after, constants=[("yes", np.array(True))]), []
+    model = onnx.load(file)
+    model.functions.append(helper.make_function("mine", "Same", ["a"], ["b"], [node("Identity", ["a"], ["b"])], [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.node[0].CopyFrom(node("Same", ["x"], ["p"], domain="mine"))
+    model.graph.output.append(value("unread", TensorProto.FLOAT, None))
+    onnx.save(model, file)
+    write_foreign_bundle(file, contract(), tmp_path / "b", on_message=said.append)
+    refused = [words for words in said if "TensorRT will not compile" in words]
+    assert len(refused) == 1 and "NonZero" in refused[0]
+
+
 def test_what_only_unnamed_outputs_read_is_not_looked_at(tmp_path):
     model = onnx.load(network(tmp_path / "n.onnx"))
     model.graph.node.append(node("RandomNormalLike", ["c"], ["r"]))

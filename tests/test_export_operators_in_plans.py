@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import fake_cuda
 import fake_tensorrt
@@ -16,7 +17,10 @@ from onnx import helper, numpy_helper
 from test_export_tensorrt10 import VERSION, run_here
 
 from fathom.export.commands import build_command
+from fathom.export.operators.choice import parse_choices
+from fathom.export.operators.rewritten_bundle import rewrite_bundle
 from fathom.export.operators.split import split_stage
+from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.engine_layers import read_layers_file
 from fathom.runtime.artefact.operator_use import OperatorUse, PluginLibrary
 from fathom.runtime.artefact.plan import PlanFile
@@ -220,3 +224,22 @@ def test_a_stage_is_cut_behind_a_cast_whose_type_stands_in_the_cast_alone(tmp_pa
     assert [(tensor.dtype, tensor.shape) for tensor in engine.spec.outputs] == [("float16", tuple(shape))]
     assert kernel.operator == "GroupNormSilu" and kernel.parameters["groups"] == 2 and kernel.spec.inputs == engine.spec.outputs
     onnx.checker.check_model(onnx.load(engine.graph))
+
+
+def test_a_stage_of_a_network_made_elsewhere_is_cut_though_its_graph_tells_no_shapes(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    for stage in manifest["stages"]:
+        file = folder / stage["file"]
+        model = onnx.load(str(file), load_external_data=False)
+        del model.graph.value_info[:]  # as exporters leave it
+        file.write_bytes(model.SerializeToString())
+        manifest["files"][stage["file"]] = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    cuts = []
+    for number, path in enumerate((bundle, folder)):
+        with BundleDirectory.open(path) as opened:
+            rewritten = rewrite_bundle(opened, parse_choices("GroupNormSilu,CrossAttention"), tmp_path / str(number))
+            (stage, *_) = [stage for stage in rewritten.manifest.stages if stage.spec.name == "encoder"]
+            cuts.append([piece.spec for piece in split_stage(rewritten.path(stage.file), stage.spec)])
+    assert len(cuts[1]) > 3 and cuts[1] == cuts[0]

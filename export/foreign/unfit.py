@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from ...runtime.errors import InputError
-from ..graph.inner_graphs import inner_graphs
+from ..graph.inner_graphs import all_nodes
 from ..graph.onnx_weights import read_array
 
 RUNS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview")  # and everything of ONNX Runtime's own
@@ -27,7 +26,7 @@ def refuse_unfit(model: onnx.ModelProto, path: Path) -> None:
     Raises:
         InputError: if some belong to a library that neither ONNX nor ONNX Runtime has, draw random numbers, or are in training mode.
     """
-    file, nodes = path.name, list(_all_nodes(model.graph))
+    file, nodes = path.name, all_nodes(model.graph)
     strange = sorted({f"{node.domain}:{node.op_type}" for node in nodes if node.domain not in RUNS and not node.domain.startswith(OWN)})
     if strange:
         more = f" and {len(strange) - AT_MOST_NAMED} more" if len(strange) > AT_MOST_NAMED else ""
@@ -49,13 +48,6 @@ def refuse_unfit(model: onnx.ModelProto, path: Path) -> None:
             wanted="a network in evaluation mode: in training, depth depends on chance and on the other photos of a batch",
             fix="call model.eval() before the export",
         )
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from _all_nodes(inner)
 
 
 def _in_training(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], folder: Path) -> bool:
