@@ -180,6 +180,23 @@ def test_a_graph_of_fp16_becomes_the_fp32_that_its_bundle_says(tmp_path, beside)
     build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
 
 
+def test_remarks_are_of_what_the_depth_depends_on_branches_included(tmp_path):
+    value = helper.make_tensor_value_info
+    then = helper.make_graph([node("NonZero", ["s"], ["places"]), node("Identity", ["s"], ["t"])], "t", [], [value("t", TensorProto.FLOAT, None)])
+    other = helper.make_graph([node("Identity", ["s"], ["e"])], "e", [], [value("e", TensorProto.FLOAT, None)])
+    after = [node("If", ["yes"], ["y"], then_branch=then, else_branch=other), node("Unique", ["s"], ["unread"])]
+    file, said = network(tmp_path / "n.onnx", after=after, constants=[("yes", np.array(True))]), []
+    model = onnx.load(file)
+    model.functions.append(helper.make_function("mine", "Same", ["a"], ["b"], [node("Identity", ["a"], ["b"])], [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.node[0].CopyFrom(node("Same", ["x"], ["p"], domain="mine"))
+    model.graph.output.append(value("unread", TensorProto.FLOAT, None))
+    onnx.save(model, file)
+    write_foreign_bundle(file, contract(), tmp_path / "b", on_message=said.append)
+    refused = [words for words in said if "TensorRT will not compile" in words]
+    assert len(refused) == 1 and "NonZero" in refused[0]
+
+
 def test_what_only_unnamed_outputs_read_is_not_looked_at(tmp_path):
     model = onnx.load(network(tmp_path / "n.onnx"))
     model.graph.node.append(node("RandomNormalLike", ["c"], ["r"]))
@@ -283,3 +300,55 @@ def test_sums_of_integers_keep_their_numbers_in_fp16(tmp_path):
     with Pipeline.open(tmp_path / "x.plan") as pipeline:
         got = pipeline.predict(photo).depth_m
     np.testing.assert_allclose(got, truth((photo.transpose(2, 0, 1)[None] / 255).astype(np.float32))[0, 0], atol=1e-2)
+
+
+def outside(model, **facts):
+    kernel = model.graph.initializer[0]
+    kernel.ClearField("raw_data")
+    kernel.data_location = TensorProto.EXTERNAL
+    for key, value in facts.items():
+        kernel.external_data.add(key=key, value=value)
+
+
+def called_with_too_much(model):
+    model.functions.append(helper.make_function("mine", "Same", ["a"], ["b"], [node("Identity", ["a"], ["b"])], [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.node[0].CopyFrom(node("Same", ["x", "x"], ["p"], domain="mine"))
+
+
+def sparse(model):
+    values, places = (numpy_helper.from_array(np.array(a), "v") for a in (np.float32([1]), np.array([0])))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [-3]))
+
+
+def two_ratios(model):
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(a), name) for name, a in (("two", np.float32([0, 1])), ("on", [True])))
+    model.graph.node[2].CopyFrom(node("Dropout", ["c", "two", "on"], ["m"]))
+
+
+BROKEN = {
+    "bytes of a weight are missing": lambda model: setattr(model.graph.initializer[0], "raw_data", b"123"),
+    "a weight has a shape of another size": lambda model: model.graph.initializer[0].dims.append(3),
+    "a weight has no type that is known": lambda model: setattr(model.graph.initializer[0], "data_type", 99),
+    "a weight outside has a length in words": lambda model: outside(model, location="w.bin", length="long"),
+    "a weight outside has an odd name": lambda model: outside(model, location="a\0b"),
+    "a weight outside has a longer name than a file": lambda model: outside(model, location="a" * 300),
+    "a weight outside has less than no size": lambda model: (outside(model, location="w.bin"), model.graph.initializer[0].dims.append(-1)),
+    "a sparse weight has less than no size": sparse,
+    "the input has no type that is known": lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 99),
+    "a constant says nothing": lambda model: model.graph.node.insert(0, node("Constant", [], ["k"])),
+    "a constant goes nowhere": lambda model: model.graph.node.insert(0, node("Constant", [], [], value_float=1.0)),
+    "a function takes less than it is given": called_with_too_much,
+    "a Dropout with two ratios": two_ratios,
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_graph_is_an_input_error_in_words(tmp_path, how):
+    file = network(tmp_path / "n.onnx", after=[node("Add", ["s", "k"], ["y"])] if "constant" in how else ())
+    model = onnx.load(file)
+    BROKEN[how](model)
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError):
+        write_foreign_bundle(file, contract(), tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["n.onnx"]

@@ -14,7 +14,7 @@ from fathom.export.graph.onnx_graph import OPSET, export_graph
 from fathom.export.graph.optimise import optimise
 from fathom.models.network import Stage
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
-from fathom.runtime.errors import BuildFailedError
+from fathom.runtime.errors import BuildFailedError, OutOfMemoryError
 
 
 def _stage(module, shape_in, shape_out, name="part"):
@@ -152,6 +152,16 @@ def test_what_cannot_be_compiled_later_is_refused_now(module, words, tmp_path):
     with pytest.raises(BuildFailedError, match=words) as caught:
         export_graph(_stage(module, shape, out), tmp_path)
     assert "stage part" in str(caught.value)
+
+
+class Enormous(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes")
+
+
+def test_memory_that_runs_out_while_tracing_is_no_fault_of_the_network(tmp_path):
+    with pytest.raises(OutOfMemoryError, match="stage part: no memory is left"):
+        export_graph(_stage(Enormous(), (3, 8, 8), (3, 8, 8)), tmp_path)
 
 
 def test_a_wrong_spec_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import fake_cuda
 import fake_tensorrt
@@ -16,7 +17,11 @@ from onnx import helper, numpy_helper
 from test_export_tensorrt10 import VERSION, run_here
 
 from fathom.export.commands import build_command
+from fathom.export.operators.choice import parse_choices
+from fathom.export.operators.rewritten_bundle import rewrite_bundle
 from fathom.export.operators.split import split_stage
+from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.engine_layers import read_layers_file
 from fathom.runtime.artefact.operator_use import OperatorUse, PluginLibrary
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
@@ -76,9 +81,11 @@ def test_onnx_runtime_gives_the_same_depth(bundle, tmp_path, precision, capsys):
 @pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_kernels_run_between_the_engines_that_were_built_around_them(gpu, bundle, tmp_path, precision, capsys):
-    manifest = built(bundle, tmp_path / "x.plan", "--operators", ALL, "--backend", "tensorrt", "--precision", precision)
+    layers = tmp_path / "layers.json"
+    manifest = built(bundle, tmp_path / "x.plan", "--operators", ALL, "--backend", "tensorrt", "--precision", precision, "--layers", str(layers))
     told = capsys.readouterr().err
     assert "right on Fake GPU (sm86)" in told
+    assert set(read_layers_file(layers, manifest)) == {stage.spec.name for stage in manifest.stages if not stage.engine.endswith(".kernel.json")}
     names = [stage.spec.name for stage in manifest.stages]
     kernels = [name.partition("_")[2].partition("_")[2] for name, stage in zip(names, manifest.stages, strict=True) if stage.engine.endswith(".kernel.json")]
     assert kernels == ["group_norm_silu", "cross_attention", "group_norm_silu", "bins_expectation"]
@@ -217,3 +224,22 @@ def test_a_stage_is_cut_behind_a_cast_whose_type_stands_in_the_cast_alone(tmp_pa
     assert [(tensor.dtype, tensor.shape) for tensor in engine.spec.outputs] == [("float16", tuple(shape))]
     assert kernel.operator == "GroupNormSilu" and kernel.parameters["groups"] == 2 and kernel.spec.inputs == engine.spec.outputs
     onnx.checker.check_model(onnx.load(engine.graph))
+
+
+def test_a_stage_of_a_network_made_elsewhere_is_cut_though_its_graph_tells_no_shapes(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    for stage in manifest["stages"]:
+        file = folder / stage["file"]
+        model = onnx.load(str(file), load_external_data=False)
+        del model.graph.value_info[:]  # as exporters leave it
+        file.write_bytes(model.SerializeToString())
+        manifest["files"][stage["file"]] = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    cuts = []
+    for number, path in enumerate((bundle, folder)):
+        with BundleDirectory.open(path) as opened:
+            rewritten = rewrite_bundle(opened, parse_choices("GroupNormSilu,CrossAttention"), tmp_path / str(number))
+            (stage, *_) = [stage for stage in rewritten.manifest.stages if stage.spec.name == "encoder"]
+            cuts.append([piece.spec for piece in split_stage(rewritten.path(stage.file), stage.spec)])
+    assert len(cuts[1]) > 3 and cuts[1] == cuts[0]

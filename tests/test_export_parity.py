@@ -2,19 +2,24 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
 from fathom.export.bundle.bundle import write_bundle
 from fathom.export.bundle.bundle_files import GOLDEN
+from fathom.export.onnxruntime import build
+from fathom.export.parity import stage_runner
 from fathom.export.parity.parity import ParityReport, ParityRow, Tolerances, measure_parity
 from fathom.export.parity.stage_runner import compare, compare_output, find_problem
+from fathom.export.parity.weight_probes import probe_stage
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.manifest import BundleManifest
-from fathom.runtime.errors import AccuracyError, BuildFailedError, InputError
+from fathom.runtime.errors import AccuracyError, BuildFailedError, InputError, OutOfMemoryError
 
 
 def _stages(bundle):
@@ -116,6 +121,51 @@ def test_a_graph_that_is_none_is_reported_with_its_stage(small_bundle, tmp_path)
     (spec, _), *rest = _stages(small_bundle)
     with pytest.raises(BuildFailedError, match="stage encoder"):
         measure_parity(((spec, tmp_path / "encoder.onnx"), *rest), small_bundle / GOLDEN, "depth", reference="PyTorch")
+
+
+class FullMemory:
+    """ONNX Runtime on a machine whose memory is full after some sessions were opened or run."""
+
+    def __init__(self, opened, ran):
+        self._left = {"open": opened, "run": ran}
+
+    def __getattr__(self, name):
+        return getattr(onnxruntime, name)
+
+    def _take(self, what):
+        self._left[what] -= 1
+        if self._left[what] < 0:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 4294967296")
+
+    def InferenceSession(self, *arguments, **options):
+        self._take("open")
+        session = onnxruntime.InferenceSession(*arguments, **options)
+
+        def run(*feeds):
+            self._take("run")
+            return session.run(*feeds)
+
+        return SimpleNamespace(get_inputs=session.get_inputs, run=run)
+
+
+@pytest.mark.parametrize(("opened", "ran"), [(0, 9), (9, 0)])
+def test_memory_that_runs_out_in_onnx_runtime_is_no_fault_of_the_graph(small_bundle, tmp_path, monkeypatch, opened, ran):
+    spec, file = _stages(small_bundle)[0]
+    golden = load_file(small_bundle / GOLDEN)
+    inputs, outputs = ([{"name": tensor.name, "dtype": tensor.dtype} for tensor in side] for side in (spec.inputs, spec.outputs))
+    stage = {"name": spec.name, "file": str(file), "inputs": inputs, "outputs": outputs}
+    request = {"stages": [stage], "golden": str(small_bundle / GOLDEN), "isolated": True, "engines": False, "save": "", "probes": ""}
+    monkeypatch.setattr(stage_runner, "load_onnxruntime", lambda: FullMemory(opened, ran))
+    with pytest.raises(OutOfMemoryError, match=f"stage {spec.name}.*no memory is left"):
+        stage_runner.run_stages({**request, "output": spec.outputs[0].name}, lambda *_, **__: None)
+    monkeypatch.setattr(build, "load_onnxruntime", lambda: FullMemory(opened, ran))
+    request = {"stage": spec.name, "source": str(file), "scratch": str(tmp_path), "target": str(tmp_path / "e.onnx"), "weights": str(tmp_path / "w")}
+    if not opened:
+        with pytest.raises(OutOfMemoryError, match=f"stage {spec.name}"):
+            build.optimise(request, lambda *_, **__: None)
+    feeds = {tensor["name"]: golden[tensor["name"]] for tensor in inputs}
+    with pytest.raises(OutOfMemoryError):  # not a bundle without proof of its weights
+        probe_stage(FullMemory(opened, ran + 3 if opened else 9), file, feeds, [tensor["name"] for tensor in outputs])
 
 
 def test_only_the_chain_is_run_on_request(small_bundle):

@@ -270,4 +270,4 @@ def _shown(sizes: list[int | None]) -> str:
 
 def _type_name(kind: int) -> str:
     names = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64", TensorProto.UNDEFINED: "of no type"}
-    return names.get(kind, TensorProto.DataType.Name(kind).lower())
+    return names.get(kind) or (TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else f"of the unknown type {kind}")

@@ -28,7 +28,7 @@ def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         folder: where weights outside the graph may lie.
 
     Raises:
-        InputError: if a weight's file is unsafe, missing or too short.
+        InputError: if a weight's file is unsafe, missing or too short, or a weight, Constant node or function is broken.
     """
     _shorten_domains(model)
     if model.functions:
@@ -43,15 +43,22 @@ def open_up(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 
 def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network without local functions; those of an opset that cannot be brought to the network's stay, and are refused later."""
+    """The network without local functions; those of an opset that cannot be brought to the network's stay, and are refused later.
+
+    Raises:
+        InputError: if a function is called as it cannot be, or is there twice.
+    """
     own = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
     others = [entry.version for function in model.functions for entry in function.opset_import if entry.domain == "" and entry.version != own]
     if others and min(others) > OLD_GRIDS:
         try:
             return onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(model), convert_version=True)
-        except Exception:  # the converter raises its own kinds
-            return onnx.inliner.inline_local_functions(model)
-    return onnx.inliner.inline_local_functions(model)
+        except Exception:  # the converter raises its own kinds; it goes without
+            pass
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # ONNX raises RuntimeError, ValidationError and others
+        raise InputError(f"a local function of the graph cannot be put in its place ({str(error).strip()[-200:]})", fix="export the network again") from error
 
 
 def _fill_sparse(graph: onnx.GraphProto, folder: Path) -> None:
@@ -61,8 +68,8 @@ def _fill_sparse(graph: onnx.GraphProto, folder: Path) -> None:
         if np.prod(dims, dtype=np.float64) > MAX_SPARSE:
             raise InputError(f"the sparse weight {sparse.values.name} has the shape {list(dims)}", wanted=f"at most {MAX_SPARSE:,} values")
         values = read_array(sparse.values, folder)
-        dense = np.zeros(dims, values.dtype)
         try:
+            dense = np.zeros(dims, values.dtype)
             dense.reshape(-1)[np.ravel_multi_index(tuple(indices.T), dims) if indices.ndim == 2 else indices] = values
         except (ValueError, IndexError) as error:
             raise InputError(f"the sparse weight {sparse.values.name} has values outside its shape {list(dims)}", fix="export it again") from error
@@ -121,7 +128,7 @@ def _lift_constants(model: onnx.ModelProto) -> None:
     outputs = {value.name for value in model.graph.output}
     kept = []
     for node in model.graph.node:
-        values = _constant(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        values = _constant(node) if node.op_type == "Constant" and not outputs.intersection(node.output) else None
         if values is None:
             kept.append(node)
         else:
@@ -130,16 +137,18 @@ def _lift_constants(model: onnx.ModelProto) -> None:
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:
-    (attribute,) = node.attribute
-    name, value = node.output[0], helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        tensor = TensorProto.FromString(value.SerializeToString())
+    if len(node.attribute) != 1 or len(node.output) != 1:
+        was = f"the Constant node {node.name} has {len(node.attribute)} values and {len(node.output)} outputs"
+        raise InputError(was, wanted="one of each", fix="export the network again")
+    (attribute,), (name,) = node.attribute, node.output
+    if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
+        tensor = TensorProto.FromString(attribute.t.SerializeToString())
         tensor.name = name
         return tensor
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    kinds = {"value_float": attribute.f, "value_floats": attribute.floats, "value_int": attribute.i, "value_ints": attribute.ints}
     if attribute.name not in kinds:  # strings and sparse tensors stay where they are
         return None
-    return numpy_helper.from_array(np.array(value, kinds[attribute.name]), name)
+    return numpy_helper.from_array(np.array(kinds[attribute.name], np.float32 if "float" in attribute.name else np.int64), name)
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:

@@ -71,11 +71,11 @@ def write_foreign_bundle(
     if not NETWORK_NAME.fullmatch(name):
         raise InputError(f"the network would be called {name!r}", wanted="up to 128 characters without / and \\, not beginning with a dot", fix="pass --name")
     model = _read(graph)
-    for remark in _remarks(model):
-        on_message(remark)
     model = open_up(model, graph.parent)
     keep_output(model, form, graph.name)
-    refuse_unfit(model, graph.name)
+    refuse_unfit(model, graph)
+    for remark in _remarks(model):  # of what the output depends on, with functions in their places
+        on_message(remark)
     if widen(model):
         on_message("the graph computes in FP16 or BF16; the bundle is FP32, as every bundle, and depth-build --precision fp16 makes FP16 of it again")
     batch = adapt_input(model, contract, form, graph.name)

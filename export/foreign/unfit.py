@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from ...runtime.errors import InputError
-from ..graph.inner_graphs import inner_graphs
+from ..graph.inner_graphs import all_nodes
+from ..graph.onnx_weights import read_array
 
 RUNS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview")  # and everything of ONNX Runtime's own
 OWN = "com."  # com.microsoft, com.ms.internal.nhwc
@@ -17,13 +17,16 @@ CHANCE = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rando
 AT_MOST_NAMED = 4
 
 
-def refuse_unfit(model: onnx.ModelProto, file: str) -> None:
+def refuse_unfit(model: onnx.ModelProto, path: Path) -> None:
     """Look at the nodes on which the output depends.
+
+    Args:
+        path: of the file that the graph was read from; weights outside the graph lie beside it.
 
     Raises:
         InputError: if some belong to a library that neither ONNX nor ONNX Runtime has, draw random numbers, or are in training mode.
     """
-    nodes = list(_all_nodes(model.graph))
+    file, nodes = path.name, all_nodes(model.graph)
     strange = sorted({f"{node.domain}:{node.op_type}" for node in nodes if node.domain not in RUNS and not node.domain.startswith(OWN)})
     if strange:
         more = f" and {len(strange) - AT_MOST_NAMED} more" if len(strange) > AT_MOST_NAMED else ""
@@ -39,7 +42,7 @@ def refuse_unfit(model: onnx.ModelProto, file: str) -> None:
             fix="export it in evaluation mode, or with the noise as a constant",
         )
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    if trained := next((node for node in nodes if _in_training(node, constants)), None):
+    if trained := next((node for node in nodes if _in_training(node, constants, path.parent)), None):
         raise InputError(
             f"{file} was exported in training mode ({trained.op_type}{f', node {trained.name}' if trained.name else ''})",
             wanted="a network in evaluation mode: in training, depth depends on chance and on the other photos of a batch",
@@ -47,21 +50,10 @@ def refuse_unfit(model: onnx.ModelProto, file: str) -> None:
         )
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from _all_nodes(inner)
-
-
-def _in_training(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    told = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+def _in_training(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], folder: Path) -> bool:
     if node.op_type == "BatchNormalization":
-        return bool(told.get("training_mode", 0)) or len([name for name in node.output if name]) > 1
+        return any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute) or len([name for name in node.output if name]) > 1
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in constants:
-        return bool(np.any(numpy_helper.to_array(constants[node.input[2]]))) and _ratio(node, constants) > 0
+        ratio = read_array(constants[node.input[1]], folder) if node.input[1] in constants else np.float32(0.5)
+        return bool(np.any(read_array(constants[node.input[2]], folder)) and np.any(ratio > 0))
     return False
-
-
-def _ratio(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> float:
-    return float(numpy_helper.to_array(constants[node.input[1]])) if node.input[1] in constants else 0.5

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from ..graph.inner_graphs import inner_graphs
+from ..graph.inner_graphs import all_graphs
+from ..graph.onnx_weights import read_array
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "precision", "softmax_precision")  # whose whole number names a type
@@ -22,7 +23,7 @@ def widen(model: onnx.ModelProto) -> bool:
         whether there was any.
     """
     found = any(tensor.data_type in HALF for tensor in model.graph.initializer)
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             found |= _widen_type(value.type)
         tensors = [] if graph is model.graph else list(graph.initializer)
@@ -31,7 +32,7 @@ def widen(model: onnx.ModelProto) -> bool:
                 attribute.i, found = TensorProto.FLOAT, True
             tensors += [attribute.t] if attribute.type == AttributeProto.TENSOR else attribute.tensors
         for tensor in (tensor for tensor in tensors if tensor.data_type in HALF):
-            tensor.CopyFrom(numpy_helper.from_array(widened(numpy_helper.to_array(tensor), tensor.data_type), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(widened(read_array(tensor, Path()), tensor.data_type), tensor.name))
             found = True
     return found
 
@@ -39,13 +40,6 @@ def widen(model: onnx.ModelProto) -> bool:
 def widened(values: np.ndarray, kind: int) -> np.ndarray:
     """The values of a tensor, in FP32 if ``kind``, the type it has in its file, is FP16 or BF16."""
     return values.astype(np.float32) if kind in HALF else values
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for inner in inner_graphs(node):
-            yield from _graphs(inner)
 
 
 def _widen_type(kind: onnx.TypeProto) -> bool:

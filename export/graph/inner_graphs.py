@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 
 
@@ -9,6 +11,19 @@ def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Branches of an ``If`` and bodies of loops; empty for most nodes."""
     found = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
     return found + [graph for attribute in node.attribute for graph in attribute.graphs]
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside its nodes, the outer ones first."""
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from all_graphs(inner)
+
+
+def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a graph and of those inside its nodes."""
+    return [node for one in all_graphs(graph) for node in one.node]
 
 
 def rename(graph: onnx.GraphProto, before: str, after: str) -> None:
@@ -34,4 +49,4 @@ def own_names(graph: onnx.GraphProto) -> set[str]:
 
 def all_names(graph: onnx.GraphProto) -> set[str]:
     """Names of the tensors of a graph and of those inside its nodes."""
-    return own_names(graph).union(*(all_names(inner) for node in graph.node for inner in inner_graphs(node)))
+    return set().union(*map(own_names, all_graphs(graph)))

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.errors import BuildFailedError
+from .inner_graphs import all_nodes
 
 NORM_OPS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization")
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -19,9 +20,9 @@ MAX_OPSET = 20
 
 
 def refusals(model: onnx.ModelProto) -> list[str]:
-    """Nodes that no TensorRT of 10.3 and later compiles, each with its reason; empty if there is none."""
+    """Nodes that no TensorRT of 10.3 and later compiles, those of branches and loops included, each with its reason; empty if there is none."""
     found = []
-    for node in model.graph.node:
+    for node in all_nodes(model.graph):
         facts = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.type != onnx.AttributeProto.GRAPH}
         reason = _refusal(node, facts)
         if reason:

@@ -18,7 +18,7 @@ from torch import nn
 from ... import __version__
 from ...models.network import Stage
 from ...runtime.artefact.spec import StageSpec
-from ...runtime.errors import BuildFailedError, FathomError
+from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError, tells_of_no_memory
 from . import translations
 from .model_writer import write_model
 from .onnx_checks import check_graph, check_norms
@@ -56,6 +56,7 @@ def export_graph(stage: Stage, folder: Path) -> ExportedGraph:
     Raises:
         ValueError: if a module is in training mode, or a free dimension is not called ``batch``.
         BuildFailedError: if the exporter refuses the module, or the graph does not meet the spec (see ``onnx_checks``).
+        OutOfMemoryError: if memory runs out while it is traced.
     """
     training = [name or type(stage.module).__name__ for name, module in stage.module.named_modules() if module.training]
     if training:
@@ -98,6 +99,8 @@ def _trace(stage: Stage) -> ir.Model:
     except FathomError:
         raise
     except Exception as error:  # the exporter raises a dozen kinds, its own and torch's
+        if tells_of_no_memory(error) or any(isinstance(cause, Exception) and tells_of_no_memory(cause) for cause in (error.__cause__, error.__context__)):
+            raise OutOfMemoryError(f"stage {spec.name}: no memory is left to trace it", fix="free memory, or use a machine with more") from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BuildFailedError(f"stage {spec.name}: torch.onnx.export failed ({type(error).__name__}: {first[:400]})") from error
     return program.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -63,11 +64,18 @@ class WeightsWriter:
 
 
 def external_extent(tensor: TensorProto) -> tuple[str, int, int | None] | None:
-    """File name, offset and length of a tensor that lies outside the graph, or None."""
+    """File name, offset and length of a tensor that lies outside the graph, or None.
+
+    Raises:
+        InputError: if offset or length is no number.
+    """
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
     facts = {entry.key: entry.value for entry in tensor.external_data}
-    return facts.get("location", ""), int(facts.get("offset", "0") or 0), int(facts["length"]) if facts.get("length") else None
+    try:
+        return facts.get("location", ""), int(facts.get("offset", "0") or 0), int(facts["length"]) if facts.get("length") else None
+    except ValueError as error:
+        raise _broken(tensor, error) from error
 
 
 def safe_data_path(folder: Path, location: str, tensor: str) -> Path:
@@ -76,15 +84,20 @@ def safe_data_path(folder: Path, location: str, tensor: str) -> Path:
     Raises:
         InputError: if the name is absolute, climbs out, is a link to elsewhere, or the file is missing.
     """
+    wrong = InputError(
+        f"the tensor {tensor} says its weights lie in {location!r}", wanted="a file beside the graph", fix="do not use this graph, or convert it again"
+    )
     path = folder / location
-    if "\\" in location and not path.exists():  # written on Windows
-        path = folder / location.replace("\\", "/")
-    inside = os.path.realpath(folder)
-    if not location or os.path.isabs(location) or os.path.commonpath([inside, os.path.realpath(path)]) != inside:
-        raise InputError(
-            f"the tensor {tensor} says its weights lie in {location!r}", wanted="a file beside the graph", fix="do not use this graph, or convert it again"
-        )
-    if not path.is_file():
+    try:
+        if "\\" in location and not path.exists():  # written on Windows
+            path = folder / location.replace("\\", "/")
+        inside, is_file = os.path.realpath(folder), path.is_file()
+        outside = not location or os.path.isabs(location) or os.path.commonpath([inside, os.path.realpath(path)]) != inside
+    except (OSError, ValueError) as error:  # no name that a file can have
+        raise wrong from error
+    if outside:
+        raise wrong
+    if not is_file:
         raise InputError(f"{path}, which holds the weights of the graph, is missing", fix="copy it beside the graph")
     return path
 
@@ -93,15 +106,19 @@ def read_array(tensor: TensorProto, folder: Path) -> np.ndarray:
     """The values of an initialiser; one that lies outside the graph is mapped, not read.
 
     Raises:
-        InputError: if its file is unsafe, missing or too short.
+        InputError: if its file is unsafe, missing or too short, or its values are not of the type and shape that it names.
     """
     extent = external_extent(tensor)
-    if extent is None:
-        return onnx.numpy_helper.to_array(tensor)
+    try:
+        if extent is None:
+            return onnx.numpy_helper.to_array(tensor)
+        dtype, count = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), math.prod(tensor.dims)
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError(f"its shape is {list(tensor.dims)}")
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise _broken(tensor, error) from error
     location, offset, length = extent
     path = safe_data_path(folder, location, tensor.name)
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    count = int(np.prod(tensor.dims, dtype=np.int64))
     nbytes = -(-count // 2) if tensor.data_type == TensorProto.INT4 else count * dtype.itemsize
     if offset < 0 or nbytes != (length if length is not None else nbytes) or offset + nbytes > path.stat().st_size:
         raise InputError(f"{path} does not hold all of the tensor {tensor.name}", wanted=f"{nbytes} bytes at {offset}", fix="copy or export it again")
@@ -112,6 +129,10 @@ def read_array(tensor: TensorProto, folder: Path) -> np.ndarray:
         nibbles = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:count].view(np.int8)
         return np.where(nibbles > 7, nibbles - 16, nibbles).astype(dtype).reshape(tuple(tensor.dims))
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
+
+
+def _broken(tensor: TensorProto, error: Exception) -> InputError:
+    return InputError(f"the tensor {tensor.name!r} is broken ({error})", wanted="values of a known type in its shape", fix="copy or export the graph again")
 
 
 class Constants(Mapping):

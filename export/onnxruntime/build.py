@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from ...runtime.artefact.spec import DTYPES, TENSOR_NAME
-from ...runtime.errors import BuildFailedError, missing_package
+from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError, missing_package, tells_of_no_memory
 from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
 from ..graph.inner_graphs import all_names, rename
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
@@ -32,6 +32,18 @@ def load_onnxruntime():
     return onnxruntime
 
 
+def refusal(was: str, error: Exception) -> FathomError:
+    """The error for whatever ONNX Runtime raised: its own kinds share no base class, and none says that memory ran out.
+
+    Args:
+        was: what did not go, as a clause.
+    """
+    words = " ".join(str(error).split())[:600]
+    if tells_of_no_memory(error):
+        return OutOfMemoryError(f"{was}: no memory is left ({words})", fix="free memory, or use a machine with more")
+    return BuildFailedError(f"{was} ({words})")
+
+
 def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     """Optimise one stage offline, as far as that does not depend on the processor.
 
@@ -45,7 +57,7 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
         ``version``, ``initializers`` (name, dtype, shape, offset) and ``rewrites`` (how often each pass of ``rewrites`` did something).
 
     Raises:
-        BuildFailedError: if ONNX Runtime refuses the graph.
+        BuildFailedError, OutOfMemoryError: if ONNX Runtime refuses the graph.
     """
     stage, source, scratch = request["stage"], Path(request["source"]), Path(request["scratch"])
     ort = load_onnxruntime()
@@ -72,8 +84,8 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
     send("progress", what=f"{stage}: optimising", done=0.2)
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_FOR_FP8)
-    except Exception as error:  # onnxruntime raises its own kinds, which share no base class
-        raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
+    except Exception as error:
+        raise refusal(f"stage {stage}: ONNX Runtime refuses the graph", error) from error
     send("progress", what=f"{stage}: writing", done=0.7)
     table = _store(optimised, Path(request["target"]), Path(request["weights"]))
     send("progress", what=f"{stage}: written", done=1.0)

@@ -15,7 +15,7 @@ from ...runtime.certificate.probes import StageProbes, pack_probes, sample, unpa
 from ...runtime.errors import BuildFailedError
 from ..child.child import Progress, run_child
 from ..graph.inner_graphs import inner_graphs
-from ..onnxruntime.build import load_onnxruntime
+from ..onnxruntime.build import load_onnxruntime, refusal
 
 FP32 = TensorProto.FLOAT
 NARROW = {TensorProto.FLOAT16: 2.0**-11, TensorProto.BFLOAT16: 2.0**-8}  # and the share of a number that rounding takes at most
@@ -98,7 +98,7 @@ def with_rounding(ort: Any, typed: onnx.ModelProto, inputs: dict[str, np.ndarray
         probes: of the FP32 stage.
 
     Raises:
-        BuildFailedError: if ONNX Runtime refuses or fails to run the graph in FP32.
+        BuildFailedError, OutOfMemoryError: if ONNX Runtime refuses or fails to run the graph in FP32.
     """
     if any(inner_graphs(node) for node in typed.graph.node):
         return None
@@ -184,5 +184,5 @@ def _run(ort: Any, model: onnx.ModelProto, cases: list[dict[str, np.ndarray]], o
             feeds = {name: np.ascontiguousarray(value, dtype=wide[name]) for name, value in case.items() if name in wide}
             found.append(sample(session.run(list(outputs), feeds), list(outputs.values())))
         return found
-    except Exception as error:  # onnxruntime raises its own kinds, which share no base class
-        raise BuildFailedError(f"ONNX Runtime does not run a typed graph in FP32 ({' '.join(str(error).split())[:300]})") from error
+    except Exception as error:
+        raise refusal("ONNX Runtime does not run a typed graph in FP32", error) from error

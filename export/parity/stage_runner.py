@@ -15,9 +15,9 @@ import onnx
 
 from ...runtime.certificate.comparison import compare_output, find_problem
 from ...runtime.certificate.probes import StageProbes, pack_probes
-from ...runtime.errors import AccuracyError, BuildFailedError
+from ...runtime.errors import AccuracyError
 from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
-from ..onnxruntime.build import load_onnxruntime
+from ..onnxruntime.build import load_onnxruntime, refusal
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
 from .weight_probes import probe_stage
 
@@ -36,7 +36,7 @@ def run_stages(request: dict[str, Any], send: Callable[..., None]) -> dict[str, 
         ``rows`` (see ``parity.ParityRow``), ``depth`` (see ``compare_output``) and the ONNX Runtime ``version``.
 
     Raises:
-        BuildFailedError: if ONNX Runtime refuses or fails to run a stage.
+        BuildFailedError, OutOfMemoryError: if ONNX Runtime refuses or fails to run a stage.
         AccuracyError: if a golden tensor is missing, not finite or constant.
     """
     from safetensors.numpy import load_file, save_file
@@ -87,7 +87,7 @@ def first_run(request: dict[str, Any], send: Callable[..., None]) -> dict[str, A
         ``shape`` of the output.
 
     Raises:
-        BuildFailedError: if ONNX Runtime cannot run the graph.
+        BuildFailedError, OutOfMemoryError: if ONNX Runtime cannot run the graph.
         AccuracyError: if the output is not finite or constant.
     """
     from safetensors.numpy import load_file, save_file
@@ -115,7 +115,7 @@ def inner_tensors(request: dict[str, Any], send: Callable[..., None]) -> dict[st
         ``nbytes`` of all of them.
 
     Raises:
-        BuildFailedError: if ONNX Runtime refuses or fails to run the graph.
+        BuildFailedError, OutOfMemoryError: if ONNX Runtime refuses or fails to run the graph.
     """
     from safetensors.numpy import load_file, save_file
 
@@ -173,8 +173,8 @@ def _session(ort, file: Path, stage: str, engine: bool, passes=GATE_PASSES):
             rewrite(model, passes)
             graph = model.SerializeToString()
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_FOR_FP8)
-    except Exception as error:  # onnxruntime raises its own kinds, which share no base class
-        raise BuildFailedError(f"stage {stage}: ONNX Runtime refuses the graph ({' '.join(str(error).split())[:600]})") from error
+    except Exception as error:
+        raise refusal(f"stage {stage}: ONNX Runtime refuses the graph", error) from error
 
 
 def _run(session, stage: dict[str, Any], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -183,7 +183,7 @@ def _run(session, stage: dict[str, Any], inputs: dict[str, np.ndarray]) -> dict[
     try:
         return dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:
-        raise BuildFailedError(f"stage {stage['name']}: ONNX Runtime cannot run the graph ({' '.join(str(error).split())[:600]})") from error
+        raise refusal(f"stage {stage['name']}: ONNX Runtime cannot run the graph", error) from error
 
 
 def _row(stage: str, mode: str, tensor: str, got: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:

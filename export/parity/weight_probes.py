@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ...calibration.search.cost import macs
 from ...runtime.certificate.probes import LESS, MOST_WEIGHTS, STEP, TOGETHER, StageProbes, sample
-from ...runtime.errors import BuildFailedError
+from ...runtime.errors import BuildFailedError, tells_of_no_memory
 from ..graph.inner_graphs import inner_graphs
+from ..onnxruntime.build import refusal
 
 MOST_MACS = 3 * 10**11  # for all runs of a stage: tens of seconds
 MOST_NBYTES = 256 << 20  # of a stage's weights: several copies are in memory
@@ -31,6 +32,9 @@ def probe_stage(ort: Any, file: Path, inputs: dict[str, np.ndarray], outputs: li
         file: the FP32 graph, its weights beside it.
         inputs: golden, by name.
         outputs: names of the outputs that are kept, in the order of the stage's spec.
+
+    Raises:
+        OutOfMemoryError: if memory runs out.
     """
     data = Path(f"{file}.data")
     if file.stat().st_size + (data.stat().st_size if data.exists() else 0) > MOST_NBYTES:
@@ -161,7 +165,9 @@ class _Parts:
         def run(replaced: dict[str, np.ndarray]) -> list[np.ndarray] | None:
             try:
                 found = dict(zip(made, session.run(made, {**feeds, **{name: np.asarray(value) for name, value in replaced.items()}}), strict=True))
-            except Exception:  # onnxruntime raises its own kinds, which share no base class
+            except Exception as error:  # onnxruntime raises its own kinds, which share no base class
+                if tells_of_no_memory(error):
+                    raise refusal("ONNX Runtime cannot run part of a graph", error) from error
                 return None
             return [found.get(name, self.known[name]) for name in self._outputs]
 
@@ -191,8 +197,8 @@ class _Parts:
         options.log_severity_level = 4
         try:
             return self._ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own kinds, which share no base class
-            raise BuildFailedError(f"ONNX Runtime refuses part of a graph ({' '.join(str(error).split())[:300]})") from error
+        except Exception as error:
+            raise refusal("ONNX Runtime refuses part of a graph", error) from error
 
     def _feeds(self, session: Any) -> dict[str, np.ndarray]:
         return {value.name: self.known[value.name] for value in session.get_inputs() if value.name in self.known}

@@ -110,7 +110,7 @@ def build_plan(
             prove_candidate(candidate, path, builder.constrained, on_message, options.device)
         if options.layers:
             with whole_file(options.layers, force) as part:
-                part.write_text(layers_json(manifest, builder.layer_information()))
+                part.write_text(layers_json(manifest, builder.layer_information(manifest)))
         with whole_file(path, force) as part:
             os.replace(candidate, part)
     on_progress("written", 1.0)

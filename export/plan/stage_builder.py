@@ -235,9 +235,9 @@ class StageBuilder:
     def _told(self, name: str) -> Path:
         return self.scratch / f"{name}.layers.json"
 
-    def layer_information(self) -> dict[str, str]:
-        """Stage -> what its engine tells of its layers, where ``options.layers`` asked for it."""
-        files = {stage.spec.name: self._told(stage.spec.name) for stage in self.manifest.stages}
+    def layer_information(self, manifest: PlanManifest) -> dict[str, str]:
+        """Stage of the plan -> what its engine tells of its layers, where ``options.layers`` asked for it; kernel stages tell nothing."""
+        files = {stage.spec.name: self._told(stage.spec.name) for stage in manifest.stages}
         return {name: file.read_text() for name, file in files.items() if file.exists()}
 
     def _fixed(self, spec: StageSpec) -> StageSpec:
