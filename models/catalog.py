@@ -36,6 +36,8 @@ class NetworkEntry:
         demo: the network may be loaded without weights: the demo weights that ship with Fathom, else seeded random ones.
         settings: whole numbers of the config that papers vary; weights trained with other ones give other depth, or do not fit.
         hub: the published file of the first variant, where it is on the Hugging Face hub.
+        windows: variants differ in the window alone, so that weights trained in one serve the others.
+        seeded: ``load`` takes a ``seed`` too, of what a file to start from lacks.
     """
 
     summary: str
@@ -50,6 +52,8 @@ class NetworkEntry:
     demo: bool = False
     settings: tuple[str, ...] = ()
     hub: HubFile | None = None
+    windows: bool = False
+    seeded: bool = False
 
 
 NETWORKS: dict[str, NetworkEntry] = {
@@ -160,6 +164,8 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="OFFICIAL",
         load="load_moa_depthclip",
         random="random_moa_depthclip",
+        windows=True,
+        seeded=True,
         settings=("experts", "bins", "regression"),
     ),
     "moa-depthclip-tiny": NetworkEntry(
@@ -171,6 +177,8 @@ NETWORKS: dict[str, NetworkEntry] = {
         config="TINY",
         load="load_moa_depthclip",
         random="random_moa_depthclip",
+        windows=True,
+        seeded=True,
         demo=True,
         settings=("experts", "bins", "regression"),
     ),
@@ -252,7 +260,7 @@ def load(
         weights: a checkpoint file.
         variant: one of the entry's variants; if not given the file's, or the entry's first.
         random_init: random weights, for benchmarks; not together with ``weights``.
-        seed: of the random weights.
+        seed: of the random weights, also of those beside CLIP's where MoA-DepthCLIP starts from a file of CLIP.
         text_pack: safetensors with other text embeddings, for networks that have them fixed.
         texts: captions that the checkpoint's own CLIP reads, for networks that have their mean fixed.
         scene: the kind of room, for networks that must be told; without it they are told with each photo.
@@ -288,7 +296,8 @@ def load(
     config = with_settings(name, getattr(module, entry.config), settings)
     if weights is None:
         return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
-    network = getattr(module, entry.load)(weights, variant=variant, config=config, **options)
+    drawn = {"seed": seed} if entry.seeded else {}
+    network = getattr(module, entry.load)(weights, variant=variant, config=config, **options, **drawn)
     if weights is demo:
         network.origin = dataclasses.replace(network.origin, kind="demo", licence=entry.licence)
     return network
@@ -319,6 +328,8 @@ def settled(
     for file, learns_on in ((weights, retrain), (bins, False)):  # bins belong to the network that they were fitted to
         said = None if file is None else read_trained_as(file)
         if said is not None:
+            if entry.windows and variant:
+                said = dataclasses.replace(said, variant=variant)
             if text_given:
                 said = dataclasses.replace(said, settings={setting: number for setting, number in said.settings.items() if setting != "captions"})
             variant, settings = said.settle(Path(file).name, name, variant, settings, learns_on)

@@ -62,7 +62,7 @@ class HubFile:
 
 
 def download(wanted: HubFile, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """The file in ``folder``, downloaded if it is not there yet.
+    """The file in ``folder``, downloaded if it is not there yet, or no longer what it was.
 
     What arrived is kept beside it as ``.part`` when the connection breaks or the user interrupts; the next call asks only for the rest.
 
@@ -76,10 +76,15 @@ def download(wanted: HubFile, folder: Path, on_progress: Callable[[int, int], No
     """
     target = folder / f"{wanted.sha256[:8]}-{Path(wanted.file).name}"
     part = target.with_name(target.name + ".part")
-    if target.is_file() and target.stat().st_size == wanted.nbytes:
-        return target
+    damaged = False
+    if target.is_file():  # hashed each time, seconds before minutes of exporting: a disk that loses bits changes neither size nor date
+        damaged = target.stat().st_size != wanted.nbytes or not sha256_of(target).startswith(wanted.sha256)
+        if not damaged:
+            return target
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise InputError(f"{wanted.url} is not here yet, and HF_HUB_OFFLINE forbids downloads", fix=_by_hand(wanted))
+        was = f"{target} is damaged" if damaged else f"{wanted.url} is not here yet"
+        raise InputError(f"{was}, and HF_HUB_OFFLINE forbids downloads", fix=_by_hand(wanted))
+    target.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.is_file() else 0
     if have > wanted.nbytes:

@@ -81,6 +81,22 @@ def test_places_are_told_apart_by_hand():
     assert front * 0.9 < left.sum() < front * 1.4  # and a side of the nearer box
 
 
+@pytest.mark.parametrize("unknown", [0.0, np.inf])
+def test_an_unknown_depth_is_neither_near_nor_far(unknown):
+    """Of three chairs at 3, 4.5 and 6.5 m a part, and then all, of the farthest's depth is unknown."""
+    things, depth = boxes(("chair", -1.4, 3.0, 0.0), ("chair", 0.3, 4.5, 0.0), ("chair", 2.6, 6.5, 0.0))
+    whole = meanings(things, depth)
+    nearest, farthest = whole[Meaning("chair", "near")], whole[Meaning("chair", "far")]
+    assert nearest[:, :40].any() and not nearest[:, 40:].any() and farthest[:, 50:].any() and not farthest[:, :50].any()
+    rows, columns = np.nonzero(farthest)
+    holes = depth.copy()
+    holes[rows[: len(rows) // 3], columns[: len(rows) // 3]] = unknown
+    some = meanings(things, holes)
+    assert set(some) == set(whole) and all(np.array_equal(some[meaning], mask) for meaning, mask in whole.items())
+    holes[farthest] = unknown
+    assert {meaning.place for meaning in whole} - {meaning.place for meaning in meanings(things, holes)} == {"near", "far"}
+
+
 def test_what_competes_is_not_said():
     one_distance = meanings(*boxes(("chair", -1.0, 3.0, 0.0), ("chair", 1.0, 3.0, 0.0)))
     assert Meaning("chair", "left") in one_distance and Meaning("chair", "near") not in one_distance

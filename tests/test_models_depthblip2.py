@@ -157,13 +157,13 @@ def test_bins_are_learned():
         chances = (3 * torch.randn(7, 4, 4, generator=generator)).softmax(dim=0)
         depth = torch.nn.functional.interpolate(torch.einsum("khw,k->hw", chances, truth)[None, None], (10, 12), mode="bilinear", align_corners=True)[0, 0]
         cases.append((chances, depth, torch.rand(10, 12, generator=generator) > 0.3))
-    learned = folded_bins(fit_bins(cases, epochs=40))
+    learned = folded_bins(fit_bins(cases, 50))
 
     def error(bins):
         return sum(float((torch.einsum("khw,k->hw", chances, bins - truth)).abs().mean()) for chances, _, _ in cases) / 8
 
     assert error(learned) < 0.25 * error(torch.tensor(PREFIX_BINS_M))
-    torch.testing.assert_close(learned, folded_bins(fit_bins(cases, epochs=40)))
+    torch.testing.assert_close(learned, folded_bins(fit_bins(cases, 50)))
     with pytest.raises(ValueError, match="no picture"):
         fit_bins([])
     with pytest.raises(ValueError, match="valid pixel"):

@@ -66,6 +66,18 @@ def test_follows_the_redirect_once_and_then_has_the_file(server, tmp_path):
     assert download(FILE, tmp_path) == path and len(server.requests) == 2
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:1000]], ids=["a bit", "cut short"])
+def test_a_damaged_file_is_downloaded_again(server, tmp_path, monkeypatch, damage):
+    path = download(FILE, tmp_path)
+    path.write_bytes(damage(BYTES))
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(InputError, match=r"model\.safetensors is damaged, and HF_HUB_OFFLINE.*--weights"):
+            download(FILE, tmp_path)
+        assert len(server.requests) == 2
+    assert download(FILE, tmp_path) == path and path.read_bytes() == BYTES and len(server.requests) == 4
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_goes_on_where_the_connection_broke(server, tmp_path, ranges):
     server.stop_after = 100_000

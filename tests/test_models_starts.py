@@ -173,6 +173,16 @@ def test_llm_mde_takes_the_published_names_at_full_size():
     assert bert["bert.embeddings.word_embeddings.weight"].shape == (30522, 768)
 
 
+def test_moa_draws_what_clip_lacks_by_the_seed(published_files, tmp_path):
+    flags = published_files.start_of(tmp_path / "start", "moa-depthclip", "", {})
+    file = flags[flags.index("--weights") + 1]
+    first, again, other = (started_network("moa-depthclip-tiny", file, False, seed, None, None, None).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    same = {name.split(".")[0] for name, tensor in first.items() if torch.equal(tensor, other[name])}
+    assert {"visual", "context"} <= same and not torch.equal(first["regression.conv1.weight"], other["regression.conv1.weight"])
+    assert not torch.equal(first["adapters.0.experts.0.0.weight"], other["adapters.0.experts.0.0.weight"])
+
+
 CASES = {  # network and the file it begins with -> flags
     "evp": (),
     "vpd": (),

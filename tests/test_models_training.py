@@ -14,6 +14,7 @@ import pytest
 import torch
 from closeness import same_output, same_weights
 from PIL import Image
+from safetensors.torch import load_file
 
 from fathom.datasets.depth_metrics import depth_errors
 from fathom.datasets.pairs import Pairs
@@ -583,6 +584,22 @@ def test_the_published_few_shot_recipe_learns_seven_bins_and_nothing_else(tmp_pa
     assert changed == ["head.bins_m"]
     with pytest.raises(InputError, match=r"bins\.safetensors was trained with wording=0; wanted: wording=1"):  # bins mean nothing behind other words
         load("depthblip2-tiny", random_init=True, settings={"wording": 1}, bins=output)
+
+
+def test_the_few_shot_recipe_heeds_its_flags_or_refuses_them(tmp_path, capsys, monkeypatch):
+    """A step of 1e-6 leaves the bins where they began, the recipe's rate does not; what would change nothing is refused."""
+    monkeypatch.setitem(recipes.RECIPES, "depthblip2-tiny", RECIPES["depthblip2"])
+    words = ["--model", "depthblip2-tiny", "--data", "rooms:2:1:32x48", "--json", "--quiet"]
+    files = {}
+    for name, more in (("idle", ("--lr", "1e-6", "--steps", "1")), ("short", ("--steps", "1")), ("long", ("--steps", "20"))):
+        assert main([*words, *more, "-o", str(tmp_path / f"{name}.safetensors")]) == 0
+        assert json.loads(capsys.readouterr().out)["steps"] == int(more[-1])
+        files[name] = torch.cat([tensor.flatten() for tensor in load_file(tmp_path / f"{name}.safetensors").values()])
+    moved = {name: float((files[name] - files["idle"]).abs().max()) for name in ("short", "long")}
+    assert 5e-4 < moved["short"] < 2e-3 and moved["long"] > 3 * moved["short"]  # AdamW's first step is as long as the rate
+    for more in (["--ema", "0.9"], ["--hold-back", "1"], ["--accumulate", "2"], ["--store", "fp16"], ["--precision", "bf16"], ["--every", "5"], ["--resume"]):
+        assert main([*words, *more, "-o", str(tmp_path / "x.safetensors")]) == 2
+        assert f"leave out {more[0]}" in capsys.readouterr().err
 
 
 def test_few_shots_are_always_the_same_ones():

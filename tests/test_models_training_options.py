@@ -164,6 +164,15 @@ def test_trained_weights_say_what_they_were_trained_as(model, variant, settings,
     assert load(model, file, variant=other.get("variant", variant), settings=settings | other.get("settings", {})).origin.kind == "trained"
 
 
+def test_the_windows_of_one_network_share_weights(tmp_path):
+    pytest.importorskip("open_clip")
+    network, file = load("moa-depthclip-tiny", random_init=True, variant="quality"), tmp_path / "w.safetensors"
+    write_tensors(file, dict(published_tensors(network)), trained_as(network).metadata())
+    assert [load("moa-depthclip-tiny", file, variant=variant).contract.input.window for variant in (None, "parity")] == [(96, 128), (96, 96)]
+    with pytest.raises(InputError, match=r"trained with experts=4; wanted: experts=0"):
+        load("moa-depthclip-tiny", file, settings={"experts": 0})
+
+
 def test_weights_of_another_network_name_it(tmp_path):
     file = tmp_path / "w.safetensors"
     network = load("depthblip2-tiny", random_init=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .raycast import Group
 
-WORDS_RECIPE = 1  # raised whenever the same room would get other words
+WORDS_RECIPE = 2  # raised whenever the same room would get other words
 NOTHING = 255  # in a map of things
 LEAST_SHARE = 0.01  # of the pixels that words must mean
 SEEN_SHARE = 0.002  # a thing of fewer pixels does not make words ambiguous
@@ -84,7 +84,8 @@ def things_of(groups: tuple[Group, ...], index: np.ndarray) -> Things:
 def meanings(things: Things, depth_m: np.ndarray) -> dict[Meaning, np.ndarray]:
     """Everything that words can mean in a picture, with its pixels.
 
-    A name alone means all things of that name. Left, right, near and far mean one of several, where no second one competes.
+    A name alone means all things of that name. Left, right, near and far mean one of several, where no second one competes; near and far are
+    not said where the depth of one of them is unknown on more than half of its pixels.
     What covers less than ``LEAST_SHARE`` of the picture is left out.
 
     Args:
@@ -94,6 +95,7 @@ def meanings(things: Things, depth_m: np.ndarray) -> dict[Meaning, np.ndarray]:
         bool [H, W] for each meaning.
     """
     pixels = things.map.size
+    known = np.isfinite(depth_m) & (depth_m > 0)
     counts = np.bincount(things.map.ravel(), minlength=NOTHING + 1)
     found: dict[Meaning, np.ndarray] = {}
     for name in dict.fromkeys(things.names):
@@ -107,17 +109,19 @@ def meanings(things: Things, depth_m: np.ndarray) -> dict[Meaning, np.ndarray]:
         masks = {k: things.map == k for k in rivals}
         columns = {k: np.flatnonzero(mask.any(axis=0)) for k, mask in masks.items()}
         across = {k: int(seen[0] + seen[-1]) for k, seen in columns.items()}  # middles in half pixels, as whole numbers: a mirror changes nothing
-        away_m = {k: float(np.median(depth_m[mask])) for k, mask in masks.items()}
-        by_side, by_depth = sorted(rivals, key=across.get), sorted(rivals, key=away_m.get)
+        by_side = sorted(rivals, key=across.get)
         chosen, apart = {}, 2 * APART * things.map.shape[1]
         if across[by_side[1]] - across[by_side[0]] >= apart:
             chosen["left"] = by_side[0]
         if across[by_side[-1]] - across[by_side[-2]] >= apart:
             chosen["right"] = by_side[-1]
-        if away_m[by_depth[1]] >= FARTHER * away_m[by_depth[0]]:
-            chosen["near"] = by_depth[0]
-        if away_m[by_depth[-1]] >= FARTHER * away_m[by_depth[-2]]:
-            chosen["far"] = by_depth[-1]
+        if all(2 * known[mask].sum() >= counts[k] for k, mask in masks.items()):
+            away_m = {k: float(np.median(depth_m[mask & known])) for k, mask in masks.items()}
+            by_depth = sorted(rivals, key=away_m.get)
+            if away_m[by_depth[1]] >= FARTHER * away_m[by_depth[0]]:
+                chosen["near"] = by_depth[0]
+            if away_m[by_depth[-1]] >= FARTHER * away_m[by_depth[-2]]:
+                chosen["far"] = by_depth[-1]
         for place, k in chosen.items():
             if counts[k] >= LEAST_SHARE * pixels:
                 found[Meaning(name, place)] = masks[k]

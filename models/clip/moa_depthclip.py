@@ -320,14 +320,15 @@ class Fusion(nn.Module):
         return 0.5 * binned + (0.5 * self.far_m) * raw.sigmoid()
 
 
-def load_moa_depthclip(weights: Path | str, variant: str = "parity", config: MoaDepthClipConfig = OFFICIAL) -> MoaDepthClip:
+def load_moa_depthclip(weights: Path | str, variant: str = "parity", config: MoaDepthClipConfig = OFFICIAL, seed: int = 0) -> MoaDepthClip:
     """MoA-DepthCLIP from its own trained file, or ready for training from CLIP's weights.
 
     Args:
         weights: the network's own ``.safetensors`` (``visual.*``, ``adapters.*``, ``classification.*``, ``regression.*``, ``context``;
-            the same names and shapes for every window), or OpenAI's ``ViT-B-32.pt`` or the same tensors in another form (see ``read_clip``): then the
+            the same for every window), or OpenAI's ``ViT-B-32.pt`` or the same tensors in another form (see ``read_clip``): then the
             adapters begin as identities and the heads at random, and the origin says so.
         variant: ``parity`` or ``quality``.
+        seed: of what CLIP's weights lack.
 
     Raises:
         InputError: if the file is unsafe, of another form, or holds another network.
@@ -341,7 +342,7 @@ def load_moa_depthclip(weights: Path | str, variant: str = "parity", config: Moa
         network.origin = WeightsOrigin("trained", checkpoint.file, checkpoint.sha256)
         return network
     clip = assemble_clip(checkpoint, config.clip)
-    network = random_moa_depthclip(variant, config)
+    network = random_moa_depthclip(variant, config, seed)
     for adapters in network.mixtures():
         adapters.start_as_identity()
     network.visual.load_state_dict(image_tower_tensors(clip))

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, UsageError
 from ..blip2.adaptive_bins import fit_bins, folded_bins
 from .data.training_data import Examples
 from .learners.learners import trained_as
 from .learners.losses import l1_and_rmse
 from .loop import Run, log_path, write_log
 from .state import write_tensors
+
+UNUSED = {  # flags that mean nothing here, with the value that they have when not given
+    "resume": False,
+    "backbone": None,
+    "precision": None,
+    "ema": 0.0,
+    "hold_back": 0,
+    "accumulate": 1,
+    "workers": 0,
+    "every": None,
+    "store": "fp32",
+}
+
+
+def refuse_unused(arguments: argparse.Namespace) -> None:
+    """Refuse what the fitting would not heed.
+
+    Raises:
+        UsageError: naming the flags.
+    """
+    given = [f"--{flag.replace('_', '-')}" for flag, absent in UNUSED.items() if getattr(arguments, flag) not in (absent, "fp32")]
+    if given:
+        was = f"{arguments.model} fits seven bins in one go, in FP32, which {' and '.join(given)} would not change"
+        raise UsageError(was, wanted="of the recipe's numbers --steps, --batch or --lr", fix=f"leave out {' and '.join(given)}")
 
 
 def train_bins(run: Run, on_progress: Callable[[int], None] = lambda step: None) -> dict:
@@ -30,7 +55,7 @@ def train_bins(run: Run, on_progress: Callable[[int], None] = lambda step: None)
     examples = Examples(run.data, run.network.contract)
     network = run.network.to(run.device).eval()
     try:
-        mlp = fit_bins(_cases(network, examples, run.device), run.recipe.epochs, run.recipe.batch, run.seed)
+        mlp = fit_bins(_cases(network, examples, run.device), run.steps, run.recipe.batch, run.seed, run.recipe.rate)
     except ValueError as error:
         raise InputError(str(error), fix="leave such pictures out") from error
     write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, trained_as(network).metadata())

@@ -17,7 +17,7 @@ from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ...runtime.files import refuse_existing, sha256_of, whole_file
 from .. import catalog
 from ..network import DepthNetwork
-from .bins_training import train_bins
+from .bins_training import refuse_unused, train_bins
 from .card import card, card_path
 from .data.kept_samples import KeptSamples
 from .data.referring_data import NamedSamples
@@ -75,6 +75,8 @@ class Session:
         given = (arguments.variant, catalog.parse_settings(arguments.set), arguments.weights)
         variant, settings = catalog.settled(arguments.model, *given, retrain=True, text_given=arguments.texts is not None)
         recipe = recipe_for(arguments, variant, settings)
+        if not recipe.trained:
+            refuse_unused(arguments)
         if arguments.weights is None and not entry.demo and not arguments.random_init:
             raise UsageError(
                 f"{arguments.model} starts from trained weights", wanted=STARTS.get(arguments.model, entry.weights), fix="give --weights FILE, or --random-init"
@@ -148,8 +150,6 @@ class Session:
         start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
         if backbone is not None:
             start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
-        if not recipe.trained and arguments.resume:
-            raise UsageError(f"{arguments.model} learns in one go, there is nothing to resume", fix="leave out --resume")
         return cls(run, command, start, held_out, options, began)
 
     def train(self, resume: bool, on_message: Callable[[str], None], on_progress: Callable[..., None]) -> dict | None:
