@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,40 @@ def test_baselines_never_see_the_picture_they_guess():
     wanted = (abs(5 - 2) / 2 + abs(4 - 4) / 4 + abs(3 - 6) / 6) / 3  # the others' mean, which for two is their median too
     assert found["mean_map"]["abs_rel"] == pytest.approx(wanted) and found["constant"]["abs_rel"] == pytest.approx(wanted)
     assert found["mean_map"]["delta1"] == pytest.approx(1 / 3)
+
+
+class Dented:
+    """Walls with dents and holes, of three places; one place has one picture alone. Depths repeat."""
+
+    provenance = Provenance("pairs", "dented", "2" * 64, 8)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, number):
+        draw = np.random.default_rng(number)
+        depth = draw.integers(1, 7, (32, 32)).astype(np.float32)
+        depth[draw.random((32, 32)) < 0.6] = 0
+        return Sample(np.zeros((32, 32, 3), np.uint8), depth, depth > 0, None, str(number), "abbbcbbb"[number] if number < 7 else "c")
+
+
+def test_baselines_are_those_of_looking_at_all_others_for_each():
+    examples = Examples(KeptSamples([Dented()]), variant_of(dataclasses.replace(TINY, nyu_window=32), "nyu").contract)
+    shown = [examples.example(number) for number in range(8)]
+    truths, places = [np.where(valid, truth, np.nan) for _, truth, valid, *_ in shown], [part[3] for part in shown]
+    wanted = {"constant": [], "mean_map": []}
+    for number, truth in enumerate(truths):
+        rest = [other for other in range(8) if other != number]
+        rest = np.stack([truths[other] for other in [o for o in rest if places[o] == places[number]] or rest])
+        known = np.isfinite(truth)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a pixel that none of them knows
+            mean = np.nanmean(rest.astype(np.float64), axis=0)
+        for name, guess in (("constant", np.full_like(mean, np.nanmedian(rest))), ("mean_map", np.where(np.isfinite(mean), mean, np.nanmedian(rest)))):
+            wanted[name].append(errors(guess[known], truth[known]))
+    found = baselines(examples)
+    for name, scores in wanted.items():
+        assert found[name] == pytest.approx({metric: np.mean([score[metric] for score in scores]) for metric in found[name]}, rel=1e-12)
 
 
 def test_baselines_of_relative_depth_know_its_median_too():
