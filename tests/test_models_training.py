@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from fathom.models.training.loop import Run, numbers_of_step, parameter_groups, 
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.recipe import Recipe
 from fathom.models.training.recipes.recipes import RECIPES
-from fathom.models.training.state import state_path
+from fathom.models.training.state import load_state, save_state, state_path
 from fathom.models.training.train_command import main
 from fathom.runtime.errors import AccuracyError, InputError, UsageError
 
@@ -345,6 +346,40 @@ def test_baselines_never_see_the_picture_they_guess():
     assert found["mean_map"]["delta1"] == pytest.approx(1 / 3)
 
 
+class Dented:
+    """Walls with dents and holes, of three places; one place has one picture alone. Depths repeat."""
+
+    provenance = Provenance("pairs", "dented", "2" * 64, 8)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, number):
+        draw = np.random.default_rng(number)
+        depth = draw.integers(1, 7, (32, 32)).astype(np.float32)
+        depth[draw.random((32, 32)) < 0.6] = 0
+        return Sample(np.zeros((32, 32, 3), np.uint8), depth, depth > 0, None, str(number), "abbbcbbb"[number] if number < 7 else "c")
+
+
+def test_baselines_are_those_of_looking_at_all_others_for_each():
+    examples = Examples(KeptSamples([Dented()]), variant_of(dataclasses.replace(TINY, nyu_window=32), "nyu").contract)
+    shown = [examples.example(number) for number in range(8)]
+    truths, places = [np.where(valid, truth, np.nan) for _, truth, valid, *_ in shown], [part[3] for part in shown]
+    wanted = {"constant": [], "mean_map": []}
+    for number, truth in enumerate(truths):
+        rest = [other for other in range(8) if other != number]
+        rest = np.stack([truths[other] for other in [o for o in rest if places[o] == places[number]] or rest])
+        known = np.isfinite(truth)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a pixel that none of them knows
+            mean = np.nanmean(rest.astype(np.float64), axis=0)
+        for name, guess in (("constant", np.full_like(mean, np.nanmedian(rest))), ("mean_map", np.where(np.isfinite(mean), mean, np.nanmedian(rest)))):
+            wanted[name].append(errors(guess[known], truth[known]))
+    found = baselines(examples)
+    for name, scores in wanted.items():
+        assert found[name] == pytest.approx({metric: np.mean([score[metric] for score in scores]) for metric in found[name]}, rel=1e-12)
+
+
 def test_baselines_of_relative_depth_know_its_median_too():
     network = random_llm_mde("official", LLM_MDE_TINY)
     found = baselines(Examples(KeptSamples([Walls()]), network.contract))
@@ -372,7 +407,7 @@ def quick_run(output: Path, steps: int = 4, recipe: Recipe = QUICK, rooms: int =
 @pytest.mark.parametrize("recipe", [QUICK, dataclasses.replace(QUICK, hint_alone=0.6)], ids=["all", "hint-alone"])
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(recipe, tmp_path):
     whole = quick_run(tmp_path / "whole.safetensors", recipe=recipe, held_out=KeptSamples([Rooms(1, 9, (32, 48))]))
-    train(whole)
+    ended = train(whole)
 
     def stop(step: int) -> None:
         if step == 3:  # one step after a state was saved
@@ -385,13 +420,23 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(recipe, tmp_path):
     assert not output.exists() and state_path(output).is_file()
     with pytest.raises(UsageError, match="another seed"):
         train(dataclasses.replace(parts, network=random_evp("nyu", SMALLER, seed=8), facts={"steps": 4, "seed": 6}), resume=True)
-    train(dataclasses.replace(parts, network=random_evp("nyu", SMALLER, seed=8)), resume=True)
+    resumed = train(dataclasses.replace(parts, network=random_evp("nyu", SMALLER, seed=8)), resume=True)
+    assert resumed["loss"] == ended["loss"] > 0
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not state_path(output).exists() and sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".jsonl", ".safetensors", ".safetensors"]
     one, other = (
         [{k: v for k, v in line.items() if k != "wall_s"} for line in read_log(training.log_path(path))] for path in (output, tmp_path / "whole.safetensors")
     )
     assert one == other and [line["step"] for line in one if "validation" in line] == [2, 4]
+
+
+def test_a_state_gives_back_the_loss_of_every_step(tmp_path):
+    """The loss that a run ends with is a mean over the last tenth of its steps, wherever it was interrupted."""
+    layer, scaler = torch.nn.Linear(2, 2), torch.amp.GradScaler("cpu", enabled=False)
+    names, losses = {parameter: name for name, parameter in layer.named_parameters()}, [1 / (step + 3) for step in range(25)]
+    optimiser = torch.optim.AdamW(layer.parameters())
+    save_state(tmp_path / "s.safetensors", layer, optimiser, names, 25, 7.5, {"seed": 1}, {}, scaler, losses)
+    assert load_state(tmp_path / "s.safetensors", layer, optimiser, names, {"seed": 1}, {}, scaler) == (25, 7.5, losses)
 
 
 def test_the_weights_are_read_back_as_they_were(tmp_path):

@@ -138,9 +138,9 @@ def train(
     optimiser = Muon(parameter_groups(names, recipe), lr=recipe.rate)
     averaged = Averaged(names, run.ema)
     scaler = torch.amp.GradScaler(run.device.type, enabled=recipe.precision == "fp16")
-    step, earlier_s, lines = 0, 0.0, []
+    step, earlier_s, lines, losses = 0, 0.0, [], []
     if resume:
-        step, earlier_s = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
+        step, earlier_s, losses = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
         on_progress(step, earlier=True)
     alone_until = recipe.hint_alone if from_nothing else 0.0
@@ -149,7 +149,6 @@ def train(
     windows = Windows(learner, recipe, run.data)
     batches = Prefetch(_batches_of(windows, run, ranks), run.workers, run.steps)
     started, checked, out_of_patience = time.monotonic(), False, False
-    losses = [line["loss"] for line in lines if "loss" in line]
     on_message(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
     while step < run.steps and not out_of_patience:
         share = step / run.steps
@@ -190,7 +189,8 @@ def train(
             learner.network = windows.networks[0 if recipe.whole_every else side]
             with averaged.applied():
                 out_of_patience = _validate(learner, run, step, lines, losses, on_message)
-            save_state(state_path(run.output), network, optimiser, names, step, earlier_s + time.monotonic() - started, run.facts, averaged.tensors, scaler)
+            spent_s = earlier_s + time.monotonic() - started
+            save_state(state_path(run.output), network, optimiser, names, step, spent_s, run.facts, averaged.tensors, scaler, losses)
             write_log(log_path(run.output), run.facts, lines)
         if ranks.world > 1 and step % run.every == 0:
             said = torch.tensor(float(out_of_patience), device=run.device)

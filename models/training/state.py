@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...runtime.errors import AccuracyError, InputError, UsageError
 from ...runtime.files import whole_file
 
-WEIGHTS, MOMENTS, AVERAGES = "network/", "adamw/", "average/"
+WEIGHTS, MOMENTS, AVERAGES, LOSSES = "network/", "adamw/", "average/", "losses"
 
 
 def state_path(output: Path) -> Path:
@@ -45,6 +45,7 @@ def save_state(
     run: dict,
     averages: dict[str, Tensor],
     scaler: torch.amp.GradScaler,
+    losses: list[float],
 ) -> None:
     """Everything that the next step needs.
 
@@ -52,6 +53,7 @@ def save_state(
         names: of the parameters that learn.
         wall_s: time spent so far.
         averages: moving averages of the weights, if any; ``scaler``: of FP16's losses.
+        losses: of every step so far.
         run: what the run was started with, as JSON values; ``load_state`` refuses a state of another run.
     """
     tensors = {WEIGHTS + name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -59,6 +61,7 @@ def save_state(
         for key, value in values.items():
             tensors[f"{MOMENTS}{key}/{names[parameter]}"] = value.detach().cpu().contiguous()
     tensors |= {AVERAGES + name: tensor.detach().cpu().contiguous() for name, tensor in averages.items()}
+    tensors[LOSSES] = torch.tensor(losses, dtype=torch.float64)
     scale = json.dumps(scaler.state_dict())
     write_tensors(path, tensors, {"scaler": scale, "step": str(step), "wall_s": str(wall_s), "run": json.dumps(run, sort_keys=True)})
 
@@ -71,8 +74,8 @@ def load_state(
     run: dict,
     averages: dict[str, Tensor],
     scaler: torch.amp.GradScaler,
-) -> tuple[int, float]:
-    """Take a run up again; returns the number of steps that are done, and the time they took.
+) -> tuple[int, float, list[float]]:
+    """Take a run up again; returns the number of steps that are done, the time they took, and the loss of each.
 
     Raises:
         InputError: if there is no such file, or it is broken.
@@ -85,7 +88,7 @@ def load_state(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping; cloned: aligned, and not the file itself)
         step, wall_s, earlier = int(metadata["step"]), float(metadata["wall_s"]), json.loads(metadata["run"])
-        scale = json.loads(metadata["scaler"])
+        scale, losses = json.loads(metadata["scaler"]), tensors[LOSSES].tolist()
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is no state of a training run ({error})", fix="delete it and start again") from error
     now = json.loads(json.dumps(run))
@@ -101,4 +104,4 @@ def load_state(
     averages.update({name: tensors[AVERAGES + name].to(tensor.device) for name, tensor in averages.items()})
     if scaler.is_enabled():
         scaler.load_state_dict(scale)
-    return step, wall_s
+    return step, wall_s, losses

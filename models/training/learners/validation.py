@@ -80,19 +80,54 @@ def baselines(examples: Examples) -> dict[str, dict[str, float]]:
         if valid.any():
             truths.append(np.where(valid, truth, np.nan).astype(np.float32))
             groups.append("" if one_group else scene)
+    if len(truths) < 2:
+        return {}
     members = defaultdict(list)
-    for place, group in enumerate(groups):
-        members[group].append(place)
+    for truth, group in zip(truths, groups, strict=True):
+        members[group].append(truth)
+    everyone = Others(truths) if min(map(len, members.values())) == 1 else None
+    others = {group: everyone if len(found) == 1 else Others(found) for group, found in members.items()}
     scores = defaultdict(list)
-    for place, truth in enumerate(truths):
-        others = [o for o in members[groups[place]] if o != place] or [o for o in range(len(truths)) if o != place]
-        if not others:
-            continue
-        rest = np.stack([truths[o] for o in others])
-        constant = float(np.nanmedian(rest))
-        known = np.isfinite(rest).sum(axis=0)
-        mean_map = np.where(known > 0, np.nansum(rest, axis=0) / np.maximum(known, 1), constant)
+    for truth, group in zip(truths, groups, strict=True):
+        constant, mean_map = others[group].guesses(truth)
         valid = np.isfinite(truth)
         for name, guess_m in (("constant", np.full(int(valid.sum()), constant)), ("mean_map", mean_map[valid])):
             scores[name].append(errors(at_median(guess_m, truth[valid]) if relative else guess_m, truth[valid]))
     return {name: mean_of(found) for name, found in scores.items()}
+
+
+class Others:
+    """Depth maps of one size, and what all but one of them say. Sums and order are made once: for each map anew, time grows with their square.
+
+    Args:
+        maps: [H, W] each, metres, NaN where unknown.
+    """
+
+    def __init__(self, maps: list[np.ndarray]):
+        self.depths_m = np.sort(np.concatenate([depth[np.isfinite(depth)] for depth in maps]))  # [known pixels of all]
+        self.known, self.total_m = np.zeros(maps[0].shape, np.int64), np.zeros(maps[0].shape)  # float64: one is subtracted again
+        for depth in maps:
+            self.known += np.isfinite(depth)
+            self.total_m += np.nan_to_num(depth.astype(np.float64))
+
+    def guesses(self, own: np.ndarray) -> tuple[float, np.ndarray]:
+        """The median of the others' depths, and their mean at each pixel: the median where none of them knows it.
+
+        Args:
+            own: one of the maps; there is another one.
+        """
+        known, depths_m = np.isfinite(own), np.sort(own[np.isfinite(own)])
+        left = len(self.depths_m) - len(depths_m)
+        median = (self._ranked(depths_m, (left - 1) // 2) + self._ranked(depths_m, left // 2)) / 2
+        count = self.known - known
+        return median, np.where(count > 0, (self.total_m - np.where(known, own, 0)) / np.maximum(count, 1), median)
+
+    def _ranked(self, own: np.ndarray, rank: int) -> float:
+        """The depth of that rank (from 0) among the others, by bisection."""
+        low, high = 0, len(self.depths_m) - 1
+        while low < high:
+            middle = (low + high) // 2
+            depth = self.depths_m[middle]
+            not_farther = np.searchsorted(self.depths_m, depth, "right") - np.searchsorted(own, depth, "right")
+            low, high = (low, middle) if not_farther > rank else (middle + 1, high)
+        return float(self.depths_m[low])
