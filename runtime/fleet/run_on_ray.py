@@ -94,7 +94,7 @@ def _file_names(run: str) -> Any:
         def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
             return f"depth-run_{run}_{write_uuid}_{task_index:06}.parquet"
 
-        def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:  # what releases before 2.55 ask for
+        def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:  # what older releases of Ray ask for
             return self.get_filename_for_task(write_uuid, task_index)
 
     return Names()
