@@ -1,5 +1,6 @@
 """depth-run on a real local Ray: the same files, exactly once in effect, whatever is killed."""
 
+import errno
 import itertools
 import json
 import os
@@ -25,10 +26,13 @@ from bucket_servers import SERVERS
 from test_runtime_run import depth_run
 
 from fathom.export.commands import build_command
-from fathom.runtime.commands.run import main
+from fathom.runtime.commands.run import SUFFIX, main
 from fathom.runtime.errors import EnvironmentMismatchError, InputError
+from fathom.runtime.fleet.job import RECORD, FleetJob
+from fathom.runtime.fleet.places import FilesPlace, ParquetPlace
 from fathom.runtime.fleet.plan_on_node import manifest_sha256, plan_on_node
-from fathom.runtime.fleet.sources import find_sources
+from fathom.runtime.fleet.sources import Sources, find_sources
+from fathom.runtime.scale.camera_scale import CameraScale
 
 slow = pytest.mark.slow
 
@@ -182,6 +186,13 @@ def test_rows_in_and_out(tiny, photos, tmp_path):
     facts = json_of(depth_run(*common))
     assert (facts["done"], facts["there"]) == (lost, 60 - lost)
     check()
+    (tmp_path / "out.parquet/mine.parquet").write_bytes(b"mine")
+    refused = depth_run(*common[:-1], "--force", "--ray")
+    assert refused.returncode == 3 and "did not write" in refused.stderr and (tmp_path / "out.parquet/mine.parquet").read_bytes() == b"mine"
+    (tmp_path / "out.parquet/mine.parquet").unlink()
+    facts = json_of(depth_run(*common[:-1], "--force", "--ray"))
+    assert (facts["done"], facts["there"]) == (60, 0)
+    check()
 
 
 @slow
@@ -256,6 +267,131 @@ def test_a_cluster_that_is_there_already(tiny, photos, tmp_path):
 def test_no_ray_at_that_address_is_told_at_once(tiny, photos, tmp_path, capsys):
     assert main(["--engine", str(tiny.plan), str(photos / "scene0"), "-o", str(tmp_path / "none"), "--ray=127.0.0.1:1"]) == 6
     assert "no Ray at 127.0.0.1:1" in capsys.readouterr().err
+
+
+# --- what is there already
+
+
+NOWHERE = "--ray=127.0.0.1:1"  # a cluster that cannot be reached: what is done before it is joined
+
+
+def place_of(out, plan="a", force=False, scale=None, save=("npy",)):
+    """What a run does with a folder of files before its first photo."""
+    kinds = tuple((kind, SUFFIX[kind]) for kind in save)
+    return FilesPlace(str(out), FleetJob("0" * 16, "x.plan", plan, str(out), kinds, "whole", scale=scale, force=force), SUFFIX)
+
+
+def results_of(out, plan, names, **how):
+    """A folder of results of an earlier run."""
+    place = place_of(out, plan, **how)
+    place.missing(Sources({name: name for name in names}))
+    place.begin()
+    for name in names:
+        for path in place.job.targets(name).values():
+            path.write_text(f"{name} by {plan}")
+    return Sources({name: name for name in names})
+
+
+def test_results_of_two_plans_never_lie_under_one_record(tmp_path, monkeypatch):
+    sources = results_of(tmp_path, "a", ["p", "q"], save=("npy", "color"))
+    with pytest.raises(InputError, match="another manifest"):
+        place_of(tmp_path, "b", save=("npy", "color")).missing(sources)
+    place = place_of(tmp_path, "b", force=True)
+    assert set(place.missing(sources)) == {"p", "q"} and (tmp_path / "p_depth.npy").read_text() == "p by a"  # Ray may not be there yet
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FilesPlace, "_write_record", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        place.begin()
+    assert json.loads((tmp_path / RECORD).read_text())["manifest_sha256"] == "a"  # of what may be left
+    place.begin()  # and here the run is interrupted
+    assert json.loads((tmp_path / RECORD).read_text())["manifest_sha256"] == "b" and [path.name for path in tmp_path.iterdir()] == [RECORD]
+    assert set(place_of(tmp_path, "b").missing(sources)) == {"p", "q"}  # so the next start makes them, with or without --force
+
+
+def test_force_makes_all_results_of_a_folder_again_or_none(tmp_path):
+    both = results_of(tmp_path, "a", ["p", "q"], scale=CameraScale(1.4))
+    one = Sources({"p": "p"})
+    with pytest.raises(InputError, match=r"q_depth\.npy is of another plan"):
+        place_of(tmp_path, "b", force=True).missing(one)
+    place = place_of(tmp_path, "a", force=True, scale=CameraScale(1.4))  # the same again
+    assert set(place.missing(one)) == {"p"}
+    place.begin()
+    assert (tmp_path / "q_depth.npy").read_text() == "q by a" and not (tmp_path / "p_depth.npy").exists()
+    place = place_of(tmp_path, "a", force=True)
+    place.missing(both)
+    place.begin()
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD]  # the scale is not of these
+
+
+def test_results_that_nothing_accounts_for_are_not_taken_over(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "q_depth.npy").write_text("somebody's")
+    for force in (False, True):
+        with pytest.raises(InputError, match="nothing says what made it"):
+            place_of(tmp_path, force=force).missing(Sources({"p": "p"}))
+    (tmp_path / "deep" / "q_depth.npy").unlink()
+    (tmp_path / "scale.json").write_text("{}")
+    with pytest.raises(InputError, match=r"scale\.json is there already"):
+        place_of(tmp_path, scale=CameraScale(1.4)).missing(Sources({"p": "p"}))
+
+
+def test_a_result_never_takes_the_place_of_a_photo(tiny, photos, tmp_path, capsys):
+    for name in ("a.png", "a_depth.png"):
+        (tmp_path / name).write_bytes((photos / "scene0/0000.png").read_bytes())
+    words = ["--engine", str(tiny.plan), str(tmp_path / "a.png"), str(tmp_path / "a_depth.png"), "-o", str(tmp_path), "--save", "png16", "--force", NOWHERE]
+    assert main(words) == 3 and "is itself one of the photos" in capsys.readouterr().err
+    assert (tmp_path / "a_depth.png").read_bytes() == (photos / "scene0/0000.png").read_bytes()
+
+
+def test_force_removes_no_parquet_of_others(tiny, photos, tmp_path, capsys):
+    rows = pyarrow.table({"image": [(photos / "scene0/0000.png").read_bytes()], "name": ["a"]})
+    (tmp_path / "in.parquet").mkdir()
+    pyarrow.parquet.write_table(rows, tmp_path / "in.parquet/x.parquet")
+    (tmp_path / "link.parquet").symlink_to("in.parquet")
+    before = contents(tmp_path)
+    common = ["--engine", str(tiny.plan), "--force", NOWHERE]
+    for source, out in (("in", "in"), ("in", "link"), ("in.parquet/x", "in"), ("in", "in.parquet/out")):
+        assert main([*common[:2], str(tmp_path / f"{source}.parquet"), "-o", str(tmp_path / f"{out}.parquet"), *common[2:]]) == 2
+        assert "apart from what is read" in capsys.readouterr().err
+    assert main([*common[:2], str(photos / "scene0"), "-o", str(tmp_path / "in.parquet"), *common[2:]]) == 3
+    assert "did not write" in capsys.readouterr().err and contents(tmp_path) == before
+
+
+def test_a_folder_of_rows_is_continued_without_touching_others(tmp_path):
+    out = tmp_path / "out.parquet"
+    job = FleetJob("f" * 16, "x.plan", "a", "", (), "whole")
+    place = ParquetPlace(str(out), job, SUFFIX)
+    sources = Sources({"p": "p", "q": "q"})
+    assert set(place.missing(sources)) == {"p", "q"}
+    place.begin()
+    half = out / f"depth-run_{job.run}_0_000000-0.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"photo": ["p"]}), half)
+    whole = half.read_bytes()
+    assert set(ParquetPlace(str(out), job, SUFFIX).missing(sources)) == {"q"}
+    half.write_bytes(whole[: len(whole) // 2])  # as a killed run leaves it
+    place = ParquetPlace(str(out), job, SUFFIX)
+    assert set(place.missing(sources)) == {"p", "q"} and half.exists()
+    place.begin()
+    assert not half.exists()
+    for content in (b"no Parquet", None):
+        pyarrow.parquet.write_table(pyarrow.table({"mine": [1]}), out / "mine.parquet")
+        (out / "mine.parquet").write_bytes(content or (out / "mine.parquet").read_bytes())
+        with pytest.raises(InputError, match=r"mine\.parquet is no whole Parquet with a column 'photo'"):
+            ParquetPlace(str(out), job, SUFFIX).missing(sources)
+        assert (out / "mine.parquet").exists()
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EWOULDBLOCK, "another depth-run is writing"), (errno.ENOLCK, "cannot be locked")])
+def test_a_folder_that_cannot_be_locked_is_told_as_such(tiny, photos, tmp_path, capsys, monkeypatch, number, words):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert main(["--engine", str(tiny.plan), str(photos / "scene0"), "-o", str(tmp_path / "out"), NOWHERE]) == 3
+    told = capsys.readouterr().err
+    assert words in told and (number == errno.EWOULDBLOCK) == ("another depth-run" in told)
+    if number == errno.ENOLCK:
+        with pytest.raises(EnvironmentMismatchError, match="cannot be locked"):
+            plan_on_node(str(tiny.plan), manifest_sha256(tiny.plan), "a")
 
 
 def descendants(pid):

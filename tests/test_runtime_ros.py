@@ -22,7 +22,7 @@ from fathom.runtime.photo.depth_edges import flying
 from fathom.runtime.photo.depth_map import DepthMap, Intrinsics
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.ros.bag import BagWriter
-from fathom.runtime.ros.messages import camera_of, cloud_fields, depth_fields, distorted, photo_of, scaled_info, topics_for
+from fathom.runtime.ros.messages import camera_of, cloud_fields, depth_fields, distorted, is_rectified, photo_of, scaled_info, topics_for
 
 NAN = np.float32(np.nan)
 
@@ -304,6 +304,23 @@ def test_a_window_of_the_sensor_keeps_its_points_in_a_bag(tiny, tmp_path):
     assert own.k.tolist() == [60, 0, 40, 0, 61, 30, 0, 0, 1] and own.p.tolist() == [60, 0, 40, 0, 0, 61, 30, 0, 0, 0, 1, 0] and not own.d.any()
 
 
+def test_rectified_pictures_are_of_the_camera_p(tiny, tmp_path, capsys):
+    info = camera_info(160, 120, p=[120, 0, 80.5, -24, 0, 122, 58.5, 0, 0, 0, 1, 0], binning=(2, 2))
+    info.d[0] = 0.2
+    inside = record(tmp_path / "in", [(0, "/cam/camera_info", "CameraInfo", 0, info), (0, "/cam/image_rect_color", "Image", 1, bgr(PHOTOS[0]))])
+    assert run.main(["--engine", str(tiny.plan), str(inside), "--save", "ply", "-o", str(tmp_path / "out.mcap")]) == 0
+    assert "distorted" not in capsys.readouterr().err
+    found = {topic: message for topic, _, message in read(tmp_path / "out.mcap")}
+    depth = np.asarray(found["/cam/depth/image_raw"].data).view("<f4").reshape(60, 80)
+    cloud = np.asarray(found["/cam/depth/points"].data).view("<f4").reshape(-1, 4)
+    rows, columns = np.mgrid[:60, :80]
+    np.testing.assert_allclose(cloud[:, 0], ((columns - 40) / 60 * depth)[np.isfinite(depth)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cloud[:, 1], ((rows - 29) / 61 * depth)[np.isfinite(depth)], rtol=1e-4, atol=1e-5)
+    told = found["/cam/depth/camera_info"]
+    assert told.k.tolist() == [60, 0, 40, 0, 61, 29, 0, 0, 1] and told.p.tolist() == [60, 0, 40, -12, 0, 61, 29, 0, 0, 0, 1, 0]
+    assert not told.d.any() and told.r.tolist() == np.eye(3).reshape(-1).tolist()
+
+
 def test_a_picture_that_does_not_fit_its_camera_info_costs_itself_alone(tiny, tmp_path, capsys):
     infos = [camera_info(), camera_info(x_offset=8, width=64)]
     sent = [(0, "/cam/camera_info", "CameraInfo", 0, infos[0]), (0, "/cam/image_raw", "Image", 1, bgr(PHOTOS[0]))]
@@ -372,6 +389,8 @@ def test_relative_maps_are_no_metres_in_a_bag(make_artefacts, bag, tmp_path, cap
 
 
 def test_topics_lie_beside_the_pictures():
+    rectified = ("/a/image_rect", "/a/image_rect_color/compressed", "image_rect")
+    assert all(map(is_rectified, rectified)) and not any(map(is_rectified, ("/a/image_raw", "/image_rect/image_raw/compressed", "/a/image_color")))
     assert topics_for("/a/b/image_raw/compressed")["camera_info"] == topics_for("/a/b/image_rect")["camera_info"] == "/a/b/camera_info"
 
 
@@ -402,7 +421,7 @@ def test_the_node_drops_what_is_old_and_survives_what_is_broken(newest, tiny):
             assert go.wait(10)
             return pipeline.predict(photo, None, camera)
 
-        node = newest(predict, lambda *what: sent.put(what), words.put, points=True)
+        node = newest(predict, lambda *what: sent.put(what), words.put, points=True, rectified=True)
         pictures = [SimpleNamespace(**vars(raw("rgb8", photo)), header=number) for number, photo in enumerate(PHOTOS)]
         node.on_image(pictures[0])
         assert begun.wait(10)
@@ -416,8 +435,10 @@ def test_the_node_drops_what_is_old_and_survives_what_is_broken(newest, tiny):
             assert info is None and cloud is None  # no camera is known
         node.on_image(SimpleNamespace(**{**vars(pictures[0]), "encoding": "yuv?"}))
         assert "yuv?" in words.get(timeout=10)
+        node.on_info(camera_info(p=[60, 0, 40, -12, 0, 61, 29, 0, 0, 0, 1, 0]))
         node.on_image(pictures[1])
-        assert sent.get(timeout=10)[0] == 1
+        header, _, info, cloud = sent.get(timeout=10)
+        assert header == 1 and info["k"].tolist() == [60, 0, 40, 0, 61, 29, 0, 0, 1] and cloud is not None
         node.close()
 
 

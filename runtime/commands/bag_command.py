@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AccuracyError, FathomError, InputError, UsageError
 from ..files import refuse_existing
 from ..ros.bag import BagSource, BagWriter, is_bag
-from ..ros.messages import camera_of, distorted, photo_of, pinhole_info, scaled_info
+from ..ros.messages import camera_of, distorted, is_rectified, photo_of, pinhole_info, scaled_info
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -63,16 +63,17 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
         done += 1
 
     with BagSource(arguments.inputs[0], arguments.topic) as source, BagWriter(out, source.topic, arguments.force, facts) as writer:
+        rectified = is_rectified(source.topic)
         with Progress(source.frames, "frames", arguments.quiet) as progress:
             for number, (stamp_ns, message, info) in enumerate(source, 1):
                 try:
                     photo = photo_of(message)
                     height, width = photo.shape[:2]
-                    known = camera or (camera_of(info, width, height) if info is not None else None)
+                    known = camera or (camera_of(info, width, height, rectified) if info is not None else None)
                     if clouds and known is None:
                         raise UsageError("a point cloud needs the camera, and the bag has no calibrated CameraInfo", fix="--intrinsics fx,fy,cx,cy")
-                    fields = pinhole_info(camera, width, height) if camera else scaled_info(info, width, height) if info is not None else None
-                    if info is not None and distorted(info) and not bent:
+                    fields = pinhole_info(camera, width, height) if camera else scaled_info(info, width, height, rectified) if info is not None else None
+                    if info is not None and not (bent or rectified) and distorted(info):
                         bent = True
                         progress.message("the camera's lens is distorted; depth_image_proc and clouds want rectified pictures (image_rect)")
                     waiting.append((stamp_ns, message.header, fields, photo, _submitted(pipeline, arguments, photo, known)))

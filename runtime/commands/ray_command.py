@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import json
 import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 from ..artefact.manifest import PlanManifest
 from ..artefact.trust import Trust
 from ..errors import InputError, UsageError
-from ..files import PART, PART_END, whole_file
 from ..fleet.cluster import check_address, joined, shares
-from ..fleet.job import BROKEN, LOCK, MOST_RECORD_BYTES, RECORD, FleetJob
-from ..fleet.run_on_ray import Outcome, finished_rows, run_files, run_rows
-from ..fleet.sources import Sources, find_sources, is_parquet, is_uri, load_arrow
+from ..fleet.job import BROKEN, FleetJob
+from ..fleet.places import FilesPlace, ParquetPlace
+from ..fleet.run_on_ray import Outcome
+from ..fleet.sources import find_sources, is_parquet, is_uri, load_arrow
 from ..outputs.writers import refuse_ply, require_exr
 from ..ros.bag import is_bag
 from ..video.video import is_video
@@ -87,7 +86,7 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
         threads=arguments.threads,
         **named,
     )
-    place = _Parquet(arguments.output, job) if rows else _Files(arguments.output, job)
+    place = ParquetPlace(arguments.output, job, suffixes) if rows else FilesPlace(arguments.output, job, suffixes)
     with _told_by_file_systems(arguments.output), place.alone():
         missing = place.missing(sources)
         there = len(sources.names) - len(missing)
@@ -97,6 +96,7 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
         if missing:
             with joined(address, arguments.quiet or not sys.stderr.isatty()) as ray:
                 shared, nodes, started = shares(ray, gpu, arguments.threads), sum(bool(node.get("Alive")) for node in ray.nodes()), time.monotonic()
+                place.begin()
                 place.job = dataclasses.replace(job, threads=shared.threads, batch=job.batch or (None if gpu else _least_batch(manifest)))
                 with Progress(len(missing), "photos", arguments.quiet or rows or sys.stderr.isatty()) as progress:  # on a terminal Ray draws its own
                     outcome = place.work(ray, sources, missing, shared, progress.advance)
@@ -104,7 +104,7 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
             key: ("it was not there when it was to be read", InputError.exit_code) for key in missing if key not in outcome.done and key not in outcome.broken
         }
         outcome.broken.update(lost)
-        place.finish(outcome)
+        place.finish(outcome, sources)
     return _report(arguments, outcome, len(sources.names), there, shared, nodes, (started - start, time.monotonic() - started), origin, correction)
 
 
@@ -115,137 +115,6 @@ def _told_by_file_systems(output: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{output} cannot be read or written ({' '.join(str(error).split())[:300]})", fix="check its address, room and permissions") from error
-
-
-class _Files:
-    """Files in a folder, as ``depth-run`` writes them."""
-
-    def __init__(self, output: str, job: FleetJob):
-        self.out, self.job = Path(output), job
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{output} cannot be made ({error.strerror})", fix="another --output, or its permissions") from error
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """No other run writes into the folder meanwhile."""
-        path = self.out / LOCK
-        with open(path, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX + fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"another depth-run is writing to {self.out}", wanted="one at a time", fix="wait for it, or another --output") from error
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
-
-    def missing(self, sources: Sources) -> dict[str, str]:
-        """Key and name of each photo that lacks a file.
-
-        Raises:
-            InputError: if the folder holds results of another meaning.
-        """
-        record, job = self.out / RECORD, self.job
-        if not job.force and record.is_file():
-            job.refuse_other(record.read_bytes()[:MOST_RECORD_BYTES], str(record))
-        there = {key for key, name in sources.names.items() if all(path.exists() for path in job.targets(name).values())}
-        if there and not job.force and not record.is_file():
-            path = next(iter(job.targets(sources.names[min(there)]).values()))
-            raise InputError(
-                f"{path} exists already, and nothing says what made it", wanted=f"free names, or a folder with {RECORD}", fix="another --output, or --force"
-            )
-        with whole_file(record, force=True) as part:
-            part.write_bytes(job.record_bytes())
-        if job.scale is not None:
-            from ..scale.camera_scale import SCALE_NAME
-
-            job.scale.write(self.out / SCALE_NAME, force=True)
-        return {key: name for key, name in sources.names.items() if job.force or key not in there}
-
-    def work(self, ray: Any, sources: Sources, missing: dict[str, str], shared: Any, on_done: Any) -> Outcome:
-        return run_files(ray, self.job, sources, missing, shared, on_done)
-
-    def finish(self, outcome: Outcome) -> None:
-        """Write the table of broken photos, and remove what killed workers left half-written."""
-        path = self.out / BROKEN
-        if outcome.broken:
-            with whole_file(path, force=True) as part:
-                _write_broken(outcome, str(part), None)
-        else:
-            with suppress(FileNotFoundError):
-                path.unlink()
-        for left in self.out.rglob(f"{PART}*{PART_END}"):
-            with suppress(OSError):
-                left.unlink()
-
-
-class _Parquet(_Files):
-    """A folder of Parquet, here or in a bucket."""
-
-    def __init__(self, output: str, job: FleetJob):
-        self.job, self.before = job, set()
-        fs = load_arrow().fs
-        if is_uri(output):
-            self.filesystem, self.path = fs.FileSystem.from_uri(output)
-            self.out = None
-        else:
-            super().__init__(output, job)
-            self.filesystem, self.path = None, str(self.out.resolve())
-        self.system = self.filesystem or fs.LocalFileSystem()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        if self.out is None:  # a bucket knows no locks
-            yield
-            return
-        with super().alone():
-            yield
-
-    def missing(self, sources: Sources) -> dict[str, str]:
-        fs, record = load_arrow().fs, f"{self.path.rstrip('/')}/{RECORD}"
-        known = self.system.get_file_info(record).type == fs.FileType.File
-        if self.job.force:
-            for item in self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
-                if item.extension == "parquet":
-                    self.system.delete_file(item.path)
-        elif known:
-            with self.system.open_input_stream(record) as file:
-                self.job.refuse_other(file.read(MOST_RECORD_BYTES), record)
-        self.before, halves = finished_rows(self.path, self.filesystem)
-        if (self.before or halves) and not known and not self.job.force:
-            raise InputError(f"{self.path} holds Parquet, and nothing says what made it", wanted=f"a new folder, or one with {RECORD}", fix="another --output")
-        for path in halves:
-            self.system.delete_file(path)
-        self.system.create_dir(self.path, recursive=True)
-        with self.system.open_output_stream(record) as file:
-            file.write(self.job.record_bytes())
-        return {key: name for key, name in sources.names.items() if key not in self.before}
-
-    def work(self, ray: Any, sources: Sources, missing: dict[str, str], shared: Any, on_done: Any) -> Outcome:
-        outcome = run_rows(ray, self.job, sources, missing, shared, self.path, self.filesystem)
-        found, _ = finished_rows(self.path, self.filesystem)
-        outcome.done = found - self.before
-        return outcome
-
-    def finish(self, outcome: Outcome) -> None:
-        path = f"{self.path.rstrip('/')}/{BROKEN}"
-        if outcome.broken:
-            _write_broken(outcome, path, self.system)
-        elif self.system.get_file_info(path).type == load_arrow().fs.FileType.File:
-            self.system.delete_file(path)
-
-
-def _write_broken(outcome: Outcome, path: str, filesystem: Any) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = sorted((key, words, code) for key, (words, code) in outcome.broken.items())
-    columns = (("photo", pyarrow.string()), ("error", pyarrow.string()), ("exit_code", pyarrow.int32()))
-    table = pyarrow.table({name: pyarrow.array([row[index] for row in rows], kind) for index, (name, kind) in enumerate(columns)})
-    pyarrow.parquet.write_table(table, path, filesystem=filesystem)
 
 
 def _least_batch(manifest: Any) -> int:

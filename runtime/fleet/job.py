@@ -79,7 +79,7 @@ class FleetJob:
         """
         try:
             before = json.loads(raw[:MOST_RECORD_BYTES])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is no record of depth-run ({error})", fix="another --output") from error
         now = self.record()
         for key in sorted({*before, *now}) if isinstance(before, dict) else ("record",):

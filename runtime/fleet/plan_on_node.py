@@ -51,7 +51,10 @@ def plan_on_node(path: str, sha256: str, run: str, fetch: Callable[[], bytes] | 
     folder.mkdir(mode=0o700, exist_ok=True)
     refuse_shared(folder)
     with open(folder / f"{sha256[:32]}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here, and read nothing
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here, and read nothing
+        except OSError as error:
+            raise EnvironmentMismatchError(f"{folder} cannot be locked ({error.strerror})", wanted="a file system with locks", fix="another TMPDIR") from error
         place, marker = Path(path), folder / f"{sha256[:32]}-{run}.checked"
         if not _is_it(place, sha256):
             place = folder / f"{sha256[:32]}.plan"

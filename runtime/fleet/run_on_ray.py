@@ -6,6 +6,7 @@ does a piece of work twice, or a run ends in the middle: the next one does what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from .sources import Rows, Sources
 from .worker import BROKEN_PHOTO, DONE, PhotoWorker
 
 BATCH = 16  # photos that an actor gets at a time
+OWN = re.compile(r"depth-run_[0-9a-f]{16}_.+\.parquet")  # names of files of rows: --force removes these and no others
 
 
 @dataclass
@@ -71,16 +73,31 @@ def run_rows(ray: Any, job: FleetJob, sources: Sources, names: dict[str, str], s
     with told():
         ledger = ray.remote(num_cpus=0)(_Ledger).remote()
         fetch = fetcher(ray, job.plan, _has_other_machines(ray))
+        provider = _file_names(job.run)
         for columns, dataset in _datasets(ray, sources, names):
 
             def report(broken: list[tuple[str, str, int]], node: str, reads: int) -> None:
                 ray.get(ledger.add.remote(broken, node, reads))
 
             mapped = _mapped(ray, dataset, shared, (job, names, columns, fetch, report))
-            mapped.write_parquet(out, filesystem=filesystem, ray_remote_args={"num_cpus": READER_CPUS})
+            mapped.write_parquet(out, filesystem=filesystem, filename_provider=provider, ray_remote_args={"num_cpus": READER_CPUS})
         broken, outcome.plan_reads = ray.get(ledger.all.remote())
         outcome.broken = {key: (words, code) for key, words, code in broken}
     return outcome
+
+
+def _file_names(run: str) -> Any:
+    """Ray's provider of names that fit ``OWN``."""
+    from ray.data.datasource import FilenameProvider
+
+    class Names(FilenameProvider):
+        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+            return f"depth-run_{run}_{write_uuid}_{task_index:06}.parquet"
+
+        def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:  # what older releases of Ray ask for
+            return self.get_filename_for_task(write_uuid, task_index)
+
+    return Names()
 
 
 class _Ledger:
@@ -136,28 +153,44 @@ def _has_other_machines(ray: Any) -> bool:
     return sum(bool(node.get("Alive")) for node in ray.nodes()) > 1
 
 
-def finished_rows(out: str, filesystem: Any) -> tuple[set[str], list[str]]:
-    """Keys of the photos that a folder of Parquet holds, and the files in it that are not whole.
+def own_rows(out: str, system: Any) -> tuple[list[str], list[str]]:
+    """Files of rows in a folder of Parquet: those that runs of ours wrote, and others.
 
-    Raises:
-        InputError: if a photo is in it twice.
+    Args:
+        system: pyarrow's file system.
     """
     import pyarrow.fs
+
+    items = system.get_file_info(pyarrow.fs.FileSelector(out, allow_not_found=True))
+    rows = [item for item in items if item.type == pyarrow.fs.FileType.File and item.extension == "parquet" and item.base_name[0] not in "_."]
+    own = [item.path for item in rows if OWN.fullmatch(item.base_name)]
+    return own, [item.path for item in rows if item.path not in set(own)]
+
+
+def finished_rows(out: str, system: Any) -> tuple[set[str], list[str]]:
+    """Keys of the photos that a folder of Parquet holds, and the files in it that killed runs did not bring to an end.
+
+    Raises:
+        InputError: if a photo is in it twice, or a file that no run of ours wrote holds no photos.
+        OSError: if it cannot be read.
+    """
+    import pyarrow
     import pyarrow.parquet
 
-    system = filesystem or pyarrow.fs.LocalFileSystem()
+    own, others = own_rows(out, system)
     found: set[str] = set()
     halves: list[str] = []
-    for item in system.get_file_info(pyarrow.fs.FileSelector(out, allow_not_found=True)):
-        if item.base_name[0] in "_." or item.extension != "parquet":
-            continue
+    for path in (*own, *others):
         try:
-            with system.open_input_file(item.path) as file:
+            with system.open_input_file(path) as file:
                 keys = pyarrow.parquet.read_table(file, columns=["photo"])["photo"].to_pylist()
-        except (OSError, ValueError):  # pyarrow's errors are among these: what was being written when a run was killed
-            halves.append(item.path)
+        except (pyarrow.ArrowInvalid, KeyError) as error:
+            if path not in own:
+                was = f"{path} is no whole Parquet with a column 'photo' ({' '.join(str(error).split())[:200]})"
+                raise InputError(was, wanted="nothing but what depth-run --ray wrote", fix="remove it yourself, or another --output") from error
+            halves.append(path)
             continue
         if len(set(keys)) < len(keys) or found & set(keys):
-            raise InputError(f"{item.path} holds a photo that is in {out} twice", wanted="one row for each photo", fix="--force makes it anew")
+            raise InputError(f"{path} holds a photo that is in {out} twice", wanted="one row for each photo", fix="--force makes it anew")
         found.update(keys)
     return found, halves

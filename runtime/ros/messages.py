@@ -59,19 +59,23 @@ def _decompressed(message: Any) -> np.ndarray:
     return decode_photo(raw, f"a compressed image ({words!r})", upright=False)
 
 
-def camera_of(info: Any, width: int, height: int) -> Intrinsics | None:
-    """Intrinsics of a picture of that size from a ``sensor_msgs/CameraInfo``; None if it is not calibrated (K is 0).
+def camera_of(info: Any, width: int, height: int, rectified: bool = False) -> Intrinsics | None:
+    """Intrinsics of a picture of that size from a ``sensor_msgs/CameraInfo``; None if it is not calibrated (K is 0, or P).
+
+    Args:
+        rectified: P, not K, is for such pictures.
 
     Raises:
-        InputError: if the picture is not the one that CameraInfo tells of, or K is no camera's.
+        InputError: if the picture is not the one that CameraInfo tells of, or K (P) is no camera's.
     """
-    k, _ = _matrices(info, width, height)
-    if k[0, 0] == 0:
+    k, p = _matrices(info, width, height)
+    name, found = ("P", p) if rectified else ("K", k)
+    if found[0, 0] == 0:
         return None
     try:
-        return Intrinsics(*map(float, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])), width, height).on(width, height)
+        return Intrinsics(*map(float, (found[0, 0], found[1, 1], found[0, 2], found[1, 2])), width, height).on(width, height)
     except ValueError as error:
-        raise InputError(f"CameraInfo holds K = {[float(value) for value in info.k]} ({error})", wanted="a calibrated camera, or zeros") from error
+        raise InputError(f"CameraInfo holds {name} = {found.round(3).tolist()} ({error})", wanted="a calibrated camera, or zeros") from error
 
 
 def _matrices(info: Any, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,14 +152,16 @@ def depth_fields(depth: DepthMap) -> dict[str, Any]:
     return {"height": height, "width": width, "encoding": "32FC1", "is_bigendian": 0, "step": 4 * width, "data": data}
 
 
-def scaled_info(info: Any, width: int, height: int) -> dict[str, Any]:
+def scaled_info(info: Any, width: int, height: int, rectified: bool = False) -> dict[str, Any]:
     """Fields of a ``CameraInfo`` for a picture of that size, but the header and region of interest, which is all zeros: K and P are for this
-    picture, the lens is carried through.
+    picture, the lens is carried through. A rectified picture is one of a pinhole camera: K is as P, without distortion.
 
     Raises:
         InputError: if the picture is not the one that CameraInfo tells of.
     """
     k, p = _matrices(info, width, height)
+    if rectified:
+        return {**_pinhole(p[:, :3], width, height), "p": p.reshape(-1)}
     with _as_camera_info():
         lens = {"distortion_model": str(info.distortion_model), "d": np.array(info.d, np.float64), "r": np.array(info.r, np.float64).reshape(9)}
     return {"height": height, "width": width, "k": k.reshape(-1), "p": p.reshape(-1), "binning_x": 0, "binning_y": 0, **lens}
@@ -168,7 +174,10 @@ def pinhole_info(camera: Intrinsics, width: int, height: int) -> dict[str, Any]:
         InputError: if the picture has another shape than the camera's.
     """
     camera = camera.on(width, height)
-    k = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    return _pinhole(np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]), width, height)
+
+
+def _pinhole(k: np.ndarray, width: int, height: int) -> dict[str, Any]:
     lens = {"distortion_model": "plumb_bob", "d": np.zeros(5), "r": np.eye(3).reshape(-1)}
     p = np.hstack([k, np.zeros((3, 1))])
     return {"height": height, "width": width, "k": k.reshape(-1), "p": p.reshape(-1), "binning_x": 0, "binning_y": 0, **lens}
@@ -194,10 +203,19 @@ def cloud_fields(depth: DepthMap, photo: np.ndarray) -> dict[str, Any]:
 
 def topics_for(topic: str) -> dict[str, str]:
     """``/camera/image_raw`` (``/compressed``): where its ``camera_info`` comes from, and where ``depth``, ``depth_info`` and ``points`` go."""
-    base = (topic[: -len("/compressed")] if topic.endswith("/compressed") else topic).rsplit("/", 1)[0]
+    base = _plain(topic).rsplit("/", 1)[0]
     return {
         "camera_info": f"{base}/camera_info",
         "depth": f"{base}/depth/image_raw",
         "depth_info": f"{base}/depth/camera_info",
         "points": f"{base}/depth/points",
     }
+
+
+def is_rectified(topic: str) -> bool:
+    """Whether pictures of that topic are rectified, by the names that ``image_proc`` gives: ``image_rect``, ``image_rect_color``, ..."""
+    return _plain(topic).rpartition("/")[2].startswith("image_rect")
+
+
+def _plain(topic: str) -> str:
+    return topic[: -len("/compressed")] if topic.endswith("/compressed") else topic

@@ -11,7 +11,8 @@ from fathom.runtime.scale.camera_scale import read_scale
 
 from .newest import NewestDepth
 
-PARAMETERS = {"engine": "", "require_key": "", "scale": "", "protocol": "", "mask_edges": True, "points": False, "compressed": False, "reliable": False}
+PARAMETERS = {"engine": "", "require_key": "", "scale": "", "protocol": "", "mask_edges": True, "points": False}
+PARAMETERS |= {"rectified": False, "compressed": False, "reliable": False}
 
 
 class DepthNode(Node):
@@ -29,7 +30,8 @@ class DepthNode(Node):
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=reliability)
         self.out = {"depth": self.create_publisher(Image, "depth", qos), "depth_info": self.create_publisher(CameraInfo, "depth_info", qos)}
         self.out["points"] = self.create_publisher(PointCloud2, "points", qos)
-        self.newest = NewestDepth(lambda photo, camera: self.pipeline.predict(photo, protocol, camera), self.send, self.get_logger().warning, value["points"])
+        how = {"points": value["points"], "rectified": value["rectified"]}
+        self.newest = NewestDepth(lambda photo, camera: self.pipeline.predict(photo, protocol, camera), self.send, self.get_logger().warning, **how)
         kind, topic = (CompressedImage, "image/compressed") if value["compressed"] else (Image, "image")
         self.create_subscription(CameraInfo, "camera_info", self.newest.on_info, qos_profile_sensor_data)
         self.create_subscription(kind, topic, self.newest.on_image, qos_profile_sensor_data)

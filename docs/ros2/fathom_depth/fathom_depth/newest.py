@@ -14,10 +14,11 @@ class NewestDepth:
         publish: called with (header, depth fields, CameraInfo fields or None, cloud fields or None).
         complain: called with the words of each picture's error; the node goes on.
         points: make clouds where the camera is known.
+        rectified: the pictures are.
     """
 
-    def __init__(self, predict, publish, complain, points=False):
-        self.predict, self.publish, self.complain, self.points = predict, publish, complain, points
+    def __init__(self, predict, publish, complain, points=False, rectified=False):
+        self.predict, self.publish, self.complain, self.points, self.rectified = predict, publish, complain, points, rectified
         self.info, self.dropped, self._next, self._open = None, 0, None, True
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="depth", daemon=True)
@@ -51,9 +52,10 @@ class NewestDepth:
             try:
                 photo = photo_of(message)
                 height, width = photo.shape[:2]
-                depth = self.predict(photo, camera_of(info, width, height) if info is not None else None)
+                depth = self.predict(photo, camera_of(info, width, height, self.rectified) if info is not None else None)
                 cloud = cloud_fields(depth, photo) if self.points and depth.intrinsics is not None else None
-                self.publish(message.header, depth_fields(depth), scaled_info(info, width, height) if info is not None else None, cloud)
+                told = scaled_info(info, width, height, self.rectified) if info is not None else None
+                self.publish(message.header, depth_fields(depth), told, cloud)
             except FathomError as error:
                 self.complain(str(error))
             except Exception as error:  # a thread that dies leaves a node that looks alive and says nothing
