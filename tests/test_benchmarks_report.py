@@ -5,10 +5,12 @@ import dataclasses
 import html as html_words
 import json
 import re
+import shutil
 
 import jsonschema
 import numpy as np
 import pytest
+from PIL import Image
 from test_benchmarks_record import SCHEMA
 
 from fathom.benchmarks.accuracy.pictures import signed_colours, worst_images
@@ -17,7 +19,10 @@ from fathom.benchmarks.report.build import build_report
 from fathom.benchmarks.report.document import Number
 from fathom.benchmarks.report.html import html
 from fathom.datasets.rooms.rooms import Rooms
+from fathom.runtime.artefact.contract import Crop, Protocol, Require, Resize
+from fathom.runtime.artefact.manifest_json import manifest_bytes
 from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.pipeline import Pipeline
 
 DATA = "rooms:7:3:48x64"
@@ -230,6 +235,43 @@ def test_a_run_goes_on_where_it_stopped(results, tmp_path, capsys):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     assert main([*words, "-o", str(tmp_path / "mine")]) == 3
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def write_pair(photo, depth, size, scale):
+    """A photo of noise and a depth map of 2 to 6 metres in steps of 1 / ``scale``."""
+    draw = np.random.default_rng(5)
+    for path in (photo, depth):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)).save(photo)
+    Image.fromarray(draw.integers(2 * scale, 6 * scale, size, dtype=np.uint16)).save(depth)
+
+
+def nyu_data(folder):
+    write_pair(folder / "nyu" / "study_0001" / "rgb_1.png", folder / "nyu" / "study_0001" / "sync_depth_1.png", (480, 640), 1000)
+    return f"nyu-folder:{folder / 'nyu'}"
+
+
+def kitti_data(folder):
+    write_pair(folder / "kitti" / "raw_data" / "a" / "b" / "c" / "photo.png", folder / "kitti" / "depth.png", (375, 1242), 256)
+    (folder / "kitti.txt").write_text("a/b/c/photo.png depth.png 721.5377\n")
+    return f"kitti:{folder / 'kitti'}:{folder / 'kitti.txt'}"
+
+
+@pytest.mark.parametrize(("data", "protocol", "photo"), [(nyu_data, "nyu-benchmark", [480, 640]), (kitti_data, "kitti-benchmark", [375, 1242])])
+def test_a_run_on_a_papers_data_shows_photos_as_the_paper_did(tiny, tmp_path, data, protocol, photo):
+    """Scored and timed alike, or the report would refuse them."""
+    shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    manifest = read_manifest(tiny.bundle)
+    shapes = {"nyu-benchmark": Require(480, 640), "kitti-benchmark": Crop(352, 1216, "bottom-center")}
+    more = tuple(Protocol(name, (shape, Resize(48, 96, "bilinear")), (0, 32), (), True, "a test") for name, shape in shapes.items())
+    contract = dataclasses.replace(manifest.contract, protocols=(*manifest.contract.protocols, *more))
+    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
+    words = ["run", str(tmp_path / "bundle"), "--data", data(tmp_path), "--pytorch", "", "--quick", "--threads", "1", "--quiet"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    accuracy, latency = (json.loads((tmp_path / "out" / f"{kind}.json").read_text()) for kind in ("accuracy", "latency"))
+    assert accuracy["rows"][0]["protocol"] == latency["protocol"] == protocol and latency["photo_shape"] == photo
+    assert not latency["rows"][0]["is_skipped"] and not latency["rows"][0]["cold_start_ms"]["is_skipped"]
+    assert main([*words, "--protocol", "other", "-o", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
 
 
 def test_history_names_what_got_worse(results, tmp_path, capsys):

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     source, provenance = open_data(arguments.data, arguments.captions)
     count = min(len(source), arguments.limit or len(source))
     shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
-    benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
+    benchmark = papers_protocol(arguments.data)
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, _reference_options(arguments), benchmark=benchmark, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
@@ -153,6 +153,11 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
             raise UsageError(f"there is no alignment {arguments.alignment!r}", wanted=f"one of {', '.join(ALIGNMENTS)}")
         evaluation = dataclasses.replace(evaluation, alignment=arguments.alignment)
     return evaluation
+
+
+def papers_protocol(data: str) -> str | None:
+    """By which protocol the papers show the photos of the data that ``--data`` names; None where they have none."""
+    return BENCHMARK_PROTOCOL.get(data.partition(":")[0])
 
 
 def _with_captions(source: Any, path: str) -> Any:

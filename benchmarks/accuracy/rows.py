@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ...runtime.artefact.contract import Contract, Protocol
 from ...runtime.artefact.manifest_json import manifest_bytes
 from ...runtime.commands.command import warn
 from ...runtime.commands.inspection import read_manifest
@@ -63,6 +64,20 @@ def open_rows(
     return rows
 
 
+def protocol_of(path: str | Path, contract: Contract, name: str | None, benchmark: str | None) -> Protocol:
+    """How photos are shown to an artefact: by the protocol of that name; without one by ``benchmark`` where it is there, else by the first.
+
+    Raises:
+        UsageError: if there is no protocol of that name.
+    """
+    known = {protocol.name: protocol for protocol in contract.protocols}
+    if name is None:
+        return known.get(benchmark, contract.protocols[0])
+    if name not in known:
+        raise UsageError(f"{path} has no protocol {name!r}", wanted=" or ".join(known))
+    return known[name]
+
+
 def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
     """The evaluation with a fit that relative maps need, if all rows are of such networks and it has none."""
     if evaluation.alignment != "none" or evaluation.min_max or any(row.facts["output"] != "relative" for row in rows):
@@ -74,12 +89,7 @@ def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
 def _row(path: Path, kind: str, protocol_name: str | None, benchmark: str | None, device: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
     """Identify an artefact from its manifest."""
     manifest = read_manifest(path)
-    protocols = manifest.contract.protocols
-    if protocol_name is None and benchmark in {p.name for p in protocols}:
-        protocol_name = benchmark
-    protocol = next((p for p in protocols if protocol_name in (None, p.name)), None)
-    if protocol is None:
-        raise UsageError(f"{path} has no protocol {protocol_name!r}", wanted=" or ".join(p.name for p in protocols))
+    protocol = protocol_of(path, manifest.contract, protocol_name, benchmark)
     network = f"{manifest.network.name} {manifest.network.variant}".strip()
     bundle = path.is_dir()
     name = f"{network} (PyTorch)" if kind == "pytorch" else path.absolute().name

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default=ROOMS, metavar="DATA", help="as depth-bench accuracy takes it; masks want refer:… (default: %(default)s)")
     parser.add_argument("--captions", metavar="FILE", help="as depth-bench accuracy takes it")
     parser.add_argument("--evaluation", metavar="NAME", help="as depth-bench accuracy takes it")
-    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown, in accuracy and latency alike (default: the bundle's first)")
+    parser.add_argument("--protocol", metavar="NAME", help="how photos are shown, in accuracy and latency alike (default: by the kind of data)")
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint the bundle was exported from, for the row of PyTorch")
     parser.add_argument("--pytorch", default="eager-fp32", metavar="MODES", help="as depth-bench latency takes it; '' for none (default: %(default)s)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: %(default)s)")
@@ -56,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.output)
     key = _key(arguments)
-    plan = _resumed(folder, key, arguments.force)
+    plan, protocol = _resumed(folder, key, arguments.force), _protocol(arguments)
     if plan is None:
-        plan = _plan(arguments)
+        plan = _plan(arguments, protocol)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (ACCURACY, LATENCY, f"{ACCURACY}.journal"):
             (folder / name).unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     _say(arguments, plan.words())
     start = time.monotonic()
     code = 0
-    for name, words in _steps(arguments, plan).items():
+    for name, words in _steps(arguments, plan, protocol).items():
         if (folder / name).is_file():
             _say(arguments, f"{name} is there already")
             continue
@@ -81,12 +81,11 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _steps(arguments: argparse.Namespace, plan: Plan) -> dict[str, list[str]]:
+def _steps(arguments: argparse.Namespace, plan: Plan, protocol: str) -> dict[str, list[str]]:
     """The command line of every step by the file it makes."""
     engines = [word for engine in arguments.engine for word in ("--engine", engine)]
     threads = ["--threads", str(arguments.threads or os.cpu_count() or 1)]
-    shown = ["--protocol", arguments.protocol] if arguments.protocol else []
-    common = [*threads, *shown, *(["--quiet"] if arguments.quiet else [])]
+    common = [*threads, "--protocol", protocol, *(["--quiet"] if arguments.quiet else [])]
     steps = {}
     if plan.images:
         reference = ["--reference", arguments.bundle] if arguments.pytorch else []
@@ -113,7 +112,16 @@ def _step(arguments: argparse.Namespace, name: str, words: list[str]) -> int:
     return command.run(parser.parse_args(words[1:]))
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _protocol(arguments: argparse.Namespace) -> str:
+    """How photos are shown to all parts: as --protocol says, else as the papers show this kind of data, else by the bundle's first."""
+    from ...runtime.commands.inspection import read_manifest
+    from ..accuracy.rows import protocol_of
+
+    contract = read_manifest(arguments.bundle).contract
+    return protocol_of(arguments.bundle, contract, arguments.protocol, accuracy_command.papers_protocol(arguments.data)).name
+
+
+def _plan(arguments: argparse.Namespace, protocol: str) -> Plan:
     from ...runtime.commands.inspection import read_manifest
     from ..latency.opening import open_pipeline, open_torch_pipeline
     from .estimate import plan, probe
@@ -125,9 +133,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     prompt = text.some_words(latency_command.PROMPT) if text is not None else None
     modes = [word.strip() for word in arguments.pytorch.split(",") if word.strip()]
     compiled = sum(not mode.startswith("eager") for mode in modes)
-    probes = [probe(engine, lambda engine=engine: open_pipeline(engine, None, arguments.threads), prompt) for engine in arguments.engine or [arguments.bundle]]
+    engines = arguments.engine or [arguments.bundle]
+    probes = [probe(engine, lambda engine=engine: open_pipeline(engine, None, arguments.threads), protocol, prompt) for engine in engines]
     if modes:
-        opened = probe("pytorch", lambda: open_torch_pipeline(arguments.bundle, "eager-fp32", arguments.device, arguments.threads), prompt)
+        opened = probe("pytorch", lambda: open_torch_pipeline(arguments.bundle, "eager-fp32", arguments.device, arguments.threads), protocol, prompt)
         probes += [opened] * len(modes)
     images = 0
     if measures_masks(arguments.data):
