@@ -204,6 +204,7 @@ def test_the_verdict_takes_the_fastest_that_is_exact_enough(results, tmp_path):
     assert verdict(0.004).startswith("louder.plan takes 20.0 ms for a photo, 0.50 of the time of tiny and reaches abs_rel ")
     assert verdict(0.004).endswith(", +0.400 % beside tiny.")
     assert verdict(0.04).startswith("tiny takes 40.0 ms")
+    assert verdict(None).startswith("tiny takes 40.0 ms")  # what the faster one loses is not known
     calm = html(build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]))
     latency["conditions"]["others_busy"] = 0.65
     verdict(0.0)
@@ -215,6 +216,51 @@ def test_the_verdict_takes_the_fastest_that_is_exact_enough(results, tmp_path):
         (tmp_path / f"other-{record['kind']}.json").write_text(json.dumps(record))
     both = build_report([*(folder / f"{kind}.json" for kind in ("accuracy", "latency")), *sorted(tmp_path.glob("other-*.json"))])
     assert [section.title for section in both.sections if section.level == 2] == ["In short", "tiny test", "other"]
+
+
+@pytest.fixture
+def sunken(tiny, tmp_path):
+    """The plan with a last stage that adds too little, so that many depths are below zero: it runs, and fails on every image."""
+    import onnx
+    from onnx import numpy_helper
+
+    from fathom.export.plan.plan_file import file_facts, write_plan
+
+    with PlanFile.open(tiny.plan) as plan:
+        sources = {name: bytes(plan.view(name)) for name in plan.manifest.files}
+        head = onnx.load_from_string(sources["engines/head.onnx"])
+        (one,) = (item for item in head.graph.initializer if item.name == "one")
+        one.CopyFrom(numpy_helper.from_array(np.float32(-0.1), "one"))
+        sources["engines/head.onnx"] = head.SerializeToString()
+        facts = {name: file_facts(source) for name, source in sources.items()}
+        write_plan(tmp_path / "sunken.plan", dataclasses.replace(plan.manifest, files=facts), sources)
+    return tmp_path / "sunken.plan"
+
+
+def test_an_engine_that_failed_is_never_recommended_and_a_second_run_says_the_same(tiny, sunken, tmp_path, capsys):
+    words = ["run", str(tiny.bundle), "--engine", str(sunken), "--engine", str(tiny.bundle), "--data", "rooms:6:3:48x64", "--pytorch", "", "--quick"]
+    words += ["--threads", "1", "-o", str(tmp_path / "out")]
+    for call in ("first", "second"):
+        assert main(words) == 4, call
+        said = capsys.readouterr().err
+        assert "sunken.plan: 6 of 6 images gave no usable depth" in said and said.count("is there already") == (0 if call == "first" else 2)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "**sunken.plan FAILED: 6 of 6 images gave nothing that can be used.**" in text
+    latency = json.loads((tmp_path / "out" / "latency.json").read_text())
+    for row, ms in zip(latency["rows"], (1.0, 40.0), strict=True):  # the broken one is by far the fastest
+        assert not row["is_skipped"]
+        row["latency_ms"]["photo"]["p50"] = ms
+    (tmp_path / "latency.json").write_text(json.dumps(latency))
+
+    def shown(*paths):
+        return "".join(part if isinstance(part, str) else part.text for part in build_report(paths).sections[0].blocks[0].parts)
+
+    accuracy = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    assert "The most exact, tiny, takes 40.0 ms" in shown(tmp_path / "out" / "accuracy.json", tmp_path / "latency.json")
+    assert shown(tmp_path / "out" / "accuracy.json").endswith(f"The most exact, tiny, reaches abs_rel {accuracy['rows'][1]['means']['abs_rel']:.4f}.")
+    accuracy["rows"] = accuracy["rows"][:1]
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    assert shown(tmp_path / "accuracy.json", tmp_path / "latency.json") == "No engine can be recommended: none passed."
 
 
 def test_a_run_goes_on_where_it_stopped(results, tmp_path, capsys):

@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             example = row["skipped"][0]
             warn(f"{row['name']}: {len(row['skipped'])} of {count} images were left out, the first: {example['id']} ({example['reason']})")
     _print(record, arguments.json)
-    return _judge(record, arguments.budget)
+    return judge(record, arguments.budget)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -234,7 +234,13 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
     print(table(record, SHOWN, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
 
 
-def _judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
+def judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
+    """The exit code that a record of depth deserves.
+
+    Raises:
+        AccuracyError: if an image gave no usable depth, or a budget was not kept.
+        InputError: if a row has no score, or a budget cannot be judged.
+    """
     failed = [row for row in record["rows"] if row["failed"]]
     if failed:
         first = failed[0]

@@ -67,9 +67,18 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
             print(json.dumps({key: value for key, value in row.items() if key != "samples"}))
     else:
         print(table(record))
+    return judge(record)
+
+
+def judge(record: dict[str, Any]) -> int:
+    """The exit code that a record of masks deserves.
+
+    Raises:
+        AccuracyError: if a sentence gave no mask.
+    """
     for row in record["rows"]:
         if row["failed"]:
-            first = row["failures"][0]
+            first, count = row["failures"][0], record["data"]["measured"]
             raise AccuracyError(f"{row['name']}: {row['failed']} of {count} sentences gave no mask ({first['id']}: {first['reason']})")
     return 0
 

@@ -97,13 +97,18 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.quiet:
                 for remark in subject.remarks:
                     print(f"{subject.name}: {remark}", file=sys.stderr)
-        if any(subject.samples_ms for subject in subjects):
-            return 0
-        return OutOfMemoryError.exit_code if all(subject.skip_code == OutOfMemoryError.exit_code for subject in subjects) else 6
+        return judge(record)
     finally:
         for subject in subjects:
             subject.close()
         memory.close()
+
+
+def judge(record: dict[str, Any]) -> int:
+    """The exit code that a record of latency deserves: 0 if anything was timed, 7 if nothing for want of memory, else 6."""
+    if not all(row["is_skipped"] for row in record["rows"]):
+        return 0
+    return OutOfMemoryError.exit_code if all(row.get("skip_code") == OutOfMemoryError.exit_code for row in record["rows"]) else 6
 
 
 def _wanted(arguments: argparse.Namespace) -> list[tuple[str, str, Any, dict[str, Any]]]:

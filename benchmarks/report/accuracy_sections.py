@@ -122,6 +122,7 @@ def metric_cells(network: Network, row: int | None) -> tuple[Cell, ...]:
         return (DASH,) * len(measure.heads)
     way, metric = ("rows", row), measure.metric
     mean = with_interval(accuracy.number(*way, "means", metric, unit="metric"), accuracy.interval(*way, "means_interval", metric, unit="metric"))
+    mean = "FAILED" if accuracy.value(*way, "failed") else mean
     change: Cell = "first row" if row == 0 else accuracy.number(*way, "difference", "relative", metric, unit="share")
     if row:
         change = with_interval(change, accuracy.interval(*way, "difference", "relative_interval", metric, unit="share"))

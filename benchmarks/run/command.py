@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.commands.command import common_flags
-from ...runtime.errors import InputError, UsageError
+from ...runtime.errors import FathomError, InputError, UsageError
 from ...runtime.files import whole_file
 from ..accuracy import command as accuracy_command
+from ..accuracy import mask_command
 from ..accuracy.mask_command import measures_masks, open_masks
 from ..latency import command as latency_command
 
@@ -28,7 +29,7 @@ ROOMS = "rooms:50:8"
 EPILOG = """\
 Writes OUTPUT/accuracy.json, latency.json, report.html and report.md. An estimate of the time comes first. Interrupted, the same command goes
 on where it stopped. Without --engine the bundle itself is measured on ONNX Runtime. --quick takes about a minute on a CPU, with little of
-everything: a first impression, with wide intervals.
+everything: a first impression, with wide intervals. Exit code 4: an engine gave no usable depth for an image; the report names it.
 """
 
 
@@ -51,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Estimate, measure what is missing, draw; returns the exit code."""
+    """Estimate, measure what is missing, draw; returns the exit code.
+
+    Raises:
+        FathomError: what a part says of its own result, after the other part and the report: the same if it was measured in an earlier call.
+    """
     from ..report.command import write_report
 
     folder = Path(arguments.output)
@@ -65,19 +70,23 @@ def run(arguments: argparse.Namespace) -> int:
         with whole_file(folder / STATE, force=True) as part:
             part.write_text(json.dumps({"format": FORMAT, "key": key, "plan": plan.to_json()}) + "\n")
     _say(arguments, plan.words())
-    start = time.monotonic()
-    code = 0
+    start, code, failure = time.monotonic(), 0, None
     for name, words in _steps(arguments, plan, protocol).items():
-        if (folder / name).is_file():
-            _say(arguments, f"{name} is there already")
-            continue
-        code = max(code, _step(arguments, name, [*words, "-o", str(folder / name)]))
+        path = folder / name
+        try:
+            code = max(code, _judged(arguments, path) if path.is_file() else _step(arguments, name, [*words, "-o", str(path)]))
+        except FathomError as error:
+            if not path.is_file():
+                raise
+            failure = failure or error  # measured and written down, but a result that fails
     found = [folder / name for name in (ACCURACY, LATENCY) if (folder / name).is_file()]
     if not found:
         return code or 6
     write_report(found, [folder / "report.html", folder / "report.md"], force=True)
     _say(arguments, f"took {time.monotonic() - start:.0f} s")
     print(folder / "report.html")
+    if failure is not None:
+        raise failure
     return code
 
 
@@ -101,6 +110,16 @@ def _steps(arguments: argparse.Namespace, plan: Plan, protocol: str) -> dict[str
     rounds = ["--rounds", str(plan.rounds), "--warm-up", str(plan.warm_up)]
     steps[LATENCY] = ["latency", arguments.bundle, *engines, *runtime, *pytorch, *rounds, *common, "--details"]
     return steps
+
+
+def _judged(arguments: argparse.Namespace, path: Path) -> int:
+    """The exit code of a part that was measured in an earlier call; raises as that call did."""
+    from ..record.record import read_record
+
+    _say(arguments, f"{path.name} is there already")
+    record = read_record(path)
+    judges = {"accuracy": lambda: accuracy_command.judge(record, []), "masks": lambda: mask_command.judge(record)}
+    return judges.get(record["kind"], lambda: latency_command.judge(record))()
 
 
 def _step(arguments: argparse.Namespace, name: str, words: list[str]) -> int:
