@@ -1,8 +1,10 @@
 """The report and the run that makes its results: every number on the page stands in a result, and the page needs nothing but itself."""
 
+import base64
 import copy
 import dataclasses
 import html as html_words
+import io
 import json
 import re
 import shutil
@@ -13,6 +15,8 @@ import pytest
 from PIL import Image
 from test_benchmarks_record import SCHEMA
 
+from fathom.benchmarks.accuracy.command import BENCHMARK_PROTOCOL
+from fathom.benchmarks.accuracy.evaluation import Evaluation, Pixels, compared, scored
 from fathom.benchmarks.accuracy.pictures import signed_colours, worst_images
 from fathom.benchmarks.bench_command import main
 from fathom.benchmarks.report.build import build_report
@@ -130,6 +134,47 @@ def test_what_a_stages_precision_costs_is_what_it_moves(results, tiny):
     wanted_m = np.mean([0.01 * np.mean(values - 1) for values in maps])  # depth is 1 + mean(relu(kernel * photo))
     assert encoder["depth_change_m"] == pytest.approx(wanted_m, rel=1e-3) and encoder["precision"] == "fp16"
     assert head["depth_change_m"] == 0 and "stages" not in accuracy["rows"][0]
+
+
+def test_details_look_at_the_maps_that_were_scored(tiny, louder, tmp_path, monkeypatch):
+    """By the papers' protocol for the data, which is not the bundle's first and shows the middle alone, and with each photo's camera."""
+    from fathom.export.plan.plan_file import write_plan
+
+    monkeypatch.setitem(BENCHMARK_PROTOCOL, "rooms", "middle")
+    contract = read_manifest(tiny.bundle).contract
+    middle = Protocol("middle", (Crop(36, 48, "center"), Resize(48, 64, "bilinear")), (0,), (), False, "a test")
+    contract = dataclasses.replace(contract, protocols=(*contract.protocols, middle), output=dataclasses.replace(contract.output, focal_px=50.0))
+    shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(read_manifest(tiny.bundle), contract=contract)))
+    with PlanFile.open(louder) as plan:
+        write_plan(tmp_path / "x.plan", dataclasses.replace(plan.manifest, contract=contract), {name: bytes(plan.view(name)) for name in plan.manifest.files})
+    words = ["accuracy", "--engine", str(tmp_path / "bundle"), "--engine", str(tmp_path / "x.plan"), "--data", DATA, "--threads", "1", "--quiet", "--details"]
+    assert main([*words, "-o", str(tmp_path / "r.json")]) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["rows"][1]["protocol"] == "middle"
+    wanted_m = []
+    with Pipeline.open(tmp_path / "bundle", threads=1) as pipeline:
+        for sample in list(Rooms(7, 3, (48, 64)))[:4]:
+            scale = sample.intrinsics[0] * 64 / 48 / 50
+            wanted_m.append(np.mean(0.01 * (pipeline.predict(sample.rgb, "middle", sample.intrinsics).values[6:42, 8:56] - scale)))
+    encoder, head = record["rows"][1]["stages"]
+    assert encoder["depth_change_m"] == pytest.approx(np.mean(wanted_m), rel=1e-3) and head["depth_change_m"] == 0
+    assert len(record["worst"]) == 5
+    for image in record["worst"]:
+        assert [error["name"] for error in image["errors"]] == ["bundle", "x.plan"]
+        for error in image["errors"]:
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(error["picture"].partition(",")[2]))).convert("RGB"))
+            assert (picture[:15] == 128).all() and (picture[:, :20] == 128).all() and (picture[30:120, 40:160] != 128).any()
+
+
+def test_error_pictures_show_what_the_evaluation_compared():
+    """A clamp, a stretch or a fit that makes the score makes the picture too."""
+    truth_m, prediction = np.array([[1.0, 2.0, 4.0, 9.0]]), np.array([[1.0, 2.0, 4.0, 90.0]], np.float32)
+    everywhere = np.ones((1, 4), bool)
+    evaluation = Evaluation("x", "a test", 1e-3, 10, clamp_m=(1e-3, 10))
+    seen, mask, uncovered = scored(evaluation, prediction, everywhere, truth_m, everywhere)
+    found, truth = compared(evaluation, Pixels(seen[mask], truth_m[mask], 0))
+    assert found.tolist() == [1, 2, 4, 10] and truth.tolist() == [1, 2, 4, 9] and uncovered == 0
 
 
 def test_every_number_on_the_page_stands_in_a_result(results):

@@ -204,13 +204,13 @@ def _details(record: dict[str, Any], rows: list[Row], source: Any, count: int, e
     from .pictures import draw_worst, worst_images
     from .stage_cost import stage_costs
 
-    record["worst"] = draw_worst(rows, worst_images(record["rows"]), source, count, evaluation, arguments.protocol)
+    record["worst"] = draw_worst(rows, worst_images(record["rows"]), source, count, evaluation)
     bundle = arguments.reference or next((engine for engine in arguments.engine if Path(engine).is_dir()), None)
     for row, engine in zip(record["rows"][-len(arguments.engine) :] if arguments.engine else (), arguments.engine, strict=True):
         if row["precision"] == "fp32" or bundle is None:
             continue
         try:
-            row["stages"] = stage_costs(engine, bundle, source, count, evaluation, arguments.protocol, arguments.threads)
+            row["stages"] = stage_costs(engine, bundle, source, count, evaluation, row["protocol"], arguments.threads)
         except (FathomError, ValueError) as error:
             row["stages_skip_reason"] = str(error)
 
