@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from test_benchmarks_record import SCHEMA
 
+from fathom.benchmarks import pytorch_reference
 from fathom.benchmarks.accuracy.command import BENCHMARK_PROTOCOL
 from fathom.benchmarks.accuracy.evaluation import Evaluation, Pixels, compared, scored
 from fathom.benchmarks.accuracy.pictures import signed_colours, worst_images
 from fathom.benchmarks.bench_command import main
+from fathom.benchmarks.latency import first_query
 from fathom.benchmarks.report.build import build_report
 from fathom.benchmarks.report.document import Number
 from fathom.benchmarks.report.html import html
@@ -27,6 +29,7 @@ from fathom.runtime.artefact.contract import Crop, Protocol, Require, Resize
 from fathom.runtime.artefact.manifest_json import manifest_bytes
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.commands.inspection import read_manifest
+from fathom.runtime.errors import FathomError
 from fathom.runtime.pipeline import Pipeline
 
 DATA = "rooms:7:3:48x64"
@@ -261,6 +264,43 @@ def test_the_verdict_takes_the_fastest_that_is_exact_enough(results, tmp_path):
         (tmp_path / f"other-{record['kind']}.json").write_text(json.dumps(record))
     both = build_report([*(folder / f"{kind}.json" for kind in ("accuracy", "latency")), *sorted(tmp_path.glob("other-*.json"))])
     assert [section.title for section in both.sections if section.level == 2] == ["In short", "tiny test", "other"]
+
+
+def test_a_run_hands_pytorchs_files_and_device_to_all_parts(tiny, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    kernel, asked = torch.from_numpy(tiny.kernel), []
+
+    class Network(torch.nn.Module):
+        contract = read_manifest(tiny.bundle).contract
+
+        def boundaries(self, inputs):
+            features = torch.relu(torch.nn.functional.conv2d(inputs["image"], kernel, stride=2, padding=2))
+            return {"features": features, "depth": features.mean(1, keepdim=True) + 1}
+
+        def forward(self, image):
+            return self.boundaries({"image": image})["depth"]
+
+    def load(artefact, weights, given=None):
+        asked.append((weights, dict(given or {})))
+        return Network()
+
+    def cold(artefact, device, threads, protocol, mode, weights, options):
+        asked.append((weights, options))
+        raise FathomError("not started here")
+
+    monkeypatch.setattr(pytorch_reference, "load_network", load)
+    monkeypatch.setattr(first_query, "first_query", cold)
+    words = ["run", str(tiny.bundle), "--data", DATA, "--quick", "--threads", "1", "--quiet", "--reference-weights", "w.safetensors"]
+    words += ["--reference-bins", "bins.json"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    assert len(asked) >= 4 and all(given == ("w.safetensors", {"bins": "bins.json"}) for given in asked)  # estimate, accuracy, latency, cold start
+    argv = [json.loads((tmp_path / "out" / f"{kind}.json").read_text())["meta"]["argv"] for kind in ("accuracy", "latency")]
+    for words_of, flags in zip(argv, (("--reference-weights", "--reference-bins", "--reference-device"), ("--weights", "--bins", "--device")), strict=True):
+        assert [words_of[words_of.index(flag) + 1] for flag in flags] == ["w.safetensors", "bins.json", "cpu"]
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("| pytorch eager-fp32 | ") and "first row | " in line)
+    assert " - " not in line  # timed and scored in one row
+    assert main([*words, "--pytorch", "", "-o", str(tmp_path / "none")]) == 2
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint that bundle was exported from")
     for option in REFERENCE_OPTIONS:
         parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
+    parser.add_argument("--reference-device", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: --device, else cpu)")
     data = "nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]; for networks that draw masks refer:DIR:refcoco[:testA]"
     parser.add_argument("--data", metavar="DATA", help=data)
     parser.add_argument("--captions", metavar="FILE", help="for networks that read captions: a JSON object from the photos' ids to sentences")
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if arguments.output else None
     source, provenance = open_data(arguments.data, arguments.captions)
     count = min(len(source), arguments.limit or len(source))
-    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
+    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "reference_device", "threads", "batch")}
     benchmark = papers_protocol(arguments.data)
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, _reference_options(arguments), benchmark=benchmark, **shown)
     if arguments.alignment is None:
@@ -217,7 +218,8 @@ def _details(record: dict[str, Any], rows: list[Row], source: Any, count: int, e
 
 def _argv(arguments: argparse.Namespace) -> list[str]:
     words = ["depth-bench", "accuracy", *(word for engine in arguments.engine for word in ("--engine", engine))]
-    for name in ("reference", "reference_weights", "data", "evaluation", "alignment", "protocol", "limit", "batch", "threads", "device"):
+    reference = ("reference", "reference_weights", *(f"reference_{name}" for name in REFERENCE_OPTIONS), "reference_device")
+    for name in (*reference, "data", "captions", "evaluation", "alignment", "protocol", "limit", "batch", "threads", "device"):
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value else []
     words += [word for metric, percent in arguments.budget for word in ("--budget", f"{metric}={percent:g}%")]

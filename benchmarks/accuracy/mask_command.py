@@ -46,7 +46,7 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
             raise UsageError(f"--{flag} says nothing about masks", fix="leave it out")
     source = open_masks(arguments.data)
     count, provenance = min(len(source), arguments.limit or len(source)), source.provenance.to_json()
-    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
+    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "reference_device", "threads", "batch")}
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, options, **shown)
     packages = ("numpy", "onnxruntime", *(("torch",) if any(row.kind == "pytorch" for row in rows) else ()))
     record: dict[str, Any] = header("masks", argv, packages) | {"system": describe()}

@@ -28,6 +28,7 @@ def open_rows(
     protocol: str | None = None,
     benchmark: str | None = None,
     device: str | None = None,
+    reference_device: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
 ) -> list[Row]:
@@ -41,6 +42,7 @@ def open_rows(
         protocol: how photos are shown; None for ``benchmark`` where the network has it, else each one's first.
         benchmark: the protocol of the papers for this data (``nyu-benchmark``, ``kitti-benchmark``).
         device, threads, batch: see ``Pipeline.open``.
+        reference_device: of PyTorch; None for ``device``, else the CPU.
 
     Raises:
         InputError: if an artefact is broken.
@@ -48,13 +50,14 @@ def open_rows(
     """
     rows: list[Row] = []
     if reference:
+        where = reference_device or device or "cpu"
 
         def torch_pipeline() -> Pipeline:
             from ..pytorch_reference import open_reference
 
-            return open_reference(reference, reference_weights, batch, device, reference_options)
+            return open_reference(reference, reference_weights, batch, where, reference_options)
 
-        rows.append(_row(Path(reference), "pytorch", protocol, benchmark, device or "cpu", torch_pipeline, rows))
+        rows.append(_row(Path(reference), "pytorch", protocol, benchmark, where, torch_pipeline, rows))
     for engine in engines:
 
         def pipeline(path: str | Path = engine) -> Pipeline:

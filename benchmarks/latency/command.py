@@ -238,7 +238,7 @@ class _DeviceMemory:
 def _argv(arguments: argparse.Namespace) -> list[str]:
     words = ["depth-bench", "latency", *([arguments.bundle] if arguments.bundle else [])]
     words += [word for engine in arguments.engine for word in ("--engine", engine)]
-    for name in ("pytorch", "onnxruntime", "device", "protocol", "rounds", "warm_up", "photo", "threads"):
+    for name in ("pytorch", "weights", *PYTORCH_OPTIONS, "onnxruntime", "device", "protocol", "rounds", "warm_up", "photo", "threads"):
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value else []
     return [*words, *(["--details"] if arguments.details else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def _origin(network: Network) -> Section:
     items: list[tuple[Part, ...]] = []
     for results in network.records:
         versions = ", ".join(f"{name} {version}" for name, version in results.value("meta", "version").items())
-        items.append(("Command: ", Given(" ".join(results.value("meta", "argv")))))
+        items.append(("Command: ", Given(shlex.join(results.value("meta", "argv")))))
         items.append(("Made ", results.given("meta", "date"), ", commit ", results.given("meta", "commit"), ", seed ", results.number("meta", "seed"), "."))
         items.append(("Versions: ", Given(versions), "."))
         items.append(_machine(results))

@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluation", metavar="NAME", help="as depth-bench accuracy takes it")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown, in accuracy and latency alike (default: by the kind of data)")
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint the bundle was exported from, for the row of PyTorch")
+    for option in accuracy_command.REFERENCE_OPTIONS:
+        parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
     parser.add_argument("--pytorch", default="eager-fp32", metavar="MODES", help="as depth-bench latency takes it; '' for none (default: %(default)s)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -97,19 +99,26 @@ def _steps(arguments: argparse.Namespace, plan: Plan, protocol: str) -> dict[str
     common = [*threads, "--protocol", protocol, *(["--quiet"] if arguments.quiet else [])]
     steps = {}
     if plan.images:
-        reference = ["--reference", arguments.bundle] if arguments.pytorch else []
-        weights = ["--reference-weights", arguments.reference_weights] if reference and arguments.reference_weights else []
+        given = [word for name, path in _network_files(arguments).items() for word in (f"--reference-{name.replace('_', '-')}", path)]
+        reference = ["--reference", arguments.bundle, *given, "--reference-device", arguments.device] if arguments.pytorch else []
         evaluation = ["--evaluation", arguments.evaluation] if arguments.evaluation else []
         evaluation += ["--captions", arguments.captions] if arguments.captions else []
         measured = engines or ["--engine", arguments.bundle]
-        words = ["accuracy", *reference, *weights, *measured, "--data", arguments.data, "--limit", str(plan.images), *evaluation, *common]
+        words = ["accuracy", *reference, *measured, "--data", arguments.data, "--limit", str(plan.images), *evaluation, *common]
         words += [] if measures_masks(arguments.data) else ["--details"]
         steps[ACCURACY] = words
     runtime = [] if engines else ["--onnxruntime", "cpu"]
-    pytorch = ["--pytorch", arguments.pytorch, "--device", arguments.device] if arguments.pytorch else []
+    given = [word for name, path in _network_files(arguments).items() for word in (f"--{name.replace('_', '-')}", path)]
+    pytorch = ["--pytorch", arguments.pytorch, *given, "--device", arguments.device] if arguments.pytorch else []
     rounds = ["--rounds", str(plan.rounds), "--warm-up", str(plan.warm_up)]
     steps[LATENCY] = ["latency", arguments.bundle, *engines, *runtime, *pytorch, *rounds, *common, "--details"]
     return steps
+
+
+def _network_files(arguments: argparse.Namespace) -> dict[str, str]:
+    """Files that PyTorch's network is made from, by the option of ``depth-export``: ``weights`` and what else that was given."""
+    found = {name: getattr(arguments, f"reference_{name}") for name in ("weights", *accuracy_command.REFERENCE_OPTIONS)}
+    return {name: path for name, path in found.items() if path}
 
 
 def _judged(arguments: argparse.Namespace, path: Path) -> int:
@@ -150,12 +159,17 @@ def _plan(arguments: argparse.Namespace, protocol: str) -> Plan:
         raise UsageError(f"{arguments.bundle} is no bundle", wanted="a folder made by depth-export", fix="name plans with --engine")
     text = manifest.contract.text
     prompt = text.some_words(latency_command.PROMPT) if text is not None else None
+    files = _network_files(arguments)
+    if files and not arguments.pytorch:
+        raise UsageError(f"--reference-{next(iter(files)).replace('_', '-')} without PyTorch", fix="leave it out, or name a mode with --pytorch")
+    weights = files.pop("weights", None)
     modes = [word.strip() for word in arguments.pytorch.split(",") if word.strip()]
     compiled = sum(not mode.startswith("eager") for mode in modes)
     engines = arguments.engine or [arguments.bundle]
     probes = [probe(engine, lambda engine=engine: open_pipeline(engine, None, arguments.threads), protocol, prompt) for engine in engines]
     if modes:
-        opened = probe("pytorch", lambda: open_torch_pipeline(arguments.bundle, "eager-fp32", arguments.device, arguments.threads), protocol, prompt)
+        given = ("eager-fp32", arguments.device, arguments.threads, weights, files)
+        opened = probe("pytorch", lambda: open_torch_pipeline(arguments.bundle, *given), protocol, prompt)
         probes += [opened] * len(modes)
     images = 0
     if measures_masks(arguments.data):
