@@ -208,6 +208,40 @@ def test_the_page_needs_nothing_but_itself(results):
     assert "| louder.plan |" in text and "## tiny test" in text and "<" not in text.replace("<data", "")
 
 
+STRANGE = ("a $x$ b $", r"_half \1 \g<0> (", '<b>"&id="1" #040400')
+
+
+def test_names_are_names_and_nothing_else(results, tmp_path):
+    """No formulas, no patterns, no tags, none left out of a legend for how it begins."""
+    folder, _ = results
+    accuracy, latency = (json.loads((folder / f"{kind}.json").read_text()) for kind in ("accuracy", "latency"))
+    for record in (accuracy, latency):
+        record["rows"] = [copy.deepcopy(record["rows"][place]) for place in (0, 1, 1)]
+        for row, name in zip(record["rows"], STRANGE, strict=True):
+            row["name"], row["network"] = name, r"net \1 $5$ )'"
+            for stage in row.get("stages", ()):
+                stage["name"] = f"_{stage['name']} $1$"
+        (tmp_path / f"{record['kind']}.json").write_text(json.dumps(record | ({"network": latency["network"] | {"name": row["network"]}})))
+    page = html(build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]))
+    texts = [html_words.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", page)]
+    for name in STRANGE:
+        assert texts.count(name) == 3, name  # accuracy against latency, the distribution, and the batches
+    assert texts.count("_encoder $1$") == 3 and "_encoder $1$, fp16" in texts
+    ids = re.findall(r'<[^>]*\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) and {ref for pair in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page) for ref in pair if ref} <= set(ids)
+    assert "<b>" not in page and len(re.findall(r"<svg", page)) == 8
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", 'data:image/png;base64,AAAA" onerror="alert()'])
+def test_a_page_shows_only_pictures_that_the_result_holds(results, tmp_path, capsys, url):
+    folder, _ = results
+    record = json.loads((folder / "accuracy.json").read_text())
+    record["worst"][0]["errors"][0]["picture"] = url
+    (tmp_path / "r.json").write_text(json.dumps(record))
+    assert main(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.html")]) == 3
+    assert "wanted: the picture itself" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
+
+
 def test_mixed_protocols_and_strange_results_are_refused(results, tmp_path, capsys):
     folder, _ = results
     for kind in ("accuracy", "latency"):
@@ -425,6 +459,12 @@ def test_history_names_what_got_worse(results, tmp_path, capsys):
     assert main(["history", str(tmp_path), "-o", str(tmp_path / "h.html")]) == 0
     records = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("[zab].json")}
     assert unsupported((tmp_path / "h.html").read_text(), records) == []
+    first = json.loads((tmp_path / "z.json").read_text())
+    first["rows"] = first["rows"][:1]  # the second engine came later
+    (tmp_path / "z.json").write_text(json.dumps(first))
+    assert main(["history", str(tmp_path), "-o", str(tmp_path / "h.html"), "--force"]) == 0
+    marks = [float(x) for x in re.findall(r'<use xlink:href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\(--c[01]\)', (tmp_path / "h.html").read_text())]
+    assert len(marks) == 3 + 2 + 2 and marks[3:5] == marks[1:3]  # two lines, of which the second begins at the second result, and the legend
     (tmp_path / "empty").mkdir()
     assert main(["history", str(tmp_path / "empty")]) == 3
 
