@@ -1,12 +1,16 @@
 """Seconds and memory of our commands: what a process holds is seen, what fails is said, and INT8 is set against FP16 stage by stage."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import fathom
 from fathom.benchmarks.machine.tree_memory import TreeMemory
+from fathom.benchmarks.our_commands import MODULES
 from fathom.benchmarks.studies.int8_fullsize import ratios
 from fathom.benchmarks.studies.int8_search import GreatestSize
 from fathom.benchmarks.studies.measured_commands import measured, system
@@ -23,6 +27,13 @@ def test_the_memory_of_descendants_counts():
     process.wait()
     memory.stop()
     assert 200 * MIB < memory.peak_anonymous_nbytes <= memory.peak_nbytes < 400 * MIB
+
+
+def test_programs_are_started_as_an_installed_command_starts_them():
+    """Else what is measured or reproduced is another program than the one that people run."""
+    installed = dict(re.findall(r'"(depth-[a-z-]+) = fathom\.([\w.]+):main"', (Path(fathom.__file__).parent / "setup.py").read_text()))
+    assert len(installed) > len(MODULES) > 4
+    assert {program: installed[program] for program in MODULES} == MODULES
 
 
 def test_a_command_that_fails_is_named(tmp_path):
