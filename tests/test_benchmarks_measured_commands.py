@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fathom
-from fathom.benchmarks.machine.tree_memory import TreeMemory
+from fathom.benchmarks.machine.tree_memory import TreeMemory, status_nbytes
 from fathom.benchmarks.our_commands import MODULES
 from fathom.benchmarks.studies.int8_fullsize import ratios
 from fathom.benchmarks.studies.int8_search import GreatestSize
@@ -27,6 +27,15 @@ def test_the_memory_of_descendants_counts():
     process.wait()
     memory.stop()
     assert 200 * MIB < memory.peak_anonymous_nbytes <= memory.peak_nbytes < 400 * MIB
+
+
+def test_what_a_process_holds_grows_with_what_it_takes():
+    before, held = status_nbytes(), bytearray(64 * MIB)
+    held[::4096] = held[1::4096]
+    after = status_nbytes()
+    for name in ("VmRSS", "RssAnon"):
+        assert 60 * MIB < after[name] - before[name] < 80 * MIB, name
+    assert after["VmHWM"] >= after["VmRSS"] and status_nbytes(2**22 + 1) == {}
 
 
 def test_programs_are_started_as_an_installed_command_starts_them():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import FathomError
+from ..machine.tree_memory import status_nbytes
 
 LIMIT_S = 1800
 
@@ -103,11 +104,8 @@ def _words(pipeline: Any) -> str | None:
 
 def _status() -> dict[str, int | None]:
     """Of this process, from Linux; None elsewhere."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-        return {f"host_{what}_nbytes": int(lines[key].split()[0]) * 1024 for what, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))}
-    except (OSError, KeyError, ValueError):
-        return {"host_peak_nbytes": None, "host_anonymous_nbytes": None}
+    found = status_nbytes()
+    return {f"host_{what}_nbytes": found.get(key) for what, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))}
 
 
 if __name__ == "__main__":
