@@ -1,12 +1,16 @@
 """Seconds and memory of our commands: what a process holds is seen, what fails is said, and INT8 is set against FP16 stage by stage."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from fathom.benchmarks.machine.tree_memory import TreeMemory
+import fathom
+from fathom.benchmarks.machine.tree_memory import TreeMemory, status_nbytes
+from fathom.benchmarks.our_commands import MODULES
 from fathom.benchmarks.studies.int8_fullsize import ratios
 from fathom.benchmarks.studies.int8_search import GreatestSize
 from fathom.benchmarks.studies.measured_commands import measured, system
@@ -23,6 +27,22 @@ def test_the_memory_of_descendants_counts():
     process.wait()
     memory.stop()
     assert 200 * MIB < memory.peak_anonymous_nbytes <= memory.peak_nbytes < 400 * MIB
+
+
+def test_what_a_process_holds_grows_with_what_it_takes():
+    before, held = status_nbytes(), bytearray(64 * MIB)
+    held[::4096] = held[1::4096]
+    after = status_nbytes()
+    for name in ("VmRSS", "RssAnon"):
+        assert 60 * MIB < after[name] - before[name] < 80 * MIB, name
+    assert after["VmHWM"] >= after["VmRSS"] and status_nbytes(2**22 + 1) == {}
+
+
+def test_programs_are_started_as_an_installed_command_starts_them():
+    """Else what is measured or reproduced is another program than the one that people run."""
+    installed = dict(re.findall(r'"(depth-[a-z-]+) = fathom\.([\w.]+):main"', (Path(fathom.__file__).parent / "setup.py").read_text()))
+    assert len(installed) > len(MODULES) > 4
+    assert {program: installed[program] for program in MODULES} == MODULES
 
 
 def test_a_command_that_fails_is_named(tmp_path):

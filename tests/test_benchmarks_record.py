@@ -1,5 +1,6 @@
 """The form of results: the schema that ships, what is refused, and the statistics against published tables and by counting."""
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import fathom
+from fathom.benchmarks.accuracy import command as accuracy_command
+from fathom.benchmarks.latency import command as latency_command
 from fathom.benchmarks.record import statistics
 from fathom.benchmarks.record.record import header, read_record, read_study, short, study, write_record
 from fathom.runtime.errors import InputError
@@ -54,6 +57,26 @@ def test_broken_results_are_refused(tmp_path):
     with pytest.raises(ValueError):
         write_record(tmp_path / "nan.json", study("x", {"a": math.nan}))
     assert not (tmp_path / "nan.json").exists()
+
+
+@pytest.mark.parametrize("command", [accuracy_command, latency_command], ids=["accuracy", "latency"])
+def test_the_recorded_command_repeats_the_measurement(command):
+    """Every flag that a command has comes back from the words that its record keeps; not where and how the result is shown."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    command.add_arguments(parser)
+    words, unlike = [], {"output", "force", "json", "quiet"}
+    for action in parser._actions:
+        if not action.option_strings:
+            words += ["bundle"]
+        elif action.option_strings[0] == "--budget":
+            words += ["--budget", "abs_rel=0.5%", "--budget", "delta1=1%"]
+        elif action.option_strings[0] == "--details":
+            words += ["--details"]
+        elif action.nargs != 0:
+            words += [action.option_strings[0], "7" if action.type else f"some {action.dest}"]
+    given = vars(parser.parse_args(words))
+    again = vars(parser.parse_args(command._argv(argparse.Namespace(**given))[2:]))
+    assert {name: value for name, value in again.items() if name not in unlike} == {name: value for name, value in given.items() if name not in unlike}
 
 
 def test_folders_of_the_machine_stay_out_of_commands():

@@ -1,23 +1,35 @@
 """The report and the run that makes its results: every number on the page stands in a result, and the page needs nothing but itself."""
 
+import base64
 import copy
 import dataclasses
 import html as html_words
+import io
 import json
 import re
+import shutil
 
 import jsonschema
 import numpy as np
 import pytest
+from PIL import Image
 from test_benchmarks_record import SCHEMA
 
+from fathom.benchmarks import pytorch_reference
+from fathom.benchmarks.accuracy.command import BENCHMARK_PROTOCOL
+from fathom.benchmarks.accuracy.evaluation import Evaluation, Pixels, compared, scored
 from fathom.benchmarks.accuracy.pictures import signed_colours, worst_images
 from fathom.benchmarks.bench_command import main
+from fathom.benchmarks.latency import first_query
 from fathom.benchmarks.report.build import build_report
 from fathom.benchmarks.report.document import Number
 from fathom.benchmarks.report.html import html
 from fathom.datasets.rooms.rooms import Rooms
+from fathom.runtime.artefact.contract import Crop, Protocol, Require, Resize
+from fathom.runtime.artefact.manifest_json import manifest_bytes
 from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.commands.inspection import read_manifest
+from fathom.runtime.errors import FathomError
 from fathom.runtime.pipeline import Pipeline
 
 DATA = "rooms:7:3:48x64"
@@ -127,6 +139,47 @@ def test_what_a_stages_precision_costs_is_what_it_moves(results, tiny):
     assert head["depth_change_m"] == 0 and "stages" not in accuracy["rows"][0]
 
 
+def test_details_look_at_the_maps_that_were_scored(tiny, louder, tmp_path, monkeypatch):
+    """By the papers' protocol for the data, which is not the bundle's first and shows the middle alone, and with each photo's camera."""
+    from fathom.export.plan.plan_file import write_plan
+
+    monkeypatch.setitem(BENCHMARK_PROTOCOL, "rooms", "middle")
+    contract = read_manifest(tiny.bundle).contract
+    middle = Protocol("middle", (Crop(36, 48, "center"), Resize(48, 64, "bilinear")), (0,), (), False, "a test")
+    contract = dataclasses.replace(contract, protocols=(*contract.protocols, middle), output=dataclasses.replace(contract.output, focal_px=50.0))
+    shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(read_manifest(tiny.bundle), contract=contract)))
+    with PlanFile.open(louder) as plan:
+        write_plan(tmp_path / "x.plan", dataclasses.replace(plan.manifest, contract=contract), {name: bytes(plan.view(name)) for name in plan.manifest.files})
+    words = ["accuracy", "--engine", str(tmp_path / "bundle"), "--engine", str(tmp_path / "x.plan"), "--data", DATA, "--threads", "1", "--quiet", "--details"]
+    assert main([*words, "-o", str(tmp_path / "r.json")]) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["rows"][1]["protocol"] == "middle"
+    wanted_m = []
+    with Pipeline.open(tmp_path / "bundle", threads=1) as pipeline:
+        for sample in list(Rooms(7, 3, (48, 64)))[:4]:
+            scale = sample.intrinsics[0] * 64 / 48 / 50
+            wanted_m.append(np.mean(0.01 * (pipeline.predict(sample.rgb, "middle", sample.intrinsics).values[6:42, 8:56] - scale)))
+    encoder, head = record["rows"][1]["stages"]
+    assert encoder["depth_change_m"] == pytest.approx(np.mean(wanted_m), rel=1e-3) and head["depth_change_m"] == 0
+    assert len(record["worst"]) == 5
+    for image in record["worst"]:
+        assert [error["name"] for error in image["errors"]] == ["bundle", "x.plan"]
+        for error in image["errors"]:
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(error["picture"].partition(",")[2]))).convert("RGB"))
+            assert (picture[:15] == 128).all() and (picture[:, :20] == 128).all() and (picture[30:120, 40:160] != 128).any()
+
+
+def test_error_pictures_show_what_the_evaluation_compared():
+    """A clamp, a stretch or a fit that makes the score makes the picture too."""
+    truth_m, prediction = np.array([[1.0, 2.0, 4.0, 9.0]]), np.array([[1.0, 2.0, 4.0, 90.0]], np.float32)
+    everywhere = np.ones((1, 4), bool)
+    evaluation = Evaluation("x", "a test", 1e-3, 10, clamp_m=(1e-3, 10))
+    seen, mask, uncovered = scored(evaluation, prediction, everywhere, truth_m, everywhere)
+    found, truth = compared(evaluation, Pixels(seen[mask], truth_m[mask], 0))
+    assert found.tolist() == [1, 2, 4, 10] and truth.tolist() == [1, 2, 4, 9] and uncovered == 0
+
+
 def test_every_number_on_the_page_stands_in_a_result(results):
     folder, _ = results
     records = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("accuracy", "latency")}
@@ -153,6 +206,40 @@ def test_the_page_needs_nothing_but_itself(results):
     assert not re.search(r"#0[1-4]0[1-4]0[0-5]", page)  # every stand-in colour became one of the page's
     text = (folder / "report.md").read_text()
     assert "| louder.plan |" in text and "## tiny test" in text and "<" not in text.replace("<data", "")
+
+
+STRANGE = ("a $x$ b $", r"_half \1 \g<0> (", '<b>"&id="1" #040400')
+
+
+def test_names_are_names_and_nothing_else(results, tmp_path):
+    """No formulas, no patterns, no tags, none left out of a legend for how it begins."""
+    folder, _ = results
+    accuracy, latency = (json.loads((folder / f"{kind}.json").read_text()) for kind in ("accuracy", "latency"))
+    for record in (accuracy, latency):
+        record["rows"] = [copy.deepcopy(record["rows"][place]) for place in (0, 1, 1)]
+        for row, name in zip(record["rows"], STRANGE, strict=True):
+            row["name"], row["network"] = name, r"net \1 $5$ )'"
+            for stage in row.get("stages", ()):
+                stage["name"] = f"_{stage['name']} $1$"
+        (tmp_path / f"{record['kind']}.json").write_text(json.dumps(record | ({"network": latency["network"] | {"name": row["network"]}})))
+    page = html(build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]))
+    texts = [html_words.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", page)]
+    for name in STRANGE:
+        assert texts.count(name) == 3, name  # accuracy against latency, the distribution, and the batches
+    assert texts.count("_encoder $1$") == 3 and "_encoder $1$, fp16" in texts
+    ids = re.findall(r'<[^>]*\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) and {ref for pair in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page) for ref in pair if ref} <= set(ids)
+    assert "<b>" not in page and len(re.findall(r"<svg", page)) == 8
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", 'data:image/png;base64,AAAA" onerror="alert()'])
+def test_a_page_shows_only_pictures_that_the_result_holds(results, tmp_path, capsys, url):
+    folder, _ = results
+    record = json.loads((folder / "accuracy.json").read_text())
+    record["worst"][0]["errors"][0]["picture"] = url
+    (tmp_path / "r.json").write_text(json.dumps(record))
+    assert main(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.html")]) == 3
+    assert "wanted: the picture itself" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
 
 
 def test_mixed_protocols_and_strange_results_are_refused(results, tmp_path, capsys):
@@ -199,6 +286,7 @@ def test_the_verdict_takes_the_fastest_that_is_exact_enough(results, tmp_path):
     assert verdict(0.004).startswith("louder.plan takes 20.0 ms for a photo, 0.50 of the time of tiny and reaches abs_rel ")
     assert verdict(0.004).endswith(", +0.400 % beside tiny.")
     assert verdict(0.04).startswith("tiny takes 40.0 ms")
+    assert verdict(None).startswith("tiny takes 40.0 ms")  # what the faster one loses is not known
     calm = html(build_report([tmp_path / "accuracy.json", tmp_path / "latency.json"]))
     latency["conditions"]["others_busy"] = 0.65
     verdict(0.0)
@@ -210,6 +298,88 @@ def test_the_verdict_takes_the_fastest_that_is_exact_enough(results, tmp_path):
         (tmp_path / f"other-{record['kind']}.json").write_text(json.dumps(record))
     both = build_report([*(folder / f"{kind}.json" for kind in ("accuracy", "latency")), *sorted(tmp_path.glob("other-*.json"))])
     assert [section.title for section in both.sections if section.level == 2] == ["In short", "tiny test", "other"]
+
+
+def test_a_run_hands_pytorchs_files_and_device_to_all_parts(tiny, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    kernel, asked = torch.from_numpy(tiny.kernel), []
+
+    class Network(torch.nn.Module):
+        contract = read_manifest(tiny.bundle).contract
+
+        def boundaries(self, inputs):
+            features = torch.relu(torch.nn.functional.conv2d(inputs["image"], kernel, stride=2, padding=2))
+            return {"features": features, "depth": features.mean(1, keepdim=True) + 1}
+
+        def forward(self, image):
+            return self.boundaries({"image": image})["depth"]
+
+    def load(artefact, weights, given=None):
+        asked.append((weights, dict(given or {})))
+        return Network()
+
+    def cold(artefact, device, threads, protocol, mode, weights, options):
+        asked.append((weights, options))
+        raise FathomError("not started here")
+
+    monkeypatch.setattr(pytorch_reference, "load_network", load)
+    monkeypatch.setattr(first_query, "first_query", cold)
+    words = ["run", str(tiny.bundle), "--data", DATA, "--quick", "--threads", "1", "--quiet", "--reference-weights", "w.safetensors"]
+    words += ["--reference-bins", "bins.json"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    assert len(asked) >= 4 and all(given == ("w.safetensors", {"bins": "bins.json"}) for given in asked)  # estimate, accuracy, latency, cold start
+    argv = [json.loads((tmp_path / "out" / f"{kind}.json").read_text())["meta"]["argv"] for kind in ("accuracy", "latency")]
+    for words_of, flags in zip(argv, (("--reference-weights", "--reference-bins", "--reference-device"), ("--weights", "--bins", "--device")), strict=True):
+        assert [words_of[words_of.index(flag) + 1] for flag in flags] == ["w.safetensors", "bins.json", "cpu"]
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("| pytorch eager-fp32 | ") and "first row | " in line)
+    assert " - " not in line  # timed and scored in one row
+    assert main([*words, "--pytorch", "", "-o", str(tmp_path / "none")]) == 2
+
+
+@pytest.fixture
+def sunken(tiny, tmp_path):
+    """The plan with a last stage that adds too little, so that many depths are below zero: it runs, and fails on every image."""
+    import onnx
+    from onnx import numpy_helper
+
+    from fathom.export.plan.plan_file import file_facts, write_plan
+
+    with PlanFile.open(tiny.plan) as plan:
+        sources = {name: bytes(plan.view(name)) for name in plan.manifest.files}
+        head = onnx.load_from_string(sources["engines/head.onnx"])
+        (one,) = (item for item in head.graph.initializer if item.name == "one")
+        one.CopyFrom(numpy_helper.from_array(np.float32(-0.1), "one"))
+        sources["engines/head.onnx"] = head.SerializeToString()
+        facts = {name: file_facts(source) for name, source in sources.items()}
+        write_plan(tmp_path / "sunken.plan", dataclasses.replace(plan.manifest, files=facts), sources)
+    return tmp_path / "sunken.plan"
+
+
+def test_an_engine_that_failed_is_never_recommended_and_a_second_run_says_the_same(tiny, sunken, tmp_path, capsys):
+    words = ["run", str(tiny.bundle), "--engine", str(sunken), "--engine", str(tiny.bundle), "--data", "rooms:6:3:48x64", "--pytorch", "", "--quick"]
+    words += ["--threads", "1", "-o", str(tmp_path / "out")]
+    for call in ("first", "second"):
+        assert main(words) == 4, call
+        said = capsys.readouterr().err
+        assert "sunken.plan: 6 of 6 images gave no usable depth" in said and said.count("is there already") == (0 if call == "first" else 2)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "**sunken.plan FAILED: 6 of 6 images gave nothing that can be used.**" in text
+    latency = json.loads((tmp_path / "out" / "latency.json").read_text())
+    for row, ms in zip(latency["rows"], (1.0, 40.0), strict=True):  # the broken one is by far the fastest
+        assert not row["is_skipped"]
+        row["latency_ms"]["photo"]["p50"] = ms
+    (tmp_path / "latency.json").write_text(json.dumps(latency))
+
+    def shown(*paths):
+        return "".join(part if isinstance(part, str) else part.text for part in build_report(paths).sections[0].blocks[0].parts)
+
+    accuracy = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    assert "The most exact, tiny, takes 40.0 ms" in shown(tmp_path / "out" / "accuracy.json", tmp_path / "latency.json")
+    assert shown(tmp_path / "out" / "accuracy.json").endswith(f"The most exact, tiny, reaches abs_rel {accuracy['rows'][1]['means']['abs_rel']:.4f}.")
+    accuracy["rows"] = accuracy["rows"][:1]
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    assert shown(tmp_path / "accuracy.json", tmp_path / "latency.json") == "No engine can be recommended: none passed."
 
 
 def test_a_run_goes_on_where_it_stopped(results, tmp_path, capsys):
@@ -232,6 +402,43 @@ def test_a_run_goes_on_where_it_stopped(results, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def write_pair(photo, depth, size, scale):
+    """A photo of noise and a depth map of 2 to 6 metres in steps of 1 / ``scale``."""
+    draw = np.random.default_rng(5)
+    for path in (photo, depth):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)).save(photo)
+    Image.fromarray(draw.integers(2 * scale, 6 * scale, size, dtype=np.uint16)).save(depth)
+
+
+def nyu_data(folder):
+    write_pair(folder / "nyu" / "study_0001" / "rgb_1.png", folder / "nyu" / "study_0001" / "sync_depth_1.png", (480, 640), 1000)
+    return f"nyu-folder:{folder / 'nyu'}"
+
+
+def kitti_data(folder):
+    write_pair(folder / "kitti" / "raw_data" / "a" / "b" / "c" / "photo.png", folder / "kitti" / "depth.png", (375, 1242), 256)
+    (folder / "kitti.txt").write_text("a/b/c/photo.png depth.png 721.5377\n")
+    return f"kitti:{folder / 'kitti'}:{folder / 'kitti.txt'}"
+
+
+@pytest.mark.parametrize(("data", "protocol", "photo"), [(nyu_data, "nyu-benchmark", [480, 640]), (kitti_data, "kitti-benchmark", [375, 1242])])
+def test_a_run_on_a_papers_data_shows_photos_as_the_paper_did(tiny, tmp_path, data, protocol, photo):
+    """Scored and timed alike, or the report would refuse them."""
+    shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    manifest = read_manifest(tiny.bundle)
+    shapes = {"nyu-benchmark": Require(480, 640), "kitti-benchmark": Crop(352, 1216, "bottom-center")}
+    more = tuple(Protocol(name, (shape, Resize(48, 96, "bilinear")), (0, 32), (), True, "a test") for name, shape in shapes.items())
+    contract = dataclasses.replace(manifest.contract, protocols=(*manifest.contract.protocols, *more))
+    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
+    words = ["run", str(tmp_path / "bundle"), "--data", data(tmp_path), "--pytorch", "", "--quick", "--threads", "1", "--quiet"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    accuracy, latency = (json.loads((tmp_path / "out" / f"{kind}.json").read_text()) for kind in ("accuracy", "latency"))
+    assert accuracy["rows"][0]["protocol"] == latency["protocol"] == protocol and latency["photo_shape"] == photo
+    assert not latency["rows"][0]["is_skipped"] and not latency["rows"][0]["cold_start_ms"]["is_skipped"]
+    assert main([*words, "--protocol", "other", "-o", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
+
+
 def test_history_names_what_got_worse(results, tmp_path, capsys):
     folder, _ = results
     record = json.loads((folder / "latency.json").read_text())
@@ -252,6 +459,12 @@ def test_history_names_what_got_worse(results, tmp_path, capsys):
     assert main(["history", str(tmp_path), "-o", str(tmp_path / "h.html")]) == 0
     records = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("[zab].json")}
     assert unsupported((tmp_path / "h.html").read_text(), records) == []
+    first = json.loads((tmp_path / "z.json").read_text())
+    first["rows"] = first["rows"][:1]  # the second engine came later
+    (tmp_path / "z.json").write_text(json.dumps(first))
+    assert main(["history", str(tmp_path), "-o", str(tmp_path / "h.html"), "--force"]) == 0
+    marks = [float(x) for x in re.findall(r'<use xlink:href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\(--c[01]\)', (tmp_path / "h.html").read_text())]
+    assert len(marks) == 3 + 2 + 2 and marks[3:5] == marks[1:3]  # two lines, of which the second begins at the second result, and the legend
     (tmp_path / "empty").mkdir()
     assert main(["history", str(tmp_path / "empty")]) == 3
 

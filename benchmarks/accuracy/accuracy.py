@@ -16,7 +16,7 @@ from .duration import duration, expected_s
 from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
 from .shaping import shape_pair
-from .words import words_of
+from .words import camera_of, words_of
 
 if TYPE_CHECKING:
     from ...datasets.sample import Sample
@@ -147,8 +147,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             scores.append(Score(None, 0))
             continue
         try:
-            seen_whole = pipeline.contract.output.focal_px and rgb.shape == sample.rgb.shape
-            depth = pipeline.predict(rgb, protocol, sample.intrinsics if seen_whole else None, scene)
+            depth = pipeline.predict(rgb, protocol, camera_of(pipeline.contract, sample, rgb), scene)
         except AccuracyError as error:
             failures.append((sample.id, str(error)))
             lost += 1

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference-weights", metavar="FILE", help="the checkpoint that bundle was exported from")
     for option in REFERENCE_OPTIONS:
         parser.add_argument(f"--reference-{option.replace('_', '-')}", metavar="FILE", help=f"as depth-export was given --{option.replace('_', '-')}")
+    parser.add_argument("--reference-device", metavar="DEVICE", help="of PyTorch: cpu, cuda or cuda:N (default: --device, else cpu)")
     data = "nyu:FILE.mat, nyu-folder:DIR, kitti:DIR:LIST, pairs:DIR[:test], rooms:N[:SEED][:HxW]; for networks that draw masks refer:DIR:refcoco[:testA]"
     parser.add_argument("--data", metavar="DATA", help=data)
     parser.add_argument("--captions", metavar="FILE", help="for networks that read captions: a JSON object from the photos' ids to sentences")
@@ -81,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if arguments.output else None
     source, provenance = open_data(arguments.data, arguments.captions)
     count = min(len(source), arguments.limit or len(source))
-    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
-    benchmark = BENCHMARK_PROTOCOL.get(arguments.data.partition(":")[0])
+    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "reference_device", "threads", "batch")}
+    benchmark = papers_protocol(arguments.data)
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, _reference_options(arguments), benchmark=benchmark, **shown)
     if arguments.alignment is None:
         evaluation = fitted(evaluation, rows)
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             example = row["skipped"][0]
             warn(f"{row['name']}: {len(row['skipped'])} of {count} images were left out, the first: {example['id']} ({example['reason']})")
     _print(record, arguments.json)
-    return _judge(record, arguments.budget)
+    return judge(record, arguments.budget)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -153,6 +154,11 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
             raise UsageError(f"there is no alignment {arguments.alignment!r}", wanted=f"one of {', '.join(ALIGNMENTS)}")
         evaluation = dataclasses.replace(evaluation, alignment=arguments.alignment)
     return evaluation
+
+
+def papers_protocol(data: str) -> str | None:
+    """By which protocol the papers show the photos of the data that ``--data`` names; None where they have none."""
+    return BENCHMARK_PROTOCOL.get(data.partition(":")[0])
 
 
 def _with_captions(source: Any, path: str) -> Any:
@@ -199,20 +205,21 @@ def _details(record: dict[str, Any], rows: list[Row], source: Any, count: int, e
     from .pictures import draw_worst, worst_images
     from .stage_cost import stage_costs
 
-    record["worst"] = draw_worst(rows, worst_images(record["rows"]), source, count, evaluation, arguments.protocol)
+    record["worst"] = draw_worst(rows, worst_images(record["rows"]), source, count, evaluation)
     bundle = arguments.reference or next((engine for engine in arguments.engine if Path(engine).is_dir()), None)
     for row, engine in zip(record["rows"][-len(arguments.engine) :] if arguments.engine else (), arguments.engine, strict=True):
         if row["precision"] == "fp32" or bundle is None:
             continue
         try:
-            row["stages"] = stage_costs(engine, bundle, source, count, evaluation, arguments.protocol, arguments.threads)
+            row["stages"] = stage_costs(engine, bundle, source, count, evaluation, row["protocol"], arguments.threads)
         except (FathomError, ValueError) as error:
             row["stages_skip_reason"] = str(error)
 
 
 def _argv(arguments: argparse.Namespace) -> list[str]:
     words = ["depth-bench", "accuracy", *(word for engine in arguments.engine for word in ("--engine", engine))]
-    for name in ("reference", "reference_weights", "data", "evaluation", "alignment", "protocol", "limit", "batch", "threads", "device"):
+    reference = ("reference", "reference_weights", *(f"reference_{name}" for name in REFERENCE_OPTIONS), "reference_device")
+    for name in (*reference, "data", "captions", "evaluation", "alignment", "protocol", "limit", "batch", "threads", "device"):
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value else []
     words += [word for metric, percent in arguments.budget for word in ("--budget", f"{metric}={percent:g}%")]
@@ -229,7 +236,13 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
     print(table(record, SHOWN, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
 
 
-def _judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
+def judge(record: dict[str, Any], budgets: list[tuple[str, float]]) -> int:
+    """The exit code that a record of depth deserves.
+
+    Raises:
+        AccuracyError: if an image gave no usable depth, or a budget was not kept.
+        InputError: if a row has no score, or a budget cannot be judged.
+    """
     failed = [row for row in record["rows"] if row["failed"]]
     if failed:
         first = failed[0]

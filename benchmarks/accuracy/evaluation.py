@@ -156,7 +156,16 @@ def counted(evaluation: Evaluation, truth_m: np.ndarray, valid: np.ndarray) -> n
 
 
 def collect(evaluation: Evaluation, prediction: np.ndarray, covered: np.ndarray, truth_m: np.ndarray, valid: np.ndarray) -> Pixels:
-    """Pick the counted pixels of one image; all arrays are [H, W] of the shaped picture.
+    """Pick the counted pixels of one image; arguments and errors as in ``scored``."""
+    seen, mask, uncovered = scored(evaluation, prediction, covered, truth_m, valid)
+    return Pixels(seen[mask], truth_m[mask].astype(np.float64), uncovered)
+
+
+def scored(evaluation: Evaluation, prediction: np.ndarray, covered: np.ndarray, truth_m: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """What of one image is scored; all arrays are [H, W] of the shaped picture.
+
+    Returns:
+        the prediction as the evaluation sees it (float64), which of its pixels are scored (bool), and how many counted ones it does not cover.
 
     Raises:
         ValueError: if the shapes differ or a region does not lie on the picture.
@@ -170,7 +179,7 @@ def collect(evaluation: Evaluation, prediction: np.ndarray, covered: np.ndarray,
     uncovered = int(mask.sum() - mask_seen.sum())
     if evaluation.prediction_above_m is not None:
         mask_seen &= ~(seen <= evaluation.prediction_above_m)  # NaN stays in, to be counted
-    return Pixels(seen[mask_seen], truth_m[mask_seen].astype(np.float64), uncovered)
+    return seen, mask_seen, uncovered
 
 
 def judge(evaluation: Evaluation, images: Sequence[Pixels]) -> list[Score]:
@@ -182,6 +191,12 @@ def judge(evaluation: Evaluation, images: Sequence[Pixels]) -> list[Score]:
 
 
 def _score(evaluation: Evaluation, image: Pixels) -> Score:
+    score = compare(*compared(evaluation, image))
+    return Score(score.values, score.pixels, score.not_finite, score.not_positive, image.uncovered)
+
+
+def compared(evaluation: Evaluation, image: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and truth as they are compared, [n]: aligned, and where the evaluation says so stretched and clamped."""
     prediction, truth = align(image.prediction, image.truth, evaluation.alignment, evaluation.near_m), image.truth
     if prediction.size and np.isfinite(prediction).all():
         if evaluation.min_max:
@@ -189,8 +204,7 @@ def _score(evaluation: Evaluation, image: Pixels) -> Score:
         if evaluation.clamp_m is not None:
             prediction = np.clip(prediction, *evaluation.clamp_m)
             truth = np.clip(truth, *evaluation.clamp_m) if evaluation.clamp_truth else truth
-    score = compare(prediction, truth)
-    return Score(score.values, score.pixels, score.not_finite, score.not_positive, image.uncovered)
+    return prediction, truth
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
             raise UsageError(f"--{flag} says nothing about masks", fix="leave it out")
     source = open_masks(arguments.data)
     count, provenance = min(len(source), arguments.limit or len(source)), source.provenance.to_json()
-    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "threads", "batch")}
+    shown = {name: getattr(arguments, name) for name in ("protocol", "device", "reference_device", "threads", "batch")}
     rows = open_rows(arguments.engine, arguments.reference, arguments.reference_weights, options, **shown)
     packages = ("numpy", "onnxruntime", *(("torch",) if any(row.kind == "pytorch" for row in rows) else ()))
     record: dict[str, Any] = header("masks", argv, packages) | {"system": describe()}
@@ -67,9 +67,18 @@ def run_masks(arguments: argparse.Namespace, argv: list[str], options: dict[str,
             print(json.dumps({key: value for key, value in row.items() if key != "samples"}))
     else:
         print(table(record))
+    return judge(record)
+
+
+def judge(record: dict[str, Any]) -> int:
+    """The exit code that a record of masks deserves.
+
+    Raises:
+        AccuracyError: if a sentence gave no mask.
+    """
     for row in record["rows"]:
         if row["failed"]:
-            first = row["failures"][0]
+            first, count = row["failures"][0], record["data"]["measured"]
             raise AccuracyError(f"{row['name']}: {row['failed']} of {count} sentences gave no mask ({first['id']}: {first['reason']})")
     return 0
 

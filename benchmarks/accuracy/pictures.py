@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.errors import FathomError
-from .alignment import align
-from .evaluation import Evaluation, counted
+from .evaluation import Evaluation, Pixels, compared, counted, scored
 from .shaping import shape_pair
-from .words import words_of
+from .words import camera_of, words_of
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
@@ -42,8 +41,8 @@ def worst_images(rows: list[dict[str, Any]], metric: str = "abs_rel") -> list[st
     return sorted(totals, key=lambda name: (-sum(totals[name]) / len(totals[name]), name))[:WORST]
 
 
-def draw_worst(rows: list[Row], ids: list[str], source: Source, count: int, evaluation: Evaluation, protocol: str | None) -> list[dict[str, Any]]:
-    """Each of these images with its truth and every row's relative error, as data URLs; the networks run once more on them.
+def draw_worst(rows: list[Row], ids: list[str], source: Source, count: int, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Each of these images with its truth and every row's relative error, as data URLs; the networks run once more on them, each by its row's protocol.
 
     Args:
         count: of samples that were measured.
@@ -64,14 +63,15 @@ def draw_worst(rows: list[Row], ids: list[str], source: Source, count: int, eval
         with row.open() as pipeline:
             for name in ids:
                 rgb, truth_m, valid = shape_pair(samples[name].rgb, samples[name].depth_m, samples[name].valid, evaluation.shape)
-                mask = counted(evaluation, truth_m, valid)
                 try:
-                    depth = pipeline.predict(rgb, protocol, prompt=words_of(pipeline.contract, samples[name]))
+                    camera, words = camera_of(pipeline.contract, samples[name], rgb), words_of(pipeline.contract, samples[name])
+                    depth = pipeline.predict(rgb, row.facts["protocol"], camera, words)
                 except FathomError:
                     continue
-                mask &= depth.valid & np.isfinite(depth.values)
+                seen, mask, _ = scored(evaluation, depth.values, depth.valid, truth_m, valid)
+                prediction, truth = compared(evaluation, Pixels(seen[mask], truth_m[mask].astype(np.float64), 0))
                 share = np.zeros(truth_m.shape)
-                share[mask] = align(depth.values[mask], truth_m[mask], evaluation.alignment, evaluation.near_m) / truth_m[mask] - 1
+                share[mask] = prediction / truth - 1
                 found[name]["errors"].append({"name": row.name, "picture": _png(signed_colours(share, mask))})
     return list(found.values())
 

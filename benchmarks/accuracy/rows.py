@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ...runtime.artefact.contract import Contract, Protocol
 from ...runtime.artefact.manifest_json import manifest_bytes
 from ...runtime.commands.command import warn
 from ...runtime.commands.inspection import read_manifest
@@ -27,6 +28,7 @@ def open_rows(
     protocol: str | None = None,
     benchmark: str | None = None,
     device: str | None = None,
+    reference_device: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
 ) -> list[Row]:
@@ -40,6 +42,7 @@ def open_rows(
         protocol: how photos are shown; None for ``benchmark`` where the network has it, else each one's first.
         benchmark: the protocol of the papers for this data (``nyu-benchmark``, ``kitti-benchmark``).
         device, threads, batch: see ``Pipeline.open``.
+        reference_device: of PyTorch; None for ``device``, else the CPU.
 
     Raises:
         InputError: if an artefact is broken.
@@ -47,13 +50,14 @@ def open_rows(
     """
     rows: list[Row] = []
     if reference:
+        where = reference_device or device or "cpu"
 
         def torch_pipeline() -> Pipeline:
             from ..pytorch_reference import open_reference
 
-            return open_reference(reference, reference_weights, batch, device, reference_options)
+            return open_reference(reference, reference_weights, batch, where, reference_options)
 
-        rows.append(_row(Path(reference), "pytorch", protocol, benchmark, device or "cpu", torch_pipeline, rows))
+        rows.append(_row(Path(reference), "pytorch", protocol, benchmark, where, torch_pipeline, rows))
     for engine in engines:
 
         def pipeline(path: str | Path = engine) -> Pipeline:
@@ -61,6 +65,20 @@ def open_rows(
 
         rows.append(_row(Path(engine), "engine", protocol, benchmark, device, pipeline, rows))
     return rows
+
+
+def protocol_of(path: str | Path, contract: Contract, name: str | None, benchmark: str | None) -> Protocol:
+    """How photos are shown to an artefact: by the protocol of that name; without one by ``benchmark`` where it is there, else by the first.
+
+    Raises:
+        UsageError: if there is no protocol of that name.
+    """
+    known = {protocol.name: protocol for protocol in contract.protocols}
+    if name is None:
+        return known.get(benchmark, contract.protocols[0])
+    if name not in known:
+        raise UsageError(f"{path} has no protocol {name!r}", wanted=" or ".join(known))
+    return known[name]
 
 
 def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
@@ -74,12 +92,7 @@ def fitted(evaluation: Evaluation, rows: list[Row]) -> Evaluation:
 def _row(path: Path, kind: str, protocol_name: str | None, benchmark: str | None, device: str | None, opener: Callable[[], Pipeline], rows: list[Row]) -> Row:
     """Identify an artefact from its manifest."""
     manifest = read_manifest(path)
-    protocols = manifest.contract.protocols
-    if protocol_name is None and benchmark in {p.name for p in protocols}:
-        protocol_name = benchmark
-    protocol = next((p for p in protocols if protocol_name in (None, p.name)), None)
-    if protocol is None:
-        raise UsageError(f"{path} has no protocol {protocol_name!r}", wanted=" or ".join(p.name for p in protocols))
+    protocol = protocol_of(path, manifest.contract, protocol_name, benchmark)
     network = f"{manifest.network.name} {manifest.network.variant}".strip()
     bundle = path.is_dir()
     name = f"{network} (PyTorch)" if kind == "pytorch" else path.absolute().name

@@ -9,11 +9,12 @@ import numpy as np
 
 from ...runtime.artefact.bundle import BundleDirectory
 from ...runtime.backend import open_backend
-from ...runtime.errors import FathomError
+from ...runtime.errors import AccuracyError, FathomError, InputError
 from ...runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
+    from ...runtime.photo.depth_map import DepthMap
     from .evaluation import Evaluation
 
 PHOTOS = 4
@@ -51,30 +52,24 @@ class OneStageBackend:
 
 
 def stage_costs(
-    engine: str | Path, bundle: str | Path, source: Source, count: int, evaluation: Evaluation, protocol: str | None, threads: int | None
+    engine: str | Path, bundle: str | Path, source: Source, count: int, evaluation: Evaluation, protocol: str, threads: int | None
 ) -> list[dict[str, Any]]:
     """For every stage of an engine: how far the map moves when this stage alone is the engine's and all others are the bundle's in FP32.
 
     Args:
         engine: a plan for ONNX Runtime.
         bundle: that it was built from.
-        count: of samples; the first ``PHOTOS`` of them are looked at.
+        count: of samples; the first ``PHOTOS`` of them that fit the evaluation and the protocol are looked at.
+        protocol: by which the engine's row was scored.
 
     Returns:
-        ``name``, ``precision``, ``depth_change_m`` (mean of |map - FP32 map|; None for maps that are not metres) and ``depth_change``
-        (the same over the mean of the FP32 map).
+        ``name``, ``precision``, ``depth_change_m`` (mean of |map - FP32 map| where both are valid; None for maps that are not metres) and
+        ``depth_change`` (the same over the mean of the FP32 map there).
 
     Raises:
-        FathomError: if the stages cannot be run one by one.
+        FathomError: if the stages cannot be run one by one, or no photo fits.
     """
-    from .shaping import shape_pair
-    from .words import words_of
-
-    photos: list[tuple[np.ndarray, str | None]] = []
     with Pipeline.open(engine, None, threads) as other:
-        for number in range(min(count, PHOTOS)):
-            sample = source[number]
-            photos.append((shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)[0], words_of(other.contract, sample)))
         precisions = {stage.spec.name: stage.precision for stage in other.manifest.stages}
         if not hasattr(other.backend, "run_stage"):
             raise FathomError("the engine's stages cannot be run one by one on this backend")
@@ -83,16 +78,43 @@ def stage_costs(
         with Pipeline(artefact, mixed, 1) as chain:
             if [stage.name for stage in mixed.stages] != list(precisions):
                 raise FathomError("bundle and engine have other stages")
-            return _costs(chain, mixed, precisions, photos, protocol)
+            looks = _looks(chain, source, count, evaluation, protocol)
+            return [_cost(chain, mixed, name, precision, looks) for name, precision in precisions.items()]
 
 
-def _costs(chain: Pipeline, mixed: OneStageBackend, precisions: dict[str, str], photos: list[Any], protocol: str | None) -> list[dict[str, Any]]:
-    wanted = [chain.predict(photo, protocol, prompt=scene) for photo, scene in photos]
-    found = []
-    for name, precision in precisions.items():
-        mixed.stage = name
-        moved = [np.abs(chain.predict(photo, protocol, prompt=scene).values - depth.values) for (photo, scene), depth in zip(photos, wanted, strict=True)]
-        metres = float(np.mean([np.mean(move) for move in moved])) if wanted[0].kind == "metric" else None
-        share = float(np.mean([np.mean(move) / np.mean(np.abs(depth.values)) for move, depth in zip(moved, wanted, strict=True)]))
-        found.append({"name": name, "precision": precision, "depth_change_m": metres, "depth_change": share})
+def _looks(chain: Pipeline, source: Source, count: int, evaluation: Evaluation, protocol: str) -> list[tuple[tuple[Any, ...], DepthMap]]:
+    """What ``Pipeline.predict`` is given for each photo, as when it was scored, and the FP32 map of it."""
+    from .evaluation import counted
+    from .shaping import shape_pair
+    from .words import camera_of, words_of
+
+    found: list[tuple[tuple[Any, ...], DepthMap]] = []
+    for sample in (source[number] for number in range(count)):
+        try:
+            rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
+            if not counted(evaluation, truth_m, valid).any():
+                continue
+            given = (rgb, protocol, camera_of(chain.contract, sample, rgb), words_of(chain.contract, sample))
+            found.append((given, chain.predict(*given)))
+        except (AccuracyError, InputError, ValueError):
+            continue  # no part of the score either
+        if len(found) == PHOTOS:
+            break
+    if not found:
+        raise FathomError("no photo fits")
     return found
+
+
+def _cost(chain: Pipeline, mixed: OneStageBackend, name: str, precision: str, looks: list[tuple[tuple[Any, ...], DepthMap]]) -> dict[str, Any]:
+    mixed.stage = name
+    moved, shares = [], []
+    for given, wanted in looks:
+        depth = chain.predict(*given)
+        both = depth.valid & wanted.valid
+        if both.any():
+            moved.append(float(np.mean(np.abs(depth.values - wanted.values)[both])))
+            shares.append(moved[-1] / float(np.mean(np.abs(wanted.values[both]))))
+    if not moved:
+        raise FathomError(f"with the engine's stage {name} no pixel is valid that was before")
+    metres = float(np.mean(moved)) if looks[0][1].kind == "metric" else None
+    return {"name": name, "precision": precision, "depth_change_m": metres, "depth_change": float(np.mean(shares))}

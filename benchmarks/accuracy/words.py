@@ -1,8 +1,10 @@
-"""What a network that is told the kind of scene, or a caption, is told of a sample."""
+"""What a network is told of a sample beside its photo: the kind of scene, a caption, the camera."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ...datasets.rooms.rooms import NYU_NAMES
 from ...runtime.errors import InputError
@@ -35,3 +37,12 @@ def words_of(contract: Contract, sample: Sample) -> str | None:
         fix = "measure on data that names its rooms, or export the network with --scene NAME"
         raise InputError(f"{name.strip()!r} names none of the network's scenes", wanted=f"one of {', '.join(text.classes)}", fix=fix)
     return found
+
+
+def camera_of(contract: Contract, sample: Sample, rgb: np.ndarray) -> tuple[float, float, float, float] | None:
+    """The camera of a network whose metres depend on it; None for others, and where the evaluation shaped the photo so that the camera is another.
+
+    Args:
+        rgb: the shaped photo, [H, W, 3].
+    """
+    return sample.intrinsics if contract.output.focal_px and rgb.shape == sample.rgb.shape else None

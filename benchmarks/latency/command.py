@@ -16,6 +16,7 @@ from ...runtime.files import refuse_existing
 if TYPE_CHECKING:
     import numpy as np
 
+    from ...runtime.artefact.contract import Protocol
     from .latency import Query, Subject
 
 PROMPT = "the chair on the left"
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", metavar="NAME", help="how the photo is shown (default: the bundle's first; depth-inspect lists them)")
     parser.add_argument("--rounds", type=_count, default=50, metavar="N", help="samples of each (default: %(default)s)")
     parser.add_argument("--warm-up", type=_count, default=5, metavar="N", help="rounds before that do not count (default: %(default)s)")
-    parser.add_argument("--photo", metavar="FILE", help="photo for the boundary photo (default: a made-up one of 640x480)")
+    parser.add_argument("--photo", metavar="FILE", help="photo for the boundary photo (default: made up, 640x480 or as the protocol wants)")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--details", action="store_true", help="also stages, batches, energy, cold start and memory")
     parser.add_argument("-o", "--output", metavar="RESULT.json", help="the full record")
@@ -96,13 +97,18 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.quiet:
                 for remark in subject.remarks:
                     print(f"{subject.name}: {remark}", file=sys.stderr)
-        if any(subject.samples_ms for subject in subjects):
-            return 0
-        return OutOfMemoryError.exit_code if all(subject.skip_code == OutOfMemoryError.exit_code for subject in subjects) else 6
+        return judge(record)
     finally:
         for subject in subjects:
             subject.close()
         memory.close()
+
+
+def judge(record: dict[str, Any]) -> int:
+    """The exit code that a record of latency deserves: 0 if anything was timed, 7 if nothing for want of memory, else 6."""
+    if not all(row["is_skipped"] for row in record["rows"]):
+        return 0
+    return OutOfMemoryError.exit_code if all(row.get("skip_code") == OutOfMemoryError.exit_code for row in record["rows"]) else 6
 
 
 def _wanted(arguments: argparse.Namespace) -> list[tuple[str, str, Any, dict[str, Any]]]:
@@ -157,6 +163,7 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
             subject.artefact,
             device,
             facts["threads"],
+            query.protocol,
             facts.get("mode", ""),
             arguments.weights,
             {name: getattr(arguments, name) for name in PYTORCH_OPTIONS if getattr(arguments, name)},
@@ -176,12 +183,12 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
     from ...runtime.photo.preprocess import network_inputs
     from .latency import Query
 
-    photo = _photo(arguments.photo)
     manifest = read_manifest(arguments.bundle or arguments.engine[0])
     network, contract = manifest.network, manifest.contract
     protocol = next((item for item in contract.protocols if arguments.protocol in (None, item.name)), None)
     if protocol is None:
         raise UsageError(f"there is no protocol {arguments.protocol!r}", wanted=" or ".join(item.name for item in contract.protocols))
+    photo = _photo(arguments.photo, protocol)
     text = contract.text
     inputs = {contract.input.tensor: next(iter(network_inputs(photo, contract, protocol, 1)))}
     if text is not None:  # any ids take equally long
@@ -194,11 +201,11 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
     return Query(inputs, photo, prompt, protocol.name, arguments.details), about | {"prompt": prompt}
 
 
-def _photo(path: str | None) -> np.ndarray:
+def _photo(path: str | None, protocol: Protocol) -> np.ndarray:
     from ...runtime.photo.photo import read_photo
     from .opening import made_up_photo
 
-    return read_photo(path) if path else made_up_photo()
+    return read_photo(path) if path else made_up_photo(protocol)
 
 
 class _DeviceMemory:
@@ -231,7 +238,7 @@ class _DeviceMemory:
 def _argv(arguments: argparse.Namespace) -> list[str]:
     words = ["depth-bench", "latency", *([arguments.bundle] if arguments.bundle else [])]
     words += [word for engine in arguments.engine for word in ("--engine", engine)]
-    for name in ("pytorch", "onnxruntime", "device", "protocol", "rounds", "warm_up", "photo", "threads"):
+    for name in ("pytorch", "weights", *PYTORCH_OPTIONS, "onnxruntime", "device", "protocol", "rounds", "warm_up", "photo", "threads"):
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value else []
     return [*words, *(["--details"] if arguments.details else [])]

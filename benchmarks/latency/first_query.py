@@ -1,6 +1,6 @@
 """A process that opens one subject and answers one query: cold start, and the memory of the host, of that subject alone.
 
-python -m fathom.benchmarks.latency.first_query '{"artefact": "x.plan", "device": null, "threads": 2, "mode": ""}'
+python -m fathom.benchmarks.latency.first_query '{"artefact": "x.plan", "device": null, "threads": 2, "protocol": null, "mode": ""}'
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import FathomError
+from ..machine.tree_memory import status_nbytes
 
 LIMIT_S = 1800
 
 
 def first_query(
-    artefact: str, device: str | None, threads: int | None, mode: str = "", weights: str | None = None, options: dict[str, str] | None = None
+    artefact: str,
+    device: str | None,
+    threads: int | None,
+    protocol: str | None = None,
+    mode: str = "",
+    weights: str | None = None,
+    options: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Start the process and wait for its one query; the page cache is warm, as after a first start.
 
     Args:
+        protocol: how its made-up photo is shown; None for the artefact's first.
         mode: of PyTorch, or "" for a plan or bundle on the runtime.
         weights, options: of PyTorch; see ``pytorch_latency.open_torch``.
 
@@ -34,7 +42,9 @@ def first_query(
     Raises:
         FathomError: if it fails; its last words are in the message.
     """
-    request = json.dumps({"artefact": artefact, "device": device, "threads": threads, "mode": mode, "weights": weights, "options": options or {}})
+    request = json.dumps(
+        {"artefact": artefact, "device": device, "threads": threads, "protocol": protocol, "mode": mode, "weights": weights, "options": options or {}}
+    )
     start = time.perf_counter()
     try:
         done = subprocess.run([sys.executable, "-m", __name__, request], capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
@@ -75,11 +85,14 @@ def main(argv: list[str]) -> int:
     else:
         pipeline = open_pipeline(request["artefact"], request["device"], request["threads"])
     opened = time.perf_counter()
-    pipeline.predict(made_up_photo(), prompt=_words(pipeline))
+    protocol = pipeline.protocol(request["protocol"])
+    photo = made_up_photo(protocol)
+    asked = time.perf_counter()
+    pipeline.predict(photo, protocol.name, prompt=_words(pipeline))
     answered = time.perf_counter()
     status = _status()
     pipeline.close()
-    times = {"import": imported - start, "open": opened - imported, "first_query": answered - opened}
+    times = {"import": imported - start, "open": opened - imported, "first_query": answered - asked}
     print(json.dumps({"cold_start_ms": {name: round(1e3 * value, 1) for name, value in times.items()}, **status}))
     return 0
 
@@ -91,11 +104,8 @@ def _words(pipeline: Any) -> str | None:
 
 def _status() -> dict[str, int | None]:
     """Of this process, from Linux; None elsewhere."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-        return {f"host_{what}_nbytes": int(lines[key].split()[0]) * 1024 for what, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))}
-    except (OSError, KeyError, ValueError):
-        return {"host_peak_nbytes": None, "host_anonymous_nbytes": None}
+    found = status_nbytes()
+    return {f"host_{what}_nbytes": found.get(key) for what, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))}
 
 
 if __name__ == "__main__":

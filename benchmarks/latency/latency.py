@@ -150,7 +150,7 @@ def to_json(subjects: list[Subject]) -> list[dict[str, Any]]:
 def _row(subject: Subject, base: Subject | None) -> dict[str, Any]:
     samples = {boundary: subject.samples_ms[boundary] for boundary in BOUNDARIES if boundary in subject.samples_ms}
     row: dict[str, Any] = {"name": subject.name, **subject.facts, "remarks": list(subject.remarks)}
-    row |= {"is_skipped": not samples, "skip_reason": subject.skip_reason}
+    row |= {"is_skipped": not samples, "skip_reason": subject.skip_reason, "skip_code": subject.skip_code}
     row |= {"open_ms": subject.open_ms, "memory": subject.memory}
     row["latency_ms"] = {boundary: summary(values) for boundary, values in samples.items()}
     row["samples_per_second"] = {boundary: round(1e3 / found["mean"], 4) for boundary, found in row["latency_ms"].items() if found["mean"] > 0}

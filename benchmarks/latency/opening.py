@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...runtime.artefact.contract import Protocol, Require
 from ...runtime.artefact.manifest import BundleManifest
 from ...runtime.artefact.manifest_json import manifest_bytes
-from ...runtime.errors import FathomError
+from ...runtime.errors import FathomError, InputError
+from ...runtime.photo.preprocess import place_steps
 from ...runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from .latency import Subject
 
 TUNING_RUNS = 3
+PHOTO_SIZES = ((480, 640), (375, 1242))  # of NYU and of KITTI
 
 
 def open_pipeline(artefact: str | Path, device: str | None = None, threads: int | None = None) -> Pipeline:
@@ -102,10 +105,26 @@ def fastest_threads(artefact: str | Path, cores: int | None = None) -> int:
     return min(taken, key=taken.__getitem__)
 
 
-def made_up_photo() -> np.ndarray:
-    """uint8 [480, 640, 3]: ramps of colour."""
-    rows, columns = np.mgrid[0:480, 0:640]
-    return np.stack([rows * 255 // 479, columns * 255 // 639, (rows + columns) * 255 // 1118], axis=2).astype(np.uint8)
+def made_up_photo(protocol: Protocol | None = None) -> np.ndarray:
+    """Ramps of colour, uint8 [H, W, 3]: the first of ``PHOTO_SIZES`` that the protocol takes, or the size that it requires.
+
+    Raises:
+        InputError: if it takes none of them.
+    """
+    height, width = PHOTO_SIZES[0] if protocol is None else _size_for(protocol)
+    rows, columns = np.mgrid[0:height, 0:width]
+    return np.stack([rows * 255 // (height - 1), columns * 255 // (width - 1), (rows + columns) * 255 // (height + width - 2)], axis=2).astype(np.uint8)
+
+
+def _size_for(protocol: Protocol) -> tuple[int, int]:
+    sizes = (*PHOTO_SIZES, *((step.height, step.width) for step in protocol.steps[:1] if isinstance(step, Require)))
+    for size in sizes:
+        try:
+            place_steps(protocol.steps, *size)
+        except InputError:
+            continue
+        return size
+    raise InputError(f"no made-up photo fits the protocol {protocol.name}", wanted="a photo that it takes", fix="name one with --photo, or another --protocol")
 
 
 def greatest_batch(manifest: Any) -> int:

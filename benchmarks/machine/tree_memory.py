@@ -22,8 +22,8 @@ class TreeMemory:
         while not self._stop.wait(EVERY_S):
             total = anonymous = 0
             for pid in _tree(self._pid):
-                all_of_it, own = _resident(pid)
-                total, anonymous = total + all_of_it, anonymous + own
+                found = status_nbytes(pid)
+                total, anonymous = total + found.get("VmRSS", 0), anonymous + found.get("RssAnon", 0)
             self.peak_nbytes = max(self.peak_nbytes, total)
             self.peak_anonymous_nbytes = max(self.peak_anonymous_nbytes, anonymous)
 
@@ -47,9 +47,10 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _resident(pid: int) -> tuple[int, int]:
+def status_nbytes(pid: int | str = "self") -> dict[str, int]:
+    """What a process holds, in bytes by Linux' names (``VmRSS``, ``VmHWM``, ``RssAnon`` …); empty of one that ended, and on other systems."""
     try:
-        facts = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-        return tuple(int(facts[key].split()[0]) * 1024 for key in ("VmRSS", "RssAnon"))
-    except (OSError, KeyError, ValueError):
-        return 0, 0
+        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) == 3 and words[1].isdigit() and words[2] == "kB"}

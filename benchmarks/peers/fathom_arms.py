@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.artefact.plan import PlanFile
-from ..studies.measured_commands import command_line
+from ..our_commands import command_line
 from .low_share import low_share
 
 CARDS = {"int8": "orin-nano", "fp8": "l4"}  # of those that compute in it the slowest: the one on which it saves most

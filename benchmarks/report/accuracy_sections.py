@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from ...runtime.errors import InputError
 from .document import DASH, Block, Cell, Given, Paragraph, Part, Pictures, Results, Section, Table, with_interval
 from .measure import MASKS
 from .pairing import Network
@@ -48,7 +51,7 @@ def stage_cost_section(network: Network) -> Section | None:
         metres = all(stage["depth_change_m"] is not None for stage in stages)
         quantity, unit = ("depth_change_m", "mm") if metres else ("depth_change", "share")
         numbers = [accuracy.number("rows", place, "stages", k, quantity, unit=unit) for k in range(len(stages))]
-        canvas = Canvas(f"cost-{network.name}-{place}".replace(" ", "-"), f"Depth moved by each stage's precision, {row['name']}", 0.9 + 0.34 * len(stages))
+        canvas = Canvas(f"cost-{network.name}-{place}", f"Depth moved by each stage's precision, {row['name']}", 0.9 + 0.34 * len(stages))
         bars(canvas, [f"{stage['name']}, {stage['precision']}" for stage in stages], numbers, [SERIES[1]] * len(stages))
         canvas.labels("mm, mean of the absolute change" if metres else "% of the mean depth", "")
         blocks.append(canvas.plot())
@@ -63,7 +66,11 @@ def stage_cost_section(network: Network) -> Section | None:
 
 
 def worst_section(network: Network) -> Section | None:
-    """The photos with the greatest errors, with their error maps."""
+    """The photos with the greatest errors, with their error maps.
+
+    Raises:
+        InputError: if a picture does not lie in the result itself: the page loads nothing.
+    """
     accuracy = network.accuracy
     if accuracy is not None and network.measure is MASKS:
         return _worst_sentences(accuracy)
@@ -73,14 +80,20 @@ def worst_section(network: Network) -> Section | None:
     rows = []
     for place, image in enumerate(worst):
         truth: Cell = ("truth, ", accuracy.number("worst", place, "near_m", unit="ratio"), " to ", accuracy.number("worst", place, "far_m", unit="ratio"), " m")
-        pictures: list[tuple[Cell, str]] = [("photo", image["photo"]), (truth, image["truth"])]
+        pictures: list[tuple[Cell, str]] = [("photo", _in_result(image["photo"])), (truth, _in_result(image["truth"]))]
         for error in image["errors"]:
             caption: tuple[Part, ...] = (Given(error["name"]),)
             at = _score_way(accuracy, error["name"], image["id"])
-            pictures.append(((*caption, ", abs_rel ", accuracy.number(*at, unit="metric")) if at else caption, error["picture"]))
+            pictures.append(((*caption, ", abs_rel ", accuracy.number(*at, unit="metric")) if at else caption, _in_result(error["picture"])))
         rows.append(((Given(image["id"]),), tuple(pictures)))
     words = "Error maps: blue is too near, red too far, white is right; full colour from half of the depth on; grey was not counted."
     return Section("The worst photos", (Paragraph((words,)), Pictures(tuple(rows))))
+
+
+def _in_result(url: str) -> str:
+    if not re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*", url):
+        raise InputError(f"a picture of the worst photos is {url[:60]!r}", wanted="the picture itself, as data:image/…", fix="measure again with --details")
+    return url
 
 
 def _worst_sentences(accuracy: Results) -> Section | None:
@@ -122,6 +135,7 @@ def metric_cells(network: Network, row: int | None) -> tuple[Cell, ...]:
         return (DASH,) * len(measure.heads)
     way, metric = ("rows", row), measure.metric
     mean = with_interval(accuracy.number(*way, "means", metric, unit="metric"), accuracy.interval(*way, "means_interval", metric, unit="metric"))
+    mean = "FAILED" if accuracy.value(*way, "failed") else mean
     change: Cell = "first row" if row == 0 else accuracy.number(*way, "difference", "relative", metric, unit="share")
     if row:
         change = with_interval(change, accuracy.interval(*way, "difference", "relative_interval", metric, unit="share"))

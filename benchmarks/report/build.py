@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...runtime.errors import AccuracyError
 from .accuracy_sections import metric_cells, protocol_words, stage_cost_section, worst_section
 from .document import DASH, Block, Cell, Given, Listing, Paragraph, Part, Report, Results, Section, Table, with_interval
 from .latency_sections import (
@@ -45,7 +47,7 @@ def build_report(paths: Sequence[str | Path]) -> Report:
 
 def _top(network: Network) -> tuple[Block, ...]:
     """Verdict, warning, the table of all engines and the picture of it."""
-    blocks: list[Block] = [Paragraph(verdict(network), "verdict")]
+    blocks: list[Block] = [Paragraph(verdict(network), "verdict"), *_failures(network)]
     if any(row.get("untrained") for results in network.records for row in results.record["rows"]):
         meaning = "masks mean" if network.measure is MASKS else "depth means"
         blocks.append(Paragraph((f"The weights are random: the times are real, the {meaning} nothing.",), "alarm"))
@@ -61,6 +63,16 @@ def _top(network: Network) -> tuple[Block, ...]:
     return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
 
 
+def _failures(network: Network) -> list[Block]:
+    """A warning for every row of which some images gave nothing that can be used."""
+    accuracy, found = network.accuracy, []
+    for place, row in enumerate(accuracy.record["rows"] if accuracy is not None else ()):
+        if row.get("failed"):
+            counts = (accuracy.number("rows", place, "failed", unit="count"), " of ", accuracy.number("data", "measured", unit="count"))
+            found.append(Paragraph((Given(row["name"]), " FAILED: ", *counts, f" {network.measure.samples} gave nothing that can be used."), "alarm"))
+    return found
+
+
 def _time_cells(network: Network, engine: Engine) -> tuple[Cell, ...]:
     latency = network.latency
     if latency is None or engine.latency is None or latency.record["rows"][engine.latency]["is_skipped"]:
@@ -74,40 +86,55 @@ def _time_cells(network: Network, engine: Engine) -> tuple[Cell, ...]:
 
 def verdict(network: Network) -> tuple[Part, ...]:
     """One sentence: which engine to take, what it costs and what it gives; only of numbers that stand in the results."""
-    best = _best(network)
+    best, exact = _best(network)
     if best is None:
-        return ("Nothing could be measured.",)
-    parts: list[Part] = [Given(best.name)]
+        failed = any(_failed(network, engine) for engine in network.engines)
+        return ("No engine can be recommended: none passed.",) if failed else ("Nothing could be measured.",)
+    parts: list[Part] = [Given(best.name)] if exact else ["None is known to be as exact as the first row. The most exact, ", Given(best.name), ","]
     latency, accuracy, metric = network.latency, network.accuracy, network.measure.metric
-    if best.latency is not None:
-        way = ("rows", best.latency, "latency_ms", "photo", "p50")
+    way = ("rows", best.latency, "latency_ms", "photo", "p50")
+    timed = best.latency is not None and latency.value(*way) is not None
+    if timed:
         ratio = ("rows", best.latency, "difference", "ratio", "photo", "p50")
         parts += [" takes ", latency.number(*way, unit="ms"), " ms for a photo"]
         if latency.value(*ratio):
             parts += [", ", latency.number(*ratio, unit="ratio"), " of the time of ", latency.given("rows", best.latency, "difference", "to")]
     if best.accuracy is not None and accuracy.value("rows", best.accuracy, "means"):
-        parts += [" and " if best.latency is not None else " ", f"reaches {metric} ", accuracy.number("rows", best.accuracy, "means", metric, unit="metric")]
+        parts += [" and " if timed else " ", f"reaches {metric} ", accuracy.number("rows", best.accuracy, "means", metric, unit="metric")]
         change = ("rows", best.accuracy, "difference", "relative", metric)
         if accuracy.value(*change) is not None:
             parts += [", ", accuracy.number(*change, unit="share"), " beside ", accuracy.given("rows", best.accuracy, "difference", "to")]
     return (*parts, ".")
 
 
-def _best(network: Network) -> Engine | None:
-    """The fastest engine whose accuracy is at most ``GOOD_ENOUGH`` worse than the first row's; without times the most exact one."""
+def _failed(network: Network, engine: Engine) -> bool:
+    """Whether an engine gave images without usable numbers, or was refused for what it computes: nobody is to take it, however fast it is."""
+    scored = network.accuracy.record["rows"][engine.accuracy] if engine.accuracy is not None else {}
+    timed = network.latency.record["rows"][engine.latency] if engine.latency is not None else {}
+    return bool(scored.get("failed")) or timed.get("skip_code") == AccuracyError.exit_code
+
+
+def _best(network: Network) -> tuple[Engine | None, bool]:
+    """The fastest engine whose accuracy is at most ``GOOD_ENOUGH`` worse than the first row's; without times the most exact one.
+
+    An engine that failed is never taken; if others failed, neither is one that nobody scored.
+
+    Returns:
+        the engine, and False if it is only the most exact one because of none it is known that it is good enough.
+    """
     timed = [place for place, _ in timed_rows(network.latency)] if network.latency else []
-    engines = [engine for engine in network.engines if engine.latency in timed] if timed else list(network.engines)
-    rows = network.accuracy.record["rows"] if network.accuracy else []
-
-    def loss(engine: Engine) -> float:
-        return network.measure.loss(rows[engine.accuracy]) if engine.accuracy is not None else 0.0
-
-    scored = [engine for engine in engines if engine.accuracy is not None and rows[engine.accuracy]["means"]] or engines
-    good = [engine for engine in scored if loss(engine) <= GOOD_ENOUGH] or scored
-    if not timed:
-        return min(good, key=lambda engine: network.measure.error(rows[engine.accuracy]), default=None) if rows and scored else None
+    passed = [engine for engine in network.engines if not _failed(network, engine)]
+    engines = [engine for engine in passed if engine.latency in timed or not timed]
+    measure, rows = network.measure, network.accuracy.record["rows"] if network.accuracy else []
+    scored = [engine for engine in engines if engine.accuracy is not None and rows[engine.accuracy]["means"]]
+    losses = {engine: measure.loss(rows[engine.accuracy]) for engine in scored}
+    good = [engine for engine, loss in losses.items() if loss is not None and loss <= GOOD_ENOUGH]
+    if scored and not (good and timed):
+        return min(good or scored, key=lambda engine: measure.error(rows[engine.accuracy])), bool(good)
+    if not timed or (not scored and len(passed) < len(network.engines)):
+        return None, True
     times = network.latency.record["rows"]
-    return min(good, key=lambda engine: times[engine.latency]["latency_ms"].get("photo", times[engine.latency]["latency_ms"]["host"])["p50"], default=None)
+    return min(good or engines, key=lambda engine: times[engine.latency]["latency_ms"].get("photo", times[engine.latency]["latency_ms"]["host"])["p50"]), True
 
 
 def _missing(network: Network) -> list[tuple[Part, ...]]:
@@ -147,7 +174,7 @@ def _origin(network: Network) -> Section:
     items: list[tuple[Part, ...]] = []
     for results in network.records:
         versions = ", ".join(f"{name} {version}" for name, version in results.value("meta", "version").items())
-        items.append(("Command: ", Given(" ".join(results.value("meta", "argv")))))
+        items.append(("Command: ", Given(shlex.join(results.value("meta", "argv")))))
         items.append(("Made ", results.given("meta", "date"), ", commit ", results.given("meta", "commit"), ", seed ", results.number("meta", "seed"), "."))
         items.append(("Versions: ", Given(versions), "."))
         items.append(_machine(results))

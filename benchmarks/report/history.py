@@ -61,6 +61,10 @@ def lines_of(history: Sequence[Results], kind: str) -> dict[tuple[str, str], lis
     return found
 
 
+def _holds(results: Results, network: str) -> bool:
+    return any(row.get("network") == network for row in results.record["rows"])
+
+
 def _judged(before: Results, after: Results, name: str, quantity: str) -> Change | None:
     from ...runtime.errors import FathomError
 
@@ -84,18 +88,20 @@ def build_history(folder: str | Path) -> Report:
         lines = lines_of(history, kind)
         for (title, way, unit), network in ((quantity, network) for quantity in quantities for network in dict.fromkeys(key[0] for key in lines)):
             mine = {name: steps for (of, name), steps in lines.items() if of == network}
+            holders = [id(results) for results in history if results.record["kind"] == kind and _holds(results, network)]
             rows, drawn = [], []
             for name, steps in mine.items():
                 values = [step.results.value("rows", step.row, *way) for step in steps]
-                drawn.append((name, list(range(len(steps))), values))
+                drawn.append((name, [holders.index(id(step.results)) for step in steps], values))  # a row that some results lack leaves them out
                 for step in steps:
                     meta, number = step.results, step.results.number("rows", step.row, *way, unit=unit)
                     word = step.found.word if step.found else "first" if step is steps[0] else "not comparable"
                     rows.append((Given(name), meta.given("meta", "commit"), meta.given("meta", "date"), number, word))
                     if word == "worse":
                         worse.append((Given(name), f" got worse in {title} with commit ", meta.given("meta", "commit"), "."))
-            canvas = Canvas(f"{kind}-{network}".replace(" ", "-"), f"{network}: {title} over the results", 2.8)
+            canvas = Canvas(f"{kind}-{network}", f"{network}: {title} over the results", 2.8)
             curves(canvas, drawn, "o")
+            canvas.axes.xaxis.get_major_locator().set_params(integer=True)
             canvas.labels("result, oldest first", title)
             blocks: tuple[Block, ...] = (canvas.plot(), Table(("row", "commit", "date", title, "against the one before"), tuple(rows)))
             sections.append(Section(f"{network}: {title}", blocks, 2))

@@ -76,7 +76,7 @@ def _block(block: Block) -> str:
 
 
 def _strip(name: tuple[Part, ...], pictures: tuple[tuple[Cell, str], ...]) -> str:
-    images = "".join(f'<figure><img src="{url}" alt=""><figcaption>{_cell(caption)}</figcaption></figure>' for caption, url in pictures)
+    images = "".join(f'<figure><img src="{escape(url)}" alt=""><figcaption>{_cell(caption)}</figcaption></figure>' for caption, url in pictures)
     return f'<div class="photo"><p>{_cell(name)}</p>\n<div class="strip">{images}</div></div>'
 
 

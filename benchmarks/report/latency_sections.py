@@ -164,4 +164,4 @@ def pareto_plot(network: Network) -> Plot | None:
 
 
 def _name(what: str, network: Network) -> str:
-    return f"{what}-{network.name}".replace(" ", "-")
+    return f"{what}-{network.name}"

@@ -24,9 +24,13 @@ class Measure:
     heads: tuple[str, ...]
     samples: str
 
-    def loss(self, row: dict[str, Any]) -> float:
-        """By what share of the first row's a row is worse; 0 where that is not known."""
-        change = ((row.get("difference") or {}).get("relative") or {}).get(self.metric) or 0.0
+    def loss(self, row: dict[str, Any]) -> float | None:
+        """By what share of the first row's a row is worse: 0 for the first row itself, None where that is not known."""
+        if row["difference"] is None:
+            return 0.0
+        change = row["difference"].get("relative", {}).get(self.metric)
+        if change is None:
+            return 0.0 if row["difference"].get("absolute", {}).get(self.metric) == 0 else None
         return -change if self.larger_is_better else change
 
     def error(self, row: dict[str, Any]) -> float:

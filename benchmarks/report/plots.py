@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class Canvas:
     """One drawing with one pair of axes.
 
     Args:
-        name: unique on the page.
+        name: unique on the page, in any letters.
         title: what it shows.
         height_in: of the drawing.
 
@@ -38,8 +39,8 @@ class Canvas:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise missing_package("matplotlib", "bench", "to draw the report") from error
-        self.name, self.title = name, title
-        self._settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+        self.name, self.title, self._drawn = _identifier(name), title, []
+        self._settings = {"svg.fonttype": "none", "svg.hashsalt": self.name, "font.size": 9, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
         self._mpl = mpl
         with mpl.rc_context(self._settings):
             self.figure = Figure((WIDTH_IN, height_in), layout="constrained")
@@ -64,11 +65,17 @@ class Canvas:
         options = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "color": INK, "fontsize": 8} | options
         self.axes.annotate(number.text, (x, y), **options).set_gid(f"number:{number.at}")
 
+    def belongs(self, drawn: Any, name: str) -> None:
+        """Remember whose a line or point is, for the legend."""
+        self._drawn.append((drawn, name))
+
     def legend(self) -> None:
         """Which colour is whose, where there is more than one."""
-        handles, names = self.axes.get_legend_handles_labels()
-        if len(names) > 1:
-            self.figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8)
+        if len(self._drawn) > 1:
+            handles, places = [drawn for drawn, _ in self._drawn], [str(place) for place in range(len(self._drawn))]
+            legend = self.figure.legend(handles, places, loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8)
+            for text, (_, name) in zip(legend.get_texts(), self._drawn, strict=True):
+                text.set_text(_short(name))  # as a label of the handle, a name that begins with _ would be left out
 
     def plot(self) -> Plot:
         """The finished drawing."""
@@ -82,14 +89,24 @@ def _themed(svg: str, name: str) -> str:
     """The element alone, with ids of its own and the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'(xlink:href|href)="#', rf'\1="#{name}-', svg)
     svg = re.sub(r"<svg ([^>]*?)height=\"[^\"]*\" ?", r"<svg \1", svg, count=1)
     svg = re.sub(r"(<svg [^>]*?) width=\"[^\"]*\"", r'\1 role="img"', svg, count=1)
+    return re.sub(r"<[^>]*>", lambda tag: _themed_tag(tag[0], name), svg).strip()
+
+
+def _themed_tag(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r"url\(#", f"url(#{name}-", tag)
+    tag = re.sub(r'(xlink:href|href)="#', rf'\1="#{name}-', tag)
     for colour, variable in ((INK, "ink"), (FAINT, "faint"), (GRID, "grid"), *((colour, f"c{place}") for place, colour in enumerate(SERIES))):
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg.strip()
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag
+
+
+def _identifier(name: str) -> str:
+    """The name as an id of a page: without letters that mean something there, and another for every name."""
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
 
 
 def bars(canvas: Canvas, names: Sequence[str], numbers: Sequence[Number | None], colours: Sequence[str] | None = None) -> None:
@@ -113,7 +130,8 @@ def points(canvas: Canvas, entries: Sequence[tuple[str, float, float, tuple[floa
         colour = SERIES[place % len(SERIES)]
         errors = [None if ends is None else [[max(0, at - ends[0])], [max(0, ends[1] - at)]] for at, ends in ((x, x_ends), (y, y_ends))]
         marker = "osD^vP"[place % 6]
-        canvas.axes.errorbar([x], [y], errors[1], errors[0], fmt=marker, color=colour, label=_short(name), capsize=2, elinewidth=1, markersize=6)
+        point = canvas.axes.errorbar([x], [y], errors[1], errors[0], fmt=marker, color=colour, capsize=2, elinewidth=1, markersize=6)
+        canvas.belongs(point, name)
     canvas.axes.margins(0.15)
     canvas.legend()
 
@@ -128,7 +146,8 @@ def front(canvas: Canvas, entries: Sequence[tuple[float, float]], sign: int = 1)
 def curves(canvas: Canvas, entries: Sequence[tuple[str, Sequence[float], Sequence[float]]], marker: str = "") -> None:
     """Named lines."""
     for place, (name, x, y) in enumerate(entries):
-        canvas.axes.plot(x, y, color=SERIES[place % len(SERIES)], label=_short(name), marker=marker or None, markersize=4, linewidth=1.5)
+        (line,) = canvas.axes.plot(x, y, color=SERIES[place % len(SERIES)], marker=marker or None, markersize=4, linewidth=1.5)
+        canvas.belongs(line, name)
     canvas.legend()
 
 
@@ -136,10 +155,12 @@ def steps(canvas: Canvas, entries: Sequence[tuple[str, Sequence[float]]]) -> Non
     """Share of the samples that were at least as fast, for each name."""
     for place, (name, samples) in enumerate(entries):
         ordered = np.sort(np.asarray(samples, np.float64))
-        canvas.axes.step(ordered, np.arange(1, ordered.size + 1) / ordered.size, where="post", color=SERIES[place % len(SERIES)], label=_short(name))
+        (line,) = canvas.axes.step(ordered, np.arange(1, ordered.size + 1) / ordered.size, where="post", color=SERIES[place % len(SERIES)])
+        canvas.belongs(line, name)
     canvas.axes.set_ylim(0, 1.02)
     canvas.legend()
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}"
+    """A name for the drawing, whose ``$`` is no formula."""
+    return (name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}").replace("$", r"\$")

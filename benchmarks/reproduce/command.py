@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...runtime.commands.command import common_flags, warn
 from ...runtime.errors import UsageError
+from ..our_commands import command_line
 
 if TYPE_CHECKING:
     from .row import Row
     from .steps import Step
 
-MODULES = {"depth-train": "models.training.train_command", "depth-export": "export.commands.export_command", "depth-bench": "benchmarks.bench_command"}
 EPILOG = """\
 Without PAPER TABLE ROW, or with the first of them, it lists what there is. A row trains where its paper trained, exports and measures with
 depth-train, depth-export and depth-bench accuracy; --show prints those commands instead. If a file is missing, the row says which.
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 def execute(step: Step, force: bool, quiet: bool) -> int:
     """Run one command in a process of its own, its words for people on stderr; returns its exit code."""
     flags = [flag for flag, given in (("--force", force), ("--quiet", quiet)) if given]
-    command = [sys.executable, "-m", f"fathom.{MODULES[step.program]}", *step.arguments, "--json", *flags]
+    command = [*command_line(step.program), *step.arguments, "--json", *flags]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
 
 

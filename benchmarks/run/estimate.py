@@ -54,14 +54,15 @@ class Plan:
         return f"about {_duration(self.accuracy_s + self.latency_s)}: {accuracy}latency {_duration(self.latency_s)} ({self.rounds} rounds)"
 
 
-def probe(name: str, opened: Callable[[], Pipeline], prompt: str | None) -> Probe | None:
-    """Open a subject and ask it twice; None if it cannot be used here."""
+def probe(name: str, opened: Callable[[], Pipeline], protocol: str, prompt: str | None) -> Probe | None:
+    """Open a subject and ask it twice by that protocol; None if it cannot be used here."""
     start = time.perf_counter()
     try:
         with opened() as pipeline:
-            pipeline.predict(made_up_photo(), prompt=prompt)
+            photo = made_up_photo(pipeline.protocol(protocol))
+            pipeline.predict(photo, protocol, prompt=prompt)
             warm = time.perf_counter()
-            pipeline.predict(made_up_photo(), prompt=prompt)
+            pipeline.predict(photo, protocol, prompt=prompt)
             end = time.perf_counter()
     except FathomError:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,11 @@ from typing import Any
 from ...runtime.errors import FathomError
 from ..machine.system import host
 from ..machine.tree_memory import TreeMemory
+from ..our_commands import command_line
 from ..record.record import versions
 
 GIB = 1 << 30
 PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt-rtx", "diffusers", "numpy")
-MODULES = {
-    "depth-export": "export.commands.export_command",
-    "depth-calibrate": "calibration.calibrate_command",
-    "depth-build": "export.commands.build_command",
-    "depth-run": "runtime.commands.run",
-    "depth-train": "export.commands.train_command",
-}
-
-
-def command_line(program: str) -> list[str]:
-    """How this interpreter starts one of our commands."""
-    return [sys.executable, "-m", f"fathom.{MODULES[program]}"]
 
 
 def measured(program: str, *arguments: str, threads: int) -> dict[str, Any]:

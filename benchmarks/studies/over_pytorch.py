@@ -56,7 +56,7 @@ def in_turns(bundle: Path, plan: Path, rounds: int, threads: int) -> dict[str, A
 
 def peaks(bundle: Path, plan: Path, threads: int) -> dict[str, Any]:
     """Peak memory of a process that opens one of the two and answers one photo: all of it, mapped weights included."""
-    theirs, ours = first_query(str(bundle), "cpu", threads, "eager-fp32"), first_query(str(plan), None, threads)
+    theirs, ours = first_query(str(bundle), "cpu", threads, mode="eager-fp32"), first_query(str(plan), None, threads)
     found = {"pytorch eager-fp32": theirs["host_peak_nbytes"], "onnxruntime": ours["host_peak_nbytes"]}
     return {"host_peak_nbytes": found, "host_peak_ratio": round(found["onnxruntime"] / found["pytorch eager-fp32"], 3)}
 

@@ -34,9 +34,9 @@ from ..accuracy.journal import Journal
 from ..accuracy.published import EVALUATIONS
 from ..accuracy.rows import fitted, open_rows
 from ..machine.system import host
+from ..our_commands import command_line
 from ..record.record import read_study, study, write_record
 from .mask_agreement import compare_masks
-from .measured_commands import command_line
 
 NETWORKS: dict[str, tuple[str, ...]] = {  # name -> what depth-export wants besides
     "evp-tiny": (),
