@@ -36,7 +36,7 @@ from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
-SCORES = 7  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
+SCORES = 8  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .calibrate import Calibrated
 from .precision.precision_plan import PrecisionPlan, Variant
-from .search.objective import Budget
 from .search.proof import proof_line
 
 
@@ -57,7 +56,7 @@ def report_lines(result: Calibrated) -> list[str]:
     return [
         *lines,
         *plan.verdicts.values(),
-        proof_line(plan.proof, Budget(**plan.budget)),
+        proof_line(plan),
         *region_lines(plan),
         "",
         *variant_lines(plan.variants, plan.cost["kind"]),

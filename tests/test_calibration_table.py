@@ -161,6 +161,22 @@ def test_three_parts_share_no_photo_and_the_proof_no_scene(count):
     assert first != second
 
 
+@pytest.mark.parametrize("sizes", [(100, 1, 1, 1), (1, 1, 1, 100), (50, 50, 1, 1, 1), (30, 2, 2, 2, 2, 2, 2, 2)])
+def test_one_large_scene_leaves_no_part_a_single_photo(sizes):
+    scenes = [f"scene {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(8):
+        found = split(photos(*map(str, range(len(scenes))), scenes=scenes), set(), "pairs", seed=seed)
+        counts = [len(part) for part in parts(found)]
+        assert counts[0] >= len(scenes) // 4 and min(counts) >= 2
+        assert not {photo.scene for photo in found.prove} & {photo.scene for photo in (*found.observe, *found.select)}
+        assert any(f"prove the result: {counts[2]}; at least 4" in text for text in found.warnings) == (counts[2] < 4)
+
+
+def test_every_part_with_few_photos_is_warned_of():
+    text = " ".join(split(photos("a", "b", "c"), set(), "pairs").warnings)
+    assert all(f"{words}: 1; at least {few} are wanted" in text for words, few in (("give the ranges", 16), ("are selected by", 4), ("prove the result", 4)))
+
+
 def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scene_agree():
     random = np.random.default_rng(1)
     values = random.normal(size=(40, 2))
@@ -171,7 +187,7 @@ def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scen
     repeated = np.repeat(values[:10], 4, axis=0)
     scenes = [str(k // 4) for k in range(40)]
     assert bootstrap_errors(repeated, scenes) == pytest.approx(values[:10].std(axis=0, ddof=1) / np.sqrt(10), rel=0.15)
-    assert (bootstrap_errors(values[:1], ["a"]) == 0).all()
+    assert bootstrap_errors(values[:1], ["a"]) is None  # an error of 0 would be a lie
 
 
 def test_a_journal_whose_first_line_was_cut_off_is_begun_again(tmp_path):

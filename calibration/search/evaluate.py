@@ -180,7 +180,8 @@ class Evaluator:
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
         moved = float(np.mean([apart(found[n], self._reference[n]) for n in found]))
         abs_rel, delta1 = map(float, errors.mean(axis=0))
-        return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, float(doubt[0]) / scale, float(doubt[1]))
+        known = (None, None) if doubt is None else (float(doubt[0]) / scale, float(doubt[1]))
+        return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, *known)
 
     def boundaries(self, plan: Plan) -> dict[str, str]:
         """Tensors that pass from stage to stage as float16: both sides compute in fewer bits, and FP16 holds what was seen."""
