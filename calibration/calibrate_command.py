@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..runtime.artefact.bundle import BundleDirectory
 from ..runtime.artefact.spec import PRECISIONS
 from ..runtime.commands.command import common_flags, run_command, warn
-from ..runtime.errors import InputError, UsageError
+from ..runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from .search.clock import Clock
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None, find_clock: FindClock | None = None
 
 def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
     from ..runtime.commands.progress import Progress
-    from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
+    from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate, refuse_calibrated
     from .observation.images import Chosen
     from .quantisation.quantize import ALSO
     from .report import report_lines
@@ -92,8 +92,7 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
         raise UsageError(f"--for {options.card!r}: its peak rates are not known", wanted=", ".join(CARDS), fix="take the one nearest to it")
     budget = Budget.parse(options.budget)
     with BundleDirectory.open(options.bundle) as bundle:
-        if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
-            raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", fix="pass --force to replace its calibration")
+        refuse_calibrated(bundle, options.force)
         measured = read_stage_times(options.stage_times, bundle.manifest) if options.stage_times else None
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from fathom.calibration.calibrate import Settings, calibrate
+from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
 from fathom.calibration.graph.chain import Chain
 from fathom.calibration.observation.flow import Flow
 from fathom.calibration.observation.images import Chosen
 from fathom.calibration.observation.journal import Journal
 from fathom.calibration.observation.observe import prepare_photos, silent
+from fathom.calibration.observation.photo import Photo
+from fathom.calibration.observation.split import split
 from fathom.calibration.search.evaluate import Evaluator
 from fathom.calibration.search.objective import Budget
 from fathom.calibration.search.stage_times import StageTimes
@@ -187,7 +189,32 @@ def test_an_interrupted_search_measures_nothing_twice(token_bundle, tmp_path, mo
     assert 0 < alphas == len(smoothed) == len(set(smoothed))
     assert screened == [len(screened)] * len(screened) == [len(resumed.plan.regions)] * len(resumed.plan.regions)
     assert resumed.plan == calibrate(opened, Chosen(DATA), settings, tmp_path / "other").plan
+    add_to_bundle(opened, resumed)
     assert not (tmp_path / "j").exists()
+
+
+def test_a_photo_that_breaks_the_network_is_refused_before_the_search_even_if_it_only_proves(calibration_bundles, token_bundle, tmp_path):
+    """A network that divides by a picture's brightness, and a black picture among the photos of the proof."""
+    from onnx import helper
+    from PIL import Image
+
+    models = calibration_bundles.token_models()
+    graph = models[0].graph
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), "unit"))
+    graph.node[-1].output[0] = "plain"
+    made = (("ReduceMax", ["image"], "top"), ("Add", ["top", "unit"], "light"), ("Div", ["light", "light"], "ratio"), ("Mul", ["plain", "ratio"], "features"))
+    graph.node.extend(helper.make_node(kind, inputs, [output], name=f"light/{kind}_0") for kind, inputs, output in made)
+    path = token_bundle(models)
+    (tmp_path / "photos").mkdir()
+    for number, sample in enumerate(Chosen(DATA).source):
+        Image.fromarray(sample.rgb * (number > 0)).save(tmp_path / "photos" / f"{number}.png")
+    text = f"images:{tmp_path / 'photos'}"
+    everything = [Photo(number, str(number), str(number), 1) for number in range(6)]
+    seed = next(seed for seed in range(99) if everything[0] in split(everything, set(), "images", seed=seed).prove)
+    told = []
+    with pytest.raises(AccuracyError, match="NaN"):
+        calibrate(BundleDirectory.open(path), Chosen(text, seed=seed), Settings(LOOSE), tmp_path / "j", lambda what, total: told.append(what))
+    assert "pictures through the stages" in told and "regions screened" not in told
 
 
 def test_int8_is_given_up_before_fp16(token_bundle, calibrated, healthy):
