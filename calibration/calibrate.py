@@ -102,25 +102,29 @@ def calibrate(
     journal_folder: Path,
     on_progress: OnProgress = silent,
     on_message: Callable[[str], None] = lambda text: None,
+    force: bool = False,
 ) -> Calibrated:
     """Observe, search, and keep the table and the plan; nothing is written but the journal.
 
     Args:
         on_progress: called after every step with what is counted and how many there are.
         on_message: told how long it will take, before it starts and again as it goes.
+        force: throw away what an interrupted calibration with other settings has left in the folder.
 
     Raises:
         UsageError: if the hours that are given do not suffice for the least.
-        InputError: if the bundle is not FP32, the data cannot be read or is too small, or the protocol does not fit the images.
+        InputError: if the bundle is not FP32, the data cannot be read or is too small, the protocol does not fit the images, or the journal is of another
+            calibration.
         AccuracyError: if a stage of the FP32 network puts out NaN, infinity or a constant; stage and tensor are named.
         OutOfMemoryError: if a stage does not fit the memory.
     """
     model = model_fingerprint(bundle.manifest)
     chain = Chain(bundle, settings.protocol, settings.prompts)
     provenance = data.provenance() | ({"prompts": list(settings.prompts)} if settings.prompts else {})
-    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "scores": SCORES}
+    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "version": SCORES}
     key |= {"also": list(settings.also), "hours": settings.hours, "seed": data.seed}
-    journal = Journal(journal_folder, key)
+    key |= {} if settings.hours is None else {"regions": settings.regions}  # how many photos fit into the hours depends on them
+    journal = Journal(journal_folder, key, force)
     photos = prepare_photos(chain, data, journal, on_progress)
     parts = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal), data.seed)
     flow = Flow(chain, data, journal)

@@ -22,7 +22,7 @@ FindClock = Callable[[Path, Callable[[str], None]], "Clock | None"]  # bundle, r
 CARD_NAMES = "orin-nano, orin-agx, rtx3060, rtx3090, rtx4090, rtx5090, l4, h100 (default: %(default)s)"
 EPILOG = """\
 exit codes: 0 ok, 2 usage, 3 bad input, 4 the FP32 network itself is broken, 7 out of memory, 130 interrupted
-An interrupted calibration is taken up where it stopped when the same command is given again.
+An interrupted calibration is taken up where it stopped when the same command is given again; with other settings, --force throws it away.
 example: depth-calibrate evp/ --data nyu:nyu_depth_v2_labeled.mat --budget abs_rel=0.5%,delta1=0.2pp
 """
 
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
         )
         ticker = _Ticker(options.quiet, Progress)
         try:
-            result = calibrate(bundle, data, settings, journal, ticker, ticker.say(_remark(options.quiet)))
+            result = calibrate(bundle, data, settings, journal, ticker, ticker.say(_remark(options.quiet)), options.force)
         finally:
             ticker.close()
         for text in result.table.warnings:

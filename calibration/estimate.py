@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .graph.chain import Chain
 from .graph.session import StageSession, check_finite
@@ -41,6 +42,11 @@ class Extent:
     regions: int
     by_stage: tuple[int, ...]
     trials: int
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Extent:
+        """From what ``asdict`` made, as JSON gives it back."""
+        return cls(**{**facts, "by_stage": tuple(facts["by_stage"])})
 
     @property
     def screened(self) -> tuple[int, ...]:

@@ -138,6 +138,26 @@ def test_an_interrupted_observation_goes_on_and_ends_the_same(token_bundle, tmp_
         assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / f"j{stop}").items())
 
 
+def test_an_observation_goes_on_in_the_passes_it_was_begun_with(token_bundle, tmp_path, monkeypatch):
+    """The memory that is free is another after an interruption: no tensor may be looked at twice for that, or not at all."""
+    from fathom.calibration.observation import observe as module
+
+    path, plan = token_bundle(), module._plan
+    whole, count = look(path, tmp_path / "a"), 0
+
+    def tick(what, total):
+        nonlocal count
+        count += what.startswith("pictures")
+        if count == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_plan", lambda *facts: [[name] for names in plan(*facts) for name in names])
+        with pytest.raises(KeyboardInterrupt):
+            look(path, tmp_path / "b", tick=tick)
+    assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / "b").items())
+
+
 def test_the_choice_once_made_its_ranges_hold_what_selected_too(token_bundle, calibrated):
     """Few photos are a narrow view: those that selected widen the ranges that are proven and kept, those of the proof never do."""
     path = token_bundle()

@@ -212,12 +212,15 @@ def test_two_calibrations_of_one_bundle_do_not_mix(tmp_path):
 
 def test_a_journal_is_taken_up_only_by_the_same_calibration(tmp_path):
     folder = tmp_path / "j"
-    journal = Journal(folder, {"model": "a"})
+    journal = Journal(folder, {"model": "a", "hours": 2.5})
     journal.note("stage", [1, 2])
     journal.put("x", {"t:0/a": np.arange(3), "u": np.float32(2)})
-    again = Journal(folder, {"model": "a"})
+    again = Journal(folder, {"model": "a", "hours": 2.5})
     assert again.resumed and again.fact("stage") == [1, 2] and (again.get("x")["t:0/a"] == np.arange(3)).all()
-    other = Journal(folder, {"model": "b"})
+    with pytest.raises(InputError, match=r"other settings: model; hours 2.5, now None; .* --force"):
+        Journal(folder, {"model": "b"})
+    assert Journal(folder, {"model": "a", "hours": 2.5}).fact("stage") == [1, 2]  # nothing was lost
+    other = Journal(folder, {"model": "b"}, force=True)
     assert not other.resumed and other.fact("stage") is None and other.get("x") == {}
     (folder / "journal.json").write_text("{ torn")
     assert not Journal(folder, {"model": "b"}).resumed

@@ -17,21 +17,23 @@ LOCK = f".{JOURNAL}.lock"
 
 
 class Journal:
-    """A folder that belongs to one calibration (same network, data and settings); another one's content is thrown away.
+    """A folder that belongs to one calibration (same network, data and settings).
 
     Args:
         folder: is made if it is missing.
         key: what must be equal for the content to count.
+        force: throw away the tensors of another calibration; without them there is nothing to lose.
 
     Attributes:
         resumed: whether an earlier run's content is taken up.
 
     Raises:
-        InputError: if the folder exists and is no journal, or cannot be written.
+        InputError: if the folder exists and is no journal, or holds tensors of another calibration and ``force`` is False, or cannot be written.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any]):
+    def __init__(self, folder: Path, key: dict[str, Any], force: bool = False):
         self.folder, self._facts = folder, {"key": key, "done": {}}
+        key = json.loads(json.dumps(key))
         file = folder / JOURNAL
         self.resumed = False
         try:
@@ -39,9 +41,15 @@ class Journal:
             self._lock(folder)
             if file.is_file():
                 found = self._read(file)
-                if found.get("key") == json.loads(json.dumps(key)) and isinstance(found.get("done"), dict):
+                if found.get("key") == key and isinstance(found.get("done"), dict):
                     self._facts, self.resumed = found, True
                 else:
+                    if isinstance(found.get("key"), dict) and any(folder.glob("*.npz")) and not force:
+                        raise InputError(
+                            f"{folder} holds an interrupted calibration with other settings: {_differences(found['key'], key)}",
+                            wanted="the same command again, to go on with it",
+                            fix="give those settings again, or pass --force to throw away what was done",
+                        )
                     for item in set(folder.iterdir()) - {folder / LOCK}:
                         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
             elif any(not item.name.startswith(f".{JOURNAL}") for item in folder.iterdir()):  # killed while it wrote its first line
@@ -112,3 +120,12 @@ class Journal:
     def remove(self) -> None:
         """The calibration is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """``hours 2.0, now 3.0; data``: what is long is only named."""
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        if (values := (before.get(name), now.get(name)))[0] != values[1]:
+            found.append(f"{name} {values[0]}, now {values[1]}" if not any(isinstance(value, (dict, str)) for value in values) else name)
+    return "; ".join(found)

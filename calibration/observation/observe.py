@@ -102,7 +102,7 @@ def observe(
     flow = Flow(chain, source, journal)
     groups = flow.groups(photos, hold)
     folds = folds_of(photo for photo in photos if photo.number not in hold)
-    plans = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
+    plans = passes(chain, journal, memory_nbytes, also)
     kept = [journal.get(_state(place)) for place in range(len(chain.specs))]
     looks = {spec.name: Looks.from_arrays(arrays) for spec, arrays in zip(chain.specs, kept, strict=True)}
     total = sum(len(group) for group in groups) * sum(map(len, plans))
@@ -142,9 +142,12 @@ def _state(place: int) -> str:
     return f"stage_{place:03d}"
 
 
-def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict[str, int]:
-    """How often each stage is run over all images."""
-    return {spec.name: len(_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also)) for spec in chain.specs}
+def passes(chain: Chain, journal: Journal, memory_nbytes: int, also: tuple[str, ...] = ()) -> list[list[list[str]]]:
+    """By stage, the activations that each of its passes over all images looks at. What was begun with goes on: the memory that is free is another each time."""
+    if (known := journal.fact("passes")) is None:
+        known = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
+        journal.note("passes", known)
+    return known
 
 
 def _observe_stage(
