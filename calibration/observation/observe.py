@@ -20,7 +20,7 @@ from .flow import Flow
 from .folds import folds_of
 from .journal import Journal
 from .photo import Photo, photo_sha256
-from .sample_layers import sample_layers
+from .sample_layers import Place, places, sample_layers
 from .stage_observation import StageObservation
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def observe(
     """
     flow = Flow(chain, source, journal)
     groups = flow.groups(photos, hold)
-    folds = folds_of(photo for photo in photos if photo.number not in hold)
+    looked_at = [photo for photo in photos if photo.number not in hold]
+    place_of = places(((photo.number, window) for photo in looked_at for window in range(photo.windows)), folds_of(looked_at))
     plans = passes(chain, journal, memory_nbytes, also)
     kept = [journal.get(_state(place)) for place in range(len(chain.specs))]
     looks = {spec.name: Looks.from_arrays(arrays) for spec, arrays in zip(chain.specs, kept, strict=True)}
@@ -112,7 +113,7 @@ def observe(
 
     for number, group in enumerate(groups):
         for place, spec in enumerate(chain.specs):
-            _observe_stage(chain, place, (number, group), plans[place], looks[spec.name], flow, folds, advance)
+            _observe_stage(chain, place, (number, group), plans[place], looks[spec.name], flow, place_of, advance)
         for photo, window in group:
             if photo.number not in hold or not flow.holds(photo, window):
                 flow.drop(photo, window)
@@ -157,13 +158,12 @@ def _observe_stage(
     plan: list[list[str]],
     looks: Looks,
     flow: Flow,
-    folds: dict[int, int],
+    place_of: dict[tuple[int, int], Place],
     advance: Callable[[], None],
 ) -> None:
-    """One group of windows through one stage, in as many passes as ``plan`` has, going on where it was interrupted. Photos without a fold are apart."""
+    """One group of windows through one stage, in as many passes as ``plan`` has, going on where it was interrupted. Windows without a place are apart."""
     spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
     number, items = numbered
-    share = 1 / max(1, flow.looked_at)  # of every layer's sample
     finished = tuple(journal.fact(state) or (0, 0, 0))  # groups, passes of the next one, windows of the next pass
     for turn, names in enumerate(plan):
         if (number, turn) < finished[:2]:
@@ -177,12 +177,12 @@ def _observe_stage(
             values = session.run(tensors)
             outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
             check_finite(spec.name, outputs)
-            fold, both = folds.get(photo.number), {**tensors, **values}
-            _look(looks.held if fold is None else looks.seen, fold or 0, names, both, peaks, graph)
-            if fold is not None:
-                sample_layers(looks.seen.samples, looks.seen.origins, graph, names, both, share, (photo.number, window), fold)
+            mine, both = place_of.get((photo.number, window)), {**tensors, **values}
+            _look(looks.held if mine is None else looks.seen, mine.fold if mine else 0, names, both, peaks, graph)
+            if mine is not None:
+                sample_layers(looks.seen.samples, looks.seen.origins, graph, names, both, (photo.number, window), mine)
             if turn == 0:
-                flow.write(photo, window, {**tensors, **outputs}, place, photo.number not in folds)
+                flow.write(photo, window, {**tensors, **outputs}, place, mine is None)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 journal.put(state, looks.to_arrays())
                 journal.note(state, [number, turn, position + 1])
