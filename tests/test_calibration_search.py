@@ -1,6 +1,7 @@
 """The whole calibration on small networks with planted faults: what is wrong is found, named, and kept out of harm's way."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -45,6 +46,42 @@ def test_photos_that_regions_are_screened_on_have_a_depth_and_a_scene_each(token
     assert evaluator.telling(1) == (photos[2],)
     assert evaluator.telling(2) == (photos[2], photos[4])
     assert evaluator.telling(9) == (photos[2], photos[3], photos[4])
+
+
+def test_scoring_many_large_photos_takes_no_more_memory_than_scoring_two(token_bundle, tmp_path, monkeypatch):
+    """What has no room is made anew for one photo after the other, with the same score."""
+    from fathom.calibration.search import maps
+    from fathom.datasets.sample import Sample
+
+    chain, size = Chain(BundleDirectory.open(token_bundle())), (400, 600)
+    each = 400 * 600 * (3 + 4 + 1)  # bytes of a photo, its depth, and where that is known
+
+    class Photos:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, number):
+            random = np.random.default_rng(number)
+            depth = random.uniform(1, 5, size).astype(np.float32)
+            return Sample(random.integers(0, 256, (*size, 3), dtype=np.uint8), depth, depth > 0, None, f"p{number}", f"p{number}")
+
+    data, journal = Photos(), Journal(tmp_path / "j", {})
+    photos = prepare_photos(chain, data, journal, silent)
+
+    def scored(count):
+        """Score of FP32 stages in their own place, and the greatest number of bytes that were held for it."""
+        tracemalloc.start()
+        evaluator = Evaluator(chain, {}, photos[:count], data.__getitem__, Flow(chain, data, journal))
+        score = evaluator.score_stages({}, {"head": chain.graphs["head"]})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return score, peak
+
+    plenty = scored(10)[0]
+    monkeypatch.setattr(maps, "REMEMBER_NBYTES", 0)
+    (_, few), (score, many) = scored(2), scored(10)
+    assert score == plenty and score.disagreement == 0 and score.abs_rel > 0.1
+    assert many < few + each
 
 
 def test_a_healthy_network_becomes_int8_and_fp16(healthy):
