@@ -7,6 +7,7 @@ import pytest
 
 from fathom.calibration.precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.precision.regions import Region
+from fathom.calibration.search.clock import by_the_clock
 from fathom.calibration.search.mixtures import Mixtures
 from fathom.calibration.search.objective import Budget, Score
 from fathom.calibration.search.proof import proof_line, prove
@@ -86,6 +87,25 @@ def test_a_tighter_mixture_that_keeps_the_budget_on_the_proof_is_taken():
 def test_the_part_of_a_budget_that_is_used_is_that_of_its_tightest_bound():
     assert Score(0.1, 0.9, -0.004, 0.002, 0.03, 0.002, 0.0).used(BUDGET) == pytest.approx(1.5)  # 0.6 %, 0.2 pp and 3 % of 0.5 %, 0.5 pp and 2 %
     assert Score(0.1, 0.9, -0.004, 0.002, 0.01, 0.002, 0.0).used(BUDGET) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("earlier", [None, "8 in int8"])
+def test_a_card_times_the_mixture_that_is_chosen_now(earlier):
+    """No trial was left, and the fastest that was seen is taken: ``chosen`` was nothing so far, or something that was given up."""
+    mixtures = all_tried()
+    if earlier:
+        mixtures.attempt("chosen", mixtures.choices[earlier])
+    ms = {8: 30.0, 5: 3.0, 0: 9.0}
+    found, _ = by_the_clock(
+        mixtures,
+        lambda plan: {"unet": ms[sum(choice == INT8 for choice in plan["unet"].values())]},
+        mixtures.choices["5 in int8"],
+        {},
+        lambda what, total: None,
+    )
+    assert found == mixtures.choices["5 in int8"]
+    mixtures.attempt("chosen", found)  # as the search does at its end
+    assert mixtures.variants["chosen"].timed and mixtures.variants["chosen"].cost_ms == 3.0
 
 
 def said(mixture, proof):
