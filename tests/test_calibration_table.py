@@ -193,7 +193,7 @@ def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scen
 def test_a_journal_whose_first_line_was_cut_off_is_begun_again(tmp_path):
     folder = tmp_path / "j"
     folder.mkdir()
-    (folder / ".journal.json.part").write_text("{ to")
+    (folder / ".fathom-0123456789abcdef.part").write_text("{ to")
     assert not Journal(folder, {"model": "a"}).resumed and Journal(folder, {"model": "a"}).resumed
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").write_bytes(b"x")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...datasets.source import Source
 
 SAVE_EVERY_S = 30.0
-HELD = "held|"  # in the journal, before what was seen of the photos that are looked at apart
+HELD, FINISHED = "held|", "finished"  # in the journal, before what was seen of the photos that are looked at apart; and how far it went
 DEFAULT_MEMORY_NBYTES = 8 << 30
 FLOAT = TensorProto.FLOAT
 OnProgress = Callable[[str, int], None]  # what is counted, and how many of it there are
@@ -120,23 +120,30 @@ def observe(
     return {stage: each.seen for stage, each in looks.items()}, {stage: each.held for stage, each in looks.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Looks:
-    """What was seen of one stage on the photos that are looked at (``seen``), and on those that are looked at apart (``held``)."""
+    """What was seen of one stage.
+
+    Args:
+        seen: on the photos that are looked at.
+        held: on those that are looked at apart.
+        finished: groups, passes of the next one, windows of the next pass.
+    """
 
     seen: StageObservation
     held: StageObservation
+    finished: tuple[int, ...] = (0, 0, 0)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """For the journal, both in one file: none is ahead of the other when the run is taken up again."""
-        return self.seen.to_arrays() | {f"{HELD}{key}": values for key, values in self.held.to_arrays().items()}
+        """For the journal, all in one file: nothing is ahead of the rest when the run is taken up again, wherever it was killed."""
+        return self.seen.to_arrays() | {f"{HELD}{key}": values for key, values in self.held.to_arrays().items()} | {FINISHED: np.array(self.finished)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Looks:
         """From the journal."""
         held = {key.removeprefix(HELD): values for key, values in arrays.items() if key.startswith(HELD)}
         seen = {key: values for key, values in arrays.items() if not key.startswith(HELD)}
-        return cls(StageObservation.from_arrays(seen), StageObservation.from_arrays(held))
+        return cls(StageObservation.from_arrays(seen), StageObservation.from_arrays(held), tuple(map(int, arrays.get(FINISHED, (0, 0, 0)))))
 
 
 def _state(place: int) -> str:
@@ -164,7 +171,7 @@ def _observe_stage(
     """One group of windows through one stage, in as many passes as ``plan`` has, going on where it was interrupted. Windows without a place are apart."""
     spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
     number, items = numbered
-    finished = tuple(journal.fact(state) or (0, 0, 0))  # groups, passes of the next one, windows of the next pass
+    finished = looks.finished
     for turn, names in enumerate(plan):
         if (number, turn) < finished[:2]:
             continue
@@ -173,7 +180,7 @@ def _observe_stage(
         saved = time.monotonic()
         for position in range(done, len(items)):
             photo, window = items[position]
-            tensors = flow.read(photo, window)
+            tensors = _tensors(chain, place, flow, photo, window)
             values = session.run(tensors)
             outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
             check_finite(spec.name, outputs)
@@ -184,13 +191,24 @@ def _observe_stage(
             if turn == 0:
                 flow.write(photo, window, {**tensors, **outputs}, place, mine is None)
             if time.monotonic() - saved > SAVE_EVERY_S:
+                looks.finished = number, turn, position + 1
                 journal.put(state, looks.to_arrays())
-                journal.note(state, [number, turn, position + 1])
                 saved = time.monotonic()
             advance()
         del session
+        looks.finished = number, turn + 1, 0
         journal.put(state, looks.to_arrays())
-        journal.note(state, [number, turn + 1, 0])
+
+
+def _tensors(chain: Chain, place: int, flow: Flow, photo: Photo, window: int) -> dict[str, np.ndarray]:
+    """What a stage reads of a window, made anew from the picture if a damaged journal has lost it."""
+    tensors = flow.read(photo, window)
+    if {tensor.name for tensor in chain.specs[place].inputs} <= set(tensors):
+        return tensors
+    tensors = flow.inputs(photo, window)
+    for spec in chain.specs[:place]:
+        tensors |= StageSession(chain.graphs[spec.name]).run(tensors)
+    return tensors
 
 
 def _look(seen: StageObservation, fold: int, names: list[str], values: dict[str, np.ndarray], peaks: dict[str, str], graph: StageGraph) -> None:
