@@ -81,8 +81,8 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
     precisions = tuple(word.strip() for word in options.precisions.split(","))
     if unknown := set(precisions) - set(PRECISIONS):
         raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(PRECISIONS))
-    if options.images < 2 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
-        raise UsageError("a number is out of range", wanted="--images from 2, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
+    if options.images < 3 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
+        raise UsageError("a number is out of range", wanted="--images from 3, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
     if options.hours is not None and not 0 < options.hours <= 10000:
         raise UsageError(f"--hours {options.hours:g}", wanted="more than 0, at most 10000")
     also = tuple(word.strip() for word in options.also.split(",") if word.strip())

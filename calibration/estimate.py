@@ -74,7 +74,7 @@ def measure_pace(chain: Chain, flow: Flow, photo: Photo) -> Pace:
         values = session.run(tensors)
         opened.append(middle - start)
         ran.append(time.monotonic() - middle)
-        check_finite(spec.name, values)
+        check_finite(spec.name, values, photo.id)
         tensors |= values
         del session
     return Pace(tuple(opened), tuple(ran))

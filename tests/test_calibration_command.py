@@ -82,6 +82,7 @@ def test_several_data_sets_are_looked_at_together(token_bundle, capsys):
         (["--data", DATA, "--protocol", "moon"], 2, "no protocol"),
         (["--data", DATA, "--memory", "nan"], 2, "out of range"),
         (["--data", "rooms:2"], 3, "at least 3"),
+        (["--data", DATA, "--images", "2"], 2, "--images from 3"),
     ],
 )
 def test_bad_arguments_end_with_one_message(token_bundle, capsys, arguments, code, words):

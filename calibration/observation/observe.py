@@ -183,7 +183,7 @@ def _observe_stage(
             tensors = _tensors(chain, place, flow, photo, window)
             values = session.run(tensors)
             outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
-            check_finite(spec.name, outputs)
+            check_finite(spec.name, outputs, photo.id)
             mine, both = place_of.get((photo.number, window)), {**tensors, **values}
             _look(looks.held if mine is None else looks.seen, mine.fold if mine else 0, names, both, peaks, graph)
             if mine is not None:

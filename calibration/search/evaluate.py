@@ -193,20 +193,21 @@ class Evaluator:
         changed = [*stages] + [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
         items = {(photo.number, window): self._item(photo, window) for photo, window in group}
+        names = {photo.number: photo.id for photo, _ in group}
         started = False
         for spec in self.chain.specs:
             started |= spec.name in changed
             made = {tensor.name for tensor in spec.outputs} & self._wanted
-            waiting = [tensors for tensors in items.values() if started or not made <= set(tensors)]
+            waiting = [(names[number], tensors) for (number, _), tensors in items.items() if started or not made <= set(tensors)]
             if not waiting:
                 continue
             if spec.name in changed:
                 session = StageSession(stages.get(spec.name) or self.variant(spec.name, plan[spec.name], boundaries))
             else:
                 session = self._plain(spec.name)
-            for tensors in waiting:
+            for photo, tensors in waiting:
                 values = session.run(tensors)
-                check_finite(spec.name, values)
+                check_finite(spec.name, values, photo)
                 tensors |= values
             del session
         return items
