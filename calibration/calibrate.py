@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..runtime.artefact.bundle import MANIFEST, BundleDirectory
 from ..runtime.artefact.manifest import FileFacts
 from ..runtime.artefact.manifest_json import manifest_bytes
 from ..runtime.errors import InputError, UsageError
-from ..runtime.files import sha256_of, whole_file
+from ..runtime.files import refuse_existing, sha256_of, whole_file
 from .artefact import model_fingerprint
 from .graph.chain import Chain
 from .observation.flow import Flow
@@ -36,7 +37,7 @@ from .search.sensitivity import FIRST_OBSERVER
 from .search.stage_times import StageTimes
 
 TABLE, PLAN = "calibration.json", "precision_plan.json"
-SCORES = 7  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
+SCORES = 8  # raised whenever the score of a choice means something else: a journal of older ones is not taken up
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Result of a calibration."""
+    """Result of a calibration; its journal goes when it is written (``add_to_bundle``)."""
 
     table: CalibrationTable
     plan: PrecisionPlan
     tried: int
+    journal: Journal | None = None
 
 
 def calibrate(
@@ -100,25 +102,29 @@ def calibrate(
     journal_folder: Path,
     on_progress: OnProgress = silent,
     on_message: Callable[[str], None] = lambda text: None,
+    force: bool = False,
 ) -> Calibrated:
-    """Observe, search, and keep the table and the plan; nothing is written but the journal, which is removed at the end.
+    """Observe, search, and keep the table and the plan; nothing is written but the journal.
 
     Args:
         on_progress: called after every step with what is counted and how many there are.
         on_message: told how long it will take, before it starts and again as it goes.
+        force: throw away what an interrupted calibration with other settings has left in the folder.
 
     Raises:
         UsageError: if the hours that are given do not suffice for the least.
-        InputError: if the bundle is not FP32, the data cannot be read or is too small, or the protocol does not fit the images.
+        InputError: if the bundle is not FP32, the data cannot be read or is too small, the protocol does not fit the images, or the journal is of another
+            calibration.
         AccuracyError: if a stage of the FP32 network puts out NaN, infinity or a constant; stage and tensor are named.
         OutOfMemoryError: if a stage does not fit the memory.
     """
     model = model_fingerprint(bundle.manifest)
     chain = Chain(bundle, settings.protocol, settings.prompts)
     provenance = data.provenance() | ({"prompts": list(settings.prompts)} if settings.prompts else {})
-    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "scores": SCORES}
+    key = {"model": model, "data": provenance, "protocol": chain.protocol.name, "memory": settings.memory_nbytes, "version": SCORES}
     key |= {"also": list(settings.also), "hours": settings.hours, "seed": data.seed}
-    journal = Journal(journal_folder, key)
+    key |= {} if settings.hours is None else {"regions": settings.regions}  # how many photos fit into the hours depends on them
+    journal = Journal(journal_folder, key, force)
     photos = prepare_photos(chain, data, journal, on_progress)
     parts = split(photos, data.evaluation_ids(), provenance["kind"], left_out(journal), data.seed)
     flow = Flow(chain, data, journal)
@@ -139,6 +145,7 @@ def calibrate(
     evaluator = judge(seen, parts.select, "select")
     telling = evaluator.telling(schedule.extent.screen)
     screener = judge(seen, telling, f"screen_{len(telling)}")
+    prover = judge(whole, parts.prove, "prove")  # before the search: photos that cannot prove anything are refused here
     found = Search(
         evaluator,
         model,
@@ -148,7 +155,7 @@ def calibrate(
         settings.card,
         settings.clock,
         screener,
-        lambda: judge(whole, parts.prove, "prove"),
+        prover,
         schedule.extent.regions,
         schedule.extent.trials,
         on_progress,
@@ -159,8 +166,7 @@ def calibrate(
     for stage, ranges in found.ranges.items():
         table = table.with_ranges(stage, ranges)
     table = replace(table, shifts=found.shifts)
-    journal.remove()
-    return Calibrated(table, found.plan, evaluator.tried + screener.tried)
+    return Calibrated(table, found.plan, evaluator.tried + screener.tried, journal)
 
 
 def make_table(
@@ -180,18 +186,35 @@ def make_table(
     return CalibrationTable(model, provenance, chain.protocol.name, len(read), sum(photo.windows for photo in read), chosen.warnings, stages, peaks)
 
 
+def refuse_calibrated(bundle: BundleDirectory, force: bool) -> None:
+    """Check before the work starts that table and plan may be put into a bundle.
+
+    Raises:
+        InputError: if it is calibrated already and ``force`` is False, or cannot be written.
+    """
+    folder = bundle.path_of_bundle
+    if not force and (old := [name for name in (TABLE, PLAN) if name in bundle.manifest.files or os.path.lexists(folder / name)]):
+        was, fix = f"{folder} is calibrated already ({old[0]})", "pass --force to replace its calibration"
+        raise InputError(was, wanted="a bundle that is not", fix=fix)
+    for name in (TABLE, PLAN, MANIFEST):
+        refuse_existing(folder / name, force=True)
+        if (folder / name).is_dir():
+            raise InputError(f"{folder / name} is a directory", wanted="a file, or nothing", fix="remove it")
+
+
 def add_to_bundle(bundle: BundleDirectory, result: Calibrated, force: bool = False) -> None:
-    """Put table and plan into the bundle and list them in its manifest.
+    """Put table and plan into the bundle, list them in its manifest, and only then remove the journal.
 
     Raises:
         InputError: if the bundle is calibrated already and ``force`` is False, or cannot be written.
     """
     folder = bundle.path_of_bundle
-    if not force and (old := [name for name in (TABLE, PLAN) if (folder / name).exists()]):
-        raise InputError(f"{folder / old[0]} exists already", wanted="a bundle that is not calibrated", fix="pass --force to replace it")
+    refuse_calibrated(bundle, force)
     write_table(result.table, folder / TABLE, force=True)
     write_plan(result.plan, folder / PLAN, force=True)
     facts = {name: FileFacts((folder / name).stat().st_size, sha256_of(folder / name)) for name in (TABLE, PLAN)}
     manifest = replace(bundle.manifest, files={**bundle.manifest.files, **facts})
     with whole_file(folder / MANIFEST, force=True) as part:
         part.write_bytes(manifest_bytes(manifest))
+    if result.journal is not None:
+        result.journal.remove()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..runtime.artefact.bundle import BundleDirectory
 from ..runtime.artefact.spec import PRECISIONS
 from ..runtime.commands.command import common_flags, run_command, warn
-from ..runtime.errors import InputError, UsageError
+from ..runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from .search.clock import Clock
@@ -22,7 +22,7 @@ FindClock = Callable[[Path, Callable[[str], None]], "Clock | None"]  # bundle, r
 CARD_NAMES = "orin-nano, orin-agx, rtx3060, rtx3090, rtx4090, rtx5090, l4, h100 (default: %(default)s)"
 EPILOG = """\
 exit codes: 0 ok, 2 usage, 3 bad input, 4 the FP32 network itself is broken, 7 out of memory, 130 interrupted
-An interrupted calibration is taken up where it stopped when the same command is given again.
+An interrupted calibration is taken up where it stopped when the same command is given again; with other settings, --force throws it away.
 example: depth-calibrate evp/ --data nyu:nyu_depth_v2_labeled.mat --budget abs_rel=0.5%,delta1=0.2pp
 """
 
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None, find_clock: FindClock | None = None
 
 def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
     from ..runtime.commands.progress import Progress
-    from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate
+    from .calibrate import PLAN, TABLE, Settings, add_to_bundle, calibrate, refuse_calibrated
     from .observation.images import Chosen
     from .quantisation.quantize import ALSO
     from .report import report_lines
@@ -81,8 +81,8 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
     precisions = tuple(word.strip() for word in options.precisions.split(","))
     if unknown := set(precisions) - set(PRECISIONS):
         raise UsageError(f"there is no precision {sorted(unknown)[0]!r}", wanted=", ".join(PRECISIONS))
-    if options.images < 2 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
-        raise UsageError("a number is out of range", wanted="--images from 2, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
+    if options.images < 3 or not 1 <= options.regions <= 4096 or not math.isfinite(options.memory) or not 0.25 <= options.memory <= 4096 or options.seed < 0:
+        raise UsageError("a number is out of range", wanted="--images from 3, --regions 1 to 4096, --memory 0.25 to 4096, --seed from 0")
     if options.hours is not None and not 0 < options.hours <= 10000:
         raise UsageError(f"--hours {options.hours:g}", wanted="more than 0, at most 10000")
     also = tuple(word.strip() for word in options.also.split(",") if word.strip())
@@ -92,8 +92,7 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
         raise UsageError(f"--for {options.card!r}: its peak rates are not known", wanted=", ".join(CARDS), fix="take the one nearest to it")
     budget = Budget.parse(options.budget)
     with BundleDirectory.open(options.bundle) as bundle:
-        if not options.force and (TABLE in bundle.manifest.files or PLAN in bundle.manifest.files):
-            raise InputError(f"{options.bundle} is calibrated already", wanted="a bundle that is not", fix="pass --force to replace its calibration")
+        refuse_calibrated(bundle, options.force)
         measured = read_stage_times(options.stage_times, bundle.manifest) if options.stage_times else None
         data = Chosen(*options.data, count=options.images, seed=options.seed)
         journal = options.bundle.absolute().parent / f".{options.bundle.absolute().name}.calibration"
@@ -113,7 +112,7 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
         )
         ticker = _Ticker(options.quiet, Progress)
         try:
-            result = calibrate(bundle, data, settings, journal, ticker, ticker.say(_remark(options.quiet)))
+            result = calibrate(bundle, data, settings, journal, ticker, ticker.say(_remark(options.quiet)), options.force)
         finally:
             ticker.close()
         for text in result.table.warnings:

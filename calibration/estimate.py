@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .graph.chain import Chain
 from .graph.session import StageSession, check_finite
 from .observation.flow import Flow
 from .observation.photo import Photo
-from .observation.split import Split
+from .observation.split import FEWEST_PHOTOS, Split
 from .precision.regions import find_regions
 from .search.mixtures import MOST_TRIALS
 
 LOOKING = 1.6  # observing a stage takes so much longer than running it
 ROUNDING = 1.5  # so does a stage with the roundings of a mixture in it; it opens slower by as much
 PROOFS = 2  # FP32 and what was chosen
-FEWEST = {"observe": 16, "select": 4, "prove": 4, "regions": 4, "trials": 8}
+FEWEST = FEWEST_PHOTOS | {"regions": 4, "trials": 8}
 STEP = 0.8
 SCREENED = 48  # regions times photos: where there are fewer regions, each is tried on more photos
 
@@ -41,6 +42,11 @@ class Extent:
     regions: int
     by_stage: tuple[int, ...]
     trials: int
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Extent:
+        """From what ``asdict`` made, as JSON gives it back."""
+        return cls(**{**facts, "by_stage": tuple(facts["by_stage"])})
 
     @property
     def screened(self) -> tuple[int, ...]:
@@ -68,7 +74,7 @@ def measure_pace(chain: Chain, flow: Flow, photo: Photo) -> Pace:
         values = session.run(tensors)
         opened.append(middle - start)
         ran.append(time.monotonic() - middle)
-        check_finite(spec.name, values)
+        check_finite(spec.name, values, photo.id)
         tensors |= values
         del session
     return Pace(tuple(opened), tuple(ran))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from .calibrate import Calibrated
 from .precision.precision_plan import PrecisionPlan, Variant
-from .search.objective import Budget
 from .search.proof import proof_line
 
 
@@ -40,8 +41,7 @@ def model_error_lines(plan: PrecisionPlan) -> list[str]:
     lines = [f"the cost model ({plan.cost['model']}, published peak rates) against the measured times:"]
     for line, error in zip(found, errors, strict=True):
         lines.append(f"  {line['stage']} {line['precision']}: {line['modelled_ms']:.3g} ms modelled, {line['measured_ms']:.3g} ms measured ({error:+.0%})")
-    middle = sorted(abs(error) for error in errors)[len(errors) // 2]
-    return [*lines, f"  median error {middle:.0%}; mixtures are corrected by it"]
+    return [*lines, f"  median error {median(map(abs, errors)):.0%}; mixtures are corrected by it"]
 
 
 def report_lines(result: Calibrated) -> list[str]:
@@ -57,7 +57,7 @@ def report_lines(result: Calibrated) -> list[str]:
     return [
         *lines,
         *plan.verdicts.values(),
-        proof_line(plan.proof, Budget(**plan.budget)),
+        proof_line(plan),
         *region_lines(plan),
         "",
         *variant_lines(plan.variants, plan.cost["kind"]),

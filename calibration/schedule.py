@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 from ..runtime.errors import UsageError
-from .estimate import Pace, extent_of, fit, least, measure_pace, phases_s, words
+from .estimate import Extent, Pace, extent_of, fit, least, measure_pace, phases_s, words
 from .graph.chain import Chain
 from .observation.flow import Flow
 from .observation.observe import passes
 from .observation.split import Split
 
-PACE = "pace"
+PACE, EXTENT = "pace", "extent"
 SURE_FROM_S = 10.0  # shorter phases say little about the others
 
 
@@ -51,15 +52,17 @@ class Schedule:
         known = flow.journal.fact(PACE)
         self._pace = Pace(*map(tuple, known)) if known else measure_pace(chain, flow, parts.observe[0])
         flow.journal.note(PACE, [self._pace.open_s, self._pace.run_s])
-        self._passes = tuple(passes(chain, memory_nbytes, also).values())
+        self._passes = tuple(map(len, passes(chain, flow.journal, memory_nbytes, also)))
         whole = extent_of(chain, parts, regions)
         self.parts, self.extent = parts, whole
         self._end = None if hours is None else self._started + 3600 * hours
         if hours is not None:
-            found = fit(self._pace, whole, self._passes, 3600 * hours)
+            known = flow.journal.fact(EXTENT)  # the photos that were looked at before are those that count
+            found = Extent.from_json(known) if known else fit(self._pace, whole, self._passes, 3600 * hours)
             if found is None:
                 need = math.fsum(phases_s(self._pace, least(whole), self._passes).values()) / 3600
                 raise UsageError(f"--hours {hours:g} are too few on this machine", wanted=f"about {1.1 * need:.2g} at least", fix="give more, or fewer images")
+            flow.journal.note(EXTENT, asdict(found))
             self.extent = found
             self.parts = parts.reduced(found.observe, found.select, found.prove)
         group = max(1, round(self.extent.windows * (self.extent.observe + self.extent.select)))

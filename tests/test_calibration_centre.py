@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fathom.calibration.graph.stage_graph import StageGraph
-from fathom.calibration.observation.sample_layers import sample_layers
+from fathom.calibration.observation.sample_layers import places, sample_layers
 from fathom.calibration.observation.stage_observation import StageObservation
 from fathom.calibration.precision.precision_plan import Choice
 from fathom.calibration.precision.quantised_stage import make_quantised, ranges_for, shifts_for
@@ -93,13 +93,14 @@ def test_limits_hold_zero_and_follow_the_factors():
 
 
 def seen_of(graph, pictures):
-    seen = StageObservation()
+    seen, folds = StageObservation(), {number: number % 2 for number in range(len(pictures))}
+    of_all = places([(number, 0) for number in folds], folds)
     for number, x in enumerate(pictures):
         r = np.maximum(x, 0)
         seen.look(number % 2, "r", r)
         seen.channels["r"] = np.maximum(seen.channels.get("r", 0.0), r.max(axis=(0, 2, 3)))
         seen.lows["r"], seen.highs["r"] = r.min(axis=(0, 2, 3)), np.maximum(seen.highs.get("r", 0.0), r.max(axis=(0, 2, 3)))
-        sample_layers(seen.samples, seen.origins, graph, ["r"], {"r": r}, 1 / len(pictures), (number, 0), number % 2)
+        sample_layers(seen.samples, seen.origins, graph, ["r"], {"r": r}, (number, 0), of_all[number, 0])
     return seen
 
 

@@ -33,6 +33,36 @@ def test_the_command_puts_table_and_plan_into_the_bundle(token_bundle, capsys):
     assert "INT8" in capsys.readouterr().out
 
 
+def test_what_cannot_be_written_is_refused_before_the_work(token_bundle, capsys):
+    path = token_bundle()
+    (path / TABLE).write_text("{}")  # by hand, or by a run that was killed: the manifest does not list it
+    words = [str(path), "--data", DATA, "-q"]
+    assert main(words) == 3 and "calibrated already (calibration.json)" in capsys.readouterr().err
+    (path / TABLE).unlink()
+    (path / PLAN).mkdir()
+    assert main([*words, "--force"]) == 3 and "is a directory" in capsys.readouterr().err
+    assert not list(path.parent.glob(".*.calibration"))
+
+
+def test_a_result_that_could_not_be_written_is_not_lost(token_bundle, capsys, monkeypatch):
+    from fathom.calibration import calibrate as module
+    from fathom.calibration.search.evaluate import Evaluator
+
+    path, measured, measure, write = token_bundle(), [], Evaluator._measure, module.write_plan
+    monkeypatch.setattr(Evaluator, "_measure", lambda self, plan: measured.append(plan) or measure(self, plan))
+
+    def full(plan, target, force=False):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(module, "write_plan", full)
+    words = [str(path), "--data", DATA, "--budget", "abs_rel=5%,delta1=5pp", "-q"]
+    assert main(words) == 3 and "disk is full" in capsys.readouterr().err and measured
+    monkeypatch.setattr(module, "write_plan", write)
+    measured.clear()
+    assert main([*words, "--force"]) == 0 and not measured  # all of it is still known
+    assert not list(path.parent.glob(".*.calibration"))
+
+
 def test_several_data_sets_are_looked_at_together(token_bundle, capsys):
     path = token_bundle()
     words = ["--data", "rooms:3:1:48x64", "--data", "rooms:3:2:48x64", "--budget", "abs_rel=5%,delta1=5pp", "-q"]
@@ -52,6 +82,7 @@ def test_several_data_sets_are_looked_at_together(token_bundle, capsys):
         (["--data", DATA, "--protocol", "moon"], 2, "no protocol"),
         (["--data", DATA, "--memory", "nan"], 2, "out of range"),
         (["--data", "rooms:2"], 3, "at least 3"),
+        (["--data", DATA, "--images", "2"], 2, "--images from 3"),
     ],
 )
 def test_bad_arguments_end_with_one_message(token_bundle, capsys, arguments, code, words):

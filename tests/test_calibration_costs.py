@@ -166,6 +166,7 @@ def test_the_error_of_the_model_is_told_against_every_time_at_hand(tower_bundle)
     plan = dataclasses.make_dataclass("P", ["cost"])(facts)
     lines = model_error_lines(plan)
     assert "tower fp16" in lines[1] and "(-50%)" in lines[1] and "(+0%)" in lines[2] and "GeForce RTX 3090" in lines[0]
+    assert lines[-1].startswith("  median error 25%")
 
 
 def attention_graph(looked_at=False):

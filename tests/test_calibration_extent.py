@@ -11,17 +11,22 @@ from fathom.calibration.calibrate_command import main
 from fathom.calibration.estimate import Extent, Pace, fit, least, phases_s
 from fathom.calibration.graph.chain import Chain
 from fathom.calibration.observation import flow as flow_module
+from fathom.calibration.observation import observe as observe_module
 from fathom.calibration.observation.flow import Flow
 from fathom.calibration.observation.images import Chosen
 from fathom.calibration.observation.journal import Journal
+from fathom.calibration.observation.observe import prepare_photos, silent
 from fathom.calibration.observation.photo import Photo
+from fathom.calibration.observation.split import split
 from fathom.calibration.precision.precision_plan import Choice
 from fathom.calibration.precision.regions import Region
+from fathom.calibration.schedule import Schedule
 from fathom.calibration.search.fit import Fit
 from fathom.calibration.search.mixtures import Mixtures
 from fathom.calibration.search.objective import Budget, Score
 from fathom.calibration.search.sensitivity import Sensitivity
 from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.errors import InputError
 
 LOOSE = Budget(0.05, 0.05, 0.05)
 EVP = Pace((6.0, 9.0, 1.0, 0.2, 0.2), (3.0, 16.0, 3.0, 1.0, 1.0))  # seconds on two cores, about
@@ -156,6 +161,35 @@ def test_hours_cut_what_is_done_and_too_few_are_refused(bundle, tmp_path, capsys
     splits = result.table.data["splits"]
     assert "to fit into 2 h" in told[0] and 16 <= len(splits["observe"]) <= 24 and len(splits["select"]) < 12
     assert result.table.images == len(splits["observe"]) + len(splits["select"])
+
+
+def test_a_resumed_run_in_hours_counts_the_photos_that_were_looked_at(bundle, tmp_path, monkeypatch):
+    """Less memory is free when it is taken up again, so that every tensor would want a pass of its own and fewer photos would fit into the hours."""
+    monkeypatch.setattr("fathom.calibration.schedule.measure_pace", lambda chain, flow, photo: Pace((1.0, 1.0), (10.0, 10.0)))
+    chain, data, plan = Chain(BundleDirectory.open(bundle)), Chosen("rooms:48:1:48x64"), observe_module._plan
+
+    def parts(name):
+        flow = Flow(chain, data, Journal(tmp_path / name, {}))
+        found = split(prepare_photos(chain, data, flow.journal, silent), set(), "rooms")
+        return found, Schedule(chain, flow, found, 4, 1 << 33, (), 3.0, lambda text: None).parts
+
+    everything, first = parts("j")
+    assert first == everything  # three hours are enough for all of them
+    monkeypatch.setattr(observe_module, "_plan", lambda *facts: [[name] for names in plan(*facts) for name in names])
+    assert parts("alone")[1] != first
+    assert parts("j")[1] == first
+
+
+def test_a_journal_in_hours_is_of_its_regions(bundle, tmp_path):
+    def tick(what, total):
+        if what == "pictures through the stages":
+            raise KeyboardInterrupt
+
+    opened, data, settings = BundleDirectory.open(bundle), Chosen("rooms:6:1:48x64"), Settings(LOOSE, hours=2.0)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(opened, data, settings, tmp_path / "j", tick)
+    with pytest.raises(InputError, match="regions 48, now 4"):
+        calibrate(opened, data, dataclasses.replace(settings, regions=4), tmp_path / "j")
 
 
 def test_a_search_out_of_time_keeps_the_best_it_has_seen(bundle, tmp_path, monkeypatch):

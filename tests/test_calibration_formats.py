@@ -10,7 +10,7 @@ from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
 from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.calibration.observation.images import Chosen
-from fathom.calibration.observation.sample_layers import sample_layers
+from fathom.calibration.observation.sample_layers import Place, sample_layers
 from fathom.calibration.observation.stage_observation import StageObservation
 from fathom.calibration.precision.precision_plan import Choice
 from fathom.calibration.precision.quantised_stage import ranges_for
@@ -247,7 +247,7 @@ def test_an_observer_suits_the_layers_that_a_format_suits():
         values = {name: random.normal(size=(1, 4, 8, 8)).astype(np.float32) for name in "xabc"}
         for name, tensor in values.items():
             seen.look(fold, name, tensor)
-        sample_layers(seen.samples, seen.origins, graph, list("xabc"), values, 0.5, (fold, 0), fold)
+        sample_layers(seen.samples, seen.origins, graph, list("xabc"), values, (fold, 0), Place(fold, 0, 1, 2))
     seen.suit(graph)
     seen.suit(graph, FP8)
     assert {name for form, name in seen.suited if form == "int8"} == set("xabc")

@@ -9,7 +9,7 @@ from fathom.calibration.graph.session import StageSession
 from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.calibration.observation.folds import folds_of
 from fathom.calibration.observation.photo import Photo
-from fathom.calibration.observation.sample_layers import sample_layers
+from fathom.calibration.observation.sample_layers import Place, places, sample_layers
 from fathom.calibration.observation.stage_observation import StageObservation
 from fathom.calibration.precision.precision_plan import Choice, RegionPlan
 from fathom.calibration.precision.quantised_stage import make_quantised, ranges_for, shifts_for, write_quantised_stage
@@ -84,7 +84,7 @@ def observed(graph, *scenes):
     for fold, x in enumerate(scenes):
         seen.look(fold, "x", x)
         seen.channels["x"] = np.maximum(seen.channels.get("x", 0.0), np.abs(x).max(axis=tuple(range(x.ndim - 1))))
-        sample_layers(seen.samples, seen.origins, graph, ["x"], {"x": x}, 1 / len(scenes), (fold, 0), fold)
+        sample_layers(seen.samples, seen.origins, graph, ["x"], {"x": x}, (fold, 0), Place(fold, 0, 1, len(scenes)))
     seen.suit(graph)
     return seen
 
@@ -123,6 +123,34 @@ def test_a_range_that_clips_must_suit_scenes_it_was_not_read_from(random):
         assert found.amax < 10 if clips else found.amax == found.greatest
     alone = observed(graph, idle)
     assert alone.ranges(LAYER_OUTPUT)["x"].amax == pytest.approx(60, rel=0.01)  # one scene says nothing about others
+
+
+def test_a_narrow_range_needs_rows_of_every_fold(random):
+    """What was never looked at speaks for nothing: the same scenes clip, as long as a sample of both is there."""
+    weight = random.normal(size=(16, 8)).astype(np.float32)
+    weight[0] = 0
+    graph = one_layer("MatMul", weight, (2000, 16))
+    seen = observed(graph, spiked(random, 60), spiked(random, 60))
+    assert seen.ranges(LAYER_OUTPUT)["x"].amax < 10
+    for key, folds in seen.origins.items():
+        seen.samples[key], seen.origins[key] = seen.samples[key][folds == 0], folds[folds == 0]
+    seen.suit(graph)
+    assert seen.ranges(LAYER_OUTPUT)["x"].amax == pytest.approx(60, rel=0.01)
+
+
+@pytest.mark.parametrize("windows", [100, 400, 1300])
+def test_a_sample_is_spread_over_all_windows_and_every_fold_is_in_it(windows):
+    """512 rows of a layer, 128 with the greatest magnitudes; every window holds nothing but its own number; one scene is a single photo."""
+    graph, samples, origins = one_layer("MatMul", np.ones((16, 8), np.float32), (20, 16)), {}, {}
+    folds = {number: 3 if number == 7 else number * 3 // windows for number in range(windows)}
+    for window, place in places([(number, 0) for number in range(windows)], folds).items():
+        sample_layers(samples, origins, graph, ["x"], {"x": np.full((20, 16), window[0], np.float32)}, window, place)
+    for key, most in (("x|rows", 512), ("x|rows|greatest", 128)):
+        taken = samples[key][:, 0].astype(int)
+        assert most - 8 <= len(taken) <= most and set(origins[key]) == {0, 1, 2, 3}
+        assert [folds[number] for number in taken] == origins[key].tolist()
+        gaps = np.diff([-1, *np.unique(taken), windows])
+        assert gaps.max() <= 2 * max(1, windows / most) + 1  # no stretch of the windows is left out
 
 
 def test_folds_hold_whole_scenes_and_about_as_many_photos():
@@ -177,7 +205,7 @@ def test_what_is_written_is_what_was_tried(calibration_bundles, tmp_path, random
     for name in names:
         seen.look(0, name, values[name])
         seen.channels[name] = np.abs(values[name]).max(axis=(0, 2, 3) if values[name].ndim == 4 else (0, 1))
-    sample_layers(seen.samples, seen.origins, graph, names, values, 1.0, (0, 0))
+    sample_layers(seen.samples, seen.origins, graph, names, values, (0, 0), Place(0, 0, 1, 1))
     seen.suit(graph)
     choice = Choice("int8", LAYER_OUTPUT, 0.6, True)
     choices = {tuple(node.name for node in graph.model.graph.node): choice}

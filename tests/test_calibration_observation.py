@@ -138,6 +138,69 @@ def test_an_interrupted_observation_goes_on_and_ends_the_same(token_bundle, tmp_
         assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / f"j{stop}").items())
 
 
+@pytest.mark.parametrize("saved", [2, 5, 8])
+def test_a_kill_right_after_a_write_counts_no_photo_twice(token_bundle, tmp_path, monkeypatch, saved):
+    path, put, count = token_bundle(), Journal.put, 0
+    whole = look(path, tmp_path / "a")
+    monkeypatch.setattr("fathom.calibration.observation.observe.SAVE_EVERY_S", -1)
+
+    def killed(self, name, arrays):
+        nonlocal count
+        put(self, name, arrays)
+        count += name.startswith("stage_")
+        if count == saved:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            look(path, tmp_path / "j")
+    assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / "j").items())
+
+
+@pytest.mark.parametrize("torn", ["stage_000", "stage_001", "item_000003_000", "*"])
+def test_what_a_damaged_journal_has_lost_is_looked_at_again(token_bundle, tmp_path, monkeypatch, torn):
+    """The power went away in the second stage, and some files are cut off, empty or zeros."""
+    path, count = token_bundle(), 0
+    whole = look(path, tmp_path / "a")
+    monkeypatch.setattr("fathom.calibration.observation.observe.SAVE_EVERY_S", -1)
+
+    def tick(what, total):
+        nonlocal count
+        count += what.startswith("pictures")
+        if count == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(path, tmp_path / "j", tick=tick)
+    damaged = sorted((tmp_path / "j").glob(f"{torn}.npz"))
+    assert damaged
+    for number, file in enumerate(damaged):
+        raw = file.read_bytes()
+        file.write_bytes((raw[: len(raw) // 2], b"", bytes(len(raw)), raw[:-200] + bytes(200))[number % 4])
+    assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / "j").items())
+
+
+def test_an_observation_goes_on_in_the_passes_it_was_begun_with(token_bundle, tmp_path, monkeypatch):
+    """The memory that is free is another after an interruption: no tensor may be looked at twice for that, or not at all."""
+    from fathom.calibration.observation import observe as module
+
+    path, plan = token_bundle(), module._plan
+    whole, count = look(path, tmp_path / "a"), 0
+
+    def tick(what, total):
+        nonlocal count
+        count += what.startswith("pictures")
+        if count == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_plan", lambda *facts: [[name] for names in plan(*facts) for name in names])
+        with pytest.raises(KeyboardInterrupt):
+            look(path, tmp_path / "b", tick=tick)
+    assert all(same(whole[stage], seen) for stage, seen in look(path, tmp_path / "b").items())
+
+
 def test_the_choice_once_made_its_ranges_hold_what_selected_too(token_bundle, calibrated):
     """Few photos are a narrow view: those that selected widen the ranges that are proven and kept, those of the proof never do."""
     path = token_bundle()

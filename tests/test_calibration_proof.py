@@ -1,14 +1,16 @@
 """What is put to the proof: safer mixtures, the safest of them before FP32."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from fathom.calibration.precision.precision_plan import FP32, Choice
+from fathom.calibration.precision.precision_plan import FP32, Choice, PrecisionPlan, RegionPlan
 from fathom.calibration.precision.regions import Region
+from fathom.calibration.search.clock import by_the_clock
 from fathom.calibration.search.mixtures import Mixtures
 from fathom.calibration.search.objective import Budget, Score
-from fathom.calibration.search.proof import prove
+from fathom.calibration.search.proof import proof_line, prove
 
 REGIONS = [Region("unet", f"block.{number}", "block", (f"n{number}",)) for number in range(8)]
 INT8, FP16 = Choice("int8", "max"), Choice("fp16")
@@ -85,3 +87,45 @@ def test_a_tighter_mixture_that_keeps_the_budget_on_the_proof_is_taken():
 def test_the_part_of_a_budget_that_is_used_is_that_of_its_tightest_bound():
     assert Score(0.1, 0.9, -0.004, 0.002, 0.03, 0.002, 0.0).used(BUDGET) == pytest.approx(1.5)  # 0.6 %, 0.2 pp and 3 % of 0.5 %, 0.5 pp and 2 %
     assert Score(0.1, 0.9, -0.004, 0.002, 0.01, 0.002, 0.0).used(BUDGET) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("earlier", [None, "8 in int8"])
+def test_a_card_times_the_mixture_that_is_chosen_now(earlier):
+    """No trial was left, and the fastest that was seen is taken: ``chosen`` was nothing so far, or something that was given up."""
+    mixtures = all_tried()
+    if earlier:
+        mixtures.attempt("chosen", mixtures.choices[earlier])
+    ms = {8: 30.0, 5: 3.0, 0: 9.0}
+    found, _ = by_the_clock(
+        mixtures,
+        lambda plan: {"unet": ms[sum(choice == INT8 for choice in plan["unet"].values())]},
+        mixtures.choices["5 in int8"],
+        {},
+        lambda what, total: None,
+    )
+    assert found == mixtures.choices["5 in int8"]
+    mixtures.attempt("chosen", found)  # as the search does at its end
+    assert mixtures.variants["chosen"].timed and mixtures.variants["chosen"].cost_ms == 3.0
+
+
+def said(mixture, proof):
+    """The words about a plan of a mixture, its proof as it is read from a file."""
+    regions = tuple(RegionPlan(r.stage, r.path, r.kind, r.nodes, choice, "", {}) for r, choice in mixture.items())
+    return proof_line(PrecisionPlan("0" * 64, BUDGET.to_json(), "", {}, regions, (), {}, (), (), (), json.loads(json.dumps(proof, allow_nan=False))))
+
+
+def test_one_photo_gives_no_interval_and_words_say_so():
+    mixtures, prover = all_tried(), Evaluator(0.0008)
+    prover._score = lambda moved: Score(0.1, 0.9, moved, 0.0, moved, None, None)
+    line = said(*prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None))
+    assert line.startswith("Proved on 1 photo of 1 scene that") and "Rejected there: chosen: abs_rel +0.64 %" in line
+    assert line.count("one photo: no interval can be given") == 3 and not any(word in line for word in ("±", "nan", "inf", "None"))
+
+
+def test_what_was_rejected_is_not_said_to_be_proved():
+    mixtures, prover = all_tried(), Evaluator(0.01)
+    prover._score = lambda moved: Score(0.1, 0.9, 0.5, 0.0, moved)
+    line = said(*prove(mixtures, prover, mixtures.choices["8 in int8"], lambda what, total: None))
+    assert line.startswith("Everything stays FP32: nothing else kept the budget") and "on 1 photo of 1 scene" in line and "Proved" not in line
+    assert line.count("abs_rel +50.00 ± 0.00 %") == 4
+    assert said(dict.fromkeys(REGIONS, FP32), {}) == "Everything stays FP32: there is nothing to prove."

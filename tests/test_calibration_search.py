@@ -1,17 +1,20 @@
 """The whole calibration on small networks with planted faults: what is wrong is found, named, and kept out of harm's way."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from fathom.calibration.calibrate import Settings, calibrate
+from fathom.calibration.calibrate import Settings, add_to_bundle, calibrate
 from fathom.calibration.graph.chain import Chain
 from fathom.calibration.observation.flow import Flow
 from fathom.calibration.observation.images import Chosen
 from fathom.calibration.observation.journal import Journal
 from fathom.calibration.observation.observe import prepare_photos, silent
+from fathom.calibration.observation.photo import Photo
+from fathom.calibration.observation.split import split
 from fathom.calibration.search.evaluate import Evaluator
 from fathom.calibration.search.objective import Budget
 from fathom.calibration.search.stage_times import StageTimes
@@ -43,6 +46,42 @@ def test_photos_that_regions_are_screened_on_have_a_depth_and_a_scene_each(token
     assert evaluator.telling(1) == (photos[2],)
     assert evaluator.telling(2) == (photos[2], photos[4])
     assert evaluator.telling(9) == (photos[2], photos[3], photos[4])
+
+
+def test_scoring_many_large_photos_takes_no_more_memory_than_scoring_two(token_bundle, tmp_path, monkeypatch):
+    """What has no room is made anew for one photo after the other, with the same score."""
+    from fathom.calibration.search import maps
+    from fathom.datasets.sample import Sample
+
+    chain, size = Chain(BundleDirectory.open(token_bundle())), (400, 600)
+    each = 400 * 600 * (3 + 4 + 1)  # bytes of a photo, its depth, and where that is known
+
+    class Photos:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, number):
+            random = np.random.default_rng(number)
+            depth = random.uniform(1, 5, size).astype(np.float32)
+            return Sample(random.integers(0, 256, (*size, 3), dtype=np.uint8), depth, depth > 0, None, f"p{number}", f"p{number}")
+
+    data, journal = Photos(), Journal(tmp_path / "j", {})
+    photos = prepare_photos(chain, data, journal, silent)
+
+    def scored(count):
+        """Score of FP32 stages in their own place, and the greatest number of bytes that were held for it."""
+        tracemalloc.start()
+        evaluator = Evaluator(chain, {}, photos[:count], data.__getitem__, Flow(chain, data, journal))
+        score = evaluator.score_stages({}, {"head": chain.graphs["head"]})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return score, peak
+
+    plenty = scored(10)[0]
+    monkeypatch.setattr(maps, "REMEMBER_NBYTES", 0)
+    (_, few), (score, many) = scored(2), scored(10)
+    assert score == plenty and score.disagreement == 0 and score.abs_rel > 0.1
+    assert many < few + each
 
 
 def test_a_healthy_network_becomes_int8_and_fp16(healthy):
@@ -100,7 +139,7 @@ def test_the_part_that_int8_ruins_is_named_and_mended_or_kept_higher(token_bundl
 
 
 def test_nan_in_a_stage_names_the_stage_and_the_tensor(token_bundle, calibrated):
-    with pytest.raises(AccuracyError, match=r"stage head: the output depth holds .* NaN or infinite"):
+    with pytest.raises(AccuracyError, match=r"stage head: the output depth holds .* NaN or infinite .*\(photo room_1_00000\d\)"):
         calibrated(token_bundle(poison=np.nan))
 
 
@@ -187,7 +226,32 @@ def test_an_interrupted_search_measures_nothing_twice(token_bundle, tmp_path, mo
     assert 0 < alphas == len(smoothed) == len(set(smoothed))
     assert screened == [len(screened)] * len(screened) == [len(resumed.plan.regions)] * len(resumed.plan.regions)
     assert resumed.plan == calibrate(opened, Chosen(DATA), settings, tmp_path / "other").plan
+    add_to_bundle(opened, resumed)
     assert not (tmp_path / "j").exists()
+
+
+def test_a_photo_that_breaks_the_network_is_refused_before_the_search_even_if_it_only_proves(calibration_bundles, token_bundle, tmp_path):
+    """A network that divides by a picture's brightness, and a black picture among the photos of the proof."""
+    from onnx import helper
+    from PIL import Image
+
+    models = calibration_bundles.token_models()
+    graph = models[0].graph
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), "unit"))
+    graph.node[-1].output[0] = "plain"
+    made = (("ReduceMax", ["image"], "top"), ("Add", ["top", "unit"], "light"), ("Div", ["light", "light"], "ratio"), ("Mul", ["plain", "ratio"], "features"))
+    graph.node.extend(helper.make_node(kind, inputs, [output], name=f"light/{kind}_0") for kind, inputs, output in made)
+    path = token_bundle(models)
+    (tmp_path / "photos").mkdir()
+    for number, sample in enumerate(Chosen(DATA).source):
+        Image.fromarray(sample.rgb * (number > 0)).save(tmp_path / "photos" / f"{number}.png")
+    text = f"images:{tmp_path / 'photos'}"
+    everything = [Photo(number, str(number), str(number), 1) for number in range(6)]
+    seed = next(seed for seed in range(99) if everything[0] in split(everything, set(), "images", seed=seed).prove)
+    told = []
+    with pytest.raises(AccuracyError, match=r"NaN .*\(photo 0.png\)"):
+        calibrate(BundleDirectory.open(path), Chosen(text, seed=seed), Settings(LOOSE), tmp_path / "j", lambda what, total: told.append(what))
+    assert "pictures through the stages" in told and "regions screened" not in told
 
 
 def test_int8_is_given_up_before_fp16(token_bundle, calibrated, healthy):

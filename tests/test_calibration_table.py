@@ -161,6 +161,22 @@ def test_three_parts_share_no_photo_and_the_proof_no_scene(count):
     assert first != second
 
 
+@pytest.mark.parametrize("sizes", [(100, 1, 1, 1), (1, 1, 1, 100), (50, 50, 1, 1, 1), (30, 2, 2, 2, 2, 2, 2, 2)])
+def test_one_large_scene_leaves_no_part_a_single_photo(sizes):
+    scenes = [f"scene {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(8):
+        found = split(photos(*map(str, range(len(scenes))), scenes=scenes), set(), "pairs", seed=seed)
+        counts = [len(part) for part in parts(found)]
+        assert counts[0] >= len(scenes) // 4 and min(counts) >= 2
+        assert not {photo.scene for photo in found.prove} & {photo.scene for photo in (*found.observe, *found.select)}
+        assert any(f"prove the result: {counts[2]}; at least 4" in text for text in found.warnings) == (counts[2] < 4)
+
+
+def test_every_part_with_few_photos_is_warned_of():
+    text = " ".join(split(photos("a", "b", "c"), set(), "pairs").warnings)
+    assert all(f"{words}: 1; at least {few} are wanted" in text for words, few in (("give the ranges", 16), ("are selected by", 4), ("prove the result", 4)))
+
+
 def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scene_agree():
     random = np.random.default_rng(1)
     values = random.normal(size=(40, 2))
@@ -171,13 +187,13 @@ def test_errors_by_bootstrap_are_those_of_a_mean_and_grow_where_photos_of_a_scen
     repeated = np.repeat(values[:10], 4, axis=0)
     scenes = [str(k // 4) for k in range(40)]
     assert bootstrap_errors(repeated, scenes) == pytest.approx(values[:10].std(axis=0, ddof=1) / np.sqrt(10), rel=0.15)
-    assert (bootstrap_errors(values[:1], ["a"]) == 0).all()
+    assert bootstrap_errors(values[:1], ["a"]) is None  # an error of 0 would be a lie
 
 
 def test_a_journal_whose_first_line_was_cut_off_is_begun_again(tmp_path):
     folder = tmp_path / "j"
     folder.mkdir()
-    (folder / ".journal.json.part").write_text("{ to")
+    (folder / ".fathom-0123456789abcdef.part").write_text("{ to")
     assert not Journal(folder, {"model": "a"}).resumed and Journal(folder, {"model": "a"}).resumed
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").write_bytes(b"x")
@@ -196,12 +212,15 @@ def test_two_calibrations_of_one_bundle_do_not_mix(tmp_path):
 
 def test_a_journal_is_taken_up_only_by_the_same_calibration(tmp_path):
     folder = tmp_path / "j"
-    journal = Journal(folder, {"model": "a"})
+    journal = Journal(folder, {"model": "a", "hours": 2.5})
     journal.note("stage", [1, 2])
     journal.put("x", {"t:0/a": np.arange(3), "u": np.float32(2)})
-    again = Journal(folder, {"model": "a"})
+    again = Journal(folder, {"model": "a", "hours": 2.5})
     assert again.resumed and again.fact("stage") == [1, 2] and (again.get("x")["t:0/a"] == np.arange(3)).all()
-    other = Journal(folder, {"model": "b"})
+    with pytest.raises(InputError, match=r"other settings: model; hours 2.5, now None; .* --force"):
+        Journal(folder, {"model": "b"})
+    assert Journal(folder, {"model": "a", "hours": 2.5}).fact("stage") == [1, 2]  # nothing was lost
+    other = Journal(folder, {"model": "b"}, force=True)
     assert not other.resumed and other.fact("stage") is None and other.get("x") == {}
     (folder / "journal.json").write_text("{ torn")
     assert not Journal(folder, {"model": "b"}).resumed

@@ -84,6 +84,10 @@ class Chain:
         digest = hashlib.sha256(f"prompt of photo {number}".encode()).digest()
         return self.prompts[int.from_bytes(digest[:8], "big") % len(self.prompts)] if self.prompts else None
 
+    def shaped(self, height: int, width: int) -> ShapedPhoto:
+        """How a photo of a size is shaped."""
+        return ShapedPhoto((height, width), place_steps(self.protocol.steps, height, width), windows_of(self.protocol))
+
     def inputs(self, photo: np.ndarray, number: int = 0) -> tuple[ShapedPhoto, list[dict[str, np.ndarray]]]:
         """What the first stages get for one photo, one dict of tensors [batch, ...] per window.
 
@@ -95,15 +99,14 @@ class Chain:
             InputError: if the protocol does not apply to a picture of this size.
         """
         check_photo(photo)
-        placed = place_steps(self.protocol.steps, *photo.shape[:2])
-        picture = shape_photo(photo, placed)
+        shaped = self.shaped(*photo.shape[:2])
+        picture = shape_photo(photo, shaped.placed)
         check_windows(self.protocol, self.contract.input, *picture.shape[:2])
-        windows = windows_of(self.protocol)
         feeds = []
-        for window in windows:
+        for window in shaped.windows:
             tensor = np.repeat(window_tensor(picture, window, self.contract.input)[None], self.batch, axis=0)  # [B, 3, h, w]
             feeds.append({self.contract.input.tensor: tensor, **(self._text(tensor, self.prompt_of(number)) if self._text else {})})
-        return ShapedPhoto(photo.shape[:2], placed, windows), feeds
+        return shaped, feeds
 
     def assemble(self, shaped: ShapedPhoto, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The map on the photo's own pixels from the output tensor of every window: values float32 [H, W], valid bool [H, W].

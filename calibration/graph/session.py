@@ -74,18 +74,23 @@ def providers() -> list:
     return [*cuda, "CPUExecutionProvider"]
 
 
-def check_finite(stage: str, tensors: dict[str, np.ndarray]) -> None:
+def check_finite(stage: str, tensors: dict[str, np.ndarray], photo: str = "") -> None:
     """Refuse what no working stage puts out.
 
+    Args:
+        photo: name of the one that went in, for the message.
+
     Raises:
-        AccuracyError: naming the stage and the first tensor with NaN or infinity in it, or that is the same number everywhere.
+        AccuracyError: naming the stage, the photo and the first tensor with NaN or infinity in it, or that is the same number everywhere.
     """
+    shown = f" (photo {photo})" if photo else ""
     for name, values in tensors.items():
         if not np.issubdtype(values.dtype, np.floating):
             continue
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(low) or not np.isfinite(high):
             bad = int(values.size - np.isfinite(values).sum())
-            raise AccuracyError(f"stage {stage}: the output {name} holds {bad} NaN or infinite values of {values.size}", wanted="finite numbers everywhere")
+            was = f"stage {stage}: the output {name} holds {bad} NaN or infinite values of {values.size}{shown}"
+            raise AccuracyError(was, wanted="finite numbers everywhere")
         if low == high and values.size > 1:
-            raise AccuracyError(f"stage {stage}: the output {name} is {low:g} everywhere", wanted="values that depend on the picture")
+            raise AccuracyError(f"stage {stage}: the output {name} is {low:g} everywhere{shown}", wanted="values that depend on the picture")

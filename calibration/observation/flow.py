@@ -33,7 +33,6 @@ class Flow:
         output = chain.contract.output.tensor
         self._needed = [{t.name for spec in specs[place:] for t in spec.inputs} | {output} for place in range(len(specs) + 1)]
         self._inputs: tuple[int, list[dict[str, np.ndarray]]] = (-1, [])
-        self.looked_at = 0  # windows that count for the ranges
         self._room: dict[tuple[int, int], bool] = {}
 
     def window_nbytes(self) -> int:
@@ -55,7 +54,6 @@ class Flow:
                     self._room[photo.number, window] = (kept + 1) * nbytes <= HELD_NBYTES
                     kept += self._room[photo.number, window]
         windows = [(photo, window) for photo in photos for window in range(photo.windows)]
-        self.looked_at = sum(photo.number not in hold for photo, _ in windows)
         size = max(1, GROUP_NBYTES // nbytes)
         return [windows[start : start + size] for start in range(0, len(windows), size)]
 

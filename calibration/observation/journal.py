@@ -5,33 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...runtime.errors import InputError
+from ...runtime.files import PART, whole_file
 
 JOURNAL = "journal.json"
 LOCK = f".{JOURNAL}.lock"
 
 
 class Journal:
-    """A folder that belongs to one calibration (same network, data and settings); another one's content is thrown away.
+    """A folder that belongs to one calibration (same network, data and settings).
 
     Args:
         folder: is made if it is missing.
         key: what must be equal for the content to count.
+        force: throw away the tensors of another calibration; without them there is nothing to lose.
 
     Attributes:
         resumed: whether an earlier run's content is taken up.
 
     Raises:
-        InputError: if the folder exists and is no journal, or cannot be written.
+        InputError: if the folder exists and is no journal, or holds tensors of another calibration and ``force`` is False, or cannot be written.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any]):
+    def __init__(self, folder: Path, key: dict[str, Any], force: bool = False):
         self.folder, self._facts = folder, {"key": key, "done": {}}
+        key = json.loads(json.dumps(key))
         file = folder / JOURNAL
         self.resumed = False
         try:
@@ -39,12 +44,20 @@ class Journal:
             self._lock(folder)
             if file.is_file():
                 found = self._read(file)
-                if found.get("key") == json.loads(json.dumps(key)) and isinstance(found.get("done"), dict):
+                if found.get("key") == key and isinstance(found.get("done"), dict):
                     self._facts, self.resumed = found, True
+                    for part in folder.glob(f"{PART}*"):
+                        part.unlink()
                 else:
+                    if isinstance(found.get("key"), dict) and any(folder.glob("*.npz")) and not force:
+                        raise InputError(
+                            f"{folder} holds an interrupted calibration with other settings: {_differences(found['key'], key)}",
+                            wanted="the same command again, to go on with it",
+                            fix="give those settings again, or pass --force to throw away what was done",
+                        )
                     for item in set(folder.iterdir()) - {folder / LOCK}:
                         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-            elif any(not item.name.startswith(f".{JOURNAL}") for item in folder.iterdir()):  # killed while it wrote its first line
+            elif any(not item.name.startswith((LOCK, PART)) for item in folder.iterdir()):  # PART: killed while it wrote its first line
                 raise InputError(f"{folder} is no journal of a calibration", fix="remove it yourself, or name another output")
         except OSError as error:
             raise InputError(f"the journal {folder} cannot be written ({error.strerror})", fix="check the disk and its permissions") from error
@@ -78,9 +91,8 @@ class Journal:
         return found if isinstance(found, dict) else {}
 
     def _write(self) -> None:
-        part = self.folder / f".{JOURNAL}.part"
-        part.write_text(json.dumps(self._facts))
-        os.replace(part, self.folder / JOURNAL)
+        with whole_file(self.folder / JOURNAL, force=True) as part:
+            part.write_text(json.dumps(self._facts))
 
     def fact(self, name: str) -> Any:
         """What was noted under ``name``, or None."""
@@ -93,17 +105,19 @@ class Journal:
 
     def put(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Keep arrays under a name, replacing older ones."""
-        part = self.folder / f".{name}.part.npz"
-        np.savez(part, **{f"a{number}": values for number, values in enumerate(arrays.values())}, names=np.array(list(arrays), dtype="U"))
-        os.replace(part, self.folder / f"{name}.npz")
+        with whole_file(self.folder / f"{name}.npz", force=True) as part, open(part, "wb") as file:
+            np.savez(file, **{f"a{number}": values for number, values in enumerate(arrays.values())}, names=np.array(list(arrays), dtype="U"))
 
     def get(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays kept under a name; empty if there are none."""
+        """The arrays kept under a name; empty if there are none, or the file is damaged: what was in it is made anew."""
         file = self.folder / f"{name}.npz"
         if not file.is_file():
             return {}
-        with np.load(file, allow_pickle=False) as held:
-            return {str(key): held[f"a{number}"] for number, key in enumerate(held["names"])}
+        try:
+            with np.load(file, allow_pickle=False) as held:
+                return {str(key): held[f"a{number}"] for number, key in enumerate(held["names"])}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return {}
 
     def drop(self, name: str) -> None:
         """Forget the arrays kept under a name."""
@@ -112,3 +126,12 @@ class Journal:
     def remove(self) -> None:
         """The calibration is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """``hours 2.0, now 3.0; data``: what is long is only named."""
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        if (values := (before.get(name), now.get(name)))[0] != values[1]:
+            found.append(f"{name} {values[0]}, now {values[1]}" if not any(isinstance(value, (dict, str)) for value in values) else name)
+    return "; ".join(found)

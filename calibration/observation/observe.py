@@ -20,14 +20,14 @@ from .flow import Flow
 from .folds import folds_of
 from .journal import Journal
 from .photo import Photo, photo_sha256
-from .sample_layers import sample_layers
+from .sample_layers import Place, places, sample_layers
 from .stage_observation import StageObservation
 
 if TYPE_CHECKING:
     from ...datasets.source import Source
 
 SAVE_EVERY_S = 30.0
-HELD = "held|"  # in the journal, before what was seen of the photos that are looked at apart
+HELD, FINISHED = "held|", "finished"  # in the journal, before what was seen of the photos that are looked at apart; and how far it went
 DEFAULT_MEMORY_NBYTES = 8 << 30
 FLOAT = TensorProto.FLOAT
 OnProgress = Callable[[str, int], None]  # what is counted, and how many of it there are
@@ -101,8 +101,9 @@ def observe(
     """
     flow = Flow(chain, source, journal)
     groups = flow.groups(photos, hold)
-    folds = folds_of(photo for photo in photos if photo.number not in hold)
-    plans = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
+    looked_at = [photo for photo in photos if photo.number not in hold]
+    place_of = places(((photo.number, window) for photo in looked_at for window in range(photo.windows)), folds_of(looked_at))
+    plans = passes(chain, journal, memory_nbytes, also)
     kept = [journal.get(_state(place)) for place in range(len(chain.specs))]
     looks = {spec.name: Looks.from_arrays(arrays) for spec, arrays in zip(chain.specs, kept, strict=True)}
     total = sum(len(group) for group in groups) * sum(map(len, plans))
@@ -112,39 +113,49 @@ def observe(
 
     for number, group in enumerate(groups):
         for place, spec in enumerate(chain.specs):
-            _observe_stage(chain, place, (number, group), plans[place], looks[spec.name], flow, folds, advance)
+            _observe_stage(chain, place, (number, group), plans[place], looks[spec.name], flow, place_of, advance)
         for photo, window in group:
             if photo.number not in hold or not flow.holds(photo, window):
                 flow.drop(photo, window)
     return {stage: each.seen for stage, each in looks.items()}, {stage: each.held for stage, each in looks.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Looks:
-    """What was seen of one stage on the photos that are looked at (``seen``), and on those that are looked at apart (``held``)."""
+    """What was seen of one stage.
+
+    Args:
+        seen: on the photos that are looked at.
+        held: on those that are looked at apart.
+        finished: groups, passes of the next one, windows of the next pass.
+    """
 
     seen: StageObservation
     held: StageObservation
+    finished: tuple[int, ...] = (0, 0, 0)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """For the journal, both in one file: none is ahead of the other when the run is taken up again."""
-        return self.seen.to_arrays() | {f"{HELD}{key}": values for key, values in self.held.to_arrays().items()}
+        """For the journal, all in one file: nothing is ahead of the rest when the run is taken up again, wherever it was killed."""
+        return self.seen.to_arrays() | {f"{HELD}{key}": values for key, values in self.held.to_arrays().items()} | {FINISHED: np.array(self.finished)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Looks:
         """From the journal."""
         held = {key.removeprefix(HELD): values for key, values in arrays.items() if key.startswith(HELD)}
         seen = {key: values for key, values in arrays.items() if not key.startswith(HELD)}
-        return cls(StageObservation.from_arrays(seen), StageObservation.from_arrays(held))
+        return cls(StageObservation.from_arrays(seen), StageObservation.from_arrays(held), tuple(map(int, arrays.get(FINISHED, (0, 0, 0)))))
 
 
 def _state(place: int) -> str:
     return f"stage_{place:03d}"
 
 
-def passes(chain: Chain, memory_nbytes: int, also: tuple[str, ...] = ()) -> dict[str, int]:
-    """How often each stage is run over all images."""
-    return {spec.name: len(_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also)) for spec in chain.specs}
+def passes(chain: Chain, journal: Journal, memory_nbytes: int, also: tuple[str, ...] = ()) -> list[list[list[str]]]:
+    """By stage, the activations that each of its passes over all images looks at. What was begun with goes on: the memory that is free is another each time."""
+    if (known := journal.fact("passes")) is None:
+        known = [_plan(chain.graphs[spec.name], chain.batch, memory_nbytes, also) for spec in chain.specs]
+        journal.note("passes", known)
+    return known
 
 
 def _observe_stage(
@@ -154,14 +165,13 @@ def _observe_stage(
     plan: list[list[str]],
     looks: Looks,
     flow: Flow,
-    folds: dict[int, int],
+    place_of: dict[tuple[int, int], Place],
     advance: Callable[[], None],
 ) -> None:
-    """One group of windows through one stage, in as many passes as ``plan`` has, going on where it was interrupted. Photos without a fold are apart."""
+    """One group of windows through one stage, in as many passes as ``plan`` has, going on where it was interrupted. Windows without a place are apart."""
     spec, graph, journal, state = chain.specs[place], chain.graphs[chain.specs[place].name], flow.journal, _state(place)
     number, items = numbered
-    share = 1 / max(1, flow.looked_at)  # of every layer's sample
-    finished = tuple(journal.fact(state) or (0, 0, 0))  # groups, passes of the next one, windows of the next pass
+    finished = looks.finished
     for turn, names in enumerate(plan):
         if (number, turn) < finished[:2]:
             continue
@@ -170,24 +180,35 @@ def _observe_stage(
         saved = time.monotonic()
         for position in range(done, len(items)):
             photo, window = items[position]
-            tensors = flow.read(photo, window)
+            tensors = _tensors(chain, place, flow, photo, window)
             values = session.run(tensors)
             outputs = {tensor.name: values[tensor.name] for tensor in spec.outputs}
-            check_finite(spec.name, outputs)
-            fold, both = folds.get(photo.number), {**tensors, **values}
-            _look(looks.held if fold is None else looks.seen, fold or 0, names, both, peaks, graph)
-            if fold is not None:
-                sample_layers(looks.seen.samples, looks.seen.origins, graph, names, both, share, (photo.number, window), fold)
+            check_finite(spec.name, outputs, photo.id)
+            mine, both = place_of.get((photo.number, window)), {**tensors, **values}
+            _look(looks.held if mine is None else looks.seen, mine.fold if mine else 0, names, both, peaks, graph)
+            if mine is not None:
+                sample_layers(looks.seen.samples, looks.seen.origins, graph, names, both, (photo.number, window), mine)
             if turn == 0:
-                flow.write(photo, window, {**tensors, **outputs}, place, photo.number not in folds)
+                flow.write(photo, window, {**tensors, **outputs}, place, mine is None)
             if time.monotonic() - saved > SAVE_EVERY_S:
+                looks.finished = number, turn, position + 1
                 journal.put(state, looks.to_arrays())
-                journal.note(state, [number, turn, position + 1])
                 saved = time.monotonic()
             advance()
         del session
+        looks.finished = number, turn + 1, 0
         journal.put(state, looks.to_arrays())
-        journal.note(state, [number, turn + 1, 0])
+
+
+def _tensors(chain: Chain, place: int, flow: Flow, photo: Photo, window: int) -> dict[str, np.ndarray]:
+    """What a stage reads of a window, made anew from the picture if a damaged journal has lost it."""
+    tensors = flow.read(photo, window)
+    if {tensor.name for tensor in chain.specs[place].inputs} <= set(tensors):
+        return tensors
+    tensors = flow.inputs(photo, window)
+    for spec in chain.specs[:place]:
+        tensors |= StageSession(chain.graphs[spec.name]).run(tensors)
+    return tensors
 
 
 def _look(seen: StageObservation, fold: int, names: list[str], values: dict[str, np.ndarray], peaks: dict[str, str], graph: StageGraph) -> None:

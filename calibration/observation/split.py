@@ -14,6 +14,7 @@ from .photo import Photo
 
 SELECT, PROVE = 16, 32  # most photos
 FEWEST_SCENES = 4  # from so many on, the proof has scenes of its own
+FEWEST_PHOTOS = {"observe": 16, "select": 4, "prove": 4}  # a part with fewer is warned of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
     """Deal the different photos out over three parts, each spread over as many scenes as it can; doubles count once.
 
     A quarter of the photos, at most ``most[0]``, selects, a quarter, at most ``most[1]``, proves, and the rest is observed. With four scenes or more
-    the photos that prove are of scenes that neither of the others sees, up to a quarter of them; what else there is of those scenes is left alone.
+    the photos that prove are of scenes that neither of the others sees (see ``_own_scenes``); what else there is of those scenes is left alone.
 
     Args:
         evaluation: names of samples on which results are reported.
@@ -84,7 +85,7 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
     proving = min(max(1, len(different) // 4), most[1])
     selecting = min(max(1, -(-(len(different) - len(different) // 2) // 2)), most[0]) if len(different) > 3 else 1
     apart = len(order) >= FEWEST_SCENES
-    own = order[: min(max(1, len(order) // 4), proving)] if apart else order
+    own = _own_scenes(dealt, proving) if apart else order
     prove = round_robin([dealt[name] for name in own], proving)
     kept_back = {photo.number for photo in prove}
     others = [[photo for photo in dealt[name] if photo.number not in kept_back] for name in order if not apart or name not in own]
@@ -95,7 +96,24 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
     warnings = image_warnings(len(different), duplicates, named, kind, left_out)
     if not apart:
         warnings += (f"The images show {len(order)} scene(s): those that prove the result share them with those that chose it.",)
+    for words, some, fewest in zip(("give the ranges", "are selected by", "prove the result"), (observe, select, prove), FEWEST_PHOTOS.values(), strict=True):
+        if len(some) < fewest:
+            warnings += (f"Photos that {words}: {len(some)}; at least {fewest} are wanted.",)
     return Split(tuple(observe), tuple(select), tuple(prove), seed, warnings)
+
+
+def _own_scenes(scenes: dict[str, list[Photo]], photos: int) -> list[str]:
+    """Names of a quarter of the scenes, the smallest, and of more until they hold so many photos, but of half of the scenes at most.
+
+    A large scene would prove on one place what all others must do without; the smaller half of the scenes holds at most half of the photos.
+    """
+    found: list[str] = []
+    held = 0
+    for name in sorted(scenes, key=lambda name: len(scenes[name]))[: len(scenes) // 2]:
+        if len(found) < min(len(scenes) // 4, photos) or held < photos:
+            found.append(name)
+            held += len(scenes[name])
+    return found
 
 
 def round_robin(scenes: list[list[Photo]], count: int) -> list[Photo]:

@@ -118,8 +118,8 @@ def best_on_other_scenes(layers: list[Layer], greatest: list[Layer], origins: di
     """The observer with which the layers' outputs are least noisy on scenes that its range was not read from.
 
     ``max`` loses nothing that was seen, so it stands unless another one is at least as quiet on every fold of scenes, each judged with the range of the
-    others, and where that fold's magnitudes are greatest, too: rows taken at random hardly meet what is clipped, and a new scene may be full of it. Of
-    equals the first.
+    others, and where that fold's magnitudes are greatest, too: rows taken at random hardly meet what is clipped, and a new scene may be full of it. A fold
+    that a layer has no rows of says nothing for a narrower range, and so speaks against it. Of equals the first.
 
     Args:
         layers, greatest: with rows taken at random, and with those of the greatest magnitudes.
@@ -129,6 +129,8 @@ def best_on_other_scenes(layers: list[Layer], greatest: list[Layer], origins: di
     noise: dict[str, list[tuple[float, float]]] = {}
     for fold, candidates in ranges.items():
         parts = [[(layer, np.flatnonzero(origins[layer.key] == fold)) for layer in some] for some in (layers, greatest)]
+        if not all(len(rows) for part in parts for _, rows in part):
+            return "max"
         known: dict[float, tuple[float, float]] = {}
         for name, amax in candidates.items():
             if amax not in known:

@@ -7,16 +7,16 @@ import numpy as np
 DRAWS = 2000
 
 
-def bootstrap_errors(values: np.ndarray, scenes: list[str], seed: int = 0) -> np.ndarray:
-    """Standard errors of the means of ``values`` [photos, k] over photos drawn scene by scene: float64 [k].
+def bootstrap_errors(values: np.ndarray, scenes: list[str], seed: int = 0) -> np.ndarray | None:
+    """Standard errors of the means of ``values`` [photos, k] over photos drawn scene by scene: float64 [k]; None for a single photo, of which nothing is known.
 
     Whole scenes are drawn with replacement (Davison and Hinkley 1997, section 3.8), with the factor ``n / (n - 1)`` that the variance lacks for ``n`` of
-    them. Photos of a single scene are drawn one by one; of a single photo nothing is known, and the errors are 0.
+    them. Photos of a single scene are drawn one by one.
     """
     names = list(dict.fromkeys(scenes))
     groups = [np.flatnonzero([scene == name for scene in scenes]) for name in names] if len(names) > 1 else [np.array([k]) for k in range(len(values))]
     if len(groups) < 2:
-        return np.zeros(values.shape[1])
+        return None
     sums = np.stack([values[group].sum(axis=0) for group in groups])  # [scenes, k]
     sizes = np.array([len(group) for group in groups], np.float64)
     drawn = np.random.default_rng(seed).integers(0, len(groups), (DRAWS, len(groups)))

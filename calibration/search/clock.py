@@ -21,6 +21,7 @@ def by_the_clock(mixtures: Mixtures, clock: Clock | None, chosen: Mixture, verdi
     """The chosen mixture, the runner-up, and the chosen one with FP16 for INT8 and FP8 are built and timed; the fastest is kept, with its verdicts."""
     if clock is None:
         return chosen, verdicts
+    mixtures.attempt("chosen", chosen)  # so far the name may be that of a mixture that was given up, or of none
     half = {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in chosen.items()}
     others = [name for name in mixtures.within() if mixtures.choices[name] not in (chosen, half)]
     contenders = {"chosen": chosen} | {name: mixtures.choices[name] for name in others[:1]}

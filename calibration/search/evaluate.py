@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...datasets.depth_metrics import at_median, depth_errors
 from ...datasets.sample import Sample
 from ...runtime.errors import AccuracyError, InputError
 from ..graph.chain import Chain
@@ -24,15 +22,13 @@ from ..precision.rounding import fp16_overflows, round_through, stays_fp32
 from ..quantisation.formats import FORMATS
 from ..quantisation.smooth import SMOOTHING
 from .bootstrap import bootstrap_errors
-from .maps import Map, apart, object_share
+from .maps import Targets
 from .objective import Score, failed
 
 KEEP_SESSION_NBYTES = 256 << 20  # larger FP32 stages are opened anew each time
 HOLD_NBYTES = 512 << 20
 GROUP_NBYTES = 2 << 30  # of the windows that are in memory together
 Plan = dict[str, Choices]  # stage -> choices; a stage that is not there is FP32
-
-SMALLEST_DEPTH = 1e-9
 
 
 class Evaluator:
@@ -85,54 +81,20 @@ class Evaluator:
         self._known_shifts: dict[tuple, np.ndarray] = {}
         self._sessions: dict[str, StageSession] = {}
         self._scenes = {photo.number: photo.scene for photo in photos}
-        self._sample = {photo.number: sample(photo.number) for photo in photos}
-        self._shapes = {number: chain.inputs(held.rgb)[0] for number, held in self._sample.items()}
-        self._reference = self._maps({}, {})
-        output = chain.contract.output
-        self._relative = output.kind == "relative"
-        known = output.kind == "metric" or (self._relative and output.larger_is == "far")
-        self._truths = {n: t for n, s in self._sample.items() if known and (t := self._truth(s, self._reference[n])) is not None}
-        self._fitted = self._relative and bool(self._truths)
-        self.truth = "ground truth" + ", fitted by the median" * self._fitted if self._truths else "fp32 output"
-        if self._mask:
-            self.truth, self._truths = "fp32 mask", {n: (m.values, m.valid) for n, m in self._reference.items()}
-            if not any(0 < m.values[m.valid].mean() < 1 for m in self._reference.values()):
-                raise InputError(
-                    f"{' and '.join(map(repr, chain.prompts)) or 'the object'}: nowhere, or everywhere, in each of the {len(photos)} images",
-                    wanted="words for something that is in the images: a mask without an edge says nothing",
-                    fix="give another --prompt, or other images",
-                )
-        elif not self._truths:
-            self._truths = {n: (m.values, m.valid & (m.values > 0)) for n, m in self._reference.items() if (m.valid & (m.values > 0)).any()}
-        if not self._truths:
-            raise InputError("no pixel of the images has a depth above zero", fix="give other images")
-        self._base = np.array([self._errors(self._reference[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
+        fp32 = dict(self._outputs({}, {}))
+        self._targets = Targets(chain, sample, fp32)
+        self.truth = self._targets.truth
+        self._base = np.array([self._targets.compare(number, fp32[number])[0] for number in self._targets.numbers])  # [photos, 2]
         self.baseline = Score(*map(float, self._base.mean(axis=0)), 0.0, 0.0, 0.0)
 
     def telling(self, count: int) -> tuple[Photo, ...]:
         """Photos to screen on, at most ``count``: with a depth to compare with, of masks with an edge in it; a second of a scene when each has given one."""
-        able = [photo for photo in self.photos if photo.number in self._truths]
-        edged = [photo for photo in able if not self._mask or 0 < self._reference[photo.number].values.mean() < 1] or self.photos[:1]
+        able = [photo for photo in self.photos if photo.number in self._targets.numbers]
+        edged = [photo for photo in able if not self._mask or photo.number in self._targets.edged] or self.photos[:1]
         scenes: dict[str, list[Photo]] = {}
         for photo in edged:
             scenes.setdefault(photo.scene, []).append(photo)
         return tuple(round_robin(list(scenes.values()), count))
-
-    def _errors(self, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-        """abs_rel and delta1; of a mask see above."""
-        if not self._mask:
-            found, truth = found[valid], truth[valid]
-            # a precision may push a depth to zero or below: that is a wrong depth, not the end of the search
-            found = np.maximum(at_median(found, truth) if self._fitted else found, SMALLEST_DEPTH)
-            errors = depth_errors(found, truth, ("abs_rel", "delta1"))
-            return errors["abs_rel"], errors["delta1"]
-        changed, either = float(np.mean(found[valid] != truth[valid])), float(np.mean((found[valid] > 0) | (truth[valid] > 0)))
-        return changed / either if either else 0.0, 1 - changed
-
-    def _truth(self, sample: Sample, reference: Map) -> tuple[np.ndarray, np.ndarray] | None:
-        near, far = (0, math.inf) if self._relative else (self.chain.contract.output.near, self.chain.contract.output.far)
-        counts = sample.valid & reference.valid & (sample.depth_m >= near) & (sample.depth_m <= far)
-        return (sample.depth_m, counts) if counts.any() else None
 
     def score(self, plan: Plan) -> Score:
         """Run a choice over all images; a failure at any stage output is a score, not an error.
@@ -171,16 +133,17 @@ class Evaluator:
 
     def _measure(self, plan: Plan, stages: dict[str, StageGraph] | None = None) -> Score:
         try:
-            found = self._maps(plan, stages or {})
+            found = [self._targets.compare(*photo) for photo in self._outputs(plan, stages or {})]
         except AccuracyError as error:
             return failed(error.was)
-        errors = np.array([self._errors(found[n].values, *self._truths[n]) for n in self._truths])  # [photos, 2]
+        errors = np.array([metrics for metrics, _ in found if metrics])  # [photos, 2]
         change = errors - self._base
-        doubt = bootstrap_errors(change, [self._scenes[n] for n in self._truths])
+        doubt = bootstrap_errors(change, [self._scenes[n] for n in self._targets.numbers])
         scale = self.baseline.abs_rel or 1.0  # an FP32 output that is its own truth has no error to compare with
-        moved = float(np.mean([apart(found[n], self._reference[n]) for n in found]))
+        moved = float(np.mean([apart for _, apart in found]))
         abs_rel, delta1 = map(float, errors.mean(axis=0))
-        return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, float(doubt[0]) / scale, float(doubt[1]))
+        known = (None, None) if doubt is None else (float(doubt[0]) / scale, float(doubt[1]))
+        return Score(abs_rel, delta1, float(change[:, 0].mean()) / scale, float(change[:, 1].mean()), moved, *known)
 
     def boundaries(self, plan: Plan) -> dict[str, str]:
         """Tensors that pass from stage to stage as float16: both sides compute in fewer bits, and FP16 holds what was seen."""
@@ -213,15 +176,16 @@ class Evaluator:
         round_through(graph, precisions, self.stays[stage], boundaries)
         return graph
 
-    def _maps(self, plan: Plan, stages: dict[str, StageGraph]) -> dict[int, Map]:
-        """Maps of all photos, by a plan for the chain's stages or by ``stages`` in their place."""
+    def _outputs(self, plan: Plan, stages: dict[str, StageGraph]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Number of every photo and the network's output for its windows, by a plan for the chain's stages or by ``stages`` in their place."""
         output = self.chain.contract.output.tensor
-        found: dict[tuple[int, int], np.ndarray] = {}
+        windows, found = {photo.number: photo.windows for photo in self.photos}, []
         for group in self._groups:
-            for key, tensors in self._run(plan, stages, group).items():
-                found[key] = tensors[output]
-        windows = {photo.number: [found[photo.number, window] for window in range(photo.windows)] for photo in self.photos}
-        return {n: Map(*self.chain.assemble(self._shapes[n], tensors), object_share(tensors) if self._mask else None) for n, tensors in windows.items()}
+            for (number, _), tensors in self._run(plan, stages, group).items():
+                found.append(tensors[output])
+                if len(found) == windows[number]:
+                    yield number, found
+                    found = []
 
     def _run(self, plan: Plan, stages: dict[str, StageGraph], group: list[Window]) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """The tensors of some windows, stage after stage, so that one stage is in memory at a time. FP32 stages before the first one that is changed
@@ -229,20 +193,21 @@ class Evaluator:
         changed = [*stages] + [stage for stage, choices in plan.items() if any(choice.precision != "fp32" for choice in choices.values())]
         boundaries = self.boundaries(plan)
         items = {(photo.number, window): self._item(photo, window) for photo, window in group}
+        names = {photo.number: photo.id for photo, _ in group}
         started = False
         for spec in self.chain.specs:
             started |= spec.name in changed
             made = {tensor.name for tensor in spec.outputs} & self._wanted
-            waiting = [tensors for tensors in items.values() if started or not made <= set(tensors)]
+            waiting = [(names[number], tensors) for (number, _), tensors in items.items() if started or not made <= set(tensors)]
             if not waiting:
                 continue
             if spec.name in changed:
                 session = StageSession(stages.get(spec.name) or self.variant(spec.name, plan[spec.name], boundaries))
             else:
                 session = self._plain(spec.name)
-            for tensors in waiting:
+            for photo, tensors in waiting:
                 values = session.run(tensors)
-                check_finite(spec.name, values)
+                check_finite(spec.name, values, photo)
                 tensors |= values
             del session
         return items

@@ -65,7 +65,7 @@ class Score:
         abs_rel_change: relative to FP32.
         delta1_change: absolute.
         disagreement: mean of |depth - FP32 depth| / FP32 depth: how much moved, whether or not the truth noticed.
-        abs_rel_error, delta1_error: standard errors of the two changes, by bootstrap over the scenes: a few photos prove little.
+        abs_rel_error, delta1_error: standard errors of the two changes, by bootstrap over the scenes: a few photos prove little; None of a single photo.
         failure: why there is no depth at all (NaN, infinity, constant), naming the tensor; ``""`` if there is.
     """
 
@@ -74,12 +74,12 @@ class Score:
     abs_rel_change: float
     delta1_change: float
     disagreement: float
-    abs_rel_error: float = 0.0
-    delta1_error: float = 0.0
+    abs_rel_error: float | None = 0.0
+    delta1_error: float | None = 0.0
     failure: str = ""
 
     def within(self, budget: Budget) -> bool:
-        """Whether the changes stay within the budget, their standard errors included."""
+        """Whether the changes stay within the budget, their standard errors, where there are any, included."""
         return not self.failure and all(found <= bound for found, bound in self._bounded(budget))
 
     def used(self, budget: Budget) -> float:
@@ -88,7 +88,7 @@ class Score:
 
     def _bounded(self, budget: Budget) -> tuple[tuple[float, float], ...]:
         """What counts against each bound of a budget, and the bound."""
-        abs_rel, delta1 = abs(self.abs_rel_change) + self.abs_rel_error, abs(self.delta1_change) + self.delta1_error
+        abs_rel, delta1 = abs(self.abs_rel_change) + (self.abs_rel_error or 0.0), abs(self.delta1_change) + (self.delta1_error or 0.0)
         return (abs_rel, budget.abs_rel), (delta1, budget.delta1), (self.disagreement, budget.moved)
 
     def mild(self, budget: Budget) -> bool:
@@ -103,7 +103,8 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """As JSON values; numbers that do not exist are null."""
         numbers = ("abs_rel", "delta1", "abs_rel_change", "delta1_change", "disagreement", "abs_rel_error", "delta1_error")
-        return {name: value if math.isfinite(value := getattr(self, name)) else None for name in numbers} | {"failure": self.failure}
+        values = {name: getattr(self, name) for name in numbers}
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()} | {"failure": self.failure}
 
 
 def failed(reason: str) -> Score:

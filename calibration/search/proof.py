@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..observation.observe import OnProgress
-from ..precision.precision_plan import FP32
+from ..precision.precision_plan import FP32, PrecisionPlan
 from .evaluate import Evaluator
 from .mixtures import Mixture, Mixtures, plan_of
 from .objective import Budget, Score
 
+NOTHING = "Everything stays FP32: there is nothing to prove."
 MOST_PROOFS = 4  # mixtures that are put to the proof; each further one makes luck a little likelier
 
 
@@ -67,16 +68,25 @@ def proof_words(score: Score) -> str:
     """What a score says, in short."""
     if score.failure:
         return score.failure
-    changes = ((score.abs_rel_change, score.abs_rel_error, "%"), (score.delta1_change, score.delta1_error, "pp"))
-    told = [f"{name} {100 * change:+.2f} ± {100 * error:.2f} {unit}" for name, (change, error, unit) in zip(("abs_rel", "delta1"), changes, strict=True)]
-    return ", ".join([*told, f"moved {100 * score.disagreement:.2f} %"])
+    changes = (("abs_rel", score.abs_rel_change, score.abs_rel_error, "%"), ("delta1", score.delta1_change, score.delta1_error, "pp"))
+    told = [f"{name} {100 * change:+.2f}" + ("" if error is None else f" ± {100 * error:.2f}") + f" {unit}" for name, change, error, unit in changes]
+    single = " (one photo: no interval can be given)" * (score.abs_rel_error is None)
+    return ", ".join([*told, f"moved {100 * score.disagreement:.2f} %"]) + single
 
 
-def proof_line(proof: dict[str, Any], budget: Budget) -> str:
-    """The proof of a plan in one sentence."""
+def proof_line(plan: PrecisionPlan) -> str:
+    """The proof of a plan in one sentence or two."""
+    proof, budget = plan.proof, Budget(**plan.budget)
+    wide = all(region.choice == FP32 for region in plan.regions)
     if not proof:
-        return "Nothing was kept back to prove this on."
-    score = Score(**proof["score"])
-    seen = f"{proof['photos']} photos of {proof['scenes']} scenes that chose nothing"
-    line = f"Proved on {seen}: {proof_words(score)} (allowed: {100 * budget.abs_rel:g} %, {100 * budget.delta1:g} pp, {100 * budget.moved:g} %)."
-    return line + (f" Rejected there: {'; '.join(proof['rejected'])}." if proof["rejected"] else "")
+        return NOTHING if wide else "Nothing was kept back to prove this on."
+    seen = f"{_counted(proof['photos'], 'photo')} of {_counted(proof['scenes'], 'scene')} that chose nothing"
+    allowed = f"(allowed: {100 * budget.abs_rel:g} %, {100 * budget.delta1:g} pp, {100 * budget.moved:g} %)"
+    rejected = "; ".join(proof["rejected"])
+    if wide:
+        return f"Everything stays FP32: nothing else kept the budget {allowed} on {seen}: {rejected}." if rejected else NOTHING
+    return f"Proved on {seen}: {proof_words(Score(**proof['score']))} {allowed}." + (f" Rejected there: {rejected}." if rejected else "")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

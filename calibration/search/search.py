@@ -55,7 +55,7 @@ class Search:
         card: whose published rates the model uses.
         clock: builds and times mixtures on a card before one is kept, or None.
         screener: scores regions alone, on a few photos; the evaluator if there is none.
-        prover: makes what scores on the photos of the proof, with the ranges of all others; None proves nothing.
+        prover: scores on the photos of the proof, with the ranges of all others; None proves nothing.
         most_regions: per stage.
         most_trials: mixtures that may run over all selecting photos.
         on_progress: called after every region and every whole variant.
@@ -73,7 +73,7 @@ class Search:
         card: Card = CARDS[DEFAULT_CARD],
         clock: Clock | None = None,
         screener: Evaluator | None = None,
-        prover: Callable[[], Evaluator] | None = None,
+        prover: Evaluator | None = None,
         most_regions: int = MOST_REGIONS,
         most_trials: int = MOST_TRIALS,
         on_progress: OnProgress = silent,
@@ -151,8 +151,7 @@ class Search:
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         reasons = dict(self._reasons)
-        prover = self._prover() if self._prover else None
-        proven, proof = prove(self.mixtures, prover, chosen, self._on_progress, self._tighter)
+        proven, proof = prove(self.mixtures, self._prover, chosen, self._on_progress, self._tighter)
         self._reasons.clear()  # what was raised for a mixture that the proof rejected as well is no reason for what stayed
         self._reasons.update(reasons)
         if proven != chosen:
@@ -165,7 +164,7 @@ class Search:
                 verdicts = {spec.name: self._keep_or_drop(spec.name, proven)[1] for spec in self.evaluator.chain.specs} | {
                     NETWORK: "A faster mixture kept the budget where it was chosen and broke it on the photos of the proof."
                 }
-        return self._found(proven, verdicts, proof, prover or self.evaluator)
+        return self._found(proven, verdicts, proof, self._prover or self.evaluator)
 
     def _tighter(self, failed: Mixture, used: float) -> Mixture | None:
         """What moves the depth on the selecting photos as much less as the proof asks for; None if no trial is left, or nothing but FP32 does."""
