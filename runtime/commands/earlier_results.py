@@ -78,7 +78,7 @@ class ResultFolder:
         if other_scale and left is not None:
             what = self.out / SCALE_NAME if self._scale_text() else left
             was = f"{what} says that the results in its folder have another scale" if self._scale_text() else f"nothing says that {what} has this scale"
-            raise InputError(was, wanted="one scale per folder", fix="another --output")
+            raise InputError(was, wanted="one scale per folder", fix="another --output, or --force with the photos of all results in it")
         self.at_the_end = bool(results) and left is None
         if not results:
             self._write(now)
