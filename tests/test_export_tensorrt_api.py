@@ -12,7 +12,7 @@ import pytest
 
 import fathom.export.tensorrt.build as module
 import fathom.runtime.tensorrt.logger as logger
-from fathom.export.tensorrt import constrained_build, finished_engine, timing_cache
+from fathom.export.tensorrt import builder, constrained_build, finished_engine, timing_cache
 from fathom.runtime.tensorrt.adapters import tactic_sources
 from fathom.runtime.tensorrt.rtx_targets import BUILT_FOR
 
@@ -66,6 +66,7 @@ def _used(source, more=()):
 
 USED = (
     _used(Path(module.__file__).read_text())
+    | _used(Path(builder.__file__).read_text())
     | _used(Path(logger.__file__).read_text())
     | _used(Path(timing_cache.__file__).read_text(), {"cache": "ITimingCache"})
     | _used(Path(finished_engine.__file__).read_text(), {"engine": "ICudaEngine", "inspector": "EngineInspector", "runtime": "Runtime"})
@@ -140,8 +141,11 @@ def test_every_name_that_the_constrained_build_uses_is_in_the_real_packages(rele
     missing = [(owner, member) for owner, member in used - PLAIN if member not in (api if owner == "trt" else _members(api, owner)) and member != "__version__"]
     assert missing == []
     assert {*constrained_build.UNCONSTRAINED} <= _members(api, "LayerType") and {*constrained_build.FLOATS} <= _members(api, "DataType")
-    batch = Path(module.__file__).read_text().partition("def _set_batch")
-    shared = _used("".join(batch[1:])) | _used(Path(logger.__file__).read_text()) | _used(Path(timing_cache.__file__).read_text(), {"cache": "ITimingCache"})
+    shared = (
+        _used(Path(builder.__file__).read_text())
+        | _used(Path(logger.__file__).read_text())
+        | _used(Path(timing_cache.__file__).read_text(), {"cache": "ITimingCache"})
+    )
     shared |= _used(Path(finished_engine.__file__).read_text(), objects)
     assert {("ITimingCache", "serialize"), ("EngineInspector", "get_engine_information"), ("ILogger", "INTERNAL_ERROR")} <= shared
     known = {owner: set(api) | {"__version__"} if owner == "trt" else _members(api, owner) for owner, _ in shared}

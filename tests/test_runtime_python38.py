@@ -13,8 +13,8 @@ import fathom
 from fathom.runtime.sequences import pairwise, zip_equal
 
 ROOT = Path(fathom.__file__).parent
-BUILDING = ["__init__", "export/__init__", "export/plan/__init__", "export/plan/build_child", "export/tensorrt/__init__", "export/tensorrt/build"]
-BUILDING += [f"export/tensorrt/{name}" for name in ("constrained_build", "engine_layers", "finished_engine", "timing_cache")]
+BUILDING = ["__init__", "export/__init__", "export/plan/__init__", "export/plan/build_child", "export/tensorrt/__init__"]
+BUILDING += [f"export/tensorrt/{name}" for name in ("builder", "constrained_build", "engine_layers", "finished_engine", "timing_cache")]
 SOURCES = [*sorted((ROOT / "runtime").rglob("*.py")), *[ROOT / f"{name}.py" for name in BUILDING]]
 NEWER_NAMES = {  # module -> what came after 3.8
     "itertools": {"pairwise", "batched"},

@@ -6,25 +6,18 @@ used here against dumps of the four APIs.
 
 from __future__ import annotations
 
-import re
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...runtime.artefact.plugin_library import PluginLibrary
-from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, PrecisionError
+from ...runtime.errors import BuildFailedError, PrecisionError
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
-from ...runtime.tensorrt.operators.plugins import load_plugins
 from ...runtime.tensorrt.rtx_targets import BUILT_FOR
+from .builder import MAX_PROBLEMS, BuildLog, make_builder, make_config, requested_plugins, set_batch, take_timings, write_engine
 from .finished_engine import ask_engine
-from .timing_cache import TimingCache
 
-MAX_PROBLEMS = 8
-CHUNK = 1 << 24
 QUANTISED = ("int8", "fp8", "int4")
 COUNTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 
@@ -57,26 +50,6 @@ def build_engine(request: dict[str, Any], send: Callable[..., None]) -> dict[str
         return _build(trt, request, send)
 
 
-@contextmanager
-def requested_plugins(trt: ModuleType, request: dict[str, Any]) -> Iterator[None]:
-    """The library that a request names, registered while the work lasts; nothing may hold a network or an engine that calls it when that ends.
-
-    Raises:
-        EnvironmentMismatchError: see ``load_plugins``.
-    """
-    if not request.get("plugins"):
-        yield
-        return
-    plugins = load_plugins(trt, Path(request["plugins"]["path"]), PluginLibrary(**request["plugins"]["library"]))
-    try:
-        yield
-    except BaseException as failure:
-        traceback.clear_frames(failure.__traceback__)  # they hold the network, whose plugins are code of the library
-        raise
-    finally:
-        plugins.close()
-
-
 def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     stage = request["stage"]
     log = BuildLog(send)
@@ -88,71 +61,21 @@ def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) 
     send("progress", what=f"{stage}: reading the graph", done=0.0)
     _parse(trt, parser, request["source"], stage, logger)
     counts = _check_precision(trt, network, request)
-    config = builder.create_builder_config()
-    if config is None:
-        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.errors()})")
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+    config = make_config(trt, builder, stage, logger)
     config.progress_monitor = monitor = _monitor(trt, send, stage)
     _set_targets(trt, config, request, logger)
-    _set_batch(builder, network, config, request, logger)
-    if request.get("workspace"):
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
-    cache = TimingCache(request.get("timing_cache", ""))
-    if not cache.give_to(config):
-        send("log", text=f"{stage}: what earlier builds measured was not taken ({'; '.join(log.about_timing) or logger.errors()})")
-    logger.forget()
+    set_batch(builder, network, config, request, logger)
+    cache = take_timings(trt, config, request, log, logger)
     engine = builder.build_serialized_network(network, config)
     cache.keep(config)
     del monitor, parser, network, builder, config  # each holds the weights, or more; what is left is the engine
     if engine is None:
         raise BuildFailedError(f"stage {stage}: {request['backend']} could not compile the network: {logger.errors()}")
-    nbytes = int(engine.nbytes)
-    with open(request["target"], "wb") as file, memoryview(engine) as view:
-        for start in range(0, nbytes, CHUNK):
-            file.write(view[start : start + CHUNK])
+    nbytes = write_engine(engine, request["target"])
     stored = _check_stored(request) if request["backend"] == "tensorrt-rtx" else {}
     told = ask_engine(trt, logger, engine, request, send) if request.get("inspect") else ""
     send("progress", what=f"{stage}: written", done=1.0)
     return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "activations_nbytes": log.activations_nbytes, "stored": stored, "told": told}
-
-
-def make_builder(trt: ModuleType, logger: Any) -> Any:
-    """``trt.Builder``.
-
-    Raises:
-        EnvironmentMismatchError: if there is no GPU for it.
-    """
-    try:
-        return trt.Builder(logger)
-    except TypeError as error:  # what the bindings make of a null pointer
-        raise EnvironmentMismatchError(
-            f"TensorRT {trt.__version__} cannot start building here ({logger.errors()})",
-            wanted="an NVIDIA GPU and its driver",
-            fix="build on the machine that runs it",
-        ) from error
-
-
-class BuildLog:
-    """Messages of a compiler: errors go to the parent process as they come, and the memory it announces is kept.
-
-    Attributes:
-        activations_nbytes: of the engine, as far as TensorRT says it; else 0.
-        about_timing: what it said of measurements it was given, of any severity.
-    """
-
-    def __init__(self, send: Callable[..., None]):
-        self._send, self.activations_nbytes = send, 0
-        self.about_timing: list[str] = []
-
-    def __call__(self, is_error: bool, text: str) -> None:
-        """One message."""
-        if "timing cache" in text.lower() or "TimingCache" in text or "UUID" in text:
-            self.about_timing = [*self.about_timing[-5:], " ".join(text.split())[:300]]
-        if is_error:
-            self._send("log", text=text[:2000])
-        elif found := re.search(r"Total Activation Memory: (\d+)", text):
-            self.activations_nbytes = int(found.group(1))
 
 
 def _monitor(trt: ModuleType, send: Callable[..., None], stage: str):
@@ -280,26 +203,3 @@ def _set_targets(trt: ModuleType, config: Any, request: dict[str, Any], logger: 
         capability = getattr(trt.ComputeCapability, target.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
             raise BuildFailedError(f"{trt.__name__} {trt.__version__} does not take the target {target} ({logger.errors()})", wanted=", ".join(BUILT_FOR))
-
-
-def _set_batch(builder: Any, network: Any, config: Any, request: dict[str, Any], logger: Any) -> None:
-    """A fixed batch goes into the network itself; a range becomes a profile, the same for every input."""
-    stage, (min_batch, opt_batch, max_batch) = request["stage"], request["batch"]
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    free = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
-    for tensor in free:
-        if tuple(tensor.shape).count(-1) != 1 or tensor.shape[0] != -1:
-            raise BuildFailedError(f"stage {stage}: the input {tensor.name} has the shape {tuple(tensor.shape)}", wanted="no free dimension but the batch")
-    if min_batch == max_batch:
-        for tensor in free:
-            tensor.shape = (opt_batch, *tuple(tensor.shape)[1:])
-        return
-    if len(free) != len(inputs):
-        raise BuildFailedError(f"stage {stage}: the batch of the graph is fixed", wanted="--batch 1", fix="leave --batch out")
-    profile = builder.create_optimization_profile()
-    for tensor in free:
-        rest = tuple(tensor.shape)[1:]
-        if profile.set_shape(tensor.name, (min_batch, *rest), (opt_batch, *rest), (max_batch, *rest)) is False:
-            raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused for {tensor.name} ({logger.errors()})")
-    if config.add_optimization_profile(profile) < 0:
-        raise BuildFailedError(f"stage {stage}: the batch {request['batch']} was refused ({logger.errors()})")

@@ -16,10 +16,9 @@ from ...runtime.errors import BuildFailedError, EnvironmentMismatchError, Precis
 from ...runtime.tensorrt.adapters.tactic_sources import limit_sources
 from ...runtime.tensorrt.loading import import_tensorrt
 from ...runtime.tensorrt.logger import make_logger
-from .build import CHUNK, MAX_PROBLEMS, BuildLog, _set_batch, make_builder, requested_plugins
+from .builder import MAX_PROBLEMS, BuildLog, make_builder, make_config, requested_plugins, set_batch, take_timings, write_engine
 from .engine_layers import layer_types
 from .finished_engine import layer_information, load_engine
-from .timing_cache import TimingCache
 
 UNCONSTRAINED = ("CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION")
 FLOATS = ("FLOAT", "HALF")
@@ -66,11 +65,7 @@ def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) 
     parser = trt.OnnxParser(network, logger)
     send("progress", what=f"{stage}: reading the graph", done=0.0)
     _parse(trt, parser, request, logger)
-    config = builder.create_builder_config()
-    if config is None:
-        raise BuildFailedError(f"stage {stage}: no builder configuration could be made ({logger.errors()})")
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+    config = make_config(trt, builder, stage, logger)
     has_cublas = limit_sources(trt, config)
     if request["precision"] != "fp32":
         for flag in (trt.BuilderFlag.FP16, trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS):
@@ -79,14 +74,9 @@ def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) 
             config.set_flag(trt.BuilderFlag.INT8)
         constrain(trt, network, [tuple(node) for node in request["nodes"]])
     _set_boundaries(trt, network, set(request["half"]))
-    _set_batch(builder, network, config, request, logger)
+    set_batch(builder, network, config, request, logger)
     send("progress", what=f"{stage}: compiling", done=0.1)
-    if request.get("workspace"):
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
-    cache = TimingCache(request.get("timing_cache", ""))
-    if not cache.give_to(config):
-        send("log", text=f"{stage}: what earlier builds measured was not taken ({'; '.join(log.about_timing) or logger.errors()})")
-    logger.forget()
+    cache = take_timings(trt, config, request, log, logger)
     plan, words = builder.build_serialized_network(network, config), ""
     if plan is None and MISMARKED in (words := logger.errors()):  # what fuses into an INT8 layer was held to FP16
         send("progress", what=f"{stage}: compiling again, with nothing held but FP32", done=0.5)
@@ -101,10 +91,7 @@ def _build(trt: ModuleType, request: dict[str, Any], send: Callable[..., None]) 
         raise BuildFailedError(was, fix=WANTS_CUBLAS if FUSED_REGION in was and not has_cublas else "")
     engine = load_engine(trt, logger, plan, stage)
     counts, told = _check_precision(layer_information(trt, engine, request.get("layers", "")), request)
-    activations, nbytes = int(engine.device_memory_size), int(plan.nbytes)
-    with open(request["target"], "wb") as file, memoryview(plan) as view:
-        for start in range(0, nbytes, CHUNK):
-            file.write(view[start : start + CHUNK])
+    activations, nbytes = int(engine.device_memory_size), write_engine(plan, request["target"])
     send("progress", what=f"{stage}: written", done=1.0)
     return {"nbytes": nbytes, "version": trt.__version__, "counts": counts, "told": told, "activations_nbytes": activations}
 
