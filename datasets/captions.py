@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from .reading import PHOTO_SUFFIXES
 from .sample import Provenance, Sample, fingerprint
 
 if TYPE_CHECKING:
     from .source import Source
 
 MAX_NBYTES = 1 << 28
+ENDINGS = (*PHOTO_SUFFIXES, ".ppm")  # the last one is of NYU's raw photos
 
 
 class Captioned:
@@ -22,8 +24,8 @@ class Captioned:
 
     Args:
         source: the photos.
-        path: a JSON object from photos to sentences. A photo is named by its sample's id, or by a path that ends with it; the file's ending does not count.
-            What names several photos names none.
+        path: a JSON object from photos to sentences. A photo is named by its sample's id, or by a path that ends with it; a photo file's ending does not
+            count, unless photos differ in nothing else. What names several photos names none.
 
     Raises:
         OSError: if the file cannot be read.
@@ -43,10 +45,11 @@ class Captioned:
         self.source, self._sha256 = source, hashlib.sha256(raw).hexdigest()
         self._captions: dict[str, str] = {}
         for name, words in found.items():
-            parts = PurePosixPath(name).with_suffix("").parts
+            parts = PurePosixPath(name).parts
             for start in range(len(parts)):
                 tail = "/".join(parts[start:])
-                self._captions[tail] = words if self._captions.get(tail, words) == words else ""
+                for known in {tail, _bare(tail)}:
+                    self._captions[known] = words if self._captions.get(known, words) == words else ""
         self._captions |= found
 
     @property
@@ -69,7 +72,12 @@ class Captioned:
 
     def __getitem__(self, number: int) -> Sample:
         sample = self.source[number]
-        return replace(sample, caption=self._captions.get(sample.id, ""))
+        return replace(sample, caption=self._captions.get(sample.id, self._captions.get(_bare(sample.id), "")))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))
+
+
+def _bare(name: str) -> str:
+    """Without the ending of a photo file; what stands behind another dot belongs to the name (``r-1294.208``)."""
+    return name.rpartition(".")[0] if name.lower().endswith(ENDINGS) else name

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -81,6 +82,21 @@ def test_what_contradicts_is_refused(file, tmp_path, capsys):
     for one_of_two in (["--set", "captions=1"], ["--captions", str(tmp_path / "one.txt")]):
         assert main([*words, *one_of_two]) == 2
         assert "both --set captions=1 and --captions FILE" in capsys.readouterr().err
+
+
+def test_captions_find_photos_of_a_folder_by_their_paths(tmp_path):
+    """Their ids have endings, and dots that are none."""
+    from fathom.datasets.pairs import Images
+
+    files = ("hall/r-1294.208.jpg", "hall/r-1294.209.jpg", "den/a.jpg", "den/a.png", "den/b.PNG", "one/c.jpg", "two/c.jpg")
+    for name in files:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(tmp_path / "photos" / name)
+    found = {"photos/hall/r-1294.208.jpg": "a hall", "hall/r-1294.209": "its door", "x/photos/den/a.jpg": "a desk", "x/photos/den/a.png": "a lamp"}
+    found |= {"photos/den/b.jpg": "a bed", "c": "no one's", "old/c.jpg": "another's"}
+    (tmp_path / "captions.json").write_text(json.dumps(found))
+    said = {sample.id: sample.caption for sample in Captioned(Images(tmp_path / "photos"), tmp_path / "captions.json")}
+    assert said == dict(zip(files, ("a hall", "its door", "a desk", "a lamp", "a bed", "", ""), strict=True))
 
 
 def test_captions_find_their_photos_and_no_others(tmp_path):

@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--scene", metavar="NAME", help="kind of room to measure with, for networks that must be told and data that does not say")
     start.add_argument("--set", metavar="NAME=N", action="append", default=[], help="a number of the network that the paper varies, such as experts=8")
     start.add_argument("--texts", metavar="FILE", help="captions whose mean is EVP's one text, read by the CLIP of the file it starts from")
-    start.add_argument("--captions", metavar="FILE", help="with --set captions=1: a JSON object from the pictures' ids to captions")
+    start.add_argument("--captions", metavar="FILE", help="with --set captions=1: a JSON object from the pictures' ids, or paths that end so, to captions")
     recipe = parser.add_argument_group("instead of the recipe's")
     recipe.add_argument("--learn", metavar="PART", help="clip: EVP's text tower too; qformer: DepthBLIP-2's Q-Former instead of its bins")
     recipe.add_argument("--steps", type=_positive, metavar="N", help="steps of the optimiser (default: the recipe's epochs)")
