@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from fathom.models.training.loop import read_log
 from fathom.models.training.recipes import recipes
 from fathom.models.training.recipes.papers import LIGHT
 from fathom.models.training.recipes.recipes import RECIPES
+from fathom.models.training.session import Session
 from fathom.models.training.starts.llm_mde import bert_keys, vit_keys
 from fathom.models.training.starts.stable_diffusion import stable_diffusion_keys
 from fathom.models.training.starts.starts import started_network
-from fathom.models.training.train_command import main
+from fathom.models.training.train_command import build_parser, main
 from fathom.runtime.errors import InputError, UsageError
 
 TINY_END = evp_refer.TINY.vocabulary - 1
@@ -181,6 +183,18 @@ def test_moa_draws_what_clip_lacks_by_the_seed(published_files, tmp_path):
     same = {name.split(".")[0] for name, tensor in first.items() if torch.equal(tensor, other[name])}
     assert {"visual", "context"} <= same and not torch.equal(first["regression.conv1.weight"], other["regression.conv1.weight"])
     assert not torch.equal(first["adapters.0.experts.0.0.weight"], other["adapters.0.experts.0.0.weight"])
+
+
+def test_a_run_is_known_by_both_its_files_its_scene_and_how_it_is_stored(published_files, tmp_path):
+    """Another of them is another run, which cannot resume this one."""
+    flags = published_files.start_of(tmp_path / "start", "llm-mde", "", {})
+    words = ["--model", "llm-mde-tiny", "--data", "rooms:1:1:48x64", "--store", "fp16", "-o", "x", *map(str, flags)]
+    session = Session.prepare(build_parser().parse_args(words), tmp_path / "x.safetensors", "")
+    bert, vit = (sha256(Path(flags[flags.index(flag) + 1]).read_bytes()).hexdigest() for flag in ("--weights", "--visual-weights"))
+    facts = session.run.facts
+    assert (facts["weights"], facts["visual_weights"], facts["store"], facts["scene"]) == (bert, vit, "fp16", None) and vit[:12] in session.start
+    words = ["--model", "vpd-tiny", "--data", "rooms:1:1:48x64", "--scene", "kitchen", "--random-init", "-o", "y"]
+    assert Session.prepare(build_parser().parse_args(words), tmp_path / "y.safetensors", "").run.facts["scene"] == "kitchen"
 
 
 CASES = {  # network and the file it begins with -> flags

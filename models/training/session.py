@@ -127,7 +127,9 @@ class Session:
             "model": arguments.model,
             "variant": network.variant,
             **({"settings": settings} if settings else {}),
+            "scene": options["scene"],
             "weights": network.origin.sha256,
+            **{flag: path and sha256_of(path) for flag, path in (("visual_weights", arguments.visual_weights), ("texts", arguments.texts))},
             "data": [_facts(source, times) for source, times in learned],
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
             "steps": steps,
@@ -143,11 +145,14 @@ class Session:
             "precision": recipe.precision,
             "accumulate": arguments.accumulate,
             "ema": arguments.ema,
+            "store": arguments.store,
         }
         watched = held_out[0] if held_out else None
         run = Run(network, recipe, data, watched, output, steps, arguments.seed, every, arguments.store, device, facts, backbone, chosen)
         run = replace(run, accumulate=arguments.accumulate, ema=arguments.ema, workers=arguments.workers)
         start = "random weights" if random else f"{network.origin.file} (SHA-256 {network.origin.sha256[:12]})"
+        if arguments.visual_weights:
+            start += f"; image encoder {Path(arguments.visual_weights).name} (SHA-256 {facts['visual_weights'][:12]})"
         if backbone is not None:
             start += f"; VAE and U-Net of {backbone.name} (SHA-256 {backbone.origin.sha256[:12]})"
         return cls(run, command, start, held_out, options, began)

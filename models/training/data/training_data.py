@@ -67,6 +67,8 @@ class Examples:
                 from it, also if it has no known depth.
         """
         sample, image = self.samples[number], self.contract.input
+        if draw is not None and not sample.valid.any():
+            raise InputError(f"sample {sample.id} has no known depth", wanted="pictures with depth to learn from", fix="leave it out of --data")
         if augmentation is not None and draw.random() < augmentation.flip:
             sample = mirrored(sample)
         if augmentation is not None and augmentation.turn:
@@ -79,10 +81,6 @@ class Examples:
         placed = place_steps(steps, *sample.rgb.shape[:2])
         picture = shape_photo(sample.rgb, placed)
         truth, valid = shape_truth(sample.depth_m, sample.valid, placed)
-        valid = valid & (truth <= self.far_m)
-        if draw is not None and not valid.any():
-            was = f"sample {sample.id} has no known depth{f' of at most {self.far_m:g} m' if np.isfinite(self.far_m) else ''}"
-            raise InputError(was, wanted="pictures with depth to learn from", fix="leave it out of --data")
         room = picture.shape[1] - image.window[1]
         if room < 0 or picture.shape[0] != image.window[0]:
             was = f"sample {sample.id} becomes {picture.shape[1]}x{picture.shape[0]} pixels"
@@ -91,7 +89,7 @@ class Examples:
         if self.geometry == "protocol":
             left = self.contract.protocols[0].lefts[0]
         columns = slice(left, left + image.window[1])
-        truth, valid = truth[:, columns], valid[:, columns]
+        truth, valid = truth[:, columns], valid[:, columns] & (truth[:, columns] <= self.far_m)
         if augmentation is not None:
             shown = recoloured(picture[:, columns], augmentation, draw)
             if draw.random() < augmentation.cut_depth:
@@ -120,7 +118,9 @@ class Examples:
         image, truth, valid = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(3))
         if draws and not bool(valid.any()):
             names = ", ".join(self.samples[number].id for number in numbers)
-            raise InputError(f"there is no known depth in the windows of {names}", wanted="some to learn from", fix="take a larger --batch, or leave them out")
+            far = f" of at most {self.far_m:g} m" if np.isfinite(self.far_m) else ""
+            was = f"there is no known depth{far} in the windows of {names}"
+            raise InputError(was, wanted="some to learn from", fix="take a larger --batch, or leave them out")
         return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
 
 
