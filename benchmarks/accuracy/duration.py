@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import FathomError
-from ..latency.opening import made_up_photo
+from ..latency.opening import any_camera, made_up_photo
 
 if TYPE_CHECKING:
     from ...runtime.pipeline import Pipeline
@@ -35,7 +35,7 @@ def expected_s(pipeline: Pipeline, protocol: str, images: int) -> float:
     try:
         photo = made_up_photo(pipeline.protocol(cheapest))
         begun = time.monotonic()
-        pipeline.predict(photo, cheapest, prompt=contract.text.some_words("the chair") if contract.text is not None else None)
+        pipeline.predict(photo, cheapest, any_camera(photo), contract.text.some_words("the chair") if contract.text is not None else None)
     except FathomError:
         return 0.0
     return (time.monotonic() - begun) / looks[cheapest] * looks[protocol] * images

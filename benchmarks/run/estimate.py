@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import FathomError
 from ...runtime.pipeline import Pipeline
-from ..latency.opening import made_up_photo
+from ..latency.opening import any_camera, made_up_photo
 from ..record.statistics import LEAST
 
 IMAGES, ROUNDS, WARM_UP = 50, 100, 5
@@ -61,9 +61,9 @@ def probe(name: str, opened: Callable[[], Pipeline], protocol: str, prompt: str 
     try:
         with opened() as pipeline:
             photo = made_up_photo(pipeline.protocol(protocol))
-            pipeline.predict(photo, protocol, prompt=prompt)
+            pipeline.predict(photo, protocol, any_camera(photo), prompt)
             warm = time.perf_counter()
-            pipeline.predict(photo, protocol, prompt=prompt)
+            pipeline.predict(photo, protocol, any_camera(photo), prompt)
             end = time.perf_counter()
     except FathomError:
         return None
