@@ -1,6 +1,8 @@
 """depth-bench latency: what is timed is what is said, fairly, and what cannot run says why."""
 
+import dataclasses
 import json
+import shutil
 import time
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 
 from fathom.benchmarks import bench_command, pytorch_reference
 from fathom.benchmarks.latency import latency
+from fathom.runtime.artefact.manifest_json import manifest_bytes
+from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.errors import FathomError
 
 QUERY = latency.Query({})
@@ -109,6 +113,17 @@ def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     assert bench_command.main(words) == 3  # not overwritten without --force
     assert bench_command.main(["latency", str(tiny.bundle)]) == 2
     assert bench_command.main(["latency", str(tiny.bundle), "--engine", str(tiny.gpu_plan), "--rounds", "1"]) == 6
+
+
+def test_a_network_whose_metres_need_a_camera_is_timed(tiny, tmp_path):
+    shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    manifest = read_manifest(tiny.bundle)
+    contract = dataclasses.replace(manifest.contract, output=dataclasses.replace(manifest.contract.output, focal_px=500.0))
+    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
+    words = ["latency", str(tmp_path / "bundle"), "--onnxruntime", "cpu", "--rounds", "3", "--threads", "1", "--details", "-o", str(tmp_path / "r.json")]
+    assert bench_command.main(words) == 0
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len(row["sample_times_ms"]["photo"]) == 3 and not row["cold_start_ms"]["is_skipped"]
 
 
 def test_pytorch_gives_the_numbers_of_the_network(tiny, monkeypatch):

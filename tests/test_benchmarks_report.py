@@ -242,6 +242,19 @@ def test_a_page_shows_only_pictures_that_the_result_holds(results, tmp_path, cap
     assert "wanted: the picture itself" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
 
 
+def test_a_few_images_are_said_to_be_few(tiny, louder, tmp_path):
+    """Two images, drawn again and again, are no bounds for the mean of others."""
+    words = ["accuracy", "--engine", str(tiny.bundle), "--engine", str(louder), "--data", DATA, "--threads", "1", "--quiet", "--limit"]
+    for count, few in ((2, True), (6, False)):
+        assert main([*words, str(count), "-o", str(tmp_path / f"{count}.json")]) == 0
+        assert main(["report", str(tmp_path / f"{count}.json"), "-o", str(tmp_path / f"{count}.md"), "--quiet"]) == 0
+        text = (tmp_path / f"{count}.md").read_text()
+        assert ("Scored on 2 of 7 images: too few to tell engines apart" in text) == few
+        assert ("Intervals: percentile bootstrap over images" in text) != few
+        (line,) = (line for line in text.splitlines() if line.startswith("| louder.plan |"))
+        assert (" to " in line) != few
+
+
 def test_mixed_protocols_and_strange_results_are_refused(results, tmp_path, capsys):
     folder, _ = results
     for kind in ("accuracy", "latency"):

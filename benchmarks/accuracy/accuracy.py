@@ -216,8 +216,8 @@ def _values_of(result: RowResult, metric: str) -> list[float] | None:
 
 def _intervals(result: RowResult) -> dict[str, list[float]] | None:
     """Where each mean lies."""
-    found = {metric: values for metric in METRICS if (values := _values_of(result, metric))}
-    return {metric: list(interval_of_mean(values)) for metric, values in found.items()} or None
+    found = {metric: interval for metric in METRICS if (values := _values_of(result, metric)) and (interval := interval_of_mean(values))}
+    return {metric: list(interval) for metric, interval in found.items()} or None
 
 
 def _change_intervals(result: RowResult, base: RowResult) -> dict[str, list[float] | None] | None:

@@ -128,6 +128,7 @@ def masks_json(rows: list[Row], results: list[list[dict[str, Any]]], provenance:
         good = [sample for sample in samples if not sample["failure"]]
         means = totals_of(good).metrics() if good and len(good) == len(samples) else None
         overlaps = overlaps_of(good)
+        interval = interval_of_mean(overlaps) if means else None
         difference: dict[str, Any] | None = None
         if found:
             base = found[0]["means"]
@@ -138,7 +139,7 @@ def masks_json(rows: list[Row], results: list[list[dict[str, Any]]], provenance:
                 "kind": row.kind,
                 **row.facts,
                 "means": means,
-                "means_interval": {"mIoU": list(interval_of_mean(overlaps))} if means else None,
+                "means_interval": {"mIoU": list(interval)} if interval else None,
                 "difference": difference,
                 "images": len(good),
                 "failed": len(samples) - len(good),

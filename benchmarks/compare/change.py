@@ -21,11 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..record.statistics import BATCHES, batch_quantiles, t_quantile
+from ..record.statistics import BATCHES, LEAST, batch_quantiles, t_quantile
 
 ALPHA = 0.05
 TIME_MARGIN, ACCURACY_MARGIN = 0.03, 0.001
-LEAST_PAIRS = 6
 CALM, MIDDLE = 0.15, 0.5  # quantiles of a batch
 
 
@@ -61,8 +60,8 @@ def pairs(a: Sequence[float], b: Sequence[float], quantities: int, margin: float
     """
     if len(a) != len(b):
         return unknown(f"{len(a)} and {len(b)} images")
-    if len(a) < LEAST_PAIRS:
-        return unknown(f"{len(a)} images, at least {LEAST_PAIRS} are wanted")
+    if len(a) < LEAST:
+        return unknown(f"{len(a)} images, at least {LEAST} are wanted")
     base = float(np.mean(a))
     if base == 0:
         return unknown("the mean of A is 0")

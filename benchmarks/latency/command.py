@@ -154,7 +154,7 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
     greatest = greatest_batch(manifest)
     subject.details["sweep"] = sweep(backend, query.inputs, greatest, max(3, arguments.rounds // 10), SWEEP_LIMIT_MS)
     meter = open_meter(facts["device"] != "cpu")
-    subject.details["energy"] = energy_per_query(meter, lambda: subject.pipeline.predict(query.photo, query.protocol, prompt=query.prompt))
+    subject.details["energy"] = energy_per_query(meter, lambda: query.ask(subject.pipeline))
     if meter is not None:
         meter.close()
     try:
@@ -182,6 +182,7 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
     from ...runtime.commands.inspection import read_manifest
     from ...runtime.photo.preprocess import network_inputs
     from .latency import Query
+    from .opening import any_camera
 
     manifest = read_manifest(arguments.bundle or arguments.engine[0])
     network, contract = manifest.network, manifest.contract
@@ -198,7 +199,7 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
     prompt = text.some_words(PROMPT) if text is not None else None
     facts = {"name": f"{network.name} {network.variant}".strip(), "untrained": network.untrained, "parameters": network.parameters}
     about = {"network": facts, "protocol": protocol.name, "input_shape": list(inputs[contract.input.tensor].shape), "photo_shape": list(photo.shape[:2])}
-    return Query(inputs, photo, prompt, protocol.name, arguments.details), about | {"prompt": prompt}
+    return Query(inputs, photo, any_camera(photo), prompt, protocol.name, arguments.details), about | {"prompt": prompt}
 
 
 def _photo(path: str | None, protocol: Protocol) -> np.ndarray:

@@ -69,7 +69,7 @@ def _environment() -> dict[str, str]:
 def main(argv: list[str]) -> int:
     """The child."""
     request, start = json.loads(argv[0]), time.perf_counter()
-    from .opening import made_up_photo, open_pipeline, open_torch_pipeline
+    from .opening import any_camera, made_up_photo, open_pipeline, open_torch_pipeline
 
     if request["mode"]:
         from .pytorch_latency import import_torch
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     protocol = pipeline.protocol(request["protocol"])
     photo = made_up_photo(protocol)
     asked = time.perf_counter()
-    pipeline.predict(photo, protocol.name, prompt=_words(pipeline))
+    pipeline.predict(photo, protocol.name, any_camera(photo), _words(pipeline))
     answered = time.perf_counter()
     status = _status()
     pipeline.close()

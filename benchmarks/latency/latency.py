@@ -74,6 +74,7 @@ class Query:
     Args:
         inputs: the network's tensors.
         photo: uint8 [H, W, 3].
+        camera: fx, fy, cx, cy of the photo.
         prompt: words, for a network that is asked in words.
         protocol: how the photo is shown; None for the artefact's first.
         stages: also time the stages one by one.
@@ -81,9 +82,14 @@ class Query:
 
     inputs: dict[str, np.ndarray]
     photo: np.ndarray | None = None
+    camera: tuple[float, float, float, float] | None = None
     prompt: str | None = None
     protocol: str | None = None
     stages: bool = False
+
+    def ask(self, pipeline: Pipeline) -> None:
+        """The boundary ``photo``: from the photo to its map."""
+        pipeline.predict(self.photo, self.protocol, self.camera, self.prompt)
 
 
 def take_turns(subjects: list[Subject], query: Query, rounds: int, warm_up: int, on_round: Callable[[], None] = lambda: None) -> None:
@@ -121,7 +127,7 @@ def _once(subject: Subject, query: Query) -> tuple[dict[str, float], dict[str, f
     if by_stage is not None:
         stages = {stage: times_ms[0] for stage, times_ms in by_stage(query.inputs, 1).items()}
     if subject.pipeline is not None:
-        taken["photo"] = wall_ms(lambda: subject.pipeline.predict(query.photo, query.protocol, prompt=query.prompt))
+        taken["photo"] = wall_ms(lambda: query.ask(subject.pipeline))
     return taken, stages
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
 BATCHES = 6
+LEAST = 6  # images or sentences: fewer do not show how much they differ
 
 
 def _draws(count: int) -> np.ndarray:
@@ -31,14 +32,14 @@ def interval_of_median(samples: Sequence[float]) -> tuple[float, float]:
     return _ends(np.median(values[_draws(values.size)], axis=1))
 
 
-def interval_of_mean(samples: Sequence[float]) -> tuple[float, float]:
-    """Where the mean lies, by the percentile bootstrap.
+def interval_of_mean(samples: Sequence[float]) -> tuple[float, float] | None:
+    """Where the mean lies, by the percentile bootstrap; None of fewer than ``LEAST`` samples.
 
     Raises:
         ValueError: if there is no sample.
     """
     values = _filled(samples)
-    return _ends(values[_draws(values.size)].mean(axis=1))
+    return _ends(values[_draws(values.size)].mean(axis=1)) if values.size >= LEAST else None
 
 
 def interval_of_ratio(samples: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
@@ -54,7 +55,7 @@ def interval_of_ratio(samples: Sequence[float], base: Sequence[float]) -> tuple[
 
 
 def interval_of_relative_change(samples: Sequence[float], base: Sequence[float]) -> tuple[float, float] | None:
-    """Where mean(samples) / mean(base) - 1 lies when pairs are drawn together; None if a mean of the base is 0.
+    """Where mean(samples) / mean(base) - 1 lies when pairs are drawn together; None of fewer than ``LEAST`` pairs, and if a mean of the base is 0.
 
     Raises:
         ValueError: if there is no sample, or they are not pairs.
@@ -62,6 +63,8 @@ def interval_of_relative_change(samples: Sequence[float], base: Sequence[float])
     values, others = _filled(samples), _filled(base)
     if values.size != others.size:
         raise ValueError(f"{values.size} and {others.size} samples are no pairs")
+    if values.size < LEAST:
+        return None
     draws = _draws(values.size)
     below = others[draws].mean(axis=1)
     if not (below != 0).all():

@@ -21,8 +21,9 @@ def protocol_words(network: Network) -> tuple[Part, ...]:
         parts += ["Accuracy: evaluation ", accuracy.given("evaluation", "name")]
         parts += [", alignment ", accuracy.given("evaluation", "alignment")] if "alignment" in accuracy.record["evaluation"] else []
         parts += [", data ", accuracy.given("data", "name"), " (", accuracy.number("data", "measured", unit="count"), f" {network.measure.samples}), protocol "]
-        parts += [accuracy.given("rows", 0, "protocol"), ". Intervals: ", accuracy.given("confidence", "method"), ", level "]
-        parts += [accuracy.number("confidence", "level"), ". "]
+        parts += [accuracy.given("rows", 0, "protocol"), ". "]
+        if any(row["means_interval"] for row in accuracy.record["rows"]):
+            parts += ["Intervals: ", accuracy.given("confidence", "method"), ", level ", accuracy.number("confidence", "level"), ". "]
     if latency is not None:
         parts += ["Latency: protocol ", latency.given("protocol"), ", network input ", *_by(latency, "input_shape"), ", photo ", *_by(latency, "photo_shape")]
         parts += [", ", latency.number("min_query_count", unit="count"), " rounds in turns after ", latency.number("warm_up_query_count", unit="count")]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...runtime.errors import AccuracyError
+from ..record.statistics import LEAST
 from .accuracy_sections import metric_cells, protocol_words, stage_cost_section, worst_section
 from .document import DASH, Block, Cell, Given, Listing, Paragraph, Part, Report, Results, Section, Table, with_interval
 from .latency_sections import (
@@ -47,7 +48,7 @@ def build_report(paths: Sequence[str | Path]) -> Report:
 
 def _top(network: Network) -> tuple[Block, ...]:
     """Verdict, warning, the table of all engines and the picture of it."""
-    blocks: list[Block] = [Paragraph(verdict(network), "verdict"), *_failures(network)]
+    blocks: list[Block] = [Paragraph(verdict(network), "verdict"), *_warnings(network)]
     if any(row.get("untrained") for results in network.records for row in results.record["rows"]):
         meaning = "masks mean" if network.measure is MASKS else "depth means"
         blocks.append(Paragraph((f"The weights are random: the times are real, the {meaning} nothing.",), "alarm"))
@@ -63,12 +64,18 @@ def _top(network: Network) -> tuple[Block, ...]:
     return (*blocks, *(plot for plot in (pareto_plot(network), distribution_plot(network)) if plot is not None))
 
 
-def _failures(network: Network) -> list[Block]:
-    """A warning for every row of which some images gave nothing that can be used."""
+def _warnings(network: Network) -> list[Block]:
+    """For every row of which some images gave nothing that can be used, and where too few were scored."""
     accuracy, found = network.accuracy, []
-    for place, row in enumerate(accuracy.record["rows"] if accuracy is not None else ()):
+    if accuracy is None:
+        return []
+    measured = accuracy.number("data", "measured", unit="count")
+    if (accuracy.value("data", "measured") or 0) < LEAST:
+        words = f" {network.measure.samples}: too few to tell engines apart, or where a mean lies."
+        found.append(Paragraph(("Scored on ", measured, " of ", accuracy.number("data", "count", unit="count"), words), "alarm"))
+    for place, row in enumerate(accuracy.record["rows"]):
         if row.get("failed"):
-            counts = (accuracy.number("rows", place, "failed", unit="count"), " of ", accuracy.number("data", "measured", unit="count"))
+            counts = (accuracy.number("rows", place, "failed", unit="count"), " of ", measured)
             found.append(Paragraph((Given(row["name"]), " FAILED: ", *counts, f" {network.measure.samples} gave nothing that can be used."), "alarm"))
     return found
 

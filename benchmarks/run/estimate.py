@@ -9,12 +9,13 @@ from typing import Any
 
 from ...runtime.errors import FathomError
 from ...runtime.pipeline import Pipeline
-from ..latency.opening import made_up_photo
+from ..latency.opening import any_camera, made_up_photo
+from ..record.statistics import LEAST
 
 IMAGES, ROUNDS, WARM_UP = 50, 100, 5
 QUICK_S = 60.0
 QUICK_IMAGES, QUICK_ROUNDS, QUICK_WARM_UP = 12, 24, 2
-LEAST_IMAGES, LEAST_ROUNDS = 6, 12  # fewer cannot be compared
+LEAST_ROUNDS = 12  # fewer cannot be compared
 COMPILE_S = 90.0
 SWEEP_QUERIES = 30.0
 
@@ -60,9 +61,9 @@ def probe(name: str, opened: Callable[[], Pipeline], protocol: str, prompt: str 
     try:
         with opened() as pipeline:
             photo = made_up_photo(pipeline.protocol(protocol))
-            pipeline.predict(photo, protocol, prompt=prompt)
+            pipeline.predict(photo, protocol, any_camera(photo), prompt)
             warm = time.perf_counter()
-            pipeline.predict(photo, protocol, prompt=prompt)
+            pipeline.predict(photo, protocol, any_camera(photo), prompt)
             end = time.perf_counter()
     except FathomError:
         return None
@@ -84,7 +85,7 @@ def plan(probes: list[Probe], images: int, quick: bool, compiled: int = 0) -> Pl
         fixed = 4 * opening + 5 * queries + SWEEP_QUERIES * queries / 3
         work = wanted[0] * queries + 3 * (wanted[1] + wanted[2]) * queries
         share = min(1.0, max(0.0, QUICK_S - fixed) / max(work, 1e-9))
-    count = max(LEAST_IMAGES, int(wanted[0] * share)) if images else 0
+    count = max(LEAST, int(wanted[0] * share)) if images else 0
     rounds, warm_up = max(LEAST_ROUNDS, int(wanted[1] * share)), wanted[2]
     accuracy_s = (count + 5) * queries + 2 * opening if images else 0.0
     sweep = SWEEP_QUERIES * queries * (1 if not quick else 1 / 3)
