@@ -144,9 +144,9 @@ def test_a_kill_right_after_a_write_counts_no_photo_twice(token_bundle, tmp_path
     whole = look(path, tmp_path / "a")
     monkeypatch.setattr("fathom.calibration.observation.observe.SAVE_EVERY_S", -1)
 
-    def killed(self, name, arrays):
+    def killed(self, name, arrays, **how):
         nonlocal count
-        put(self, name, arrays)
+        put(self, name, arrays, **how)
         count += name.startswith("stage_")
         if count == saved:
             raise KeyboardInterrupt

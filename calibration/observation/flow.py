@@ -78,7 +78,7 @@ class Flow:
     def write(self, photo: Photo, window: int, tensors: dict[str, np.ndarray], place: int, hold: bool) -> None:
         """Keep what stage ``place`` and those after it read, and the network's output; all that any stage reads if it stays for the search."""
         needed = self._needed[0 if hold and self.holds(photo, window) else place]
-        self.journal.put(_name(photo, window), {name: values for name, values in tensors.items() if name in needed})
+        self.journal.put(_name(photo, window), {name: values for name, values in tensors.items() if name in needed}, synced=False)
 
     def drop(self, photo: Photo, window: int) -> None:
         """Forget a window."""

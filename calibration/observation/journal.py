@@ -103,10 +103,19 @@ class Journal:
         self._facts["done"][name] = value
         self._write()
 
-    def put(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays under a name, replacing older ones."""
-        with whole_file(self.folder / f"{name}.npz", force=True) as part, open(part, "wb") as file:
+    def put(self, name: str, arrays: dict[str, np.ndarray], synced: bool = True) -> None:
+        """Keep arrays under a name, replacing older ones.
+
+        Args:
+            synced: wait until they are on the disk; not worth it for what is quickly made anew.
+        """
+        part = self.folder / f"{PART}{name}"
+        with open(part, "wb") as file:
             np.savez(file, **{f"a{number}": values for number, values in enumerate(arrays.values())}, names=np.array(list(arrays), dtype="U"))
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, self.folder / f"{name}.npz")
 
     def get(self, name: str) -> dict[str, np.ndarray]:
         """The arrays kept under a name; empty if there are none, or the file is damaged: what was in it is made anew."""
