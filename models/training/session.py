@@ -10,15 +10,13 @@ from pathlib import Path
 
 import torch
 
-from ...datasets.captions import Captioned
-from ...datasets.pairs import Images
-from ...datasets.source import DataArgumentError, Source, open_source
 from ...runtime.errors import EnvironmentMismatchError, InputError, UsageError
 from ...runtime.files import refuse_existing, sha256_of, whole_file
 from .. import catalog
 from ..network import DepthNetwork
 from .bins_training import refuse_unused, train_bins
 from .card import card, card_path
+from .data.data_arguments import facts_of, open_data, refuse_shared, refuse_without_depth, repeated
 from .data.kept_samples import KeptSamples
 from .data.referring_data import NamedSamples
 from .learners.learners import learner_for
@@ -88,7 +86,7 @@ class Session:
             raise UsageError(was, fix="give both --set captions=1 and --captions FILE, a JSON object from the pictures' ids to captions, or neither")
         device = device_for(arguments.device)
         folder = Path(arguments.cache) if arguments.cache else None
-        learned = [_repeated(text, arguments.captions) for text in arguments.data]
+        learned = [repeated(text, arguments.captions) for text in arguments.data]
         try:
             data = KeptSamples([source for source, times in learned for _ in range(times)], folder, arguments.shots, arguments.seed)
         except ValueError as error:
@@ -101,14 +99,13 @@ class Session:
                 data, chosen = data.split(arguments.hold_back, arguments.seed)
             except ValueError as error:
                 raise UsageError(f"--hold-back {arguments.hold_back}: {error}") from error
-        held_out = tuple(KeptSamples([_source(text, "test", arguments.captions)], folder) for text in arguments.val)
-        _refuse_shared(data, chosen, arguments.val, held_out)
+        held_out = tuple(KeptSamples([open_data(text, "test", arguments.captions)], folder) for text in arguments.val)
+        refuse_shared(data, chosen, arguments.val, held_out)
         if recipe.loss == "cross_entropy":  # it learns words
             for kept in (data, *held_out, *([chosen] if chosen else [])):
                 NamedSamples(kept)
-        for text, kept in zip(arguments.val, held_out, strict=True):
-            if not any(kept[number].valid.any() for number in range(len(kept))):  # the first one does as a rule
-                raise InputError(f"--val {text}: no picture of it has a known depth", wanted="pictures with depth to measure on")
+        else:
+            refuse_without_depth([source for source, _ in learned], arguments.val, held_out)
         options = {"variant": variant, "scene": arguments.scene, "visual_weights": arguments.visual_weights, "settings": settings}
         if "scene" in entry.options:
             options["scene"] = arguments.scene or SCENE
@@ -130,7 +127,7 @@ class Session:
             "scene": options["scene"],
             "weights": network.origin.sha256,
             **{flag: path and sha256_of(path) for flag, path in (("visual_weights", arguments.visual_weights), ("texts", arguments.texts))},
-            "data": [_facts(source, times) for source, times in learned],
+            "data": [facts_of(source, times) for source, times in learned],
             "val": [source.provenance.to_json() for kept in held_out[:1] for source in kept.sources],
             "steps": steps,
             "batch": recipe.batch,
@@ -282,46 +279,3 @@ def device_for(name: str) -> torch.device:
     if not number.isdigit() or not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():
         raise EnvironmentMismatchError(f"PyTorch finds no {name} here", fix="use --device cpu, or install a PyTorch for this GPU")
     return torch.device(name)
-
-
-def _repeated(text: str, captions: str | None) -> tuple[Source, int]:
-    """The source of ``DATA`` or ``DATA*N``, and how often each of its samples counts."""
-    words, star, times = text.rpartition("*")
-    if not (star and times.isascii() and times.isdigit() and 0 < int(times) < 10**6):
-        return _source(text, "train", captions), 1
-    return _source(words, "train", captions), int(times)
-
-
-def _refuse_shared(data: KeptSamples, chosen: KeptSamples | None, words: list[str], held_out: tuple[KeptSamples, ...]) -> None:
-    """Raises:
-    UsageError: if a sample that is learned from or chosen by is measured on too, or one that is learned from is chosen by.
-    """
-    learned = data.origins()
-    if chosen is not None:
-        held = chosen.origins()
-        if both := sorted(learned & held):
-            raise UsageError(f"--hold-back: {both[0]} would be learned from and chosen by", wanted="each sample once in --data")
-        learned |= held
-    for text, kept in zip(words, held_out, strict=True):
-        if both := sorted(learned & kept.origins()):
-            more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
-            was = f"--val {text}: {both[0]}{more} is in --data too, and numbers measured on what was learned would be too good"
-            raise UsageError(was, wanted="other pictures", fix="for rooms another seed, else another split or list")
-
-
-def _facts(source: Source, times: int) -> dict:
-    facts = source.provenance.to_json()
-    return facts if times == 1 else {**facts, "name": f"{facts['name']}, each {times} times"}
-
-
-def _source(text: str, split: str, captions: str | None) -> Source:
-    try:
-        source = open_source(text, split)
-        if isinstance(source, Images):
-            was = f"{text} are photos without depth"
-            raise UsageError(was, wanted="data with depth: nyu, nyu-folder, kitti, pairs, rooms or lived-in", fix="only --quantise learns from photos alone")
-        return source if captions is None else Captioned(source, captions)
-    except DataArgumentError as error:
-        raise UsageError(str(error)) from error
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
