@@ -15,6 +15,7 @@ from fathom.export.onnxruntime.rewrites import rewrite
 from fathom.models.network import Stage
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.errors import BuildFailedError
+from fathom.runtime.onnxruntime.optimisers import DISABLED, EXACT_INT8
 
 
 def _export(module, shape, folder):
@@ -251,3 +252,31 @@ def test_weights_of_odd_names_are_found_in_branches_too_and_take_no_name_that_is
         TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"]))  # a manifest takes the name
     x = np.random.default_rng(2).standard_normal((3, 1024)).astype(np.float32)
     np.testing.assert_allclose(_run_engine(tmp_path, x), x * odd + odd - plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shares", ["nothing", "a zero point", "a weight", "a dequantised weight"])
+def test_int8_products_that_share_constants_are_exact_on_every_processor(shares, tmp_path):
+    """ONNX Runtime refuses them with the option that makes its sums exact where processors have no VNNI; without it, its sums overflow there."""
+    draw = np.random.default_rng(0)
+    arrays = [draw.choice([-127, 127], (64, 64)).astype(np.int8) for _ in range(2)]
+    own = shares != "a zero point"
+    one = shares in ("a weight", "a dequantised weight")
+    constants = {"w0": arrays[0], "z0": np.int8(0), "zero": np.int8(0), "one": np.float32(1)}
+    constants.update({} if one else {"w1": arrays[1]}, **({"z1": np.int8(0)} if own else {}))
+    nodes = [helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]), helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"])]
+    for number, weight in ((0, "w0"), (1, "w0" if one else "w1")):
+        if not (number and shares == "a dequantised weight"):
+            nodes.append(helper.make_node("DequantizeLinear", [weight, "one", f"z{number}" if own else "z0"], [f"read{number}"]))
+        nodes.append(helper.make_node("MatMul", ["d", "read0" if shares == "a dequantised weight" else f"read{number}"], [f"m{number}"]))
+    nodes.append(helper.make_node("Concat", ["m0", "m1"], ["y"], axis=0))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [8, 64]), ("y", [16, 64])))
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "g.onnx")
+    _optimise(tmp_path / "g.onnx", tmp_path)
+    values = draw.choice([-127, 127], (8, 64)).astype(np.float32)
+    options = ort.SessionOptions()
+    options.add_session_config_entry(*EXACT_INT8)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
+    session = ort.InferenceSession((tmp_path / "e.onnx").read_bytes(), options, disabled_optimizers=DISABLED)
+    wanted = np.concatenate([values @ (arrays[0] if one else array).astype(np.float32) for array in arrays])
+    np.testing.assert_array_equal(session.run(None, {"x": values})[0], wanted)

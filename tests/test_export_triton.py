@@ -204,6 +204,16 @@ def test_kernel_stages_are_no_engines_of_triton(tiny, tmp_path):
     assert made.ensemble == "" and "head" in made.remarks[0] and [p.name for p in (tmp_path / "models").iterdir()] == ["tiny-photo"]
 
 
+def test_int8_is_not_left_to_an_onnxruntime_that_may_add_it_up_wrongly(tiny, tmp_path):
+    with PlanFile.open(tiny.plan) as opened:
+        encoder, head = opened.manifest.stages
+        manifest = dataclasses.replace(opened.manifest, stages=(encoder, dataclasses.replace(head, precision="int8")), precision="int8")
+        write_plan(tmp_path / "int8.plan", manifest, {name: opened.read(name) for name in manifest.files})
+    with pytest.raises(UsageError, match=r"INT8.*--models photo"):
+        write_repository(tmp_path / "int8.plan", tmp_path / "models", ("ensemble",))
+    assert write_repository(tmp_path / "int8.plan", tmp_path / "models").ensemble == ""
+
+
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a..b", "a b", "..", "a.", "", "x\ny", "a" * 129])
 def test_a_name_that_is_no_name_of_a_model_writes_nothing(tiny, tmp_path, name):
     bundle = shutil.copytree(tiny.bundle, tmp_path / "in" / "bundle")

@@ -1,5 +1,6 @@
 """Stages on ONNX Runtime, against the same sums done by hand."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -7,9 +8,13 @@ import time
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from fathom.export.plan.plan_file import file_facts, write_plan
 from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.manifest import PlanStage
 from fathom.runtime.artefact.plan import PlanFile
+from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.backend import open_backend
 from fathom.runtime.errors import EnvironmentMismatchError, FathomError, InputError, UsageError
 from fathom.runtime.onnxruntime.backend import SHRINK, OnnxRuntimeBackend
@@ -61,6 +66,31 @@ def test_stages_are_timed_one_by_one(opened):
     assert list(times_ms) == ["encoder", "head"] and all(len(taken) == 5 and min(taken) > 0 for taken in times_ms.values())
     assert sum(map(sum, times_ms.values())) <= passed_ms
     assert min(times_ms["encoder"]) > min(times_ms["head"])  # a convolution against a mean
+
+
+def test_int8_products_are_added_up_exactly_on_every_processor(tiny, tmp_path):
+    """Processors without VNNI add pairs of them in 16 bits by default, where 255 x 127 twice has no room."""
+    draw = np.random.default_rng(0)
+    weight, x = draw.choice([-127, 127], (64, 32)).astype(np.int8), draw.choice([-127, 127], (1, 3, 48, 64)).astype(np.float32)
+    constants = {"w": weight, "one": np.float32(1), "zero": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "one", "zero"], ["stored"]),
+        helper.make_node("DequantizeLinear", ["stored", "one", "zero"], ["read"]),
+        helper.make_node("DequantizeLinear", ["w", "one", "zero"], ["weight"]),
+        helper.make_node("MatMul", ["read", "weight"], ["depth"]),
+    ]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name, shape in (("image", [1, 3, 48, 64]), ("depth", [1, 3, 48, 32]))]
+    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
+    engine = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    with PlanFile.open(tiny.plan) as plan:
+        spec = StageSpec("head", (TensorSpec("image", "float32", (1, 3, 48, 64)),), (TensorSpec("depth", "float32", (1, 3, 48, 32)),))
+        facts = {"stages": (PlanStage(spec, "engines/head.onnx", "int8"),), "files": {"engines/head.onnx": file_facts(engine)}, "precision": "int8"}
+        manifest = dataclasses.replace(plan.manifest, **facts, batch=(1, 1, 1))
+    write_plan(tmp_path / "int8.plan", manifest, {"engines/head.onnx": engine})
+    with PlanFile.open(tmp_path / "int8.plan") as plan:
+        backend = open_backend(plan, threads=1)
+        np.testing.assert_array_equal(backend.run({"image": x})["depth"], x @ weight.astype(np.float32))
+        backend.close()
 
 
 CHILD = """

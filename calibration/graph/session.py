@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from ...runtime.errors import AccuracyError, BuildFailedError, FathomError
-from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
+from ...runtime.onnxruntime.optimisers import DISABLED, EXACT_INT8
 from .softmax import spread_softmax
 from .stage_graph import StageGraph
 
@@ -39,9 +39,8 @@ class StageSession:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.enable_cpu_mem_arena = False  # an arena keeps its peak for ever
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.realpath(graph.folder))
-        if not real_int8:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        disabled = [*WRONG_FOR_FP8, *(["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else [])]
+        options.add_session_config_entry(*(EXACT_INT8 if real_int8 else ("session.disable_quant_qdq", "1")))
+        disabled = [*DISABLED, *(["ConstantFolding"] if graph.weights_nbytes() > FOLD_BELOW_NBYTES else [])]
         try:
             model, large = graph.with_large_apart()
             self._large = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(make())) for make in large.values()]  # read where they are

@@ -23,6 +23,7 @@ from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
 from ..child.child import Progress, run_child
 from ..graph.onnx_checks import refusals
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
+from ..onnxruntime.int8_constants import own_int8_constants
 from ..parity.parity import measure_parity
 from .adapters import DEPTH_FORM, adapt_input, adapt_output, keep_output, output_shape
 from .contract_file import ForeignContract
@@ -78,6 +79,7 @@ def write_foreign_bundle(
         on_message(remark)
     if widen(model):
         on_message("the graph computes in FP16 or BF16; the bundle is FP32, as every bundle, and depth-build --precision fp16 makes FP16 of it again")
+    own_int8_constants(model)
     batch = adapt_input(model, contract, form, graph.name)
     shape = output_shape(model)
     with whole_directory(path, force, MANIFEST) as folder:

@@ -13,7 +13,7 @@ import onnx
 
 from ...runtime.artefact.spec import DTYPES, TENSOR_NAME
 from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError, missing_package, tells_of_no_memory
-from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
+from ...runtime.onnxruntime.optimisers import DISABLED
 from ..graph.inner_graphs import all_names, rename
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from .rewrites import rewrite
@@ -83,7 +83,7 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
         options.add_session_config_entry(key, value)
     send("progress", what=f"{stage}: optimising", done=0.2)
     try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_FOR_FP8)
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED)
     except Exception as error:
         raise refusal(f"stage {stage}: ONNX Runtime refuses the graph", error) from error
     send("progress", what=f"{stage}: writing", done=0.7)

@@ -7,10 +7,11 @@ import onnx
 from ...calibration.graph.softmax import spread_softmax
 from ..graph.inner_graphs import inner_graphs
 from .attention import fuse_attention
+from .int8_constants import own_int8_constants
 from .norms import exact_norms
 
-ENGINE_PASSES = (exact_norms, fuse_attention, spread_softmax)
-GATE_PASSES = (exact_norms,)  # the parity gate must judge the export, not a kernel that sums a million numbers in one go
+ENGINE_PASSES = (exact_norms, fuse_attention, spread_softmax, own_int8_constants)
+GATE_PASSES = (exact_norms, own_int8_constants)  # the parity gate must judge the export, not a kernel that sums a million numbers in one go
 
 
 def rewrite(model: onnx.ModelProto, passes=ENGINE_PASSES) -> dict[str, int]:

@@ -16,7 +16,7 @@ import onnx
 from ...runtime.certificate.comparison import compare_output, find_problem
 from ...runtime.certificate.probes import StageProbes, pack_probes
 from ...runtime.errors import AccuracyError
-from ...runtime.onnxruntime.optimisers import WRONG_FOR_FP8
+from ...runtime.onnxruntime.optimisers import DISABLED, EXACT_INT8
 from ..onnxruntime.build import load_onnxruntime, refusal
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
 from .weight_probes import probe_stage
@@ -160,6 +160,7 @@ def _check_golden(golden: dict[str, np.ndarray], stage: dict[str, Any]) -> None:
 def _session(ort, file: Path, stage: str, engine: bool, passes=GATE_PASSES):
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_INT8)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
     if not engine:
         options.enable_cpu_mem_arena = False  # an arena keeps the largest attention map for good
@@ -172,7 +173,7 @@ def _session(ort, file: Path, stage: str, engine: bool, passes=GATE_PASSES):
             model = onnx.ModelProto.FromString(graph)
             rewrite(model, passes)
             graph = model.SerializeToString()
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_FOR_FP8)
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED)
     except Exception as error:
         raise refusal(f"stage {stage}: ONNX Runtime refuses the graph", error) from error
 

@@ -110,6 +110,8 @@ def _not_served(manifest: Manifest, backend: str) -> str:
     """What Triton cannot run stage by stage, in words; "" if there is nothing."""
     if backend not in BACKENDS:
         return f"Triton has no backend for {backend} engines"
+    if any(stage.precision == "int8" for stage in manifest.stages) and backend == "onnxruntime":
+        return "Triton's ONNX Runtime cannot be told to add up INT8 products exactly on every processor"
     kernels = [stage.spec.name for stage in manifest.stages if isinstance(manifest, PlanManifest) and stage.engine.endswith(SUFFIX)]
     return f"Triton has no backend for the kernel stages of our operators ({', '.join(kernels)})" if kernels else ""
 

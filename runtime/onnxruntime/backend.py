@@ -31,7 +31,7 @@ from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMem
 from ..free_memory import give_back_free_memory
 from ..sequences import zip_equal
 from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
-from .optimisers import WRONG_FOR_FP8
+from .optimisers import DISABLED, EXACT_INT8
 from .page_dropper import PageDropper
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class OnnxRuntimeBackend:
         ort, options = self._ort, self._ort.SessionOptions()
         options.log_severity_level = 4  # every failure is an exception that we report
         options.enable_mem_pattern = False
+        options.add_session_config_entry(*EXACT_INT8)
         options.add_session_config_entry("session.force_spinning_stop", "1")  # threads of one stage must not spin while the next one works
         if self._threads:
             options.intra_op_num_threads = self._threads
@@ -96,16 +97,14 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry(RECORD, "1")
         try:
             if isinstance(artefact.manifest, BundleManifest):
-                session = ort.InferenceSession(
-                    str(artefact.path(stage.file)), options, providers=providers, enable_fallback=0, disabled_optimizers=WRONG_FOR_FP8
-                )
+                session = ort.InferenceSession(str(artefact.path(stage.file)), options, providers=providers, enable_fallback=0, disabled_optimizers=DISABLED)
             else:
                 if stage.weights:
                     self._add_weights(artefact, stage, options)
                 graph = artefact.view(stage.engine)
                 self._views.append(graph)
                 with PageDropper(artefact, stage.weights) if stage.weights else nullcontext():
-                    session = ort.InferenceSession(bytes(graph), options, providers=providers, enable_fallback=0, disabled_optimizers=WRONG_FOR_FP8)
+                    session = ort.InferenceSession(bytes(graph), options, providers=providers, enable_fallback=0, disabled_optimizers=DISABLED)
         except FathomError:
             raise
         except MemoryError as error:
