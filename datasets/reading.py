@@ -66,11 +66,12 @@ def _orientation(image: Image.Image) -> int:
         return UPRIGHT
 
 
-def read_rgb(path: Path, paired: bool = False) -> np.ndarray:
+def read_rgb(path: Path, paired: bool = False, upright: bool = True) -> np.ndarray:
     """A photo as uint8 [H, W, 3], just as ``depth-run`` sees it: upright by its EXIF data, 16-bit grey divided by 257, transparency over black.
 
     Args:
         paired: whether a depth map belongs to it: of a photo that EXIF turns nobody knows which way its depth map is up.
+        upright: turn it as EXIF says; False: leave it as it is stored.
 
     Raises:
         OSError: if the file cannot be read.
@@ -78,7 +79,7 @@ def read_rgb(path: Path, paired: bool = False) -> np.ndarray:
     """
     whole = _open(path, paired)
     try:
-        image = ImageOps.exif_transpose(whole)
+        image = ImageOps.exif_transpose(whole) if upright else whole
     except Exception:  # unreadable EXIF says nothing about which way is up
         image = whole
     if image.mode == "F":

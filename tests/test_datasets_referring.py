@@ -126,3 +126,12 @@ def test_photos_must_be_those_of_the_list(folder):
     Image.new("RGB", (5, 5)).save(folder / "train2014" / "COCO_1.png")
     with pytest.raises(ValueError, match=r"5x5 pixels, instances\.json says 12x10"):
         data[0]
+
+
+def test_a_photo_stays_as_its_masks_see_it_whatever_exif_says(folder):
+    """COCO's size, polygons and run lengths are of the stored pixels, as everybody's loaders read them."""
+    exif, stored = Image.Exif(), np.random.default_rng(7).integers(0, 255, (10, 12, 3), np.uint8)
+    for turn in (3, 6):
+        exif[0x0112] = turn
+        Image.fromarray(stored).save(folder / "train2014" / "COCO_1.png", exif=exif)
+        assert np.array_equal(Referring(folder, "refcoco+")[0].rgb, stored)

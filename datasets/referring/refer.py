@@ -122,7 +122,7 @@ class Referring:
         file, height, width = self._images[sentence.image]
         if Path(file).name != file:
             raise ValueError(f"{self.name}: the picture {file!r} lies outside its folder")
-        rgb = read_rgb(self._photos / file)
+        rgb = read_rgb(self._photos / file, upright=False)  # COCO counts in stored pixels
         if rgb.shape[:2] != (height, width):
             raise ValueError(f"{self._photos / file} has {rgb.shape[1]}x{rgb.shape[0]} pixels, instances.json says {width}x{height}")
         try:
