@@ -99,7 +99,7 @@ def _depth_run(what: str, folder: Path) -> int:
     with open(folder / "said", "w") as said, contextlib.redirect_stdout(said), watch():  # a file: what is kept in memory would grow
         code = run.main(["--engine", str(PLAN), what, "-o", str(folder / "out"), "--save", kinds, "--threads", "1", "--json", "-q"])
     lines = (folder / "said").read_text().splitlines()
-    done = json.loads(lines[0])["frames"] if kinds == "color" else len(list((folder / "out").iterdir()))
+    done = json.loads(lines[0])["frames"] if kinds == "color" else len(list((folder / "out").glob("*.png")))
     return _told(watch, done, code)
 
 
