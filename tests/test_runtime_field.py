@@ -456,7 +456,8 @@ def test_videos_among_photos_are_told(tiny, tmp_path, capsys):
     video(folder / "v.mp4", 3)
     picture(folder / "p.png")
     assert depth_run(tiny, folder, "-o", tmp_path / "o") == 0
-    assert "1 videos among the photos" in capsys.readouterr().err and sorted(path.name for path in (tmp_path / "o").glob("*.png")) == ["p_color.png", "p_depth.png"]
+    assert "1 videos among the photos" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "o").glob("*.png")) == ["p_color.png", "p_depth.png"]
 
 
 def test_a_file_that_ends_before_its_headers_duration_is_told(tiny, tmp_path, capsys):

@@ -103,16 +103,20 @@ def split(photos: list[Photo], evaluation: set[str], kind: str, left_out: Sequen
 
 
 def _own_scenes(scenes: dict[str, list[Photo]], photos: int) -> list[str]:
-    """Names of a quarter of the scenes, the smallest, and of more until they hold so many photos, but of half of the scenes at most.
+    """Names of a quarter of the scenes, as they were drawn, and of more where those hold too few photos; half of the scenes and of the photos at most.
 
-    A large scene would prove on one place what all others must do without; the smaller half of the scenes holds at most half of the photos.
+    A scene that holds more than what is left of that half is passed over: it would prove on one place what all others must do without.
     """
+    half = sum(map(len, scenes.values())) // 2
+    wanted, least = min(max(1, len(scenes) // 4), photos), min(photos, FEWEST_PHOTOS["prove"])
     found: list[str] = []
     held = 0
-    for name in sorted(scenes, key=lambda name: len(scenes[name]))[: len(scenes) // 2]:
-        if len(found) < min(len(scenes) // 4, photos) or held < photos:
+    for name, inside in scenes.items():
+        if len(found) == len(scenes) // 2 or (len(found) >= wanted and held >= least):
+            break
+        if held + len(inside) <= half:
             found.append(name)
-            held += len(scenes[name])
+            held += len(inside)
     return found
 
 
