@@ -68,6 +68,7 @@ def test_nothing_moves_without_a_gradient():
 
 def test_only_small_networks_learn_by_it_and_only_what_multiplies():
     names = {_random(8, 3, 3, 3): "conv.weight", _random(8): "conv.bias", _random(1, 9): "gate", _random(20, 8): "position_embedding.weight"}
-    assert [takes_muon(name, parameter) for parameter, name in names.items()] == [True, False, False, False]
+    names[_random(8, 9)] = "adapters.0.gate.0.weight"
+    assert [takes_muon(name, parameter) for parameter, name in names.items()] == [True, False, False, False, False]
     by_muon = {name: [names[p] for group in parameter_groups(names, RECIPES[name]) if group["matrix"] for p in group["params"]] for name in ("evp", "evp-tiny")}
     assert by_muon == {"evp": [], "evp-tiny": ["conv.weight"]}

@@ -45,8 +45,8 @@ class Muon(torch.optim.AdamW):
 
 
 def takes_muon(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix that multiplies: neither a vector nor a table of embeddings."""
-    return parameter.ndim > 1 and min(parameter.flatten(1).shape) >= FEWEST and "embed" not in name
+    """Whether a parameter is a matrix that multiplies: neither a vector nor a table of embeddings, nor of a gate, which soon chose one expert for all."""
+    return parameter.ndim > 1 and min(parameter.flatten(1).shape) >= FEWEST and "embed" not in name and "gate" not in name
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

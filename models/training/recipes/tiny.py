@@ -104,7 +104,15 @@ TINY: dict[str, TinyRecipe] = {
     "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", muon=False, batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
     "vpd-tiny": LONG,
     "moa-depthclip-tiny": small(
-        MOA, source="this project: MoA-DepthCLIP's losses, from nothing", rate=1e-3, least_rate=1e-5, schedule="cosine", warmup=0.03, clip=1.0, trained=(".",)
+        MOA,
+        source="this project: MoA-DepthCLIP's losses, from nothing",
+        muon=True,
+        rate=2e-3,
+        least_rate=1e-5,
+        schedule="cosine",
+        warmup=0.03,
+        clip=1.0,
+        trained=(".",),
     ),
     "llm-mde-tiny": small(
         LLM_MDE,
