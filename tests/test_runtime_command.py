@@ -31,7 +31,7 @@ def run(code, *, env=None, **how):
         ("raise errors.ChecksumError('a')", 10, "error: a\n"),
         ("open('/gone/x')", 3, "error: /gone/x cannot be used (No such file or directory); fix: check the name\n"),
         ("import os; os.stat('a' * 300)", 3, "(File name too long); fix: a shorter name\n"),
-        ("raise PermissionError(13, 'Permission denied', b'/root/x')", 3, "error: /root/x cannot be used (Permission denied); fix: change its permissions"),
+        ("raise PermissionError(13, 'Permission denied', b'/locked/x')", 3, "error: /locked/x cannot be used (Permission denied); fix: change its permissions"),
         ("raise OSError(28, 'No space left on device', 'x')", 3, "error: the disk is full: x cannot be written"),
         ("raise OSError('boom')", 1, "internal error"),
         ("raise OSError(9, 'Bad file descriptor', 7)", 1, "internal error"),

@@ -17,36 +17,30 @@ def own_int8_constants(model: onnx.ModelProto) -> int:
     stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
     if not stored:
         return 0
-    nodes, made = _own_dequantising(graph, stored)
-    read = Counter(value.name for value in graph.output)
-    for node in nodes:
-        for place, name in enumerate(node.input):
-            if name in stored:
-                if read[name]:
-                    copy = graph.initializer.add()
-                    copy.CopyFrom(stored[name])
-                    node.input[place] = copy.name = f"{name}:own{read[name]}"
-                    made += 1
-                read[name] += 1
-    set_nodes(graph, nodes)
-    return made
-
-
-def _own_dequantising(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]) -> tuple[list[onnx.NodeProto], int]:
-    """The nodes, with a copy of each DequantizeLinear of an initialiser for every reader after the first."""
-    weights = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored}
+    dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored}
     read = Counter(value.name for value in graph.output)
     nodes: list[onnx.NodeProto] = []
     made = 0
-    for node in graph.node:
+
+    def add(node: onnx.NodeProto) -> None:
+        nonlocal made
         for place, name in enumerate(node.input):
-            if name in weights:
-                if read[name]:
-                    copy = onnx.NodeProto.FromString(weights[name].SerializeToString())
-                    node.input[place] = copy.output[0] = f"{name}:own{read[name]}"
-                    copy.name = f"{copy.name}:own{read[name]}" if copy.name else ""
-                    nodes.append(copy)
-                    made += 1
-                read[name] += 1
+            if name not in stored and name not in dequantised:
+                continue
+            if read[name]:
+                own = node.input[place] = f"{name}:own{read[name]}"
+                made += 1
+                if name in stored:
+                    graph.initializer.add().CopyFrom(stored[name])
+                    graph.initializer[-1].name = own
+                else:
+                    copy = onnx.NodeProto.FromString(dequantised[name].SerializeToString())
+                    copy.output[0], copy.name = own, f"{copy.name}:own{read[name]}" if copy.name else ""
+                    add(copy)
+            read[name] += 1
         nodes.append(node)
-    return nodes, made
+
+    for node in list(graph.node):
+        add(node)
+    set_nodes(graph, nodes)
+    return made

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..files import whole_file
-from ..fleet.job import MOST_RECORD_BYTES, RECORD, FleetJob
+from ..fleet.job import MOST_RECORD_BYTES, RECORD, FleetJob, read_record, write_record
 from ..scale.camera_scale import SCALE_NAME
 
 if TYPE_CHECKING:
@@ -59,8 +57,8 @@ class ResultFolder:
                 one folder.
         """
         now, before = self.job.record(), self._record()
-        changed = set() if before is None else {key for key in now if key != "save" and before.get(key, now[key] if key in COLORS else None) != now[key]}
-        if skip and done and before is None:
+        changed = {key for key in now if key != "save" and before.get(key, now[key] if key in COLORS else None) != now[key]} if before else set()
+        if skip and done and not before:
             raise InputError(
                 f"nothing says what made the results in {self.out}",
                 wanted=f"a folder with {RECORD}",
@@ -69,21 +67,21 @@ class ResultFolder:
         if skip and changed:
             was = f"the results in {self.out} were made with another {min(changed).replace('_', ' ')}"
             raise InputError(was, wanted="one meaning per folder", fix="another --output, or --force instead of --skip-existing")
-        other_scale = "scale" in changed or self._scale_text() != ("" if self.job.scale is None else self.job.scale.json())
-        if before is not None and not changed and not (other_scale and self._scale_text()):
+        told = self._scale_text()
+        other_scale = "scale" in changed or told != ("" if self.job.scale is None else self.job.scale.json())
+        if before and not changed and not (other_scale and told):
             self._write({**before, **now})  # more of the same
             return
         results = list(self._results())
         left = next((path for path in results if path not in self.replaced and path.parent not in self.replaced), None)
         if other_scale and left is not None:
-            what = self.out / SCALE_NAME if self._scale_text() else left
-            was = f"{what} says that the results in its folder have another scale" if self._scale_text() else f"nothing says that {what} has this scale"
+            was = f"{self.out / SCALE_NAME} says that the results in its folder have another scale" if told else f"nothing says that {left} has this scale"
             raise InputError(was, wanted="one scale per folder", fix="another --output, or --force with the photos of all results in it")
         self.at_the_end = bool(results) and left is None
         if not results:
             self._write(now)
-        elif before is not None:
-            self._write_record({**before, **now, **dict.fromkeys(changed, SEVERAL)})
+        elif before:
+            write_record(self.out, {**before, **now, **dict.fromkeys(changed, SEVERAL)})
         if self.at_the_end:
             with suppress(FileNotFoundError):
                 (self.out / SCALE_NAME).unlink()
@@ -104,11 +102,10 @@ class ResultFolder:
                     (self.out / name).unlink()
         return ""
 
-    def _record(self) -> dict[str, Any] | None:
-        with suppress(OSError, ValueError), open(self.out / RECORD, "rb") as file:
-            found = json.loads(file.read(MOST_RECORD_BYTES))
-            return found if isinstance(found, dict) else None
-        return None
+    def _record(self) -> dict[str, Any]:
+        with suppress(OSError), open(self.out / RECORD, "rb") as file:
+            return read_record(file.read(MOST_RECORD_BYTES))
+        return {}
 
     def _scale_text(self) -> str:
         path = self.out / SCALE_NAME
@@ -120,13 +117,9 @@ class ResultFolder:
         return (path for path in found if path.name.endswith(ENDINGS))
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._write_record(record)
+        write_record(self.out, record)
         if self.job.scale is not None:
             self.job.scale.write(self.out / SCALE_NAME, force=True)
-
-    def _write_record(self, record: dict[str, Any]) -> None:
-        with whole_file(self.out / RECORD, force=True) as part:
-            part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def refuse_other_results(done: Targets, pipeline: Pipeline, protocol: str | None) -> None:

@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..fleet.job import FleetJob
     from ..outputs.writers import refuse_ply, require_exr
     from ..photo.intrinsics_file import read_intrinsics
-    from ..photo.photo import TILES, find_photos
+    from ..photo.photo import TILES, find_photos, refuse_as_results
     from ..pipeline import Pipeline
     from ..scale.camera_scale import read_scale
     from ..video.video import find_videos, is_video
@@ -141,7 +141,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         targets = {photo: {kind: out / (photo.stem + SUFFIX[kind]) for kind in kinds} for photo in find_photos(inputs, remark)}
         tiles = [out / TILES] if arguments.show else []
-        _refuse_photos(targets)
+        refuse_as_results({os.path.realpath(photo.path) for photo in targets}, ((photo.path, files.values()) for photo, files in targets.items()))
         if arguments.skip_existing:
             done, targets = split_done(targets)
             remark(f"{len(done)} of {len(done) + len(targets)} photos are done already")
@@ -233,14 +233,6 @@ def _refuse_existing(paths: list[Path], force: bool) -> None:
     folders = [path for path in there if path.is_dir()]
     if folders:
         raise InputError(f"{folders[0]} is a folder", wanted="the name of a file", fix="another --output")
-
-
-def _refuse_photos(targets: dict[Any, dict[str, Path]]) -> None:
-    """A photo called ``a_color.png`` in the folder of the results is where those of ``a.png`` would go: --force does not mean that."""
-    photos = {os.path.realpath(photo.path) for photo in targets}
-    for photo, files in targets.items():
-        if taken := next((path for path in files.values() if os.path.realpath(path) in photos), None):
-            raise InputError(f"{taken}, a result of {photo.path}, is itself one of the photos", wanted="another name", fix="another --output")
 
 
 def _make_folders(out: Path, targets: dict[Any, dict[str, Path]]) -> list[Path]:

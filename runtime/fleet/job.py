@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import whole_file
 
 if TYPE_CHECKING:
     from ..photo.depth_map import Intrinsics
@@ -66,7 +68,7 @@ class FleetJob:
 
     def record_bytes(self) -> bytes:
         """The record as it is written."""
-        return (json.dumps(self.record(), indent=1, sort_keys=True) + "\n").encode()
+        return _written(self.record())
 
     def refuse_other(self, raw: bytes, where: str) -> None:
         """Results of one folder mean the same, or the run does not start.
@@ -86,3 +88,25 @@ class FleetJob:
             if not isinstance(before, dict) or before.get(key) != now.get(key):
                 was = f"the results in {where.rpartition('/')[0]} were made with another {key.replace('_', ' ')}"
                 raise InputError(was, wanted="one meaning per folder", fix="another --output, or --force to make them all again")
+
+
+def read_record(raw: bytes | None) -> dict[str, Any]:
+    """What a record says; empty if there is none, or it is no record."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(raw or b"")
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record of a folder's results, in place of an earlier one.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    with whole_file(folder / RECORD, force=True) as part:
+        part.write_bytes(_written(record))
+
+
+def _written(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +11,9 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..files import PART, PART_END, whole_file
+from ..photo.photo import refuse_as_results
 from ..scale.camera_scale import SCALE_NAME
-from .job import BROKEN, LOCK, MOST_RECORD_BYTES, RECORD, FleetJob
+from .job import BROKEN, LOCK, MOST_RECORD_BYTES, RECORD, FleetJob, read_record, write_record
 from .run_on_ray import Outcome, finished_rows, own_rows, run_files, run_rows
 from .sources import Sources, is_uri, load_arrow
 
@@ -56,14 +56,12 @@ class FilesPlace:
             InputError: if the folder holds results of another meaning that this run does not make again, or a result would take the place of a photo.
         """
         record, job, photos = self.out / RECORD, self.job, _local(sources)
-        for name in sources.names.values():
-            if taken := next((path for path in job.targets(name).values() if os.path.realpath(path) in photos), None):
-                raise InputError(f"{taken}, a result of {name}, is itself one of the photos", wanted="another name", fix="another --output")
+        refuse_as_results(photos, ((name, job.targets(name).values()) for name in sources.names.values()))
         raw = record.read_bytes()[:MOST_RECORD_BYTES] if record.is_file() else None
         if raw is not None and not job.force:
             job.refuse_other(raw, str(record))
             return {key: name for key, name in sources.names.items() if not all(path.exists() for path in job.targets(name).values())}
-        before = _facts(raw)
+        before = read_record(raw)
         self.scaled = bool(before.get("scale"))
         own = dict(job.suffixes)
         if isinstance(before.get("save"), list):
@@ -96,8 +94,7 @@ class FilesPlace:
             self.job.scale.write(self.out / SCALE_NAME, force=True)
 
     def _write_record(self) -> None:
-        with whole_file(self.out / RECORD, force=True) as part:
-            part.write_bytes(self.job.record_bytes())
+        write_record(self.out, self.job.record())
 
     def work(self, ray: Any, sources: Sources, missing: dict[str, str], shared: Any, on_done: Any) -> Outcome:
         return run_files(ray, self.job, sources, missing, shared, on_done)
@@ -205,14 +202,6 @@ class ParquetPlace(FilesPlace):
 def _local(sources: Sources) -> set[str]:
     """Paths of the photos that are files here."""
     return {path for filesystem, paths in sources.files if filesystem is None for path in paths}
-
-
-def _facts(raw: bytes | None) -> dict[str, Any]:
-    """A record's; empty if there is none."""
-    with suppress(ValueError, RecursionError):
-        found = json.loads(raw or b"")
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _write_broken(outcome: Outcome, path: str, filesystem: Any) -> None:

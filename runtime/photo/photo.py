@@ -250,6 +250,21 @@ def is_own_result(path: Path) -> bool:
         return False  # its reader will say what is wrong with it
 
 
+def refuse_as_results(photos: set[str], results: Iterable[tuple[object, Iterable[Path]]]) -> None:
+    """A photo called ``a_color.png`` in the folder of the results is where those of ``a.png`` would go: --force does not mean that.
+
+    Args:
+        photos: their real paths.
+        results: each photo's name, and the files that are to be made of it.
+
+    Raises:
+        InputError: if one of these files is a photo.
+    """
+    for name, files in results:
+        if taken := next((path for path in files if os.path.realpath(path) in photos), None):
+            raise InputError(f"{taken}, a result of {name}, is itself one of the photos", wanted="another name", fix="another --output")
+
+
 def _choose(items: list[Path], on_message: Callable[[str], None]) -> list[Path]:
     """The photos among the files of a folder or glob."""
     photos = [item for item in items if is_named_as_photo(item) and item.is_file()]

@@ -103,16 +103,11 @@ TINY: dict[str, TinyRecipe] = {
     "evp-tiny clip": LONG,
     "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", muon=False, batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
     "vpd-tiny": LONG,
-    "moa-depthclip-tiny": small(
-        MOA,
+    "moa-depthclip-tiny": replace(
+        FROM_NOTHING,
         source="this project: MoA-DepthCLIP's losses, from nothing",
-        muon=True,
         rate=2e-3,
-        least_rate=1e-5,
-        schedule="cosine",
-        warmup=0.03,
-        clip=1.0,
-        trained=(".",),
+        **{name: getattr(MOA, name) for name in ("loss", "decay", "batch", "epochs")},
     ),
     "llm-mde-tiny": small(
         LLM_MDE,
