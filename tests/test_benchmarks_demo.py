@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from fathom.benchmarks.demo import demo, plans
 from fathom.benchmarks.demo import page as demo_page
+from fathom.benchmarks.demo.commands import command, loaded_commands
 from fathom.benchmarks.demo.contact_sheet import Column, MaskRow, column_lefts, draw_masks, draw_sheet, head_height
 from fathom.benchmarks.demo.photos import PAIRS, ROOMS, photos
 from fathom.benchmarks.demo.pictures import Map, Row, error_map, row_range, said
@@ -179,6 +182,23 @@ def test_a_room_with_its_exact_depth_is_always_shown(tmp_path):
     assert all(photo.path.parent == tmp_path / "photos" and photo.path.is_file() for photo in found)
 
 
+def test_commands_in_a_kept_process_end_as_those_of_their_own_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    missing, broken = str(tmp_path / "none.plan"), ("depth-inspect", "--nonsense")
+    said, codes = [], []
+    with loaded_commands(1) as run:
+        assert run("depth-inspect", "--version") == command("depth-inspect", "--version", threads=1)
+        for way in (run, lambda *words: command(*words, threads=1)):
+            for words in (("depth-inspect", missing), broken, ("depth-inspect", "--version")):
+                try:
+                    codes.append(0 if way(*words) else None)
+                except SystemExit as leaving:
+                    codes.append(leaving.code)
+            said.append(capsys.readouterr())
+    assert codes == [3, 2, 0] * 2 and missing in said[0].err
+    assert said[0].err == said[1].err and os.environ["OMP_NUM_THREADS"] == "3"
+
+
 def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     """The flow with commands that write files at once; what is drawn comes from those files."""
     monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
@@ -188,7 +208,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "trained", lambda name: False)
     asked = []
 
-    def command(name, *words, threads):
+    def command(name, *words, threads=1):
         asked.append((name, *words))
         if name in ("depth-export", "depth-build") and words[words.index("-o") + 1].endswith(".plan"):
             Path(words[words.index("-o") + 1]).write_bytes(b"a plan")
@@ -207,6 +227,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
         return "\n".join(lines)
 
     monkeypatch.setattr(demo, "command", command)
+    monkeypatch.setattr(demo, "loaded_commands", lambda jobs: nullcontext(command))
     assert demo.main(tmp_path / "demo", tmp_path / "none") == 0
     assert [words[0] for words in asked].count("depth-run") == 2 and [words[0] for words in asked].count("depth-export") == 2
     assert sorted(words[1] for words in asked if words[0] == "depth-bench") == ["accuracy"] * 2 + ["latency"] * 2 + ["report"]

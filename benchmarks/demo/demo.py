@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ from ...datasets.rooms.rooms import Rooms
 from ...datasets.rooms.words import meanings
 from ...runtime.commands.command import run_command
 from ..model_cards import CardResult, read_card, trained
+from .commands import Commands, command, loaded_commands
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
 from .measured import accuracy, latency, report
 from .page import page, verdicts
@@ -56,31 +55,16 @@ def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
     return [(title, members) for title, members in groups if members]
 
 
-def command(name: str, *words: str, threads: int) -> str:
-    """Run one of our commands as a user would; returns its standard output.
-
-    Raises:
-        SystemExit: with its exit code if it fails.
-    """
-    print(f"$ {shlex.join([name, *words])}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    line = [str(Path(sys.executable).parent / name), *words]
-    result = subprocess.run(line, capture_output=True, text=True, env=environment)
-    if result.returncode:
-        print(result.stderr, file=sys.stderr)
-        raise SystemExit(result.returncode)
-    return result.stdout
-
-
 class Show:
     """One demo in its folder; one thread for every command, as independent networks run side by side.
 
     Args:
         folder: for everything that is made.
+        run: runs those commands.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, run: Commands):
+        self.folder, self.run = folder, run
 
     def plan(self, name: str) -> Path:
         """Export, build and measure a network, or take what an earlier demo made of the same weights and code."""
@@ -90,26 +74,19 @@ class Show:
             return plan
         if name == "evp-tiny":  # the steps one by one, so that the bundle can be looked at
             bundle = self.folder / name
-            command("depth-export", "--model", name, "-o", str(bundle), "--force", "-q", threads=1)
-            command("depth-build", str(bundle), "-o", str(plan), "--force", "-q", threads=1)
+            self.run("depth-export", "--model", name, "-o", str(bundle), "--force", "-q")
+            self.run("depth-build", str(bundle), "-o", str(plan), "--force", "-q")
         else:
-            command("depth-export", "--model", name, *words, "-o", str(plan), "--force", "-q", threads=1)
+            self.run("depth-export", "--model", name, *words, "-o", str(plan), "--force", "-q")
         if name != WORDS_NETWORK:
-            accuracy(self.folder, name, command, 1)
+            accuracy(self.folder, name, self.run)
         keep(name, words, self.folder)
         return plan
-
-    def time(self, names: list[str]) -> None:
-        """Time the networks that no earlier demo timed on this machine, one after the other."""
-        for name in names:
-            if not (self.folder / latency_file(name)).is_file():
-                latency(self.folder, name, command, os.cpu_count() or 1)
-                keep(name, NETWORKS[name], self.folder)
 
     def depth(self, name: str) -> dict[str, dict]:
         """Results of one network by photo."""
         words = ["--engine", str(self.plan(name)), str(self.folder / "photos"), "-o", str(self.folder / "depth" / name)]
-        results = map(json.loads, command("depth-run", *words, "--save", "png16,npy,color", "--force", "--json", "-q", threads=1).splitlines())
+        results = map(json.loads, self.run("depth-run", *words, "--save", "png16,npy,color", "--force", "--json", "-q").splitlines())
         return {result["photo"]: result for result in results}
 
     def masks(self) -> list[MaskRow]:
@@ -127,9 +104,17 @@ class Show:
                 words = meaning.sentences()[1]
                 place = out / words.replace(" ", "-")
                 line = ["--engine", str(plan), str(photo), "-o", str(place), "--prompt", words, "--save", "npy", "--force", "--json", "-q"]
-                result = json.loads(command("depth-run", *line, threads=1))
+                result = json.loads(self.run("depth-run", *line))
                 rows.append(MaskRow(words, Image.fromarray(sample.rgb), truth, np.load(result["files"]["npy"], allow_pickle=False) > 0.5))
         return rows
+
+
+def time_plans(folder: Path, names: list[str]) -> None:
+    """Time the networks that no earlier demo timed on this machine, one after the other: nothing else may run meanwhile."""
+    for name in names:
+        if not (folder / latency_file(name)).is_file():
+            latency(folder, name, command, os.cpu_count() or 1)
+            keep(name, NETWORKS[name], folder)
 
 
 def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> int:
@@ -139,8 +124,9 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
     chosen = photos(folder / "photos", pairs)
     groups = grouped(networks())
     names = [name for _, members in groups for name in members]
-    show = Show(folder)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_JOBS)) as pool:
+    jobs = min(os.cpu_count() or 1, MOST_JOBS)
+    with loaded_commands(jobs) as run, ThreadPoolExecutor(jobs) as pool:
+        show = Show(folder, run)
         masks = pool.submit(show.masks)
         found = dict(zip(names, pool.map(show.depth, names), strict=True))
     print(command("depth-inspect", str(folder / f"{names[0]}.plan"), threads=1))
@@ -154,7 +140,7 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
         draw_masks(drawn).save(folder / "masks.png")
     shown = write_pictures(folder / "pictures", names, chosen, rows)
     (folder / "viewer-data.js").write_text(script(shown, groups), "utf-8")
-    show.time(names)
+    time_plans(folder, names)
     report(folder, names, command, os.cpu_count() or 1)
     (folder / "index.html").write_text(page(groups, shown, notes, WORDS_NETWORK if drawn else "", untrained), "utf-8")
     if untrained:

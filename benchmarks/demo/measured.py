@@ -10,16 +10,15 @@ from .plans import accuracy_file, latency_file
 ROOMS, ROUNDS = "rooms:6:8:120x160", 6
 
 
-def accuracy(folder: Path, name: str, command: Callable[..., str], threads: int) -> None:
+def accuracy(folder: Path, name: str, run: Callable[..., str]) -> None:
     """Measure the plan ``folder/NAME.plan``, and PyTorch where its bundle ``folder/NAME`` is there, on a few rooms.
 
     Args:
-        command: runs one of our commands.
-        threads: of the command.
+        run: runs one of our commands with one thread.
     """
     reference = ("--reference", str(folder / name)) if (folder / name).is_dir() else ()
-    words = ("--engine", str(folder / f"{name}.plan"), "--data", ROOMS, "-o", str(folder / accuracy_file(name)), "--threads", str(threads))
-    command("depth-bench", "accuracy", *reference, *words, "--force", "-q", threads=threads)
+    words = ("--engine", str(folder / f"{name}.plan"), "--data", ROOMS, "-o", str(folder / accuracy_file(name)), "--threads", "1")
+    run("depth-bench", "accuracy", *reference, *words, "--force", "-q")
 
 
 def latency(folder: Path, name: str, command: Callable[..., str], threads: int) -> None:
