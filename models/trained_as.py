@@ -20,15 +20,32 @@ class TrainedAs:
     Args:
         model, variant: names of the catalog.
         settings: every setting that the network has; None: the variant's own number.
+        fitted_to: SHA-256 of the weights that a part of the network (bins) was fitted to; empty for weights of the whole.
     """
 
     model: str
     variant: str
     settings: Mapping[str, int | None]
+    fitted_to: str = ""
 
     def metadata(self) -> dict[str, str]:
         """For the header of a safetensors file."""
-        return {KEY: json.dumps({"model": self.model, "variant": self.variant, "settings": dict(self.settings)}, sort_keys=True)}
+        facts = {"model": self.model, "variant": self.variant, "settings": dict(self.settings)}
+        return {KEY: json.dumps(facts | ({"fitted_to": self.fitted_to} if self.fitted_to else {}), sort_keys=True)}
+
+    def refuse_other_weights(self, file: str, sha256: str) -> None:
+        """Refuse a part that was fitted to other weights than those it is put beside.
+
+        Args:
+            file: how to call the part's file.
+            sha256: of the weights that it is put beside.
+
+        Raises:
+            InputError: if they are others.
+        """
+        if self.fitted_to and self.fitted_to != sha256:
+            was = f"{file} was fitted to other weights (SHA-256 {self.fitted_to[:12]}, here {sha256[:12] or 'random ones'})"
+            raise InputError(was, wanted="what was fitted to these", fix="fit it again to these weights with depth-train, or give the weights it was fitted to")
 
     def settle(
         self, file: str, model: str, variant: str | None, settings: Mapping[str, int | None], retrain: bool = False
@@ -72,7 +89,7 @@ def read_trained_as(path: str | Path) -> TrainedAs | None:
         return None
     try:
         found = json.loads(text)
-        return TrainedAs(str(found["model"]), str(found["variant"]), dict(found["settings"]))
+        return TrainedAs(str(found["model"]), str(found["variant"]), dict(found["settings"]), str(found.get("fitted_to", "")))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"{Path(path).name} says of itself what is no network of Fathom: {text[:80]}", wanted="model, variant and settings", fix="train it again"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from closeness import same_output, same_weights
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fathom.datasets.depth_metrics import depth_errors
 from fathom.datasets.pairs import Pairs
@@ -629,6 +629,14 @@ def test_the_published_few_shot_recipe_learns_seven_bins_and_nothing_else(tmp_pa
     assert changed == ["head.bins_m"]
     with pytest.raises(InputError, match=r"bins\.safetensors was trained with wording=0; wanted: wording=1"):  # bins mean nothing behind other words
         load("depthblip2-tiny", random_init=True, settings={"wording": 1}, bins=output)
+    first, second = (tmp_path / f"{name}.safetensors" for name in ("first", "second"))
+    for number, file in enumerate((first, second)):
+        tensors = load("depthblip2-tiny", random_init=True, seed=number).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    assert main([*words, "--weights", str(first), "--force"]) == 0
+    assert not torch.equal(load("depthblip2-tiny", first, bins=output).head.bins_m, load("depthblip2-tiny", first).head.bins_m)
+    with pytest.raises(InputError, match=r"bins\.safetensors was fitted to other weights"):  # nor before another network's probabilities
+        load("depthblip2-tiny", second, bins=output)
 
 
 def test_the_few_shot_recipe_heeds_its_flags_or_refuses_them(tmp_path, capsys, monkeypatch):

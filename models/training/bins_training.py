@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
@@ -58,7 +59,8 @@ def train_bins(run: Run, on_progress: Callable[[int], None] = lambda step: None)
         mlp = fit_bins(_cases(network, examples, run.device), run.steps, run.recipe.batch, run.seed, run.recipe.rate)
     except ValueError as error:
         raise InputError(str(error), fix="leave such pictures out") from error
-    write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, trained_as(network).metadata())
+    told = dataclasses.replace(trained_as(network), fitted_to=network.origin.sha256)
+    write_tensors(run.output, {name: tensor.contiguous() for name, tensor in mlp.layers.state_dict().items()}, told.metadata())
     loss = _loss(mlp, network, examples, run.device)
     lines = [{"step": run.steps, "loss": round(loss, 6)}]
     write_log(log_path(run.output), run.facts, lines)
