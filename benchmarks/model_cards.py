@@ -56,11 +56,6 @@ class CardResult:
                 found[metric] = (guess, values[metric])
         return found
 
-    def worse_than_blind(self) -> str:
-        """A sentence that names those metrics, or ""."""
-        worse = [f"{metric} {self.network[metric]:.3f}, {guess} {value:.3f}" for metric, (guess, value) in self.worse_metrics().items()]
-        return f"worse than a blind guess on {self.title()}: {'; '.join(worse)}" if worse else ""
-
     def _best_blind(self, metric: str) -> tuple[str, dict[str, float]]:
         return (min if metric in ERRORS else max)(self.blind.items(), key=lambda item: item[1][metric])
 

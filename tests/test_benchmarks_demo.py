@@ -155,8 +155,8 @@ def test_the_page_names_what_it_shows_once_and_says_what_is_worse_than_blind(mon
     text = demo_page.page([("", ["x-tiny"])], [photo], ["a <note>"], "", False)
     assert text.count("a &lt;note&gt;") == text.count("<h1>") == text.count("Depth of photos, by small networks") == 1
     assert "a &lt;room&gt;" in text and "mean depth map: abs_rel 0.278" in text and "masks.png" not in text
-    assert "x-tiny is worse than a blind guess on real pairs marked test: rmse 1.200, mean depth map 1.000; delta1 0.300, mean depth map 0.500." in text
-    assert text.count("worse than a blind guess") == 1  # not on the rooms, where it is better
+    assert "Worse than a blind guess on real pairs marked test, by rmse and delta1: x-tiny (rmse 1.200, mean depth map 1.000)." in text
+    assert text.count("Worse than a blind guess") == 1  # not on the rooms, where it is better
     assert "report.html" in text and not re.search(r"(src|href)=.?(https?:)?//", text)  # works without a network
     assert 'class="alarm"' in demo_page.page([("", ["x-tiny"])], [photo], ["untrained"], "", True)
     column = demo._column("x-tiny", "")

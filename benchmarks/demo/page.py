@@ -59,8 +59,20 @@ def page(groups: Sequence[tuple[str, Sequence[str]]], photos: Sequence[dict[str,
 
 
 def verdicts(names: Sequence[str]) -> list[str]:
-    """A sentence for every network and data set of its card where a guess that never looks at the picture is better."""
-    return [f"{name} is {worse}." for name in names for result in read_card(name) if (worse := result.worse_than_blind())]
+    """A sentence for every kind of pictures on which a guess that never looks is better, with all networks that it beats by the same metrics."""
+    beaten: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name in names:
+        for result in read_card(name):
+            if worse := result.worse_metrics():
+                metric, (guess, value) = next(iter(worse.items()))
+                words = f"{name} ({metric} {result.network[metric]:.3f}, {guess} {value:.3f})"
+                beaten.setdefault((result.title(), tuple(worse)), []).append(words)
+    return [f"Worse than a blind guess on {title}, by {_listed(metrics)}: {_listed(found)}." for (title, metrics), found in beaten.items()]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _row(photo: dict[str, Any], groups: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
