@@ -130,8 +130,7 @@ def train(
     recipe, network = run.recipe, run.network.to(run.device, memory_format=torch.channels_last)  # what convolutions are fastest in
     names = _open_for_training(network, recipe)
     learner = learner_for(network, recipe)
-    from_nothing = network.origin.kind == "random-init"
-    if not resume and from_nothing:
+    if not resume and network.origin.kind == "random-init":
         learner.start(run.seed)
         if run.backbone is not None:
             take_backbone(learner, learner_for(run.backbone, recipe))
@@ -143,8 +142,7 @@ def train(
         step, earlier_s, losses = load_state(state_path(run.output), network, optimiser, names, run.facts, averaged.tensors, scaler)
         lines = [line for line in read_log(log_path(run.output)) if line.get("step", 0) <= step]
         on_progress(step, earlier=True)
-    alone_until = recipe.hint_alone if from_nothing else 0.0
-    unused = alone_until > 0  # at first only the hint is learned, and most parameters get no gradient
+    unused = recipe.hint_alone > 0  # at first only the hint is learned, and most parameters get no gradient
     called = nn.parallel.DistributedDataParallel(learner, find_unused_parameters=unused) if ranks.world > 1 else learner
     windows = Windows(learner, recipe, run.data)
     batches = Prefetch(_batches_of(windows, run, ranks), run.workers, run.steps)
@@ -154,7 +152,7 @@ def train(
         share = step / run.steps
         side, learner.cells = recipe.phase_at(step, run.steps)
         learner.network = windows.networks[side]
-        learner.alone = share < alone_until
+        learner.alone = share < recipe.hint_alone
         _set_modes(learner.network)
         rate = recipe.rate_at(share)
         for group in optimiser.param_groups:

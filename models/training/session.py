@@ -136,6 +136,7 @@ class Session:
             "seed": arguments.seed,
             "shots": arguments.shots,
             **({"learn": arguments.learn} if arguments.learn else {}),
+            **({} if arguments.hint_alone is None else {"hint_alone": arguments.hint_alone}),
             "backbone": backbone and backbone.origin.sha256,
             "every": every,
             "hold_back": arguments.hold_back,
@@ -255,6 +256,12 @@ def recipe_for(arguments: argparse.Namespace, variant: str, settings: Mapping[st
         recipe = replace(recipe, rate=arguments.lr, least_rate=recipe.least_rate * arguments.lr / recipe.rate)
     if arguments.precision:
         recipe = replace(recipe, precision=arguments.precision)
+    if arguments.hint_alone is not None:
+        if not recipe.hint:
+            raise UsageError("--hint-alone, and the recipe has no hint", fix="leave it out")
+        recipe = replace(recipe, hint_alone=arguments.hint_alone)
+    elif arguments.weights is not None and recipe.hint_alone:  # their backbone has learned it
+        recipe = replace(recipe, hint_alone=0.0)
     frozen = tuple(part for setting, part in SWITCHED.items() if settings.get(setting) == 0)
     recipe = replace(recipe, trained=tuple(pattern for pattern in recipe.trained if not pattern.startswith(frozen)))
     if arguments.accumulate > recipe.batch:

@@ -16,7 +16,7 @@ from ...runtime.errors import UsageError, missing_package
 DEFAULTS = {"seed": 0, "store": "fp32", "shots": 0, "hold_back": 0, "ema": 0.0, "accumulate": 1}
 WORDS = (  # flags in the command that is written on the card, in its order
     *("shots", "weights", "visual_weights", "backbone", "variant", "scene", "texts", "captions", "learn", "steps", "batch", "lr"),
-    *("precision", "ema", "hold_back", "accumulate", "seed", "store"),
+    *("hint_alone", "precision", "ema", "hold_back", "accumulate", "seed", "store"),
 )
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 EPILOG = """\
@@ -69,8 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--steps", type=_positive, metavar="N", help="steps of the optimiser (default: the recipe's epochs)")
     recipe.add_argument("--batch", type=_positive, metavar="N", help="pictures per step and process")
     recipe.add_argument("--lr", type=float, metavar="X", help="highest learning rate; the lowest moves with it")
+    hint = "share of the steps in which only the backbone learns, by its hint, at a fraction of the time (default: the recipe's; 0 with --weights)"
+    recipe.add_argument("--hint-alone", type=_share, metavar="X", help=hint)
     recipe.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of products and convolutions while learning; weights and loss stay FP32")
-    recipe.add_argument("--ema", type=_decay, default=0.0, metavar="X", help="validate and write a moving average of the weights, such as 0.999")
+    recipe.add_argument("--ema", type=_share, default=0.0, metavar="X", help="validate and write a moving average of the weights, such as 0.999")
     how = parser.add_argument_group("how")
     how.add_argument(
         "--hold-back",
@@ -98,7 +100,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _decay(text: str) -> float:
+def _share(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

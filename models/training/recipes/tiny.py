@@ -15,7 +15,7 @@ class TinyRecipe(Recipe):
     Args:
         hint: places in the backbone say their depth while they learn (``depth_hint``).
         hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the
-            cheapest. Networks that start from weights have learned it.
+            cheapest. Networks that start from weights have learned it: there it is 0 unless asked for.
         phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
             are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
         whole_every: every so many steps one sees all of the network's own window, whatever the phase; 0: none does.
