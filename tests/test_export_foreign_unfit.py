@@ -194,7 +194,7 @@ def test_remarks_are_of_what_the_depth_depends_on_branches_included(tmp_path):
     onnx.save(model, file)
     write_foreign_bundle(file, contract(), tmp_path / "b", on_message=said.append)
     refused = [words for words in said if "TensorRT will not compile" in words]
-    assert len(refused) == 1 and "NonZero" in refused[0]
+    assert len(refused) == 1 and "NonZero" in refused[0] and not any("quantised" in words for words in said)
 
 
 def test_what_only_unnamed_outputs_read_is_not_looked_at(tmp_path):
@@ -294,7 +294,9 @@ def test_sums_of_integers_keep_their_numbers_in_fp16(tmp_path):
     weights = [numpy_helper.from_array(a, n) for a, n in ((whole, "k"), (np.float32(largest), "k_scale"), (np.int8(0), "k_zero"))]
     ends = [value("x", TensorProto.FLOAT, [1, 3, H, W])], [value("y", TensorProto.FLOAT, None)]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", *ends, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
-    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
+    said = []
+    write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b", on_message=said.append)
+    assert any("quantised already, in 2 nodes" in words for words in said)
     build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
     photo = (PICTURE[0].transpose(1, 2, 0) * 255).astype(np.uint8)
     with Pipeline.open(tmp_path / "x.plan") as pipeline:

@@ -21,6 +21,7 @@ from ...runtime.errors import BuildFailedError, InputError
 from ...runtime.files import sha256_of, whole_directory
 from ..bundle.bundle_files import GOLDEN, STAGES, finish_bundle
 from ..child.child import Progress, run_child
+from ..graph.inner_graphs import all_nodes
 from ..graph.onnx_checks import refusals
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from ..onnxruntime.int8_constants import own_int8_constants
@@ -188,6 +189,9 @@ def example_picture(contract: Contract, batch: int = 1, seed: int = 0) -> np.nda
 def _remarks(model: onnx.ModelProto) -> list[str]:
     opset = opset_of(model)
     remarks = [f"the graph has opset {opset} and keeps it" + ("" if 9 <= opset <= 20 else "; TensorRT 10.3 reads 9 to 20, ONNX Runtime reads it")]
+    kinds = [node.op_type for node in all_nodes(model.graph)]
+    if quantised := sum("Quantize" in kind or kind.startswith("QLinear") or kind.endswith("Integer") for kind in kinds):
+        remarks.append(f"the graph is quantised already, in {quantised} nodes, and keeps that: fp32 of this bundle and its plans means what the file computes")
     return remarks + [f"TensorRT will not compile {refusal}" for refusal in refusals(model)]
 
 
