@@ -240,7 +240,7 @@ def _run(arguments: argparse.Namespace) -> int:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            facts = Trial(name, work, calibration, arguments.threads).run(sets) | {"data": data}
+            facts = Trial(name, work, calibration, arguments.threads).run(sets) | {"data": data, "system": host()}
         except FathomError as error:
             facts = {"failed": str(error)}
             print(f"{name}: {error}", file=sys.stderr)
@@ -268,7 +268,6 @@ def _read(output: Path) -> dict[str, Any]:
 def _write(output: Path, networks: dict[str, Any]) -> None:
     """Networks in the order of the catalog, with the settings that all share."""
     facts = {
-        "system": host(),
         "calibration": {
             "rooms": CALIBRATION_ROOMS,
             "pairs": "those marked train, of the kind that is measured",

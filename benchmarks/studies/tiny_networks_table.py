@@ -24,7 +24,7 @@ HEAD = ("network", "pictures", "abs_rel", "delta1", "FP32", "FP16", "INT8", "INT
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown: PyTorch's metrics, and by how much abs_rel of each plan is off them.
+    """Markdown: PyTorch's metrics, by how much abs_rel of each plan is off them, and on which processors that was measured.
 
     Args:
         record: of ``tiny_networks``.
@@ -43,7 +43,12 @@ def table(record: dict[str, Any]) -> str:
             changes = [_share(rows[p]["oIoU"] - 1, 3) if masks else _share(rows[p]["relative"]["abs_rel"], 3) for p in ("fp32", "fp16", "int8")]
             changes = [change if facts["within"][p] else f"**{change}**" for p, change in zip(("fp32", "fp16", "int8"), changes, strict=True)]
             lines.append("| " + " | ".join((name if place == 0 else "", pictures, *base, *changes, kept(facts) if place == 0 else "")) + " |")
-    return "\n".join(lines)
+    processors: dict[str, list[str]] = {}
+    for name, facts in record["networks"].items():
+        if "failed" not in facts:
+            processors.setdefault(facts["system"]["host_processor_model_name"], []).append(name)
+    machines = "; on ".join(f"{processor}: {', '.join(names)}" for processor, names in processors.items())
+    return "\n".join([*lines, "", f"Measured on {machines}."])
 
 
 def kept(facts: dict[str, Any]) -> str:
