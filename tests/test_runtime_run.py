@@ -141,6 +141,17 @@ def test_names_that_are_no_text(tiny, photos, tmp_path):
     assert done.returncode == 0 and len(names(tmp_path / "out")) == 3, done.stderr
 
 
+def test_names_do_not_steer_the_terminal(tiny, photos, tmp_path):
+    """A name may hold what clears a screen or begins a line; results and errors write it out, JSON as JSON does."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name, content in (("a\x1b[2J\nb.png", (photos / "0.png").read_bytes()), ("c\x1b[31m.png", b"no picture")):
+        (folder / name).write_bytes(content)
+    done = depth_run("--engine", tiny.plan, folder, "-o", tmp_path / "out")
+    assert done.returncode == 3 and r"a\x1b[2J\x0ab.png" in done.stdout and len(done.stdout.splitlines()) == 1
+    assert r"c\x1b[31m.png" in done.stderr and "\x1b" not in done.stdout + done.stderr
+
+
 def test_existing_outputs_are_refused_before_any_work(tiny, photos, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -132,10 +132,14 @@ class _TerminationAsInterrupt:
             signal.signal(number, handler)
 
 
+def printable(text: str) -> str:
+    """The text with its control characters written out: names of files and of a graph's nodes are not to steer the terminal."""
+    return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def _say(text: str) -> None:
-    text = CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)  # names of files and of a graph's nodes are not to steer the terminal
     with suppress(OSError, ValueError):  # stderr may be closed too: then the exit code has to do
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _wants_traceback() -> bool:

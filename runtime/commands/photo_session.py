@@ -18,6 +18,7 @@ from ..free_memory import give_back_free_memory
 from ..outputs.writers import save_as
 from ..photo.photo import read_photo
 from ..photo.preprocess import windows_of
+from .command import printable
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class PhotoSession:
     def _report(self) -> int:
         for photo, error in self.failures:
             words = str(error)
-            print(f"error: {words if str(photo.path) in words else f'{photo.path}: {words}'}", file=sys.stderr)
+            print(printable(f"error: {words if str(photo.path) in words else f'{photo.path}: {words}'}"), file=sys.stderr)
         if self.failures and len(self.targets) > 1:
             print(f"{len(self.failures)} of {len(self.targets)} photos failed", file=sys.stderr)
         return max((error.exit_code for _, error in self.failures), default=0)

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import Any, TextIO
 
+from .command import printable
+
 EVERY_S = 10.0
 PAST_LINES = 12  # the time that is left follows from what was done since then
 
@@ -68,6 +70,7 @@ class Progress:
 
     def result(self, text: str) -> None:
         """One line on stdout, above the bar where there is one."""
+        text = printable(text).replace("\n", "\\x0a")  # one photo, one line
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -81,6 +84,7 @@ class Progress:
 
     def alarm(self, text: str) -> None:
         """Like ``message``, but not silenced by quiet: for warnings."""
+        text = printable(text)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

@@ -22,7 +22,7 @@ from ..sequences import zip_equal
 from ..video.color_video import ColorVideo
 from ..video.video import Frame, VideoSource, is_live, shown, stems_of
 from ..video.video_run import VideoFacts, failure_of, run_video
-from .command import warn
+from .command import printable, warn
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class _Video:
         dropped = f", {facts.dropped} dropped" if facts.dropped else ""
         words = f"{facts.frames} frames in {facts.seconds:.1f} s, {facts.fps:.2f} fps end to end{dropped}{', UNTRAINED WEIGHTS' if untrained else ''}"
         words += f", {self.pipeline.scale.words}" if self.pipeline.scale else ""
-        print(f"{shown(self.source)}  {words}", flush=True)
+        print(printable(f"{shown(self.source)}  {words}"), flush=True)
 
 
 def _of_the_videos_shape(image: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -258,5 +258,5 @@ def _of_the_videos_shape(image: Image.Image, place: tuple[int, int], size: tuple
 def _report(arguments: argparse.Namespace, source: str, error: FathomError) -> int:
     if arguments.json:
         print(json.dumps({"video": shown(source), "error": str(error), "exit_code": error.exit_code}), flush=True)
-    print(f"error: {error}", file=sys.stderr)
+    print(printable(f"error: {error}"), file=sys.stderr)
     return error.exit_code
