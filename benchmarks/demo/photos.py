@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...datasets.pairs import Pairs
 from ...datasets.rooms.rooms import Rooms
 
 ROOM_SEED, ROOMS = 8, (0, 3)  # of the rooms that nobody learned from
@@ -72,10 +72,9 @@ def _motorcycle_m(data: Path) -> np.ndarray | None:
 
 
 def _pair(pair: Path) -> tuple[np.ndarray | None, float | None]:
-    """Metres and focal length of a folder with ``depth.png`` and ``meta.json``."""
-    if not (pair / "depth.png").exists() or not (pair / "meta.json").exists():
+    """Metres and focal length of a folder with ``depth.png`` and ``meta.json``; neither where it is no whole pair."""
+    try:
+        sample = Pairs(pair)[0]
+    except (OSError, ValueError):
         return None, None
-    meta = json.loads((pair / "meta.json").read_text())
-    camera = meta.get("intrinsics_fx_fy_cx_cy")
-    with Image.open(pair / "depth.png") as image:
-        return np.asarray(image).astype(np.float32) / np.float32(meta["depth_scale"]), float(camera[0]) if camera else None
+    return sample.depth_m, sample.intrinsics[0] if sample.intrinsics else None
