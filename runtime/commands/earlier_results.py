@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Targets = dict[PhotoFile, dict[str, Path]]
 
 ENDINGS = ("_depth.png", "_depth.npy", "_depth.exr", "_color.png", "_color.mp4", ".ply")
-COLORS = ("colormap", "near", "far")  # not in the record of a folder without colour pictures
 SEVERAL = "several"  # value of a fact in which the results of a folder differ
 
 
@@ -57,7 +56,7 @@ class ResultFolder:
                 one folder.
         """
         now, before = self.job.record(), self._record()
-        changed = {key for key in now if key != "save" and before.get(key, now[key] if key in COLORS else None) != now[key]} if before else set()
+        changed = self.job.changed(before) if before else set()
         if skip and done and not before:
             raise InputError(
                 f"nothing says what made the results in {self.out}",

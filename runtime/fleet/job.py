@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RECORD, LOCK, BROKEN = "_depth-run.json", "_depth-run.lock", "_broken.parquet"  # readers of Parquet folders pass over names that begin so
 MOST_RECORD_BYTES = 1 << 16
+COLORS = ("colormap", "near", "far")  # not in the record of a folder without colour pictures
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,15 @@ class FleetJob:
         """Everything that changes what the results say, as JSON values."""
         camera = None if self.camera is None else {key: getattr(self.camera, key) for key in self.camera.__dataclass_fields__}
         scale = "" if self.scale is None else self.scale.words
-        colors = {"colormap": self.colormap, "near": self.near, "far": self.far} if "color" in dict(self.suffixes) else {}
+        colors = {key: getattr(self, key) for key in COLORS} if "color" in dict(self.suffixes) else {}
         facts = {"manifest_sha256": self.manifest_sha256, "save": [kind for kind, _ in self.suffixes] or ["parquet"], "protocol": self.protocol}
         return {**facts, "intrinsics": camera, "scale": scale, "mask_edges": self.mask_edges, "prompt": self.prompt, **colors}
+
+    def changed(self, before: dict[str, Any]) -> set[str]:
+        """What an earlier record says otherwise of the results, but for which kinds of files they are; one without colour pictures says nothing of
+        their colours."""
+        now = self.record()
+        return {key for key in now if key != "save" and before.get(key, now[key] if key in COLORS else None) != now[key]}
 
     def record_bytes(self) -> bytes:
         """The record as it is written."""

@@ -69,8 +69,7 @@ class FilesPlace:
         if job.force:
             paths = (self.out / (name + suffix) for name in sources.names.values() for suffix in own.values())
             self.old = {path for path in paths if os.path.realpath(path) not in photos}
-        now = job.record()
-        if not before or any(before.get(key, now[key]) != now[key] for key in now if key != "save"):
+        if not before or job.changed(before):
             results = (path for path in self.out.rglob("*") if path.name.endswith(tuple(own.values())) and path not in self.old)
             if other := next((path for path in results if os.path.realpath(path) not in photos), None):
                 why = "of another plan or other options" if before else "there already, and nothing says what made it"
