@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fathom.benchmarks.demo.pictures import Map, Row, error_map, row_range, said
 from fathom.benchmarks.demo.viewer_data import TRUTH, cloud
 from fathom.benchmarks.model_cards import WEIGHTS, read_card, trained
 from fathom.benchmarks.studies import tiny_networks
+from fathom.runtime.errors import OutOfMemoryError
 
 REAL = """| data, use test | 12 | **x-tiny** | 0.250 | 1.200 | 0.300 |
 | data, use test | 12 | mean depth map | 0.300 | 1.000 | 0.500 |"""
@@ -195,6 +197,9 @@ def test_commands_in_a_kept_process_end_as_those_of_their_own_do(tmp_path, monke
                 except SystemExit as leaving:
                     codes.append(leaving.code)
             said.append(capsys.readouterr())
+        os.kill(run._pool.submit(os.getpid).result(), signal.SIGKILL)
+        with pytest.raises(OutOfMemoryError, match="depth-inspect"):
+            run("depth-inspect", "--version")
     assert codes == [3, 2, 0] * 2 and missing in said[0].err
     assert said[0].err == said[1].err and os.environ["OMP_NUM_THREADS"] == "3"
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import entry_points
 from multiprocessing import get_context
 from pathlib import Path
+
+from ...runtime.errors import OutOfMemoryError
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -40,9 +43,17 @@ class Commands:
         self._pool = pool
 
     def __call__(self, name: str, *words: str) -> str:
-        """As ``command``; several threads may call it."""
+        """As ``command``; several threads may call it.
+
+        Raises:
+            OutOfMemoryError: if the system ended its process.
+        """
         _say(name, words)
-        return _checked(*self._pool.submit(_call, name, words).result())
+        try:
+            found = self._pool.submit(_call, name, words).result()
+        except BrokenProcessPool as error:
+            raise OutOfMemoryError(f"{name} or a command beside it was ended by the system", wanted="1 GiB for each", fix="free memory") from error
+        return _checked(*found)
 
 
 @contextmanager
