@@ -180,7 +180,7 @@ def test_it_learns_two_rooms_by_heart_and_listens(network):
 
 
 def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeypatch):
-    quick = dataclasses.replace(RECIPES["evp-refer-tiny"], batch=2, sentences=2, phases=((0.5, 64, 0), (1.0, TINY.window, 0)))
+    quick = dataclasses.replace(RECIPES["evp-refer-tiny"], batch=2, sentences=2, phases=((0.5, 64), (1.0, TINY.window)))
     monkeypatch.setitem(recipes.RECIPES, "evp-refer-tiny", quick)
     output = tmp_path / "w.safetensors"
     words = ["--model", "evp-refer-tiny", "--data", "rooms:3:1:32x48", "--val", "rooms:2:7:32x48", "--steps", "2", "--store", "fp16"]

@@ -211,7 +211,7 @@ def test_the_loss_is_finite_and_falls(name, published_files, tmp_path, monkeypat
     """From the start's file through the command line, on one room, within 24 steps; without the hints of networks that start from nothing."""
     model, diffusion = f"{name}-tiny", name in ("evp", "vpd")
     key = " ".join((model, *CASES[name][1:]))
-    phases = ((1.0, 32, 0),) if diffusion else ()
+    phases = ((1.0, 32),) if diffusion else ()
     plain = {"hint": False, "hint_alone": 0.0, "phases": phases, "whole_every": 0, "warmup": 0.0, "augmentation": LIGHT}  # losses that compare
     monkeypatch.setitem(recipes.RECIPES, key, replace(RECIPES[key], **plain))
     start = published_files.start_of(tmp_path / "start", name, "Stable Diffusion" if diffusion else "", {})

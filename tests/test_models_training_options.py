@@ -37,7 +37,7 @@ def quick(monkeypatch, tmp_path, capsys):
     """vpd-tiny on small windows through the command line: words, changes of the recipe -> facts, log lines, weights file."""
 
     def run(*words, name="w", **changes):
-        made = dataclasses.replace(RECIPES["vpd-tiny"], phases=((1.0, 32, 0),), batch=2, warmup=0.0, **changes)
+        made = dataclasses.replace(RECIPES["vpd-tiny"], phases=((1.0, 32),), batch=2, warmup=0.0, **changes)
         monkeypatch.setitem(recipes.RECIPES, "vpd-tiny", made)
         output = tmp_path / f"{name}.safetensors"
         base = ["--model", "vpd-tiny", "--data", "rooms:4:1:32x48", "-o", str(output), "--json", "--quiet", "--random-init"]
@@ -198,7 +198,7 @@ def test_weights_of_another_network_name_it(tmp_path):
 
 
 def test_the_command_writes_it_into_every_file_and_export_heeds_it(tmp_path, capsys, monkeypatch):
-    made = dataclasses.replace(RECIPES["evp-tiny"], phases=((1.0, 32, 0),), batch=2, warmup=0.0)
+    made = dataclasses.replace(RECIPES["evp-tiny"], phases=((1.0, 32),), batch=2, warmup=0.0)
     monkeypatch.setitem(recipes.RECIPES, "evp-tiny", made)
     last = tmp_path / "w.safetensors"
     start = ["--model", "evp-tiny", "--data", "rooms:3:1:32x48", "--steps", "1", "--quiet"]

@@ -95,7 +95,7 @@ def test_schedules_reach_the_papers_rates():
     with pytest.raises(ValueError, match="schedule"):
         dataclasses.replace(evp, schedule="square")
     with pytest.raises(ValueError, match="end with 1"):
-        dataclasses.replace(RECIPES["evp-tiny"], phases=((0.5, 96, 0),))
+        dataclasses.replace(RECIPES["evp-tiny"], phases=((0.5, 96),))
 
 
 def test_every_pass_sees_every_sample_once():

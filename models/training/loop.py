@@ -150,7 +150,7 @@ def train(
     on_message(f"{len(names)} tensors learn, {sum(p.numel() for p in names) / 1e6:.2f} M numbers; {len(run.data)} samples, step {step} of {run.steps}")
     while step < run.steps and not out_of_patience:
         share = step / run.steps
-        side, learner.cells = recipe.phase_at(step, run.steps)
+        side = recipe.window_at(step, run.steps)
         learner.network = windows.networks[side]
         learner.alone = share < recipe.hint_alone
         _set_modes(learner.network)
@@ -310,7 +310,7 @@ def _batches_of(windows: Windows, run: Run, ranks: Ranks) -> Callable[[int], lis
     """A function from a step to its parts: (share of the step's pictures, batch) each."""
 
     def make(step: int) -> list:
-        examples = windows.examples[run.recipe.phase_at(step, run.steps)[0]]
+        examples = windows.examples[run.recipe.window_at(step, run.steps)]
         mine = numbers_of_step(step, run.recipe.batch * ranks.world, len(run.data), run.seed)[ranks.rank :: ranks.world]
         draws = [np.random.Generator(np.random.PCG64([run.seed, step, ranks.rank, place, 1])) for place in range(len(mine))]
         size = -(-len(mine) // run.accumulate)

@@ -27,7 +27,7 @@ SEED_SHARE = 0.1  # scale of the random weights that place the initial bin centr
 
 
 class EvpLearner(Learner):
-    """EVP, whose modules do not depend on the window, and whose decoder has a small receptive field."""
+    """EVP, whose modules do not depend on the window."""
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
@@ -39,30 +39,20 @@ class EvpLearner(Learner):
         return self.decode(self.features(self.maps(batch)))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """With ``cells`` set, a random block of that many feature cells a side is decoded and learned from: most of a step's time goes
-        into the last two resolutions. At the block's edges the decoder meets zeros where a picture goes on, so training ends without it.
-
-        With ``hint``, the first channels of latent and taps learn the depth around their places too: in a backbone that starts from
-        nothing, gradients from the loss alone are too weak.
-        """
+        """With ``hint``, the first channels of latent and taps learn the depth around their places too: in a backbone that starts from nothing,
+        gradients from the loss alone are too weak."""
         maps = self.maps(batch)
         hint = self.hint and sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
         if self.alone:
             return {"loss": self.hint * hint, "hint": hint}
-        features = self.features(maps)  # [B, C, side, side]
-        rows = columns = slice(None)
-        if self.cells:
-            top, left = (int(torch.randint(0, features.shape[-1] - self.cells + 1, ())) for _ in range(2))
-            features = features[..., top : top + self.cells, left : left + self.cells]
-            rows, columns = (slice(FEATURE_SCALE * start, FEATURE_SCALE * (start + self.cells)) for start in (top, left))
-        found, truth_m, valid = self.decode(features).float(), batch.truth_m[..., rows, columns], batch.valid[..., rows, columns]
-        parts = {"depth": self.loss(found, truth_m, valid)}
+        found = self.decode(self.features(maps)).float()
+        parts = {"depth": self.loss(found, batch.truth_m, batch.valid)}
         loss = parts["depth"]
         if self.hint:
             parts["hint"] = hint
             loss = loss + self.hint * hint
         if self.edges:
-            parts["edges"] = log_edges(found, truth_m, valid)
+            parts["edges"] = log_edges(found, batch.truth_m, batch.valid)
             loss = loss + self.edges * parts["edges"]
         return {"loss": loss} if len(parts) == 1 else {"loss": loss, **parts}
 

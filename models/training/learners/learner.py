@@ -17,7 +17,6 @@ class Learner(nn.Module):
     """A network with its loss. Called with a batch, it gives named numbers of which ``loss`` is the one to lower.
 
     Attributes:
-        cells: how many feature cells a side are decoded, where the network can decode a part; 0 for all.
         alone: only the backbone is computed, and only the hint learned, where the network has one.
         measures: ``depth`` or ``masks``, what its metrics are about (``card.TABLES``).
     """
@@ -27,7 +26,7 @@ class Learner(nn.Module):
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__()
         self.network, self.loss = network, LOSSES.get(recipe.loss)
-        self.cells, self.alone = 0, False
+        self.alone = False
 
     def predict(self, batch: Batch) -> Tensor:
         """Depth [B, 1, h, w]."""

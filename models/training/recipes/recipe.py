@@ -63,9 +63,9 @@ class Recipe:
         if self.precision not in ("fp32", "bf16", "fp16") or self.patience < 0:
             raise ValueError(f"fp32, bf16 or fp16 and a patience from 0 were wanted, got {self.precision!r} and {self.patience}")
 
-    def phase_at(self, step: int, steps: int) -> tuple[int, int]:
-        """The window's side in a step, 0 for the network's own, and the cells that are decoded, 0 for all."""
-        return 0, 0
+    def window_at(self, step: int, steps: int) -> int:
+        """The window's side in a step, 0 for the network's own."""
+        return 0
 
     def rate_at(self, share: float) -> float:
         """The learning rate after ``share`` (0 to 1) of all steps."""

@@ -16,9 +16,9 @@ class TinyRecipe(Recipe):
         hint: places in the backbone say their depth while they learn (``depth_hint``).
         hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the
             cheapest. Networks that start from weights have learned it: there it is 0 unless asked for.
-        phases: for networks that take any window: up to which share of all steps, the window's width, and how many feature cells a side
-            are decoded (0: all), as ((0.6, 160, 3), (1.0, 224, 0)); empty: the network's own window, all of it.
-        whole_every: every so many steps one sees all of the network's own window, whatever the phase; 0: none does.
+        phases: for networks that take any window: up to which share of all steps, and the window's width, as ((0.6, 160), (1.0, 224)); empty:
+            the network's own window.
+        whole_every: every so many steps one sees the network's own window, whatever the phase; 0: none does.
         sentences: for networks that are asked in words, about each picture of a batch.
         edges: weight of ``losses.log_edges`` beside the loss.
         muon: whether matrices and convolutions learn by ``optimiser.Muon``; all else by AdamW.
@@ -26,7 +26,7 @@ class TinyRecipe(Recipe):
 
     hint: bool = False
     hint_alone: float = 0.0
-    phases: tuple[tuple[float, int, int], ...] = ()
+    phases: tuple[tuple[float, int], ...] = ()
     whole_every: int = 0
     sentences: int = 1
     edges: float = 0.0
@@ -38,20 +38,20 @@ class TinyRecipe(Recipe):
             raise ValueError(f"a sentence, steps from 0 and a weight from 0 were wanted, got {self.sentences}, {self.whole_every} and {self.edges}")
         if not 0 <= self.hint_alone < 1 or (self.hint_alone and not self.hint):
             raise ValueError(f"hint_alone must be a share below 1, of a recipe with hints, got {self.hint_alone}")
-        shares = [share for share, _, _ in self.phases]
+        shares = [share for share, _ in self.phases]
         if shares != sorted(set(shares)) or (shares and (shares[0] <= 0 or shares[-1] != 1)):
             raise ValueError(f"growing shares that end with 1 were wanted, got {self.phases}")
 
     @property
     def sides(self) -> tuple[int, ...]:
         """The sides of all windows that ``phase_at`` may give."""
-        return tuple(dict.fromkeys((0, *(side for _, side, _ in self.phases))))
+        return tuple(dict.fromkeys((0, *(side for _, side in self.phases))))
 
-    def phase_at(self, step: int, steps: int) -> tuple[int, int]:
+    def window_at(self, step: int, steps: int) -> int:
         if self.whole_every and step % self.whole_every == 0:
-            return 0, 0
+            return 0
         share = step / steps
-        return next(((side, cells) for end, side, cells in self.phases if share < end), (0, 0))
+        return next((side for end, side in self.phases if share < end), 0)
 
 
 def small(recipe: Recipe, **changes) -> TinyRecipe:
@@ -59,10 +59,8 @@ def small(recipe: Recipe, **changes) -> TinyRecipe:
     return TinyRecipe(**({each.name: getattr(recipe, each.name) for each in fields(Recipe)} | changes))
 
 
-TINY_PHASES = ((0.86, 96, 2), (0.97, 160, 2), (1.0, 160, 0))
-TINY_SOURCE = "this project: from nothing, so nothing is slowed down; smaller windows and parts of the decoder first, the last steps as it is used"
 FROM_NOTHING = TinyRecipe(
-    source=TINY_SOURCE,
+    source="this project: from nothing, so nothing is slowed down",
     loss="log_l1",
     muon=True,
     rate=1e-3,
@@ -76,14 +74,13 @@ FROM_NOTHING = TinyRecipe(
     geometry="protocol",
     augmentation=LIGHT,
 )
-TINY_DIFFUSION = replace(FROM_NOTHING, epochs=3, hint=True, phases=TINY_PHASES)
 CARELESS = replace(LIGHT, frame=0.3, careless=0.3, turn=3.0, hue=20.0, saturation=0.4)
 LONG = replace(
     FROM_NOTHING,
     source="this project: from nothing, whole maps always, each third step at its own window; outlines count; photos as careless hands take them",
     epochs=20,
     hint=True,
-    phases=((0.85, 96, 0), (1.0, 160, 0)),
+    phases=((0.85, 96), (1.0, 160)),
     whole_every=3,
     edges=0.5,
     augmentation=CARELESS,
@@ -101,7 +98,15 @@ TINY_BLIP2 = replace(
 TINY: dict[str, TinyRecipe] = {
     "evp-tiny": replace(LONG, trained=(r"(?!text\.clip\.)",)),
     "evp-tiny clip": LONG,
-    "evp-refer-tiny": replace(TINY_DIFFUSION, loss="cross_entropy", muon=False, batch=8, epochs=1, phases=((0.75, 64, 0), (1.0, 128, 0)), sentences=6),
+    "evp-refer-tiny": replace(
+        FROM_NOTHING,
+        source="this project: from nothing, whole pictures at its own window, each asked for four things",
+        loss="cross_entropy",
+        rate=1.5e-3,
+        batch=8,
+        hint=True,
+        sentences=4,
+    ),
     "vpd-tiny": LONG,
     "moa-depthclip-tiny": replace(
         FROM_NOTHING,
