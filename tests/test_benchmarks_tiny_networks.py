@@ -51,8 +51,11 @@ def test_what_is_kept():
 
 def test_the_table_marks_what_was_not_kept_and_says_where_each_was_measured():
     measured = {name: facts(int8=name != "evp-tiny") | {"system": {"host_processor_model_name": where}} for name, where in MACHINES.items()}
+    high = [{"stage": stage, "path": path} for stage, path in (("vae", "a"), ("vae", "b"), ("vae", "c"), ("vae", "d"), ("unet", "e"), ("unet", "e"))]
+    measured["llm-mde-tiny"]["fp16"]["kept"] = high
     text = table({"networks": measured | {"vpd-tiny": {"failed": "depth-export ended with 7"}}})
     assert text.endswith("Measured on Xeon: evp-tiny, llm-mde-tiny; on EPYC: depthclip-tiny.")
+    assert "; FP32 in FP16 plans: unet:e, 4 regions of vae |" in text and "vae:a" not in text
     assert "| evp-tiny | 50 rooms, at the photos' size | 0.200 | 0.800 | +0.000 % | +0.050 % | **+0.750 %** | vae; unet (too little gain) |" in text
     assert "vpd-tiny | | | | failed: depth-export ended with 7" in text
 

@@ -20,6 +20,7 @@ from .tiny_networks import NETWORKS
 RESULT = Path(__file__).parents[1] / "results" / "tiny_networks.json"
 BEGIN, END = "<!-- {}: made by benchmarks.tiny_networks_table -->", "<!-- end of {} -->"
 NAMES = ("tiny networks", "demo weights")
+MOST_PATHS = 3  # of one stage that are named
 HEAD = ("network", "pictures", "abs_rel", "delta1", "FP32", "FP16", "INT8", "INT8 stages; what stays higher")
 
 
@@ -59,8 +60,12 @@ def kept(facts: dict[str, Any]) -> str:
     for title, sign in (("too little gain", "because it saves"), ("over the budget", "breaks the budget"), ("no INT8 layer", "not possible")):
         held = [text.partition(":")[0] for text in facts["int8"]["verdicts"] if sign in text and text.partition(":")[0] not in low]
         words += [f"{', '.join(held)} ({title})"] if held else []
-    fp16 = facts["fp16"].get("kept", [])
-    words += [f"FP32 in FP16 plans: {', '.join(sorted({entry['stage'] + ':' + entry['path'] for entry in fp16}))}"] if fp16 else []
+    higher: dict[str, set[str]] = {}
+    for entry in facts["fp16"].get("kept", []):
+        higher.setdefault(entry["stage"], set()).add(entry["path"])
+    paths = [f"{stage}:{path}" for stage in sorted(higher) for path in sorted(higher[stage]) if len(higher[stage]) <= MOST_PATHS]
+    paths += [f"{len(found)} regions of {stage}" for stage, found in higher.items() if len(found) > MOST_PATHS]
+    words += [f"FP32 in FP16 plans: {', '.join(paths)}"] if paths else []
     return "; ".join(words)
 
 
