@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -295,14 +294,12 @@ def load(
         )
     module = importlib.import_module(f".{entry.module}", __package__)
     config = with_settings(name, getattr(module, entry.config), settings)
-    drawn = {"seed": seed} if entry.seeded or weights is None else {}
-    make = getattr(module, entry.random) if weights is None else functools.partial(getattr(module, entry.load), weights)
-    network = make(variant=variant, config=config, **options, **drawn)
+    if weights is None:
+        return getattr(module, entry.random)(variant=variant, config=config, seed=seed, **options)
+    drawn = {"seed": seed} if entry.seeded else {}
+    network = getattr(module, entry.load)(weights, variant=variant, config=config, **options, **drawn)
     if weights is demo:
         network.origin = dataclasses.replace(network.origin, kind="demo", licence=entry.licence)
-    fitted = None if bins is None else read_trained_as(bins)
-    if fitted is not None:
-        fitted.refuse_other_weights(Path(bins).name, network.origin.sha256)
     return network
 
 

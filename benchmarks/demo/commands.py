@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.metadata import entry_points
 from multiprocessing import get_context
-from pathlib import Path
 
 from ...runtime.errors import OutOfMemoryError
+from ..our_commands import command_line, main_of
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -27,8 +26,7 @@ def command(name: str, *words: str, threads: int) -> str:
         SystemExit: with its exit code if it fails.
     """
     _say(name, words)
-    line = [str(Path(sys.executable).parent / name), *words]
-    result = subprocess.run(line, capture_output=True, text=True, env={**os.environ, THREADS: str(threads)})
+    result = subprocess.run([*command_line(name), *words], capture_output=True, text=True, env={**os.environ, THREADS: str(threads)})
     return _checked(result.returncode, result.stdout, result.stderr)
 
 
@@ -65,18 +63,18 @@ def loaded_commands(jobs: int) -> Iterator[Commands]:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             yield Commands(pool)
     finally:
-        del os.environ[THREADS]
-        if before is not None:
+        if before is None:
+            del os.environ[THREADS]
+        else:
             os.environ[THREADS] = before
 
 
 def _call(name: str, words: tuple[str, ...]) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command, run in this process."""
-    (script,) = entry_points(group="console_scripts", name=name)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = script.load()(list(words))
+            code = main_of(name)(list(words))
         except SystemExit as leaving:  # of words that argparse refuses
             code = leaving.code
     return code or 0, out.getvalue(), err.getvalue()

@@ -22,6 +22,7 @@ from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..position_buffers import restore_position_buffers
 from ..prompt_tokens import DEPTH_CLASSES, OTHER_CLASSES, class_words, compact_words, sentence_ids
 from ..random_init import draw_weights
+from ..trained_as import read_trained_as
 from .adaptive_bins import PREFIX_BINS_M, AdaptiveBins, check_bins, folded_bins
 from .blip2_vision import ImageEncoder, VisionConfig
 from .lavis_checkpoint import load_image_encoder, load_qformer
@@ -305,6 +306,8 @@ def _with_learned_bins(network: DepthBlip2, bins: Path | str | None) -> DepthBli
     if depths is not None:  # a file of the whole network has brought its own
         network.set_bins(torch.tensor(depths))
     elif bins is not None:
+        if fitted := read_trained_as(bins):
+            fitted.refuse_other_weights(Path(bins).name, network.origin.sha256)
         network.set_bins(read_bins(read_checkpoint(bins, "0.weight")))
     return network
 
