@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..runtime.artefact.bundle import BundleDirectory
 from ..runtime.artefact.spec import PRECISIONS
-from ..runtime.commands.command import common_flags, run_command, warn
+from ..runtime.commands.command import common_flags, run_command, say, warn
 from ..runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,12 +123,12 @@ def _run(options: argparse.Namespace, find_clock: FindClock | None) -> int:
             print(json.dumps(fact, sort_keys=True))
     else:
         print("\n".join(report_lines(result)))
-        print(f"wrote {options.bundle / TABLE} and {options.bundle / PLAN}", file=sys.stderr) if not options.quiet else None
+        _remark(options.quiet)(f"wrote {options.bundle / TABLE} and {options.bundle / PLAN}")
     return 0
 
 
 def _remark(quiet: bool) -> Callable[[str], None]:
-    return lambda text: None if quiet else print(text, file=sys.stderr)
+    return lambda text: None if quiet else say(text)
 
 
 class _Ticker:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from ...runtime.commands.command import run_command
+from ...runtime.commands.command import run_command, say
 from ...runtime.commands.progress import Progress
 from ...runtime.errors import EnvironmentMismatchError, UsageError, missing_package
 
@@ -51,7 +50,7 @@ def run_and_close(program: str, path: str, quiet: bool, body: Callable[[Callable
 
     def on_message(text: str) -> None:
         if not quiet:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def work() -> int:
         try:

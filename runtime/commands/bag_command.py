@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from ..errors import AccuracyError, FathomError, InputError, UsageError
 from ..files import refuse_existing
 from ..ros.bag import BagSource, BagWriter, is_bag
 from ..ros.messages import camera_of, distorted, is_rectified, photo_of, pinhole_info, scaled_info
+from .command import say
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
         if not done:
             raise failures[0] if failures else InputError(f"{arguments.inputs[0]}: {source.topic} holds no picture", wanted="at least one")
     for error in failures:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
     numbers: dict[str, Any] = {"bag": arguments.inputs[0], "topic": source.topic, "frames": done, "failed": len(failures), "file": str(out)}
     numbers.update({"untrained": pipeline.origin.untrained, **({"correction": pipeline.scale.words} if pipeline.scale else {})})
     words = f"{arguments.inputs[0]} {source.topic}  {done} frames, {len(failures)} failed{', UNTRAINED WEIGHTS' if pipeline.origin.untrained else ''}"

@@ -68,28 +68,28 @@ def run_command(body: Callable[[], int | None]) -> int:
         _silence_stdout()
         return INTERNAL
     except KeyboardInterrupt:
-        _say("interrupted; nothing half-written was left")
+        say("interrupted; nothing half-written was left")
         return INTERRUPTED
     except FathomError as error:
         _show_traceback()
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return error.exit_code
     except Exception as error:
         _show_traceback()
         if isinstance(error, OSError) and error.errno in FULL:  # a scratch file or a journal, whose output nobody names
             where = f": {error.filename} cannot be written" if error.filename else ""
-            _say(f"error: the disk is full{where}; wanted: room on the disk; fix: free some, or choose an --output elsewhere")
+            say(f"error: the disk is full{where}; wanted: room on the disk; fix: free some, or choose an --output elsewhere")
             return InputError.exit_code
         if tells_of_no_memory(error):  # NumPy and PyTorch say which array had no room
             words = f" ({str(error).splitlines()[0]})" if str(error) else ""
-            _say(f"error: no memory is left{words}; fix: use a smaller picture or batch, or free memory")
+            say(f"error: no memory is left{words}; fix: use a smaller picture or batch, or free memory")
             return OUT_OF_MEMORY
         if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):  # a file that the system refuses is no fault of Fathom
             was = f"{os.fsdecode(error.filename)} cannot be used ({error.strerror or error})"
-            _say(f"error: {was}; fix: {FILE_FIXES.get(error.errno, 'check the file and its disk')}")
+            say(f"error: {was}; fix: {FILE_FIXES.get(error.errno, 'check the file and its disk')}")
             return InputError.exit_code
         fix = "" if _wants_traceback() else f"; to see where, run it again with {TRACEBACK_VARIABLE}=1"
-        _say(f"error: internal error, please report it ({type(error).__name__}: {error}){fix}")
+        say(f"error: internal error, please report it ({type(error).__name__}: {error}){fix}")
         return INTERNAL
 
 
@@ -108,7 +108,7 @@ def tolerant_streams() -> None:
 
 def warn(text: str) -> None:
     """One warning on stderr; ``--quiet`` does not silence it."""
-    _say(f"warning: {text}")
+    say(f"warning: {text}")
 
 
 class _TerminationAsInterrupt:
@@ -137,7 +137,8 @@ def printable(text: str) -> str:
     return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line for people on stderr."""
     with suppress(OSError, ValueError):  # stderr may be closed too: then the exit code has to do
         print(printable(text), file=sys.stderr, flush=True)
 

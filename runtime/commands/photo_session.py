@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from ..free_memory import give_back_free_memory
 from ..outputs.writers import save_as
 from ..photo.photo import read_photo
 from ..photo.preprocess import windows_of
-from .command import printable
+from .command import say
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -203,9 +202,9 @@ class PhotoSession:
     def _report(self) -> int:
         for photo, error in self.failures:
             words = str(error)
-            print(printable(f"error: {words if str(photo.path) in words else f'{photo.path}: {words}'}"), file=sys.stderr)
+            say(f"error: {words if str(photo.path) in words else f'{photo.path}: {words}'}")
         if self.failures and len(self.targets) > 1:
-            print(f"{len(self.failures)} of {len(self.targets)} photos failed", file=sys.stderr)
+            say(f"{len(self.failures)} of {len(self.targets)} photos failed")
         return max((error.exit_code for _, error in self.failures), default=0)
 
 

@@ -25,6 +25,7 @@ from ..fleet.sources import find_sources, is_parquet, is_uri, load_arrow
 from ..outputs.writers import refuse_ply, require_exr
 from ..ros.bag import is_bag
 from ..video.video import is_video
+from .command import say, warn
 from .inspection import open_artefact
 from .progress import Progress
 
@@ -70,7 +71,7 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
 
     def remark(text: str) -> None:
         if not arguments.quiet:
-            print(text, file=sys.stderr)
+            say(text)
 
     sources = find_sources(arguments.inputs, remark)
     named = {key: getattr(arguments, key) for key in ("mask_edges", "prompt", "colormap", "near", "far", "device", "batch", "streams", "force")}
@@ -140,13 +141,13 @@ def _report(
     correction: Any,
 ) -> int:
     for key, words in sorted(outcome.warnings.items()):
-        print(f"warning: {key}: {words}", file=sys.stderr)
+        warn(f"{key}: {words}")
     for key, (words, _) in sorted(outcome.broken.items())[:TABLE_ROWS]:
-        print(f"broken: {key}: {words}", file=sys.stderr)
+        say(f"broken: {key}: {words}")
     if outcome.broken:
         more = f", {len(outcome.broken) - TABLE_ROWS} more" if len(outcome.broken) > TABLE_ROWS else ""
         out = arguments.output.partition("?")[0] if is_uri(arguments.output) else arguments.output
-        print(f"{len(outcome.broken)} of {asked} photos are broken{more}: {out.rstrip('/')}/{BROKEN}", file=sys.stderr)
+        say(f"{len(outcome.broken)} of {asked} photos are broken{more}: {out.rstrip('/')}/{BROKEN}")
     done, (starting_s, working_s) = len(outcome.done), seconds
     facts: dict[str, Any] = {"output": arguments.output, "photos": asked, "done": done, "there": there, "broken": len(outcome.broken)}
     facts.update({"ray": arguments.ray, "nodes": nodes, "actors": shared.actors if shared else 0, "threads": shared.threads if shared else None})

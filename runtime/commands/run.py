@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..outputs.colormap import COLORMAPS
-from .command import common_flags, run_command, warn
+from .command import common_flags, run_command, say, warn
 
 SUFFIX = {"png16": "_depth.png", "npy": "_depth.npy", "exr": "_depth.exr", "color": "_color.png", "ply": ".ply"}
 UNTRAINED = "THE WEIGHTS ARE UNTRAINED (random-init): the depth is meaningless and good for benchmarks only"
@@ -116,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     def remark(text: str) -> None:
         if not arguments.quiet:
-            print(text, file=sys.stderr)
+            say(text)
 
     inputs = [] if bag else find_videos(arguments.inputs, remark)
     videos = [text for text in inputs if is_video(text) and not Path(text).is_dir()]
@@ -191,7 +191,7 @@ def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any
     if correction is not None:
         refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, protocol)
     elif (left := beside(arguments.engine)).is_file() and not arguments.quiet:
-        print(f"{left} is not used; --scale {left} corrects the metres by it", file=sys.stderr)
+        say(f"{left} is not used; --scale {left} corrects the metres by it")
     if pipeline.origin.untrained:
         warn(UNTRAINED)
 
@@ -219,7 +219,7 @@ def _show(pairs: list[tuple[Path, Path]], path: Path, arguments: argparse.Namesp
         return
     count = save_tiles(pairs, path, arguments.force)
     if count < len(pairs) and not arguments.quiet:
-        print(f"{path} shows the first {count} of {len(pairs)} photos", file=sys.stderr)
+        say(f"{path} shows the first {count} of {len(pairs)} photos")
     if (program := viewer()) and not open_picture(path, program):
         warn(f"{program} could not be started; open the picture yourself")
     print(path, file=sys.stderr if arguments.json else sys.stdout)

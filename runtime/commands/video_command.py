@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from ..sequences import zip_equal
 from ..video.color_video import ColorVideo
 from ..video.video import Frame, VideoSource, is_live, shown, stems_of
 from ..video.video_run import VideoFacts, failure_of, run_video
-from .command import printable, warn
+from .command import printable, say, warn
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -258,5 +257,5 @@ def _of_the_videos_shape(image: Image.Image, place: tuple[int, int], size: tuple
 def _report(arguments: argparse.Namespace, source: str, error: FathomError) -> int:
     if arguments.json:
         print(json.dumps({"video": shown(source), "error": str(error), "exit_code": error.exit_code}), flush=True)
-    print(printable(f"error: {error}"), file=sys.stderr)
+    say(f"error: {error}")
     return error.exit_code
