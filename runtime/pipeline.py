@@ -189,7 +189,7 @@ class Pipeline:
             values = values if scale == 1 else values * np.float32(scale)
             times = {"network_ms": photo.network_ms, "waiting_ms": photo.waiting_ms}
             finished.append(DepthMap.of(values, valid, self.contract.output, **facts, **times, intrinsics=camera))
-        return corrected(finished, self.scale, self.mask_edges)
+        return corrected(finished, self.scale, self.mask_edges, prompt)
 
     def _on_gpu(
         self, photos: list[ShapedPhoto], protocol: Protocol, prompt: str | None, on_progress: Callable[[int], None] | None

@@ -18,8 +18,9 @@ from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.artefact.text_input import TextInput
 from fathom.runtime.commands.run import main as depth_run
 from fathom.runtime.commands.scale_command import main as calibrate_scale
-from fathom.runtime.errors import UsageError
+from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.scale.camera_scale import read_scale
 
 SCENES = ("study", "kitchen", "study_room")
 PHOTO = np.repeat(np.linspace(0, 255, 40 * 60).reshape(40, 60, 1), 3, 2).astype(np.uint8)
@@ -96,6 +97,14 @@ def test_a_scale_is_measured_in_the_scene_that_is_told(made, tmp_path, capsys):
     assert calibrate_scale([*words, "--scene", "attic"]) == 2 and "knows no scene 'attic'" in capsys.readouterr().err
     assert calibrate_scale([*words, "--scene", "kitchen"]) == 0  # 2 m
     assert json.loads(capsys.readouterr().out)["scale"] == pytest.approx(1.4, abs=0.01)
+    words = ["--engine", str(made / "x.plan"), str(made / "photo.png"), "--save", "npy", "--quiet", "--scale", str(tmp_path / "s.json"), "-o"]
+    assert depth_run([*words, str(tmp_path / "none"), "--scene", "study"]) == 3
+    assert "s.json was measured with the scene kitchen" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    with Pipeline.open(made / "x.plan") as pipeline, pytest.raises(InputError, match="the scene kitchen"):
+        pipeline.scale = read_scale(str(tmp_path / "s.json"))
+        pipeline.predict(PHOTO, prompt="study")
+    assert depth_run([*words, str(tmp_path / "out"), "--scene", "kitchen"]) == 0
+    assert np.abs(np.load(tmp_path / "out" / "photo_depth.npy", allow_pickle=False) - 2.8).max() < 0.03
 
 
 def test_accuracy_tells_each_samples_own_scene(made, tmp_path):

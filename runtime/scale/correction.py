@@ -9,22 +9,22 @@ from ..photo.depth_map import DepthMap
 from .camera_scale import CameraScale
 
 
-def refuse_scale(scale: CameraScale, kind: str, network: str, protocol: str) -> None:
-    """Raise unless maps of that kind, network and protocol can be corrected so.
+def refuse_scale(scale: CameraScale, kind: str, network: str, protocol: str, scene: str | None = None) -> None:
+    """Raise unless maps of that kind, network, protocol and scene can be corrected so.
 
     Raises:
-        InputError: if the network's output is not metric, or the correction was measured with another network or protocol.
+        InputError: if the network's output is not metric, or the correction was measured with another network, protocol or scene.
     """
     if kind != "metric":
         raise InputError(f"the network's output is {kind}, without a unit", wanted="metric depth for a scale", fix="leave --scale out")
-    scale.refuse_other(network, protocol)
+    scale.refuse_other(network, protocol, scene)
 
 
-def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: bool = False) -> list[DepthMap]:
+def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: bool = False, scene: str | None = None) -> list[DepthMap]:
     """The maps, without flying pixels if asked for, and corrected if there is a correction.
 
     Raises:
-        InputError: if it was measured with another network, protocol or camera than a map's.
+        InputError: if it was measured with another network, protocol, scene or camera than a map's.
         AccuracyError: if it leaves a map no depth above zero.
     """
     if mask_edges:
@@ -33,5 +33,5 @@ def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: b
         return list(maps)
     for depth in maps:
         camera = (depth.intrinsics.fx, depth.values.shape[1]) if depth.intrinsics else ()
-        scale.refuse_other(depth.origin.network, depth.protocol, *camera)
+        scale.refuse_other(depth.origin.network, depth.protocol, scene, *camera)
     return [depth.corrected(scale.scale, scale.shift_m, scale.words) for depth in maps]
