@@ -10,6 +10,7 @@ from pathlib import Path
 from .artefact.manifest import Manifest, PlanManifest
 from .artefact.spec import DTYPES, largest_tensor
 from .errors import OutOfMemoryError
+from .process_memory import process_nbytes
 
 SPARE_NBYTES = 320 << 20  # of address space: libraries, stacks of threads, one photo of ordinary size
 PYTORCH_NBYTES = 1200 << 20
@@ -33,9 +34,9 @@ def refuse_small_limit(manifest: Manifest) -> None:
     if (limit := _address_space_nbytes()) is not None:
         _one_heap()
         weights = sum(facts.size for facts in manifest.files.values())
-        _refuse("ulimit -v", limit, limit - _used_nbytes(0), SPARE_NBYTES + weights + COPIES * largest, largest_tensor(tensors, symbols))
+        _refuse("ulimit -v", limit, limit - process_nbytes().get("VmSize", 0), SPARE_NBYTES + weights + COPIES * largest, largest_tensor(tensors, symbols))
     if (limit := _cgroup_nbytes()) is not None:
-        _refuse("its cgroup", limit, limit - _used_nbytes(1), SPARE_RESIDENT_NBYTES + COPIES * largest, largest_tensor(tensors, symbols))
+        _refuse("its cgroup", limit, limit - process_nbytes().get("VmRSS", 0), SPARE_RESIDENT_NBYTES + COPIES * largest, largest_tensor(tensors, symbols))
 
 
 def refuse_limit_for_pytorch() -> None:
@@ -60,15 +61,6 @@ def _nbytes(shape: tuple[int | str, ...], symbols: dict[str, int], dtype: str) -
     for size in shape:
         count *= symbols[size] if isinstance(size, str) else size
     return count
-
-
-def _used_nbytes(column: int) -> int:
-    """Address space (0) or resident memory (1) of this process; 0 where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):
-        import resource
-
-        return int(Path("/proc/self/statm").read_text().split()[column]) * resource.getpagesize()
-    return 0
 
 
 def _address_space_nbytes() -> int | None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import fathom
-from fathom.benchmarks.machine.tree_memory import TreeMemory, status_nbytes
+from fathom.benchmarks.machine.tree_memory import TreeMemory
 from fathom.benchmarks.our_commands import MODULES
 from fathom.benchmarks.studies.int8_fullsize import ratios
 from fathom.benchmarks.studies.int8_search import GreatestSize
 from fathom.benchmarks.studies.measured_commands import measured, system
 from fathom.runtime.errors import FathomError
+from fathom.runtime.process_memory import process_nbytes
 
 MIB = 1 << 20
 CHILD = f"import time; held = bytearray({200 * MIB}); held[::4096] = held[1::4096]; time.sleep(1)"
@@ -30,12 +31,12 @@ def test_the_memory_of_descendants_counts():
 
 
 def test_what_a_process_holds_grows_with_what_it_takes():
-    before, held = status_nbytes(), bytearray(64 * MIB)
+    before, held = process_nbytes(), bytearray(64 * MIB)
     held[::4096] = held[1::4096]
-    after = status_nbytes()
+    after = process_nbytes()
     for name in ("VmRSS", "RssAnon"):
         assert 60 * MIB < after[name] - before[name] < 80 * MIB, name
-    assert after["VmHWM"] >= after["VmRSS"] and status_nbytes(2**22 + 1) == {}
+    assert after["VmHWM"] >= after["VmRSS"] and process_nbytes(2**22 + 1) == {}
 
 
 def test_programs_are_started_as_an_installed_command_starts_them():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import FathomError
-from ..machine.tree_memory import status_nbytes
+from ...runtime.process_memory import process_nbytes
 
 LIMIT_S = 1800
 
@@ -104,7 +104,7 @@ def _words(pipeline: Any) -> str | None:
 
 def _status() -> dict[str, int | None]:
     """Of this process, from Linux; None elsewhere."""
-    found = status_nbytes()
+    found = process_nbytes()
     return {f"host_{what}_nbytes": found.get(key) for what, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))}
 
 

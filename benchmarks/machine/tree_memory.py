@@ -6,6 +6,8 @@ import os
 import threading
 from pathlib import Path
 
+from ...runtime.process_memory import process_nbytes
+
 EVERY_S = 0.1
 
 
@@ -22,7 +24,7 @@ class TreeMemory:
         while not self._stop.wait(EVERY_S):
             total = anonymous = 0
             for pid in _tree(self._pid):
-                found = status_nbytes(pid)
+                found = process_nbytes(pid)
                 total, anonymous = total + found.get("VmRSS", 0), anonymous + found.get("RssAnon", 0)
             self.peak_nbytes = max(self.peak_nbytes, total)
             self.peak_anonymous_nbytes = max(self.peak_anonymous_nbytes, anonymous)
@@ -45,12 +47,3 @@ def _tree(root: int) -> list[int]:
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
     return found
-
-
-def status_nbytes(pid: int | str = "self") -> dict[str, int]:
-    """What a process holds, in bytes by Linux' names (``VmRSS``, ``VmHWM``, ``RssAnon`` …); empty of one that ended, and on other systems."""
-    try:
-        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) == 3 and words[1].isdigit() and words[2] == "kB"}

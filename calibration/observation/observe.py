@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from ...runtime.errors import InputError, OutOfMemoryError
+from ...runtime.process_memory import process_nbytes
 from ..graph.chain import Chain
 from ..graph.session import StageSession, check_finite
 from ..graph.stage_graph import StageGraph
@@ -239,7 +239,7 @@ def _plan(graph: StageGraph, batch: int, memory_nbytes: int, also: tuple[str, ..
     kinds, shapes = graph.types_and_shapes(batch)
     sizes = {name: 4 * int(np.prod(shapes[name], dtype=np.int64)) if shapes.get(name) else 0 for name in names if kinds.get(name) == FLOAT}
     largest = max([4 * int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items() if shape and name not in graph.constants], default=0)
-    room = memory_nbytes - resident_nbytes() - graph.weights_nbytes() - 4 * largest
+    room = memory_nbytes - process_nbytes().get("VmRSS", 0) - graph.weights_nbytes() - 4 * largest
     if room < max(sizes.values(), default=0):
         was = f"stage {graph.model.graph.name}: {graph.weights_nbytes() >> 20} MiB of weights and activations of {largest >> 20} MiB do not fit"
         raise OutOfMemoryError(was, wanted=f"at most {memory_nbytes >> 20} MiB", fix="pass a larger --memory")
@@ -281,14 +281,3 @@ def _watching(graph: StageGraph, names: list[str], with_peaks: bool) -> tuple[St
             watched.model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
     watched.index()
     return StageSession(watched, optimise=False, as_written=True), peaks
-
-
-def resident_nbytes() -> int:
-    """Memory this process holds; 0 where the system does not tell."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0

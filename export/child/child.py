@@ -23,6 +23,7 @@ from typing import Any
 from ...runtime import errors
 from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError, words_of_no_memory
 from ...runtime.jetson import read_jetson
+from ...runtime.process_memory import process_nbytes
 
 GIB = 1 << 30
 POLL_S = 0.1
@@ -79,14 +80,7 @@ def default_limit_nbytes() -> int:
 
 def resident(pid: int) -> tuple[int, int]:
     """Bytes of a process that cannot be dropped (anonymous memory), and its peak with mapped files; zeros when it is gone."""
-    facts = {}
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in ("RssAnon", "RssShmem", "VmHWM"):
-                facts[key] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
+    facts = process_nbytes(pid)
     return facts.get("RssAnon", 0) + facts.get("RssShmem", 0), facts.get("VmHWM", 0)
 
 
