@@ -180,6 +180,19 @@ def test_the_verdict_comes_from_photos_that_chose_nothing(token_bundle, calibrat
     assert all(seen <= named[1] or seen == named[2] for seen in shown)
 
 
+def test_what_is_said_of_a_stage_is_what_was_proven(token_bundle, calibrated, monkeypatch):
+    """The proof leaves a mixture with INT8 in stages where INT8 saves less than is wanted: it is in the plan, and not told of as dropped."""
+    from fathom.calibration.search import search
+
+    real = search.prove
+    monkeypatch.setattr(search, "prove", lambda mixtures, *others: (mixtures.choices["all int8 where it can be, else fp16"], real(mixtures, *others)[1]))
+    times = {"encoder": {"fp32": 2.0, "fp16": 1.0, "int8": 0.99}, "head": {"fp32": 2.5, "fp16": 1.0, "int8": 2.0}}
+    plan = calibrated(token_bundle(), measured=StageTimes("a test card", times, "0" * 64)).plan
+    assert {region.stage for region in plan.regions if region.choice.precision == "int8"} == set(times)
+    assert "INT8 saves " in plan.verdicts["encoder"] and "INT8 saves nothing (measured), and stays" in plan.verdicts["head"]
+    assert not any("dropped" in verdict for verdict in plan.verdicts.values())
+
+
 def test_a_budget_that_nothing_keeps_leaves_fp32(token_bundle, calibrated):
     result = calibrated(token_bundle(), budget=Budget(1e-9, 1e-9), precisions=("fp32", "int8"))
     assert {r.choice.precision for r in result.plan.regions} == {"fp32"}

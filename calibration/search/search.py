@@ -161,7 +161,7 @@ class Search:
             if all(choice == FP32 for choice in proven.values()):
                 verdicts = _wide(verdicts, "no mixture that was tried keeps the budget on the photos of the proof")
             else:
-                verdicts = {spec.name: self._keep_or_drop(spec.name, proven)[1] for spec in self.evaluator.chain.specs} | {
+                verdicts = {spec.name: self._as_proven(spec.name, proven) for spec in self.evaluator.chain.specs} | {
                     NETWORK: "A faster mixture kept the budget where it was chosen and broke it on the photos of the proof."
                 }
         return self._found(proven, verdicts, proof, self._prover or self.evaluator)
@@ -212,29 +212,41 @@ class Search:
             return f"FP16 fails: {failures[0]}"
         return "the fastest that moves the depth no further than allowed, alone" if choice != FP32 else "every faster choice moves the depth too far, alone"
 
+    def _as_proven(self, stage: str, proven: Mixture) -> str:
+        """One sentence about a stage of a mixture that the proof left, which stays as it was proven, whatever its INT8 (or FP8) saves."""
+        if not (low := _eight_bits_in(stage, proven)):
+            return self._why_not_lower(stage, proven)
+        slow, gain, kind = self._saved(stage, proven)
+        saves = f"saves {gain:.1%} of {slow:.3g} ms" if gain > 0 else "saves nothing"
+        return f"{self._counted(stage, proven)}; {low} {saves} ({kind}), and stays as it was proven."
+
+    def _why_not_lower(self, stage: str, chosen: Mixture) -> str:
+        words, low = self._counted(stage, chosen), " and ".join(self._eight_bits()).upper() or "INT8"
+        able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
+        if not able or not self._eight_bits():
+            return f"{words}; {low} was not possible or not asked for."
+        useless = [line.region for line in able if self._reasons.get(line.region, "").endswith(USELESS)]
+        kind = "measured" if self.costs.is_measured(stage) else "modelled"
+        why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
+        return f"{words}; {low} is dropped because {why}."
+
+    def _saved(self, stage: str, chosen: Mixture) -> tuple[float, float, str]:
+        """The stage's time with FP16 for INT8 and FP8, milliseconds; what part of it these save; whether that was measured or modelled."""
+        mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
+        slow, fast = (self.costs.stage_ms(stage, each) for each in (_without_eight_bits(mine), mine))
+        return slow, 1 - fast / slow if slow else 0.0, "measured" if self.costs.is_measured(stage) else "modelled"
+
     def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
         """INT8 (or FP8) stays in a stage only if it pays; one sentence about the stage."""
+        if not (low := _eight_bits_in(stage, chosen)):
+            return chosen, self._why_not_lower(stage, chosen)
+        words, (slow, gain, kind) = self._counted(stage, chosen), self._saved(stage, chosen)
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
-        without = {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in mine.items()}
-        words = self._counted(stage, chosen)
-        used = {choice.precision for choice in mine.values()}
-        low = " and ".join(kind.upper() for kind in EIGHT_BITS if kind in used) or " and ".join(self._eight_bits()).upper() or "INT8"
-        if not used & set(EIGHT_BITS):
-            able = [line for region, line in self._lines.items() if region.stage == stage and line.quantised]
-            if not able or not self._eight_bits():
-                return chosen, f"{words}; {low} was not possible or not asked for."
-            useless = [line.region for line in able if self._reasons.get(line.region, "").endswith(USELESS)]
-            kind = "measured" if self.costs.is_measured(stage) else "modelled"
-            why = f"it saves nothing ({kind})" if len(useless) == len(able) else "it breaks the budget" + f" or saves nothing ({kind})" * bool(useless)
-            return chosen, f"{words}; {low} is dropped because {why}."
-        slow, fast = self.costs.stage_ms(stage, without), self.costs.stage_ms(stage, mine)
-        gain = 1 - fast / slow if slow else 0.0
-        kind = "measured" if self.costs.is_measured(stage) else "modelled"
         if gain >= PAYS_FROM:
             return chosen, f"{words}; {low} is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
-        replaced = chosen | without
+        replaced = chosen | _without_eight_bits(mine)
         if not self.mixtures.may_try(replaced, 2):
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
         if not self._try(f"{stage} in fp16", replaced).within(self.budget):
@@ -244,7 +256,7 @@ class Search:
                 self._reasons[region] = f"{choice.precision.upper()} does not pay in this stage"
         if self.mixtures.may_try(chosen, 2):
             self._try(f"{stage} kept in {low.lower()}", chosen)
-        why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it saves nothing: {fast:.3g} ms for {slow:.3g} ms"
+        why = f"it saves only {gain:.1%} of {slow:.3g} ms" if gain >= 0 else f"it saves nothing: {(1 - gain) * slow:.3g} ms for {slow:.3g} ms"
         return replaced, f"{stage}: {low} is dropped because {why} ({kind}; {PAYS_FROM:.0%} faster is wanted)."
 
     def _found(self, chosen: Mixture, verdicts: dict[str, str], proof: dict[str, Any], judge: Evaluator) -> Found:
@@ -288,3 +300,14 @@ class Search:
 def _wide(verdicts: dict[str, str], why: str) -> dict[str, str]:
     """Every stage stays FP32."""
     return {stage: f"{stage}: stays FP32, because {why}." for stage in verdicts}
+
+
+def _eight_bits_in(stage: str, chosen: Mixture) -> str:
+    """Those of INT8 and FP8 that a stage has, in words; empty if it has neither."""
+    used = {choice.precision for region, choice in chosen.items() if region.stage == stage}
+    return " and ".join(kind.upper() for kind in EIGHT_BITS if kind in used)
+
+
+def _without_eight_bits(chosen: Mixture) -> Mixture:
+    """The same with FP16 for INT8 and FP8."""
+    return {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in chosen.items()}
