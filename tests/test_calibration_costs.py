@@ -247,7 +247,8 @@ def test_of_the_mixtures_that_were_built_and_timed_the_fastest_is_kept(tower_bun
     assert len(asked) >= 2 and max(asked) > 0
     assert {r.choice.precision for r in plan.regions} == {"fp16"}
     chosen = next(v for v in plan.variants if v.chosen)
-    assert chosen.timed and chosen.cost_ms == pytest.approx(1.0) and "Built and timed: 1 ms" in plan.verdicts["tower"]
+    assert chosen.timed and chosen.cost_ms == pytest.approx(1.0) and plan.verdicts["tower"].endswith(" fp16 regions. Built and timed: 1 ms.")
+    assert any("slower on the card" in region.reason for region in plan.regions)
     assert "fastest of the mixtures" in plan.verdicts["(network)"]
     without = calibrate(BundleDirectory.open(tower_bundle), Chosen("rooms:6:1:48x64"), dataclasses.replace(settings, clock=None), tmp_path / "k").plan
     assert "int8" in {r.choice.precision for r in without.regions} and not any(v.timed for v in without.variants)

@@ -101,6 +101,7 @@ def test_a_card_times_the_mixture_that_is_chosen_now(earlier):
         lambda plan: {"unet": ms[sum(choice == INT8 for choice in plan["unet"].values())]},
         mixtures.choices["5 in int8"],
         {},
+        lambda stage, mixture: "",
         lambda what, total: None,
     )
     assert found == mixtures.choices["5 in int8"]

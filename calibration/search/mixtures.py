@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..observation.observe import OnProgress, silent
 from ..precision.precision_plan import Choice, Variant
 from ..precision.regions import Region
+from .cost import EIGHT_BITS
 from .evaluate import Evaluator, Plan
 from .objective import Budget, Score
 from .stage_costs import StageCosts
@@ -91,3 +92,8 @@ def plan_of(chosen: Mixture) -> Plan:
     for region, choice in chosen.items():
         plan.setdefault(region.stage, {})[region.nodes] = choice
     return plan
+
+
+def without_eight_bits(chosen: Mixture) -> Mixture:
+    """The same with FP16 for INT8 and FP8."""
+    return {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in chosen.items()}

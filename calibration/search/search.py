@@ -20,7 +20,7 @@ from .clock import NETWORK, Clock, by_the_clock
 from .cost import EIGHT_BITS
 from .evaluate import Evaluator
 from .fit import SPARE, Fit
-from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of
+from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of, without_eight_bits
 from .objective import Budget
 from .proof import prove
 from .sensitivity import Sensitivity, screen
@@ -116,12 +116,12 @@ class Search:
             if not self.mixtures.may_try(chosen, 0):
                 break
             if self._try("chosen", chosen).within(self.budget):
-                return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
+                return self._timed(chosen, verdicts)
         kept = [name for name in self.mixtures.within() if name != "all fp32"]
         if kept:  # no trial is left, or dropping INT8 broke the budget twice: the fastest that was seen to keep it
             chosen = self.mixtures.choices[kept[0]]
             verdicts = {spec.name: self._counted(spec.name, chosen) + "." for spec in self.evaluator.chain.specs}
-            return self._proven(*by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._on_progress))
+            return self._timed(chosen, verdicts)
         return self._found(dict.fromkeys(chosen, FP32), _wide(verdicts, "no mixture that was tried keeps the budget"), {}, self.evaluator)
 
     def _choose_correction(self) -> None:
@@ -148,6 +148,14 @@ class Search:
         half = {region: Choice("fp16") if choice.precision == "int4" else choice for region, choice in chosen.items()}
         nbytes = [self.costs.weights_nbytes(stage, mixture) for mixture in (chosen, half)]
         return f"{words}; its weights take {nbytes[0] / 1e6:.3g} MB, and {nbytes[1] / 1e6:.3g} MB with FP16 for INT4"
+
+    def _timed(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
+        """Put the mixture to the proof that is fastest on a card, where there is one."""
+        fastest, verdicts = by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._counted, self._on_progress)
+        for region, choice in chosen.items():
+            if fastest[region] != choice:
+                self._reasons[region] = f"{choice.words} is part of a mixture that was slower on the card"
+        return self._proven(fastest, verdicts)
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         reasons = dict(self._reasons)
@@ -233,7 +241,7 @@ class Search:
     def _saved(self, stage: str, chosen: Mixture) -> tuple[float, float, str]:
         """The stage's time with FP16 for INT8 and FP8, milliseconds; what part of it these save; whether that was measured or modelled."""
         mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
-        slow, fast = (self.costs.stage_ms(stage, each) for each in (_without_eight_bits(mine), mine))
+        slow, fast = (self.costs.stage_ms(stage, each) for each in (without_eight_bits(mine), mine))
         return slow, 1 - fast / slow if slow else 0.0, "measured" if self.costs.is_measured(stage) else "modelled"
 
     def _keep_or_drop(self, stage: str, chosen: Mixture) -> tuple[Mixture, str]:
@@ -246,7 +254,7 @@ class Search:
             return chosen, f"{words}; {low} is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
-        replaced = chosen | _without_eight_bits(mine)
+        replaced = chosen | without_eight_bits(mine)
         if not self.mixtures.may_try(replaced, 2):
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
         if not self._try(f"{stage} in fp16", replaced).within(self.budget):
@@ -306,8 +314,3 @@ def _eight_bits_in(stage: str, chosen: Mixture) -> str:
     """Those of INT8 and FP8 that a stage has, in words; empty if it has neither."""
     used = {choice.precision for region, choice in chosen.items() if region.stage == stage}
     return " and ".join(kind.upper() for kind in EIGHT_BITS if kind in used)
-
-
-def _without_eight_bits(chosen: Mixture) -> Mixture:
-    """The same with FP16 for INT8 and FP8."""
-    return {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in chosen.items()}
