@@ -12,6 +12,7 @@ from fathom.calibration.observation.journal import Journal
 from fathom.calibration.observation.observe import observe, prepare_photos, silent
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import OutOfMemoryError
+from fathom.runtime.process_memory import process_nbytes
 
 DATA = "rooms:6:1:48x64"
 pytestmark = pytest.mark.usefixtures("rooms_once")
@@ -90,6 +91,7 @@ def test_little_memory_means_more_passes_and_the_same_ranges(token_bundle, tmp_p
     assert all(same(plenty[stage], seen) for stage, seen in look(path, tmp_path / "b", tight).items())
     with pytest.raises(OutOfMemoryError, match="larger --memory"):
         module._plan(graph, 1, 1000, ())
+    assert process_nbytes()["VmRSS"] > 0
 
 
 LONG_STAGE = """

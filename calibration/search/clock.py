@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ...runtime.errors import FathomError
 from ..observation.observe import OnProgress
 from .evaluate import Plan
-from .mixtures import Mixture, Mixtures, plan_of, without_eight_bits
+from .mixtures import Mixture, Mixtures, of_stage, plan_of, without_eight_bits
 
 Clock = Callable[[Plan], dict[str, float]]  # a mixture -> milliseconds of every stage of it, built and run on a card
 WITHOUT = "chosen, with fp16 for 8 bits"
@@ -53,7 +53,7 @@ def by_the_clock(
     told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(totals.items(), key=lambda item: item[1]))
     fastest, told_of = contenders[best], {}
     for stage, text in verdicts.items():
-        if any(fastest[region] != choice for region, choice in chosen.items() if region.stage == stage):
+        if of_stage(stage, fastest) != of_stage(stage, chosen):
             text = f"{counted(stage, fastest)}."
         told_of[stage] = f"{text} Built and timed: {times[best][stage]:.3g} ms." if stage in times[best] else text
     return fastest, told_of | {NETWORK: f"The fastest of the mixtures that were built and timed is kept: {told}."}

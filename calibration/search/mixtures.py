@@ -94,6 +94,11 @@ def plan_of(chosen: Mixture) -> Plan:
     return plan
 
 
+def of_stage(stage: str, chosen: Mixture) -> Mixture:
+    """That part of a mixture that is one stage's."""
+    return {region: choice for region, choice in chosen.items() if region.stage == stage}
+
+
 def without_eight_bits(chosen: Mixture) -> Mixture:
     """The same with FP16 for INT8 and FP8."""
     return {region: Choice("fp16") if choice.precision in EIGHT_BITS else choice for region, choice in chosen.items()}

@@ -20,7 +20,7 @@ from .clock import NETWORK, Clock, by_the_clock
 from .cost import EIGHT_BITS
 from .evaluate import Evaluator
 from .fit import SPARE, Fit
-from .mixtures import MOST_TRIALS, Mixture, Mixtures, plan_of, without_eight_bits
+from .mixtures import MOST_TRIALS, Mixture, Mixtures, of_stage, plan_of, without_eight_bits
 from .objective import Budget
 from .proof import prove
 from .sensitivity import Sensitivity, screen
@@ -141,7 +141,7 @@ class Search:
         return [kind for kind in EIGHT_BITS if kind in self.precisions]
 
     def _counted(self, stage: str, chosen: Mixture) -> str:
-        counts = Counter(choice.precision for region, choice in chosen.items() if region.stage == stage)
+        counts = Counter(choice.precision for choice in of_stage(stage, chosen).values())
         words = f"{stage}: {', '.join(f'{counts[p]} {p}' for p in PRECISIONS if counts[p])} regions"
         if not counts["int4"]:
             return words
@@ -152,10 +152,13 @@ class Search:
     def _timed(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         """Put the mixture to the proof that is fastest on a card, where there is one."""
         fastest, verdicts = by_the_clock(self.mixtures, self._clock, chosen, verdicts, self._counted, self._on_progress)
-        for region, choice in chosen.items():
-            if fastest[region] != choice:
-                self._reasons[region] = f"{choice.words} is part of a mixture that was slower on the card"
+        self._tell_replaced(chosen, fastest, "was slower on the card")
         return self._proven(fastest, verdicts)
+
+    def _tell_replaced(self, chosen: Mixture, stays: Mixture, why: str) -> None:
+        for region, choice in chosen.items():
+            if stays[region] != choice:
+                self._reasons[region] = f"{choice.words} is part of a mixture that {why}"
 
     def _proven(self, chosen: Mixture, verdicts: dict[str, str]) -> Found:
         reasons = dict(self._reasons)
@@ -163,9 +166,7 @@ class Search:
         self._reasons.clear()  # what was raised for a mixture that the proof rejected as well is no reason for what stayed
         self._reasons.update(reasons)
         if proven != chosen:
-            for region in proven:
-                if proven[region] != chosen[region]:
-                    self._reasons[region] = f"{chosen[region].words} is part of a mixture that failed on the photos of the proof"
+            self._tell_replaced(chosen, proven, "failed on the photos of the proof")
             if all(choice == FP32 for choice in proven.values()):
                 verdicts = _wide(verdicts, "no mixture that was tried keeps the budget on the photos of the proof")
             else:
@@ -200,7 +201,7 @@ class Search:
         """INT8 and FP8 are removed wherever they slow their stage: a region between FP16 ones pays for turning its input into INT8."""
         chosen, fp16 = dict(chosen), Choice("fp16")
         for stage in {region.stage: None for region in chosen}:
-            mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
+            mine = of_stage(stage, chosen)
             changed = True
             while changed:
                 changed = False
@@ -240,7 +241,7 @@ class Search:
 
     def _saved(self, stage: str, chosen: Mixture) -> tuple[float, float, str]:
         """The stage's time with FP16 for INT8 and FP8, milliseconds; what part of it these save; whether that was measured or modelled."""
-        mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
+        mine = of_stage(stage, chosen)
         slow, fast = (self.costs.stage_ms(stage, each) for each in (without_eight_bits(mine), mine))
         return slow, 1 - fast / slow if slow else 0.0, "measured" if self.costs.is_measured(stage) else "modelled"
 
@@ -249,17 +250,16 @@ class Search:
         if not (low := _eight_bits_in(stage, chosen)):
             return chosen, self._why_not_lower(stage, chosen)
         words, (slow, gain, kind) = self._counted(stage, chosen), self._saved(stage, chosen)
-        mine = {region: choice for region, choice in chosen.items() if region.stage == stage}
         if gain >= PAYS_FROM:
             return chosen, f"{words}; {low} is kept because it saves {gain:.0%} of {slow:.3g} ms ({kind})."
         if "fp16" not in self.precisions:
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but FP16 was not a candidate."
-        replaced = chosen | without_eight_bits(mine)
+        replaced = chosen | without_eight_bits(of_stage(stage, chosen))
         if not self.mixtures.may_try(replaced, 2):
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but no trial was left for FP16 in its place."
         if not self._try(f"{stage} in fp16", replaced).within(self.budget):
             return chosen, f"{words}; {low} saves only {gain:.1%} ({kind}), but FP16 in its place breaks the budget."
-        for region, choice in mine.items():
+        for region, choice in of_stage(stage, chosen).items():
             if choice.precision in EIGHT_BITS:
                 self._reasons[region] = f"{choice.precision.upper()} does not pay in this stage"
         if self.mixtures.may_try(chosen, 2):
@@ -312,5 +312,5 @@ def _wide(verdicts: dict[str, str], why: str) -> dict[str, str]:
 
 def _eight_bits_in(stage: str, chosen: Mixture) -> str:
     """Those of INT8 and FP8 that a stage has, in words; empty if it has neither."""
-    used = {choice.precision for region, choice in chosen.items() if region.stage == stage}
+    used = {choice.precision for choice in of_stage(stage, chosen).values()}
     return " and ".join(kind.upper() for kind in EIGHT_BITS if kind in used)

@@ -75,7 +75,8 @@ class CameraScale:
         """
         for what, was, now in (("network", self.network, network), ("protocol", self.protocol, protocol), ("scene", self.scene, scene)):
             if was and was != now:
-                raise InputError(f"{self.name} was measured with the {what} {was}", wanted=f"one for {now}", fix="depth-calibrate-scale with this plan")
+                wanted = f"one for {now}" if now else f"one without a {what}"
+                raise InputError(f"{self.name} was measured with the {what} {was}", wanted=wanted, fix="depth-calibrate-scale with this plan")
         if self.fx and fx:
             was, now = (self.fx / self.width, fx / width) if self.width and width else (self.fx, fx)  # per width, if both widths are known
             if abs(now / was - 1) > 0.02:
