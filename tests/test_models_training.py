@@ -168,10 +168,10 @@ def test_llm_mde_counts_the_hints_of_its_vit_and_of_its_head():
     learner.start(0)
     batch = Examples(KeptSamples([Rooms(2, 1, (48, 64))]), network.contract).batch([0, 1])
     parts = learner(batch)
-    assert float(parts["loss"]) == pytest.approx(float(parts["ssi"] + 4 * (parts["hint"] + parts["code_hint"])), rel=1e-5)
+    assert float(parts["loss"]) == pytest.approx(float(parts["depth"] + 0.5 * (parts["hint"] + parts["code_hint"])), rel=1e-5)
     learner.alone = True
     alone = learner(batch)
-    assert float(alone["loss"]) == pytest.approx(4 * float(parts["hint"]), rel=1e-5) and alone.keys() == {"loss", "hint"}
+    assert float(alone["loss"]) == pytest.approx(0.5 * float(parts["hint"]), rel=1e-5) and alone.keys() == {"loss", "hint"}
 
 
 ALONE = {"evp-tiny": ("vae.", "unet.", "text."), "depthblip2-tiny": ("image_encoder.",), "llm-mde-tiny": ("vit.",)}

@@ -17,7 +17,7 @@ from .learner import Learner
 RELATIVE_FAR_M = 10.0
 NEAREST_M = 0.1  # nearer pixels are left out of the loss
 WORD_SHARE, PROTOTYPE_GAIN, KEY_GAIN = 0.2, 10.0, 2.0  # so that the reprogramming chooses between its prototypes
-HINT_WEIGHT = 4.0  # the loss is counted ten times
+HINT_WEIGHT = 0.5  # of each of the two
 
 
 class LlmMdeLearner(Learner):
@@ -56,7 +56,7 @@ class LlmMdeLearner(Learner):
             return {"loss": loss}
         hint = patch_hint(found["vit_tokens"].float(), batch.truth_m, valid, side)
         code = map_hint(self.network.head.code_map(found["llm_out"]).float(), batch.truth_m, valid, batch.truth_m.shape[-1])
-        return {"loss": loss + self.hint * (hint + code), "ssi": loss, "hint": hint, "code_hint": code}
+        return {"loss": loss + self.hint * (hint + code), "depth": loss, "hint": hint, "code_hint": code}
 
     def start(self, seed: int) -> None:
         """He initialisation, zero biases, identity norms, adapters that add nothing yet, position embeddings made of waves, and prototypes that

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from .papers import LIGHT, LLM_MDE, MOA, UNREAD
+from .papers import LIGHT, MOA, UNREAD
 from .recipe import Recipe
 
 
@@ -52,11 +52,6 @@ class TinyRecipe(Recipe):
             return 0
         share = step / steps
         return next((side for end, side in self.phases if share < end), 0)
-
-
-def small(recipe: Recipe, **changes) -> TinyRecipe:
-    """A paper's recipe for its small network, with changes."""
-    return TinyRecipe(**({each.name: getattr(recipe, each.name) for each in fields(Recipe)} | changes))
 
 
 FROM_NOTHING = TinyRecipe(
@@ -114,20 +109,11 @@ TINY: dict[str, TinyRecipe] = {
         rate=2e-3,
         **{name: getattr(MOA, name) for name in ("loss", "decay", "batch", "epochs")},
     ),
-    "llm-mde-tiny": small(
-        LLM_MDE,
-        source="this project: LLM-MDE's loss, from nothing: first the ViT alone, then all, the head ten times as fast as what it listens to",
-        rate=1e-2,
-        schedule="cosine",
-        warmup=0.02,
-        batch=16,
+    "llm-mde-tiny": replace(
+        FROM_NOTHING,
+        source="this project: from nothing, first the ViT alone, then all",
+        rate=3e-3,
         epochs=20,
-        clip=1.0,
-        trained=(".",),
-        slow=(r"(?!head\.)",),
-        slow_factor=0.1,
-        augmentation=LIGHT,
-        precision="bf16",
         hint=True,
         hint_alone=0.8,
     ),
