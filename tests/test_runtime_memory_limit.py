@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from fathom.runtime import memory_limit
 from fathom.runtime.artefact.spec import TensorSpec, largest_tensor
 from fathom.runtime.commands.command import run_command
 from fathom.runtime.errors import EnvironmentMismatchError, OutOfMemoryError, missing_package
-from fathom.runtime.files import STALE_S, whole_file
 from fathom.runtime.pipeline import Pipeline
 
 
@@ -91,21 +89,3 @@ def test_a_package_that_is_there_and_cannot_be_loaded_is_not_called_missing():
         except ImportError:
             found = missing_package("x", "", "it")
         assert isinstance(found, kind) and words in str(found)
-
-
-def test_everything_that_killed_runs_leave_is_swept_once_it_is_old(tmp_path):
-    for name, old in ((".fathom-1.part", True), (".fathom-2.old", True), (".fathom-3.part.d", True), (".fathom-4.old", False), (".other.old", True)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - (STALE_S + 60 if old else 60),) * 2)
-    with whole_file(tmp_path / "x") as part:
-        part.write_bytes(b"x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".fathom-4.old", ".other.old", "x"]
-
-
-def test_a_folder_of_many_results_is_not_read_for_each_of_them(tmp_path, monkeypatch):
-    looked, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: looked.append(folder) or scandir(folder))
-    for number in range(20):
-        with whole_file(tmp_path / str(number)) as part:
-            part.write_bytes(b"x")
-    assert len(looked) == 1

@@ -1,0 +1,85 @@
+"""Cameras of photos: files of calibration tools, other sizes, and metres that hang on the focal length."""
+
+import json
+
+import numpy as np
+import pytest
+from odd_photos import depth_run, picture
+
+from fathom.runtime.errors import InputError, UsageError
+from fathom.runtime.photo.depth_map import Intrinsics
+from fathom.runtime.photo.intrinsics_file import read_intrinsics
+from fathom.runtime.pipeline import Pipeline
+
+
+def test_a_camera_that_cannot_be_of_this_photo_is_refused(tiny, tmp_path, capsys):
+    photo = picture(tmp_path / "p.png", size=(120, 160))
+    assert depth_run(tiny, photo, "-o", tmp_path / "o", "--intrinsics", "518.9,519.5,325.6,253.7") == 3
+    assert "325.6, 253.7 lies outside the photo of 160x120" in capsys.readouterr().err
+    assert not list((tmp_path / "o").glob("*")) if (tmp_path / "o").exists() else True
+
+
+def test_a_camera_of_another_size_is_scaled_when_its_size_is_known(tmp_path):
+    """At half the size a pixel is twice as wide, and the picture's edge, half a pixel before the first centre, stays the edge."""
+    camera = Intrinsics(500.0, 500.0, 319.5, 239.5, 640, 480)
+    half = camera.on(320, 240)
+    assert (half.fx, half.fy, half.cx, half.cy) == (250.0, 250.0, 159.5, 119.5)
+    assert camera.on(640, 480) == camera
+    with pytest.raises(InputError, match="another shape"):
+        camera.on(480, 480)
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"fx": 500, "fy": 500, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}).encode())
+    assert read_intrinsics(str(tmp_path / "c.json")) == camera
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"camera_matrix": [[700, 0, 320], [0, 710, 240], [0, 0, 1]], "image_width": 640, "image_height": 480},
+        {"camera_matrix": {"rows": 3, "cols": 3, "data": [700, 0, 320, 0, 710, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480},
+        {"K": [700, 0, 320, 0, 710, 240, 0, 0, 1], "width": 640, "height": 480},
+        {"name": "left", "intrinsics": {"fx": 700, "fy": 710, "cx": 320, "cy": 240, "width": 640, "height": 480}},
+        {"intrinsics": {"camera_matrix": {"data": [700, 0, 320, 0, 710, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480}, "width": 640, "height": 480},
+    ],
+    ids=["OpenCV", "ROS file", "ROS message", "inside", "inside, twice"],
+)
+def test_cameras_as_calibration_tools_write_them(tmp_path, content):
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert read_intrinsics(str(tmp_path / "c.json")) == Intrinsics(700, 710, 320, 240, 640, 480)
+
+
+def test_a_camera_of_two_sizes_is_refused(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"width": 1280, "height": 960, "K": {"fx": 700, "fy": 710, "cx": 320, "cy": 240, "width": 640, "height": 480}}))
+    with pytest.raises(InputError, match="1280x960 and 640x480"):
+        read_intrinsics(str(tmp_path / "c.json"))
+
+
+def test_what_is_no_camera_is_told_in_plain_words(tmp_path):
+    (tmp_path / "c.yaml").write_text("camera_matrix:\n  rows: 3\n")
+    with pytest.raises(InputError, match=r"c\.yaml is no JSON"):
+        read_intrinsics(str(tmp_path / "c.yaml"))
+    with pytest.raises(UsageError, match="there is no such file"):
+        read_intrinsics("nothing.json")
+
+
+def test_metres_by_focal_length(make_artefacts):
+    """metres = value fx / focal_px, with fx in pixels of the picture as the network sees it: here the photo squeezed to 64 columns."""
+    import dataclasses
+
+    from fathom.runtime.photo.postprocess import focal_scale
+    from fathom.runtime.photo.preprocess import place_steps
+
+    made = make_artefacts()
+    with Pipeline.open(made.bundle) as pipeline:
+        contract, protocol = pipeline.contract, pipeline.protocol()
+        plain = pipeline.predict(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+        output = dataclasses.replace(contract.output, focal_px=300.0)
+        camera = Intrinsics(450.0, 450.0, 64.0, 48.0)
+        assert focal_scale(output, place_steps(protocol.steps, 96, 128), camera) == pytest.approx(450 * (64 / 128) / 300)
+        assert focal_scale(contract.output, (), None) == 1
+        with pytest.raises(UsageError, match="--intrinsics"):
+            focal_scale(output, (), None)
+        pipeline.contract = dataclasses.replace(contract, output=output)
+        shown = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        np.testing.assert_allclose(pipeline.predict(shown, intrinsics=camera).depth_m, 0.75 * plain.depth_m, rtol=1e-6)
+        with pytest.raises(UsageError, match="focal length"):
+            pipeline.predict(shown)
