@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from foreign_graphs import KERNEL, PLAIN, H, W, answer, contract_json, conv_sigmoid, picture
 from onnx import TensorProto, helper, numpy_helper
 
 from fathom.calibration.graph.stage_graph import StageGraph
@@ -18,14 +19,8 @@ from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.errors import InputError
 from fathom.runtime.pipeline import Pipeline
 
-H, W = 32, 48
-KERNEL = (np.random.default_rng(3).standard_normal((1, 3, 5, 5)) / 10).astype(np.float32)
-PICTURE = np.random.default_rng(4).uniform(0, 1, (1, 3, H, W)).astype(np.float32)
+PICTURE = picture()
 node = helper.make_node
-
-
-def truth(picture):
-    return torch.sigmoid(torch.nn.functional.conv2d(torch.from_numpy(picture), torch.from_numpy(KERNEL), padding=2)).numpy()
 
 
 def network(file, *, takes="x", makes="y", size=("n", 3, H, W), before=(), middle=(), after=(), constants=(), opset=17, domains=()):
@@ -46,21 +41,7 @@ def network(file, *, takes="x", makes="y", size=("n", 3, H, W), before=(), middl
 
 
 def contract(takes="x", makes="y"):
-    step = {"op": "resize", "height": H, "width": W, "interpolation": "bilinear", "min_width": 0}
-    protocol = {"name": "single-image", "steps": [step], "lefts": [0], "fill_lefts": [], "flip": False, "source": "a test"}
-    return foreign_contract(
-        {
-            "input": {"tensor": takes, "window": [H, W], "canvas": [H, W], "mean": [0] * 3, "std": [1] * 3},
-            "output": {"tensor": makes, "kind": "metric", "unit": "m", "near": 0.1, "far": 10.0, "larger_is": "far", "upsample": "bilinear"},
-            "protocols": [protocol],
-        }
-    )
-
-
-def answer(bundle):
-    with BundleDirectory.open(bundle) as opened:
-        (stage,) = opened.manifest.stages
-        return ort.InferenceSession(str(opened.path(stage.file))).run(None, {stage.spec.inputs[0].name: PICTURE})[0]
+    return foreign_contract(contract_json(input={"tensor": takes, **PLAIN}, output={"tensor": makes}))
 
 
 MEETING = {
@@ -81,7 +62,7 @@ MEETING = {
 def test_names_that_artefacts_change_may_be_taken_already(tmp_path, which):
     options = MEETING[which]
     write_foreign_bundle(network(tmp_path / "n.onnx", **options), contract(options.get("takes", "x"), options.get("makes", "y")), tmp_path / "b")
-    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+    np.testing.assert_allclose(answer(tmp_path / "b", PICTURE), conv_sigmoid(PICTURE), atol=1e-5)
 
 
 def test_the_graph_of_a_bundle_is_a_foreign_graph_too(tmp_path):
@@ -93,7 +74,7 @@ def test_the_graph_of_a_bundle_is_a_foreign_graph_too(tmp_path):
     )
     graph = tmp_path / "a" / "stages" / "network.onnx"
     write_foreign_bundle(graph, replace(contract(), form=GraphForm("x", "y", "bgr")), tmp_path / "b")
-    np.testing.assert_allclose(answer(tmp_path / "b"), truth(np.ascontiguousarray(PICTURE[:, ::-1])), atol=1e-5)
+    np.testing.assert_allclose(answer(tmp_path / "b", PICTURE), conv_sigmoid(np.ascontiguousarray(PICTURE[:, ::-1])), atol=1e-5)
 
 
 def test_channels_last_are_seen_where_no_size_tells(tmp_path):
@@ -101,7 +82,7 @@ def test_channels_last_are_seen_where_no_size_tells(tmp_path):
     write_foreign_bundle(
         network(tmp_path / "n.onnx", size=("a", "b", "c", "d"), before=before, constants=[("zero", np.float32(0))]), contract(), tmp_path / "b"
     )
-    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+    np.testing.assert_allclose(answer(tmp_path / "b", PICTURE), conv_sigmoid(PICTURE), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +157,7 @@ def test_a_graph_of_fp16_becomes_the_fp32_that_its_bundle_says(tmp_path, beside)
     assert not kinds_of(graph) & {TensorProto.FLOAT16, TensorProto.BFLOAT16}
     rounded = torch.from_numpy(KERNEL.astype(np.float16).astype(np.float32))  # the file's own weights, computed with in FP32
     wanted = torch.sigmoid(torch.nn.functional.conv2d(torch.from_numpy(PICTURE), rounded, padding=2)).numpy() * 2
-    np.testing.assert_allclose(answer(tmp_path / "b"), wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(answer(tmp_path / "b", PICTURE), wanted, rtol=1e-6, atol=1e-6)
     build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
 
 
@@ -274,7 +255,7 @@ def test_weights_and_functions_in_seldom_forms(tmp_path, how):
             entry.value = "data\\w.bin"
         (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
     write_foreign_bundle(tmp_path / "n.onnx", contract(), tmp_path / "b")
-    np.testing.assert_allclose(answer(tmp_path / "b"), truth(PICTURE), atol=1e-5)
+    np.testing.assert_allclose(answer(tmp_path / "b", PICTURE), conv_sigmoid(PICTURE), atol=1e-5)
     build_plan(tmp_path / "b", tmp_path / "x.plan", BuildOptions(precision="fp16"))
 
 
@@ -301,7 +282,7 @@ def test_sums_of_integers_keep_their_numbers_in_fp16(tmp_path):
     photo = (PICTURE[0].transpose(1, 2, 0) * 255).astype(np.uint8)
     with Pipeline.open(tmp_path / "x.plan") as pipeline:
         got = pipeline.predict(photo).depth_m
-    np.testing.assert_allclose(got, truth((photo.transpose(2, 0, 1)[None] / 255).astype(np.float32))[0, 0], atol=1e-2)
+    np.testing.assert_allclose(got, conv_sigmoid((photo.transpose(2, 0, 1)[None] / 255).astype(np.float32))[0, 0], atol=1e-2)
 
 
 def outside(model, **facts):
