@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hardening import fuzz, mutate, readers
+from hardening import artefact_readers, fuzz, mutate, readers
 from hardening.readers import READERS
 
 from fathom.benchmarks.record.record import read_study
@@ -108,7 +108,7 @@ def test_broken_data_is_no_wrong_command_line(tmp_path):
 
 
 def test_a_manifest_whose_picture_is_not_the_contracts_is_refused(tmp_path):
-    members = mutate.unzipped(readers._plan_seeds(tmp_path)[0])
+    members = mutate.unzipped(artefact_readers.plan_seeds(tmp_path)[0])
     from fathom.runtime.artefact.plan import PlanFile
 
     for shape in (["batch", 3, 32, 47], ["batch", 4, 32, 48], [3, 32, 48], [70000, 3, 32, 48], [2, 3, 32, 48]):
