@@ -145,6 +145,27 @@ def _load_beside(name):
 
 
 @pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """The CUDA kernels, compiled for this processor; None without a compiler."""
+    import kernel_host
+
+    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels")) if kernel_host.compiler() else None
+
+
+@pytest.fixture
+def gpu(monkeypatch, host, tmp_path):
+    """A machine with one fake GPU and both fake packages; ``gpu.trt`` by backend."""
+    import fake_cuda
+    import fake_tensorrt
+
+    machine = fake_cuda.Machine(host=host)
+    fake_cuda.install(monkeypatch, machine)
+    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
+    machine.trt = {"tensorrt": fake_tensorrt.install(monkeypatch, machine), "tensorrt-rtx": fake_tensorrt.install(monkeypatch, machine, rtx=True)}
+    return machine
+
+
+@pytest.fixture(scope="session")
 def small_network():
     """The module with ``SmallNetwork``: a torch network of two stages with one of everything that is hard to export."""
     return _load_beside("small_network")

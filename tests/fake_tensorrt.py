@@ -5,6 +5,7 @@ those of the real packages; a test holds them against dumps of the real APIs.
 """
 
 import enum
+import gc
 import importlib.machinery
 import json
 import sys
@@ -325,3 +326,10 @@ class Opened:
     def fathom_deregister(self, registry):
         self._registry.deregister_library(self._path)
         return 0
+
+
+def nothing_left(machine):
+    """Nothing of the driver's is held any more, and no engine or context of any package of ``machine.trt``."""
+    gc.collect()
+    packages = machine.trt.values() if isinstance(machine.trt, dict) else (machine.trt,)
+    assert machine.leaks() == {} and all(package.counts == {"engine": 0, "context": 0} for package in packages)

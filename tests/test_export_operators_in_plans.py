@@ -38,11 +38,6 @@ def bundle(operator_bundle):
     return operator_bundle
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels"))
-
-
 @pytest.fixture
 def gpu(monkeypatch, tmp_path, host):
     """A fake GPU that runs the kernels as C++, with a TensorRT 10 that builds."""

@@ -41,8 +41,7 @@ def gpu(request, monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize(("version", "precision"), [("8.5.2.2", "fp16"), ("8.6.1.6", "fp32")])
-def test_without_a_library_kernels_run_between_constrained_engines(monkeypatch, bundle, tmp_path, tmp_path_factory, capsys, version, precision):
-    host = kernel_host.HostKernels(tmp_path_factory.mktemp("kernels"))
+def test_without_a_library_kernels_run_between_constrained_engines(monkeypatch, bundle, host, tmp_path, capsys, version, precision):
     gpu = building_gpu(monkeypatch, tmp_path, version, devices=1, host=host)
     asked = [str(bundle), "--backend", "tensorrt", "--precision", precision, "--operators", ALL, "-o", str(tmp_path / "x.plan")]
     assert build_command.main(asked) == 0, capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Plans that prove themselves: on a fake GPU whose engines are the small network's graphs, some of them wrong by 1 %."""
 
 import dataclasses
-import gc
 import json
 
 import fake_cuda
@@ -10,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from fake_plans import RELEASES
+from fake_tensorrt import nothing_left
 
 from fathom.export.bundle.bundle import write_bundle
 from fathom.export.child.child import ChildResult
@@ -124,11 +124,6 @@ def write(small_bundle, probed_bundle, tmp_path):
 def certified(pipeline):
     (words,) = [remark for remark in pipeline.remarks if "certif" in remark]
     return words
-
-
-def nothing_left(gpu):
-    gc.collect()
-    assert gpu.leaks() == {} and all(trt.counts == {"engine": 0, "context": 0} for trt in gpu.trt.values())
 
 
 @pytest.mark.parametrize("backend", BOTH)

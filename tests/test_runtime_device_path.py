@@ -3,12 +3,12 @@
 import dataclasses
 import time
 
-import fake_cuda
 import fake_plans
 import fake_tensorrt
 import kernel_host
 import numpy as np
 import pytest
+from noise_photos import photo
 
 from fathom.runtime.artefact.contract import Resize
 from fathom.runtime.artefact.manifest import PlanStage
@@ -20,24 +20,6 @@ from fathom.runtime.photo.raw_maps import RawMaps
 from fathom.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def gpu(monkeypatch, host, tmp_path):
-    machine = fake_cuda.Machine(host=host)
-    fake_cuda.install(monkeypatch, machine)
-    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
-    fake_tensorrt.install(monkeypatch, machine)
-    return machine
-
-
-def photo(height=60, width=100, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def asked_plan(tiny, path, text, batch, flip):

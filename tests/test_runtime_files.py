@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from odd_photos import depth_run, picture
+from noise_photos import depth_run, picture
 
 from fathom.runtime.commands import photo_session
 from fathom.runtime.errors import DiskFullError, InputError

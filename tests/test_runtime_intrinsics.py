@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from odd_photos import depth_run, picture
+from noise_photos import depth_run, picture
 
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.depth_map import Intrinsics

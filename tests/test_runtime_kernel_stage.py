@@ -35,11 +35,6 @@ WRONG = [
 ]
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels"))
-
-
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
 def gpu(request, monkeypatch, host, tmp_path):
     machine = fake_cuda.Machine(host=host)

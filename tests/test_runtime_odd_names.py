@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from odd_photos import depth_run, picture
+from noise_photos import depth_run, picture
 from PIL import Image
 
 from fathom.runtime.commands import run

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from odd_photos import depth_run, picture
+from noise_photos import depth_run, picture
 
 av = pytest.importorskip("av")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from noise_photos import photo
 
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import AccuracyError, ChecksumError, EnvironmentMismatchError, InputError, UsageError
@@ -15,10 +16,6 @@ from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.serving.photo_service import Ask, PhotoService
 
 PLANS = Path(__file__).parent / "data" / "plans"
-
-
-def photo(height=60, width=100, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def by_hand(made, picture):

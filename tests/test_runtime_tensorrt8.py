@@ -1,13 +1,12 @@
 """Plans for TensorRT 8.5 and 8.6 through their whole life on a fake GPU whose package has that API, against the same network on ONNX Runtime."""
 
-import gc
-
 import fake_cuda
 import fake_plans
 import fake_pycuda
 import fake_tensorrt
 import numpy as np
 import pytest
+from fake_tensorrt import nothing_left
 
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.errors import EnvironmentMismatchError, FathomError, OutOfMemoryError, UsageError
@@ -36,11 +35,6 @@ def plan_for(gpu, tiny, path, **more):
 
 def photos(count):
     return [np.random.default_rng(k).integers(0, 256, (40 + 7 * k, 90 - 5 * k, 3), dtype=np.uint8) for k in range(count)]
-
-
-def nothing_left(gpu):
-    gc.collect()
-    assert gpu.leaks() == {} and gpu.trt.counts == {"engine": 0, "context": 0}
 
 
 @pytest.mark.parametrize("batch", [(1, 2, 4), (2, 2, 2)])

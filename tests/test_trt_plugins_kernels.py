@@ -29,11 +29,6 @@ KERNELS = Path(fathom.__file__).parent / "runtime" / "kernels"
 needs_compiler = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels"))
-
-
 def contract_for(steps, photo_size, lefts=(0,), fills=(), flip=False, window_width=None, canvas_extra=(0, 0), planes=1, upsample="bilinear-corners"):
     placed = place_steps(steps, *photo_size)
     height, width = placed[-1].after if placed else photo_size

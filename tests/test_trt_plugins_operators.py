@@ -12,11 +12,6 @@ needs_compiler = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ c
 SHAPES = 500
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("operators"))
-
-
 def address(array):
     return array.ctypes.data
 

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compi
 CASES = 40
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("operators"))
-
-
 def unfused(formula, *tensors):
     """PyTorch on FP16 tensors: sums inside a node are FP32, what leaves it is FP16. Its norm and its softmax are one node each."""
     made = formula(torch, *(torch.from_numpy(np.asarray(tensor, np.float16)) for tensor in tensors))

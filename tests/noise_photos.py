@@ -6,8 +6,12 @@ from PIL import Image
 from fathom.runtime.commands import run
 
 
+def photo(height=60, width=100, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
 def picture(path, seed=0, size=(60, 90)):
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(photo(*size, seed)).save(path)
     return path
 
 
