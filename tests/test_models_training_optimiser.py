@@ -31,6 +31,14 @@ def test_singular_values_are_evened_out_and_directions_kept(shape):
     assert float((found - torch.diag(found.diagonal())).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-25, 1e-12])
+def test_a_gradient_that_has_vanished_moves_nothing(size):
+    """Of a part that has gone deaf, say behind a ReLU: it has no direction, only rounding, and squares too small for a number."""
+    start = _random(8, 12)
+    found = _stepped(start, [_random(8, 12, seed=1) * size], matrix=True, weight_decay=0.0)
+    torch.testing.assert_close(found, start, rtol=0, atol=1e-4)
+
+
 def test_steps_are_those_of_pytorchs_own():
     """Which computes the orthogonal matrix in BF16."""
     start, gradients = _random(12, 30), [_random(12, 30, seed=number + 1) for number in range(4)]

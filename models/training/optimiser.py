@@ -9,6 +9,7 @@ MOMENTUM = 0.95
 LIKE_ADAMW = 0.2  # root mean square of AdamW's steps, which rates are given for
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial that carries singular values toward 1
 ROUNDS = 5
+LEAST_NORM = 1e-7  # of a gradient that has a direction: what is smaller is rounding, or its squares are 0 already
 FEWEST = 4  # rows or columns, below which a matrix has hardly a direction to even out
 
 
@@ -52,7 +53,7 @@ def takes_muon(name: str, parameter: Tensor) -> bool:
 def orthogonal(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T, roughly: its singular values come out between 0.7 and 1.2, as quickly as products of matrices can do it."""
     wide = matrix.T if len(matrix) > matrix.shape[1] else matrix
-    found = wide / wide.norm().clamp_min(torch.finfo(wide.dtype).tiny)
+    found = wide / wide.norm().clamp_min(LEAST_NORM)
     first, third, fifth = COEFFICIENTS
     for _ in range(ROUNDS):
         square = found @ found.T
