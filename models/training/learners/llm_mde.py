@@ -39,7 +39,7 @@ class LlmMdeLearner(Learner):
         return self.network.boundaries({"image": batch.image, **self.words(batch)})["depth"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Maps from 0 to 1 learn the depth as a share of 10 m: the loss forgives most of a common factor, a sigmoid cannot give metres.
+        """Maps from 0 to 1 learn the depth as a share of 10 m: a sigmoid cannot give metres.
 
         With ``hint``, the first channel of each patch's token learns the patch's depth, and the first channel of the head's code the depth of
         its place. A new ViT needs it: between its tokens and the loss stand prototypes, a language model, and a head that sums over all tokens.

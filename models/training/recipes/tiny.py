@@ -116,6 +116,7 @@ TINY: dict[str, TinyRecipe] = {
         epochs=20,
         hint=True,
         hint_alone=0.8,
+        augmentation=CARELESS,
     ),
     "depthclip-tiny": replace(
         FROM_NOTHING,
