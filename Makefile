@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Bytecode by all cores, where pip takes one; what is left out is rarely loaded, and compiled then.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/(tests|transformers/models|diffusers/pipelines)/' $(VENV)/lib || true
 TORCH ?= torch==2.13.0
 JOBS ?= auto
 
@@ -11,14 +13,16 @@ JOBS ?= auto
 
 $(VENV)/.export: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex
-	$(PIP) install --quiet --no-deps "open_clip_torch>=3.3,<4"  # [clip] less torchvision: its wheel is for CUDA, and transformers would stumble over it
+	$(INSTALL) --upgrade "pip>=24" "setuptools>=77" wheel
+	$(INSTALL) $(TORCH)
+	$(INSTALL) -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex
+	$(INSTALL) --no-deps "open_clip_torch>=3.3,<4"  # [clip] less torchvision: its wheel is for CUDA, and transformers would stumble over it
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(PIP) install --quiet -c constraints.txt --editable ".[dev]"
+	$(INSTALL) -c constraints.txt --editable ".[dev]"
+	@$(COMPILE)
 	$(BIN)/python tests/torchvision_on_cpu.py
 	@touch $@
 
