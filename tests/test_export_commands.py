@@ -1,5 +1,6 @@
 """``depth-export`` and ``depth-build`` as a user meets them: words, exit codes, nothing half-written."""
 
+import gc
 import json
 import os
 import signal
@@ -46,6 +47,17 @@ def foreign(tmp_path_factory):
 
 def test_the_backends_of_the_flags_are_those_of_the_plan():
     assert command_line.BACKENDS == BACKENDS
+
+
+def test_cycles_are_looked_for_seldom_while_a_command_works_and_as_before_afterwards():
+    seen, before = [], gc.get_threshold()
+
+    def work(on_message, on_progress):
+        seen.append(gc.get_threshold())
+        raise UsageError("enough")
+
+    assert command_line.run_and_close("depth-export", "x", True, work) == 2
+    assert seen == [command_line.FEW_COLLECTIONS] and gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("module", ["export_command", "build_command"])
