@@ -60,7 +60,7 @@ class Pipeline:
         if not 1 <= self.batch <= self._max_batch:
             raise UsageError(f"a batch of {batch}", wanted=f"1 to {self._max_batch} for this artefact", fix="change --batch, or build with another batch range")
         facts = self.manifest.network
-        self.origin = Origin(f"{facts.name} {facts.variant}".strip(), artefact.manifest_sha256, facts.untrained)
+        self.origin = Origin(facts.called, artefact.manifest_sha256, facts.untrained, facts.scene)
         self.scale, self.mask_edges, self._text = None, False, None
         if self.contract.text is not None:
             file = self.contract.text.tokenizer

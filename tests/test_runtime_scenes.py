@@ -1,5 +1,6 @@
 """A network that is told the kind of scene with every photo: artefact, depth-run --scene, accuracy by each sample's own scene."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -58,6 +59,31 @@ class Told(DepthNetwork):
         return (Stage(StageSpec("all", (image, scene), (TensorSpec("depth", "float32", ("batch", 1, 32, 32)),)), self),)
 
 
+class BuiltIn(Told):
+    """The same, told once for all photos."""
+
+    def __init__(self, scene):
+        super().__init__()
+        self.scene = scene
+        self.contract = dataclasses.replace(self.contract, text=None)
+
+    def forward(self, image):
+        return self.near.weight[SCENES.index(self.scene)] + 0.01 * image.mean(1, keepdim=True)
+
+    def config_json(self):
+        return {"scene": self.scene}
+
+    def example_inputs(self, batch=1, seed=0):
+        return {"image": super().example_inputs(batch, seed)["image"]}
+
+    def boundaries(self, inputs):
+        return {"depth": self(inputs["image"])}
+
+    def stages(self):
+        (stage,) = super().stages()
+        return (Stage(dataclasses.replace(stage.spec, inputs=stage.spec.inputs[:1]), self),)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("told")
@@ -105,6 +131,20 @@ def test_a_scale_is_measured_in_the_scene_that_is_told(made, tmp_path, capsys):
         pipeline.predict(PHOTO, prompt="study")
     assert depth_run([*words, str(tmp_path / "out"), "--scene", "kitchen"]) == 0
     assert np.abs(np.load(tmp_path / "out" / "photo_depth.npy", allow_pickle=False) - 2.8).max() < 0.03
+
+
+def test_a_scale_measured_with_a_scene_built_in_is_of_that_scene(made, tmp_path, capsys):
+    for scene in ("kitchen", "study"):
+        write_bundle(BuiltIn(scene), tmp_path / scene)
+    (tmp_path / "m.csv").write_text("".join(f"{made / 'photo.png'},{column},20,2.8\n" for column in (10, 30, 50)))
+    assert calibrate_scale([str(tmp_path / "m.csv"), "--engine", str(tmp_path / "kitchen"), "-o", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["scene"] == "kitchen"
+    words = [str(made / "photo.png"), "--save", "npy", "--quiet", "--scale", str(tmp_path / "s.json")]
+    for engine, more, code in (("kitchen", (), 0), ("study", (), 3), (made / "x.plan", ("--scene", "kitchen"), 0), (made / "x.plan", ("--scene", "study"), 3)):
+        out = tmp_path / f"out {code} {engine == 'kitchen'}"
+        assert depth_run(["--engine", str(tmp_path / engine), *words, *more, "-o", str(out)]) == code
+        assert (code == 3) == ("s.json was measured with the scene kitchen" in capsys.readouterr().err)
+        assert code or np.abs(np.load(out / "photo_depth.npy", allow_pickle=False) - 2.8).max() < 0.03
 
 
 def test_accuracy_tells_each_samples_own_scene(made, tmp_path):

@@ -93,7 +93,7 @@ def _row(path: Path, kind: str, protocol_name: str | None, benchmark: str | None
     """Identify an artefact from its manifest."""
     manifest = read_manifest(path)
     protocol = protocol_of(path, manifest.contract, protocol_name, benchmark)
-    network = f"{manifest.network.name} {manifest.network.variant}".strip()
+    network = manifest.network.called
     bundle = path.is_dir()
     name = f"{network} (PyTorch)" if kind == "pytorch" else path.absolute().name
     if any(row.name == name for row in rows):

@@ -197,7 +197,7 @@ def _query(arguments: argparse.Namespace) -> tuple[Query, dict[str, Any]]:
         if text.mask:
             inputs[text.mask] = np.ones((1, text.length), np.float32)
     prompt = text.some_words(PROMPT) if text is not None else None
-    facts = {"name": f"{network.name} {network.variant}".strip(), "untrained": network.untrained, "parameters": network.parameters}
+    facts = {"name": network.called, "untrained": network.untrained, "parameters": network.parameters}
     about = {"network": facts, "protocol": protocol.name, "input_shape": list(inputs[contract.input.tensor].shape), "photo_shape": list(photo.shape[:2])}
     return Query(inputs, photo, any_camera(photo), prompt, protocol.name, arguments.details), about | {"prompt": prompt}
 

@@ -76,7 +76,7 @@ def identity(pipeline: Pipeline, backend: str = "") -> dict[str, Any]:
     manifest = pipeline.manifest
     bundle = isinstance(manifest, BundleManifest)
     return {
-        "network": f"{manifest.network.name} {manifest.network.variant}".strip(),
+        "network": manifest.network.called,
         "manifest_sha256": hashlib.sha256(manifest_bytes(manifest)).hexdigest(),
         "backend": backend or ("onnxruntime" if bundle else manifest.backend),
         "precision": "fp32" if bundle else "/".join(sorted({stage.precision for stage in manifest.stages})),

@@ -115,7 +115,7 @@ def photo_config(name: str, manifest: Manifest, facts: dict[str, str]) -> Any:
 def facts_of(manifest: Manifest, sha256: str) -> dict[str, str]:
     """What the network's numbers mean, as parameters that every model of a repository carries."""
     output, network, plan = manifest.contract.output, manifest.network, isinstance(manifest, PlanManifest)
-    facts = {"network": f"{network.name} {network.variant}".strip(), "kind": output.kind, "unit": output.unit or "none", "larger_is": output.larger_is}
+    facts = {"network": network.called, "kind": output.kind, "unit": output.unit or "none", "larger_is": output.larger_is}
     facts.update({"trained_range": f"{output.near:g} to {output.far:g}", "protocol": manifest.contract.protocols[0].name, "manifest_sha256": sha256})
     facts["precision"] = manifest.computes if plan else "fp32"
     facts["built_with"] = f"{manifest.backend} {manifest.backend_version}" if plan else "bundle"

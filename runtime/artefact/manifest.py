@@ -65,6 +65,17 @@ class NetworkFacts:
             raise ValueError(f"network.parameters: {self.parameters}")
 
     @property
+    def called(self) -> str:
+        """Name and variant, as results say which network made them."""
+        return f"{self.name} {self.variant}".strip()
+
+    @property
+    def scene(self) -> str:
+        """The kind of room that was built in at export, which changes what the network says; empty for all networks but such ones."""
+        scene = self.config.get("scene")
+        return scene if isinstance(scene, str) else ""
+
+    @property
     def untrained(self) -> bool:
         """True if the weights are random: the depth is meaningless."""
         return self.weights["kind"] == "random-init"

@@ -23,6 +23,7 @@ from ..fleet.places import FilesPlace, ParquetPlace
 from ..fleet.run_on_ray import Outcome
 from ..fleet.sources import find_sources, is_parquet, is_uri, load_arrow
 from ..outputs.writers import refuse_ply, require_exr
+from ..photo.depth_map import Origin
 from ..ros.bag import is_bag
 from ..video.video import is_video
 from .command import say, warn
@@ -60,7 +61,7 @@ def run_ray(arguments: argparse.Namespace, trust: Trust, suffixes: dict[str, str
     protocol = next((known for known in contract.protocols if arguments.protocol in (None, known.name)), None)
     if protocol is None:
         raise UsageError(f"there is no protocol {arguments.protocol!r}", wanted=" or ".join(known.name for known in contract.protocols))
-    origin = SimpleNamespace(network=f"{facts.name} {facts.variant}".strip(), untrained=facts.untrained)
+    origin = Origin(facts.called, "", facts.untrained, facts.scene)
     check(SimpleNamespace(contract=contract, origin=origin, protocol=lambda name: protocol))
     kinds = () if rows else arguments.save or ("png16", "color", *(("ply",) if camera else ()))
     if "ply" in kinds:

@@ -189,7 +189,7 @@ def _before_photos(pipeline: Any, arguments: argparse.Namespace, correction: Any
     protocol = pipeline.protocol(arguments.protocol).name
     tell_scene(pipeline, arguments)
     if correction is not None:
-        refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin.network, protocol, arguments.prompt)
+        refuse_scale(correction, pipeline.contract.output.kind, pipeline.origin, protocol, arguments.prompt)
     elif (left := beside(arguments.engine)).is_file() and not arguments.quiet:
         say(f"{left} is not used; --scale {left} corrects the metres by it")
     if pipeline.origin.untrained:

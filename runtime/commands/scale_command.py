@@ -96,7 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
         known = (seen.intrinsics.fx, seen.values.shape[1]) if seen.intrinsics else (0.0, 0)
         numbers = (len(pairs), len(photos), fit.error_before, fit.error_after)
         try:
-            correction = CameraScale(fit.scale, fit.shift_m, out.name, origin.network, origin.sha256, protocol, arguments.prompt or "", *known, *numbers)
+            made_with = (origin.network, origin.sha256, protocol, arguments.prompt or origin.scene)
+            correction = CameraScale(fit.scale, fit.shift_m, out.name, *made_with, *known, *numbers)
         except ValueError as error:
             raise InputError(f"the measurements ask for {error}", wanted="distances in metres, at pixels of these photos") from error
         correction.write(out, arguments.force)

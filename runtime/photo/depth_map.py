@@ -93,11 +93,13 @@ class Origin:
         network: name and variant.
         sha256: of the manifest (``plan.json`` or ``bundle.json``), which names every other file's.
         untrained: the weights are random; the map means nothing.
+        scene: the kind of room that is built into the network, if any.
     """
 
     network: str = ""
     sha256: str = ""
     untrained: bool = False
+    scene: str = ""
 
 
 @dataclass(frozen=True)

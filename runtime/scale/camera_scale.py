@@ -27,7 +27,7 @@ class CameraScale:
         scale: factor, 0.05 to 20.
         shift_m: added after the factor, metres, -10 to 10.
         name: what outputs call it: the file's name, or what was typed.
-        network, manifest_sha256, protocol, scene: what it was measured with; empty for one that was typed, the scene for networks that are told none.
+        network, manifest_sha256, protocol, scene: what it was measured with; empty for one that was typed, the scene for networks that know none.
         fx: focal length of the measured photos in pixels, and their ``width``; 0 if the camera was not known.
         measurements, photos: how many it was fitted to.
         error_before, error_after: mean of |log(measured / depth)| without and with it.
@@ -63,11 +63,11 @@ class CameraScale:
         shift = f" {'-' if self.shift_m < 0 else '+'} {abs(self.shift_m):.6g}" if self.shift_m else ""
         return f"depth_m = {self.scale:.6g} * network{shift} ({self.name or 'given'})"
 
-    def refuse_other(self, network: str, protocol: str, scene: str | None = None, fx: float = 0.0, width: int = 0) -> None:
+    def refuse_other(self, network: str, protocol: str, scene: str = "", fx: float = 0.0, width: int = 0) -> None:
         """Raise unless it was measured with this network, protocol, scene and (where both are known) camera.
 
         Args:
-            scene: the kind of room that the network is told, which changes what it says; None for networks that are told none.
+            scene: the kind of room that the network is told or was built for, which changes what it says; empty for networks that know none.
             fx, width: of the camera in use, pixels; 0 if not known.
 
         Raises:

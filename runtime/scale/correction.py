@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..photo.depth_map import DepthMap
+from ..photo.depth_map import DepthMap, Origin
 from .camera_scale import CameraScale
 
 
-def refuse_scale(scale: CameraScale, kind: str, network: str, protocol: str, scene: str | None = None) -> None:
-    """Raise unless maps of that kind, network, protocol and scene can be corrected so.
+def refuse_scale(scale: CameraScale, kind: str, origin: Origin, protocol: str, scene: str | None = None) -> None:
+    """Raise unless maps of that kind, network, protocol and scene (told, or built into the network) can be corrected so.
 
     Raises:
         InputError: if the network's output is not metric, or the correction was measured with another network, protocol or scene.
     """
     if kind != "metric":
         raise InputError(f"the network's output is {kind}, without a unit", wanted="metric depth for a scale", fix="leave --scale out")
-    scale.refuse_other(network, protocol, scene)
+    scale.refuse_other(origin.network, protocol, scene or origin.scene)
 
 
 def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: bool = False, scene: str | None = None) -> list[DepthMap]:
@@ -33,5 +33,5 @@ def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: b
         return list(maps)
     for depth in maps:
         camera = (depth.intrinsics.fx, depth.values.shape[1]) if depth.intrinsics else ()
-        scale.refuse_other(depth.origin.network, depth.protocol, scene, *camera)
+        scale.refuse_other(depth.origin.network, depth.protocol, scene or depth.origin.scene, *camera)
     return [depth.corrected(scale.scale, scale.shift_m, scale.words) for depth in maps]
