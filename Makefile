@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Bytecode by all cores, where pip takes one; what is left out is rarely loaded, and compiled then.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/(tests|transformers/models|diffusers/pipelines)/' $(VENV)/lib || true
+RARE := tests|testing|pip|setuptools|pygments|sympy/physics|transformers/models|diffusers/pipelines|diffusers/modular_pipelines
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/($(RARE))/' $(VENV)/lib || true
 TORCH ?= torch==2.13.0
 JOBS ?= auto
 
@@ -13,7 +14,6 @@ JOBS ?= auto
 
 $(VENV)/.export: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --upgrade "pip>=24" "setuptools>=77" wheel
 	$(INSTALL) $(TORCH)
 	$(INSTALL) -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex
 	$(INSTALL) --no-deps "open_clip_torch>=3.3,<4"  # [clip] less torchvision: its wheel is for CUDA, and transformers would stumble over it
