@@ -13,12 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fathom.export.commands.command_line import FEW_COLLECTIONS
+
 _torchvision = importlib.util.spec_from_file_location("torchvision_on_cpu", Path(__file__).with_name("torchvision_on_cpu.py"))
 _torchvision_on_cpu = importlib.util.module_from_spec(_torchvision)
 _torchvision.loader.exec_module(_torchvision_on_cpu)
 _torchvision_on_cpu.prepare()
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads what was published
-gc.set_threshold(100_000, 50, 100)  # tracing networks makes millions of objects: looking for cycles among them took a tenth of the time
+gc.set_threshold(*FEW_COLLECTIONS)  # looking for cycles took a tenth of the tests' time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to Ctrl-C, and children inherit that
 
 

@@ -29,8 +29,6 @@ def contract_json(**changes):
 
 
 H, W = 32, 48
-
-
 KERNEL = (np.random.default_rng(3).standard_normal((1, 3, 5, 5)) / 10).astype(np.float32)
 
 

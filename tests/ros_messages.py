@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from noise_photos import photo
 
 
 def raw(encoding, pixels, pad=0):
@@ -13,12 +14,8 @@ def raw(encoding, pixels, pad=0):
     return SimpleNamespace(height=pixels.shape[0], width=pixels.shape[1], step=rows.shape[1] + pad, encoding=encoding, is_bigendian=0, data=data)
 
 
-PHOTOS = [np.random.default_rng(k).integers(0, 256, (60, 80, 3), dtype=np.uint8) for k in range(4)]
-
-
+PHOTOS = [photo(60, 80, k) for k in range(4)]
 K, P = [50.0, 0, 39.5, 0, 50, 29.5, 0, 0, 1], [50.0, 0, 39.5, 0, 0, 50, 29.5, 0, 0, 0, 1, 0]
-
-
 WHOLE = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
 
 
@@ -59,8 +56,8 @@ def record(folder, sent):
     return next(folder.glob("*.mcap"))
 
 
-def bgr(photo):
-    return raw("bgr8", np.ascontiguousarray(photo[..., ::-1]))
+def bgr(pixels):
+    return raw("bgr8", np.ascontiguousarray(pixels[..., ::-1]))
 
 
 def read(path):

@@ -50,14 +50,18 @@ def test_the_backends_of_the_flags_are_those_of_the_plan():
 
 
 def test_cycles_are_looked_for_seldom_while_a_command_works_and_as_before_afterwards():
-    seen, before = [], gc.get_threshold()
+    seen, before, usual = [], gc.get_threshold(), (700, 10, 10)
 
     def work(on_message, on_progress):
         seen.append(gc.get_threshold())
         raise UsageError("enough")
 
-    assert command_line.run_and_close("depth-export", "x", True, work) == 2
-    assert seen == [command_line.FEW_COLLECTIONS] and gc.get_threshold() == before
+    gc.set_threshold(*usual)  # these tests themselves look for them as seldom
+    try:
+        assert command_line.run_and_close("depth-export", "x", True, work) == 2
+        assert seen == [command_line.FEW_COLLECTIONS] and gc.get_threshold() == usual
+    finally:
+        gc.set_threshold(*before)
 
 
 @pytest.mark.parametrize("module", ["export_command", "build_command"])

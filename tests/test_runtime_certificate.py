@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import fake_cuda
 import fake_tensorrt
 import numpy as np
 import onnx
@@ -36,20 +35,17 @@ BOTH = ["tensorrt", "tensorrt-rtx"]
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path):
-    machine = fake_cuda.Machine()
-    fake_cuda.install(monkeypatch, machine)
-    monkeypatch.setenv("FATHOM_CACHE_DIR", str(tmp_path / "cache"))
-    machine.trt = {"tensorrt": fake_tensorrt.install(monkeypatch, machine), "tensorrt-rtx": fake_tensorrt.install(monkeypatch, machine, rtx=True)}
-    machine.runs = 0  # of stages
-    send = machine.send
+def gpu(gpu):
+    """The same, which counts."""
+    gpu.runs = 0  # of stages
+    send = gpu.send
 
     def counted(stream, work):
-        machine.runs += getattr(work, "__name__", "") == "_work"
+        gpu.runs += getattr(work, "__name__", "") == "_work"
         send(stream, work)
 
-    machine.send = counted
-    return machine
+    gpu.send = counted
+    return gpu
 
 
 def weights_of(graph):

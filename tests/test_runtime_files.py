@@ -12,7 +12,7 @@ from noise_photos import depth_run, picture
 
 from fathom.runtime.commands import photo_session
 from fathom.runtime.errors import DiskFullError, InputError
-from fathom.runtime.files import PART, STALE_S, whole_directory, whole_file
+from fathom.runtime.files import PART, PART_END, STALE_S, whole_directory, whole_file
 
 
 def test_whatever_fails_on_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
@@ -85,13 +85,23 @@ def test_signals_leave_nothing_half_written(tiny, tmp_path, name, capsys, monkey
 
 
 def test_everything_that_killed_runs_leave_is_swept_once_it_is_old(tmp_path):
-    for name, old in ((".fathom-1.part", True), (".fathom-2.old", True), (".fathom-3.part.d", True), (".fathom-4.old", False), (".other.old", True)):
+    folders = {
+        ".fathom-1.part": True,
+        ".fathom-2.old": True,
+        ".fathom-3.part.d": True,
+        f"{PART}old{PART_END}": True,
+        ".fathom-4.old": False,
+        ".other.old": True,
+    }
+    for name, old in folders.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_bytes(b"x")
         os.utime(tmp_path / name, (time.time() - (STALE_S + 60 if old else 60),) * 2)
+    young = tmp_path / f"{PART}young{PART_END}"
+    young.write_bytes(b"y")
     with whole_file(tmp_path / "x") as part:
         part.write_bytes(b"x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".fathom-4.old", ".other.old", "x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".fathom-4.old", ".other.old", young.name, "x"])
 
 
 def test_a_folder_of_many_results_is_not_read_for_each_of_them(tmp_path, monkeypatch):

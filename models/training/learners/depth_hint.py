@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from .losses import FLOOR_M
 
 HINT_MIDDLE, HINT_SPREAD = 1.0, 0.5  # of the log depth (metres) that a cell predicts
+HINT_WEIGHT = 0.5  # of each such loss beside the network's own
 
 
 def patch_hint(tokens: Tensor, truth_m: Tensor, valid: Tensor, side: int) -> Tensor:

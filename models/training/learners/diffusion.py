@@ -22,7 +22,6 @@ from .learner import Learner
 from .losses import log_edges
 from .metric_bins_step import metric_depth
 
-HINT_WEIGHT = 0.5
 SEED_SHARE = 0.1  # scale of the random weights that place the initial bin centres
 
 
@@ -31,7 +30,7 @@ class EvpLearner(Learner):
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
-        self.hint, self.edges = (HINT_WEIGHT if recipe.hint else 0.0), recipe.edges
+        self.edges = recipe.edges
         words = getattr(network, "words", None)
         self.write = words and TextEncoder(network.contract.text, network.contract.input, words.tokenizer)
 

@@ -9,6 +9,7 @@ from ...network import DepthNetwork
 from ..data.kept_samples import KeptSamples
 from ..data.training_data import Batch, Examples
 from ..recipes.recipe import Recipe
+from .depth_hint import HINT_WEIGHT
 from .losses import LOSSES
 from .validation import baselines, validate
 
@@ -17,6 +18,7 @@ class Learner(nn.Module):
     """A network with its loss. Called with a batch, it gives named numbers of which ``loss`` is the one to lower.
 
     Attributes:
+        hint: weight of each auxiliary loss that a recipe with hints adds (``depth_hint``), or 0.
         alone: only the backbone is computed, and only the hint learned, where the network has one.
         measures: ``depth`` or ``masks``, what its metrics are about (``card.TABLES``).
     """
@@ -26,6 +28,7 @@ class Learner(nn.Module):
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__()
         self.network, self.loss = network, LOSSES.get(recipe.loss)
+        self.hint = HINT_WEIGHT if recipe.hint else 0.0
         self.alone = False
 
     def predict(self, batch: Batch) -> Tensor:

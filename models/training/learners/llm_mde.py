@@ -17,7 +17,6 @@ from .learner import Learner
 RELATIVE_FAR_M = 10.0
 NEAREST_M = 0.1  # nearer pixels are left out of the loss
 WORD_SHARE, PROTOTYPE_GAIN, KEY_GAIN = 0.2, 10.0, 2.0  # so that the reprogramming chooses between its prototypes
-HINT_WEIGHT = 0.5  # of each of the two
 
 
 class LlmMdeLearner(Learner):
@@ -25,7 +24,6 @@ class LlmMdeLearner(Learner):
 
     def __init__(self, network: DepthNetwork, recipe: Recipe):
         super().__init__(network, recipe)
-        self.hint = HINT_WEIGHT if recipe.hint else 0.0
         text = network.contract.text
         self.write = TextEncoder(text, network.contract.input, network.artefact_files()[text.tokenizer]) if text is not None else None
 

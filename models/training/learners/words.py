@@ -18,7 +18,6 @@ from .learner import Learner
 
 START_SPREAD = 8.0  # of the initial logits of DepthBLIP-2
 PROMPT_GAIN, PICTURE_GAIN = 4.0, 2.0  # of its attention to the prompt and to the picture, at the start
-HINT_WEIGHT = 0.5  # of the auxiliary loss on patch depths
 POSITION_GAIN = 0.7
 
 
@@ -60,10 +59,6 @@ class DepthClipLearner(WordsLearner):
 
 class DepthBlip2Learner(WordsLearner):
     """DepthBLIP-2, small: everything learns. (Of the full size only the bins do; ``bins_training`` fits them in one go, this one measures.)"""
-
-    def __init__(self, network: DepthNetwork, recipe: Recipe):
-        super().__init__(network, recipe)
-        self.hint = HINT_WEIGHT if recipe.hint else 0.0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """With ``hint``, the first channel of each patch's token learns the patch's depth. Between a new encoder and the loss stands the narrow
