@@ -15,6 +15,7 @@ from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interv
 from .duration import duration, expected_s
 from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
+from .map_scale import map_scale, scale_of_maps
 from .shaping import shape_pair
 from .words import camera_of, words_of
 
@@ -52,6 +53,7 @@ class RowResult:
     Args:
         mean: over all images.
         scores: of every group, in order.
+        scales: likewise, of every image that is scored alone (``map_scale``).
         ids: of the images of every group.
         failures: (id, reason) of images without a usable prediction.
         skipped: (id, reason) of images that do not fit the evaluation or the protocol; they count for nothing.
@@ -61,6 +63,7 @@ class RowResult:
     row: Row
     mean: MeanScore
     scores: tuple[tuple[Score, ...], ...]
+    scales: tuple[tuple[dict[str, Any] | None, ...], ...]
     ids: tuple[tuple[str, ...], ...]
     failures: tuple[tuple[str, str], ...]
     skipped: tuple[tuple[str, str], ...]
@@ -127,12 +130,13 @@ def _measure_row(number, row, source, count, evaluation, journal, advance, on_me
     skipped = tuple((name, reason) for entry in entries for name, reason in entry["skipped"])
     if count and len(skipped) == count:
         raise InputError(f"{row.name}: none of the {count} images fits: {skipped[0][0]}: {skipped[0][1]}", fix="another --evaluation or --protocol")
-    return RowResult(row, mean, scores, tuple(tuple(entry["ids"]) for entry in entries), failures, skipped, content)
+    scales, ids = (tuple(tuple(entry[name]) for entry in entries) for name in ("scales", "ids"))
+    return RowResult(row, mean, scores, scales, ids, failures, skipped, content)
 
 
 def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluation: Evaluation, protocol: str) -> dict[str, Any]:
     """Score one group; ``lost`` counts images that gave no map at all, ``skipped`` names those that do not fit."""
-    images, scores, ids, digests, failures, skipped, lost = [], [], [], [], [], [], 0
+    images, scores, scales, ids, digests, failures, skipped, lost = [], [], [], [], [], [], [], 0
     for sample in read_samples(source, numbers):
         ids.append(sample.id)
         digests.append(sample.digest())
@@ -145,6 +149,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             continue
         if not mask.any():
             scores.append(Score(None, 0))
+            scales.append(None)
             continue
         try:
             depth = pipeline.predict(rgb, protocol, camera_of(pipeline.contract, sample, rgb), scene)
@@ -162,11 +167,13 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
         images.append(collect(evaluation, *_values(depth, evaluation), truth_m, valid))
         if evaluation.pooling == "images":
             scores += judge(evaluation, images)
+            scales.append(map_scale(evaluation, images[0], sample.intrinsics and sample.intrinsics[0] / sample.rgb.shape[1]))
             images = []
     if images:
         scores += judge(evaluation, images)
     failures += [("", f"{score.not_finite} pixels not finite, {score.not_positive} not above zero") for score in scores if score.failed]
-    return {"ids": ids, "digests": digests, "scores": [score.to_json() for score in scores], "failures": failures, "skipped": skipped, "lost": lost}
+    found = {"ids": ids, "digests": digests, "scores": [score.to_json() for score in scores], "scales": scales}
+    return {**found, "failures": failures, "skipped": skipped, "lost": lost}
 
 
 def _was(error: Exception) -> str:
@@ -251,5 +258,9 @@ def _row_json(result: RowResult, base: RowResult) -> dict[str, Any]:
         **{name: getattr(mean, name) for name in ("images", "empty", "failed", "pixels", "not_finite", "not_positive", "uncovered", "coverage")},
         "failures": [{"id": name, "reason": reason} for name, reason in result.failures],
         "skipped": [{"id": name, "reason": reason} for name, reason in result.skipped],
-        "groups": [{"ids": list(ids), "scores": [score.to_json() for score in scores]} for ids, scores in zip(result.ids, result.scores, strict=True)],
+        "scale": scale_of_maps([each for scales in result.scales for each in scales]),
+        "groups": [
+            {"ids": list(ids), "scores": [score.to_json() for score in scores], "scales": list(scales)}
+            for ids, scores, scales in zip(result.ids, result.scores, result.scales, strict=True)
+        ],
     }

@@ -57,6 +57,7 @@ def _notes(record: dict[str, Any], evaluation: dict[str, Any], data: dict[str, A
             f"{row['name']}: {row['backend']} {row['precision']}, protocol {row['protocol']} ({row['windows']} windows{flip}){more}"
             + (", UNTRAINED WEIGHTS" if row["untrained"] else "")
         )
+        notes += _scale_notes(row.get("scale"))
         if row["skipped"]:
             notes.append(f"  {len(row['skipped'])} of {data['measured']} images left out")
             notes += [f"  left out: {skipped['id']}: {skipped['reason']}" for skipped in row["skipped"][:5]]
@@ -66,4 +67,18 @@ def _notes(record: dict[str, Any], evaluation: dict[str, Any], data: dict[str, A
         notes += [f"  failed: {failure['id']}: {failure['reason']}" for failure in row["failures"][:5]]
     better = [name for name in metrics if name in LARGER_IS_BETTER]
     notes.append(f"larger is better for {', '.join(better)}; smaller for the others")
+    return notes
+
+
+def _scale_notes(scale: dict[str, Any] | None) -> list[str]:
+    """How much of a row's error is scale; nothing where maps were fitted."""
+    if scale is None:
+        return []
+    ends = f"{scale['low']:.2f} to {scale['high']:.2f} times the truth (80 % of {scale['images']} images, median {scale['median']:.2f})"
+    notes = [f"  whole maps are {ends}; at the truth's median abs_rel {scale['abs_rel']:.4f}, delta1 {scale['delta1']:.4f}"]
+    camera = scale["with_focal"]
+    if camera and camera["interval"] and camera["interval"][0] * camera["interval"][1] > 0:
+        low, high = camera["interval"]
+        notes.append(f"  that scale goes with the camera's focal length: rank correlation {camera['rank_correlation']:.2f} ({low:.2f} to {high:.2f})")
+        notes.append("  depth-calibrate-scale mends it for one camera")
     return notes

@@ -48,9 +48,7 @@ def interval_of_ratio(samples: Sequence[float], base: Sequence[float]) -> tuple[
     Raises:
         ValueError: if there is no sample, or they are not pairs.
     """
-    values, others = _filled(samples), _filled(base)
-    if values.size != others.size:
-        raise ValueError(f"{values.size} and {others.size} samples are no pairs")
+    values, others = _paired(samples, base)
     return interval_of_median(values / others)
 
 
@@ -60,9 +58,7 @@ def interval_of_relative_change(samples: Sequence[float], base: Sequence[float])
     Raises:
         ValueError: if there is no sample, or they are not pairs.
     """
-    values, others = _filled(samples), _filled(base)
-    if values.size != others.size:
-        raise ValueError(f"{values.size} and {others.size} samples are no pairs")
+    values, others = _paired(samples, base)
     if values.size < LEAST:
         return None
     draws = _draws(values.size)
@@ -70,6 +66,28 @@ def interval_of_relative_change(samples: Sequence[float], base: Sequence[float])
     if not (below != 0).all():
         return None
     return _ends(values[draws].mean(axis=1) / below - 1)
+
+
+def interval_of_correlation(samples: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
+    """Where Pearson's correlation of pairs lies, by the percentile bootstrap; None of fewer than ``LEAST`` pairs, and if a resample has no spread.
+
+    Raises:
+        ValueError: if there is no sample, or they are not pairs.
+    """
+    pairs = _paired(samples, others)
+    if pairs.shape[1] < LEAST:
+        return None
+    drawn = pairs[:, _draws(pairs.shape[1])]  # [2, RESAMPLES, pairs]
+    off = drawn - drawn.mean(axis=-1, keepdims=True)
+    spreads = np.sqrt((off * off).sum(axis=-1))
+    return _ends((off[0] * off[1]).sum(axis=-1) / (spreads[0] * spreads[1])) if spreads.all() else None
+
+
+def _paired(samples: Sequence[float], others: Sequence[float]) -> np.ndarray:
+    ours, theirs = _filled(samples), _filled(others)
+    if ours.size != theirs.size:
+        raise ValueError(f"{ours.size} and {theirs.size} samples are no pairs")
+    return np.stack([ours, theirs])
 
 
 def _filled(samples: Sequence[float]) -> np.ndarray:

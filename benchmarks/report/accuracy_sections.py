@@ -66,6 +66,27 @@ def stage_cost_section(network: Network) -> Section | None:
     return Section("What each stage's precision costs", (Paragraph((words,)), *blocks, Table(heads, tuple(lines))))
 
 
+def scale_section(network: Network) -> Section | None:
+    """How much of the error is scale: whole maps too near or too far, and whether the camera decides it."""
+    accuracy = network.accuracy
+    lines: list[tuple[Cell, ...]] = []
+    for place, row in enumerate(accuracy.record["rows"] if accuracy is not None else ()):
+        if not row.get("scale"):
+            continue
+        way = ("rows", place, "scale")
+        factors = [accuracy.number(*way, name, unit="ratio") for name in ("low", "median", "high")]
+        fitted = [accuracy.number(*way, name, unit="metric") for name in ("abs_rel", "delta1")]
+        camera = accuracy.number(*way, "with_focal", "rank_correlation", unit="ratio")
+        lines.append((Given(row["name"]), *factors, *fitted, with_interval(camera, accuracy.interval(*way, "with_focal", "interval", unit="ratio"))))
+    if not lines:
+        return None
+    heads = ("engine", "factor: low", "median", "high", "abs_rel left", "delta1", "goes with focal length")
+    words = "A map's factor is the median of prediction / truth over an image: below one, the whole map is too near. The errors are those that are left "
+    words += "where each map is divided by its factor. The last column is the factor's rank correlation with the camera's focal length: where it is "
+    words += "not near zero, one correction for each camera helps."
+    return Section("How much is scale", (Paragraph((words,)), Table(heads, tuple(lines))))
+
+
 def worst_section(network: Network) -> Section | None:
     """The photos with the greatest errors, with their error maps.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...runtime.errors import AccuracyError
 from ..record.statistics import LEAST
-from .accuracy_sections import metric_cells, protocol_words, stage_cost_section, worst_section
+from .accuracy_sections import metric_cells, protocol_words, scale_section, stage_cost_section, worst_section
 from .document import DASH, Block, Cell, Given, Listing, Paragraph, Part, Report, Results, Section, Table, with_interval
 from .latency_sections import (
     conditions_section,
@@ -39,7 +39,7 @@ def build_report(paths: Sequence[str | Path]) -> Report:
         sections.append(Section("In short", (Listing(tuple(verdict(network) for network in networks)),), 2))
     for network in networks:
         sections.append(Section(network.name, _top(network), 2))
-        parts = (distribution_section, stages_section, stage_cost_section, sweep_section, memory_section, worst_section, conditions_section)
+        parts = (distribution_section, scale_section, stages_section, stage_cost_section, sweep_section, memory_section, worst_section, conditions_section)
         sections += [section for make in parts if (section := make(network)) is not None]
         sections += [Section("Not measured", (Listing(tuple(_missing(network))),)), _origin(network)]
     title = f"{networks[0].name}: how exact, how fast" if len(networks) == 1 else "How exact and how fast these networks are"
