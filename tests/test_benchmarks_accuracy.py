@@ -1,7 +1,9 @@
 """depth-bench accuracy: its numbers against a separate computation, interruptions, faults, budgets."""
 
+import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -15,10 +17,13 @@ from fathom.benchmarks import pytorch_reference
 from fathom.benchmarks.accuracy import accuracy, duration
 from fathom.benchmarks.accuracy.journal import Journal
 from fathom.benchmarks.accuracy.published import EVALUATIONS
+from fathom.benchmarks.accuracy.shaping import shape_pair
 from fathom.benchmarks.bench_command import main
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Sample
 from fathom.runtime.artefact.bundle import BundleDirectory
+from fathom.runtime.artefact.manifest_json import manifest_bytes
+from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.depth_map import DepthMap
 from fathom.runtime.pipeline import Pipeline
@@ -63,6 +68,25 @@ def test_the_record_holds_what_a_loop_computes(tiny, tmp_path, capsys, protocol)
     table = capsys.readouterr().out
     assert f"{wanted[0]:.4f}" in table and "alignment none" in table and "difference" in table
     assert not (tmp_path / "r.json.journal").exists() and str(tmp_path) not in json.dumps(record)
+
+
+def test_metres_by_focal_length_are_scored_where_the_evaluation_shapes_the_photo(tiny, tmp_path, capsys):
+    """metres = value fx / focal_px, fx in pixels of what the network sees: 304 of the 333 columns that FastDepth's evaluation enlarges photos to, as 64."""
+    shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    manifest = read_manifest(tiny.bundle)
+    contract = dataclasses.replace(manifest.contract, output=dataclasses.replace(manifest.contract.output, focal_px=50.0))
+    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
+    words = ["--engine", tmp_path / "bundle", "--data", DATA, "--evaluation", "fastdepth-nyu", "-o", tmp_path / "r.json"]
+    assert run(*words) == 0
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    wanted = []
+    with Pipeline.open(tiny.bundle, threads=1) as pipeline:
+        for sample in Rooms(5, 3, (48, 64)):
+            rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, EVALUATIONS["fastdepth-nyu"].shape)
+            metres = pipeline.predict(rgb).values * (sample.intrinsics[0] * (333 / 64) * (224 / 304) * (64 / 224) / 50)
+            counts = valid & (truth_m > 0.1) & (truth_m < 9.99)
+            wanted.append(np.mean(np.abs(metres - truth_m)[counts] / truth_m[counts]))
+    assert row["means"]["abs_rel"] == pytest.approx(np.mean(wanted), rel=1e-6)
 
 
 def test_json_lines(tiny, capsys):

@@ -8,10 +8,10 @@ import pytest
 
 from fathom.benchmarks.accuracy.evaluation import Evaluation, collect, counted, judge, overall
 from fathom.benchmarks.accuracy.published import EIGEN_KITTI, EVALUATIONS, GARG
-from fathom.benchmarks.accuracy.shaping import shape_pair
+from fathom.benchmarks.accuracy.shaping import shape_camera, shape_pair
 from fathom.datasets.depth_metrics import compare
 from fathom.datasets.mask_metrics import MaskTotals
-from fathom.runtime.artefact.contract import Crop, Resize
+from fathom.runtime.artefact.contract import Crop, Pad, Resize
 from fathom.runtime.errors import InputError
 
 
@@ -166,6 +166,32 @@ def test_photo_and_truth_go_through_the_same_steps():
     assert np.array_equal(known, small > 100)
     with pytest.raises(InputError, match="exactly"):
         shape_pair(rgb, depth, depth > 0, EVALUATIONS["nyu-eigen"].shape)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (Crop(30, 40, "bottom-center"),),
+        (Resize(120, 50, "bilinear"), Pad(3, 5, 7, 2)),
+        (Resize(80, 0, "bilinear", 10), Crop(60, 50, "center"), Resize(33, 90, "bilinear")),
+    ],
+)
+def test_a_camera_sees_through_each_pixel_what_it_saw_before(steps):
+    """A photo whose colours say where each pixel was: the ray through a shaped pixel is that through the place it came from."""
+    fx, fy, cx, cy = 71.0, 66.0, 28.0, 21.5
+    row, column = np.mgrid[:48, :60]
+    rgb = np.stack([4 * column, 5 * row, np.full_like(row, 255)], -1).astype(np.uint8)
+    shaped, _, _ = shape_pair(rgb, np.ones((48, 60), np.float32), np.ones((48, 60), bool), steps)
+    ours = shape_camera((fx, fy, cx, cy), 48, 60, steps)
+    inside = shaped[..., 2] == 255
+    inside &= (
+        (shaped[..., 0] > 4) & (shaped[..., 0] < 4 * 58) & (shaped[..., 1] > 5) & (shaped[..., 1] < 5 * 46)
+    )  # off the edges, where a resize repeats pixels
+    assert inside.sum() > 500
+    y, x = np.nonzero(inside)
+    np.testing.assert_allclose((x - ours[2]) / ours[0], (shaped[inside][:, 0] / 4 - cx) / fx, atol=0.5 / 4 / fx + 1e-9)
+    np.testing.assert_allclose((y - ours[3]) / ours[1], (shaped[inside][:, 1] / 5 - cy) / fy, atol=0.5 / 5 / fy + 1e-9)
 
 
 def test_segmentation_by_hand():

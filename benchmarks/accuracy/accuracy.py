@@ -152,7 +152,7 @@ def _measure_group(pipeline: Pipeline, source: Source, numbers: range, evaluatio
             scales.append(None)
             continue
         try:
-            depth = pipeline.predict(rgb, protocol, camera_of(pipeline.contract, sample, rgb), scene)
+            depth = pipeline.predict(rgb, protocol, camera_of(pipeline.contract, sample, evaluation.shape), scene)
         except AccuracyError as error:
             failures.append((sample.id, str(error)))
             lost += 1

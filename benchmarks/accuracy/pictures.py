@@ -64,7 +64,7 @@ def draw_worst(rows: list[Row], ids: list[str], source: Source, count: int, eval
             for name in ids:
                 rgb, truth_m, valid = shape_pair(samples[name].rgb, samples[name].depth_m, samples[name].valid, evaluation.shape)
                 try:
-                    camera, words = camera_of(pipeline.contract, samples[name], rgb), words_of(pipeline.contract, samples[name])
+                    camera, words = camera_of(pipeline.contract, samples[name], evaluation.shape), words_of(pipeline.contract, samples[name])
                     depth = pipeline.predict(rgb, row.facts["protocol"], camera, words)
                 except FathomError:
                     continue

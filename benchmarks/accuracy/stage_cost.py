@@ -94,7 +94,7 @@ def _looks(chain: Pipeline, source: Source, count: int, evaluation: Evaluation, 
             rgb, truth_m, valid = shape_pair(sample.rgb, sample.depth_m, sample.valid, evaluation.shape)
             if not counted(evaluation, truth_m, valid).any():
                 continue
-            given = (rgb, protocol, camera_of(chain.contract, sample, rgb), words_of(chain.contract, sample))
+            given = (rgb, protocol, camera_of(chain.contract, sample, evaluation.shape), words_of(chain.contract, sample))
             found.append((given, chain.predict(*given)))
         except (AccuracyError, InputError, ValueError):
             continue  # no part of the score either

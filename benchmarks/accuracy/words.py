@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ...datasets.rooms.rooms import NYU_NAMES
 from ...runtime.errors import InputError
+from .shaping import shape_camera
 
 if TYPE_CHECKING:
     from ...datasets.sample import Sample
-    from ...runtime.artefact.contract import Contract
+    from ...runtime.artefact.contract import Contract, Step
 
 
 def words_of(contract: Contract, sample: Sample) -> str | None:
@@ -39,10 +38,8 @@ def words_of(contract: Contract, sample: Sample) -> str | None:
     return found
 
 
-def camera_of(contract: Contract, sample: Sample, rgb: np.ndarray) -> tuple[float, float, float, float] | None:
-    """The camera of a network whose metres depend on it; None for others, and where the evaluation shaped the photo so that the camera is another.
-
-    Args:
-        rgb: the shaped photo, [H, W, 3].
-    """
-    return sample.intrinsics if contract.output.focal_px and rgb.shape == sample.rgb.shape else None
+def camera_of(contract: Contract, sample: Sample, steps: tuple[Step, ...]) -> tuple[float, float, float, float] | None:
+    """The camera of a network whose metres depend on it, of the photo after the evaluation's steps; None for others, and where nobody knows it."""
+    if not contract.output.focal_px or sample.intrinsics is None:
+        return None
+    return shape_camera(sample.intrinsics, *sample.rgb.shape[:2], steps)
