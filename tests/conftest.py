@@ -4,21 +4,17 @@ import dataclasses
 import fcntl
 import gc
 import hashlib
-import importlib.util
 import os
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torchvision_on_cpu
 
 from fathom.export.commands.command_line import FEW_COLLECTIONS
 
-_torchvision = importlib.util.spec_from_file_location("torchvision_on_cpu", Path(__file__).with_name("torchvision_on_cpu.py"))
-_torchvision_on_cpu = importlib.util.module_from_spec(_torchvision)
-_torchvision.loader.exec_module(_torchvision_on_cpu)
-_torchvision_on_cpu.prepare()
+torchvision_on_cpu.prepare()
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads what was published
 gc.set_threshold(*FEW_COLLECTIONS)  # looking for cycles took a tenth of the tests' time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to Ctrl-C, and children inherit that
@@ -139,13 +135,6 @@ def tiny(make_artefacts):
     return make_artefacts()
 
 
-def _load_beside(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """The CUDA kernels, compiled for this processor; None without a compiler."""
@@ -170,13 +159,17 @@ def gpu(monkeypatch, host, tmp_path):
 @pytest.fixture(scope="session")
 def small_network():
     """The module with ``SmallNetwork``: a torch network of two stages with one of everything that is hard to export."""
-    return _load_beside("small_network")
+    import small_network
+
+    return small_network
 
 
 @pytest.fixture(scope="session")
 def published_files():
     """The module that writes files in the published forms."""
-    return _load_beside("published_files")
+    import published_files
+
+    return published_files
 
 
 @pytest.fixture(scope="session")
@@ -233,7 +226,9 @@ def tiny_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def calibration_bundles():
     """The module with what the calibration tests run: small networks with planted faults, and FastDepth, as bundles."""
-    return _load_beside("calibration_bundles")
+    import calibration_bundles
+
+    return calibration_bundles
 
 
 _rooms = {}  # that ``rooms_once`` has seen rendered
