@@ -16,9 +16,9 @@ from PIL import Image
 from fathom.benchmarks import pytorch_reference
 from fathom.benchmarks.accuracy import accuracy, duration
 from fathom.benchmarks.accuracy.journal import Journal
-from fathom.benchmarks.accuracy.published import EVALUATIONS
-from fathom.benchmarks.accuracy.shaping import shape_pair
 from fathom.benchmarks.bench_command import main
+from fathom.benchmarks.evaluation.published import EVALUATIONS
+from fathom.benchmarks.evaluation.shaping import shape_pair
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Sample
 from fathom.runtime.artefact.bundle import BundleDirectory

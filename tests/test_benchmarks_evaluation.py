@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from fathom.benchmarks.accuracy.evaluation import Evaluation, collect, counted, judge, overall
-from fathom.benchmarks.accuracy.published import EIGEN_KITTI, EVALUATIONS, GARG
-from fathom.benchmarks.accuracy.shaping import shape_camera, shape_pair
+from fathom.benchmarks.evaluation.evaluation import Evaluation, collect, counted, judge, overall
+from fathom.benchmarks.evaluation.published import EIGEN_KITTI, EVALUATIONS, GARG
+from fathom.benchmarks.evaluation.shaping import shape_camera, shape_pair
 from fathom.datasets.depth_metrics import compare
 from fathom.datasets.mask_metrics import MaskTotals
 from fathom.runtime.artefact.contract import Crop, Pad, Resize

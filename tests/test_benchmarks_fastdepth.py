@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import fathom
-from fathom.benchmarks.accuracy.evaluation import Evaluation, collect, judge
-from fathom.benchmarks.accuracy.published import EVALUATIONS
-from fathom.benchmarks.accuracy.shaping import shape_pair
+from fathom.benchmarks.evaluation.evaluation import Evaluation, collect, judge
+from fathom.benchmarks.evaluation.published import EVALUATIONS
+from fathom.benchmarks.evaluation.shaping import shape_pair
 from fathom.datasets.pairs import Pairs
 
 SHARED = Path(os.environ.get("FATHOM_SHARED") or Path(fathom.__file__).parent.parent / "shared")

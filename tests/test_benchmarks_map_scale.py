@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fathom.benchmarks.accuracy.evaluation import Pixels
-from fathom.benchmarks.accuracy.map_scale import map_scale, scale_of_maps
-from fathom.benchmarks.accuracy.published import EVALUATIONS
 from fathom.benchmarks.bench_command import main
+from fathom.benchmarks.evaluation.evaluation import Pixels
+from fathom.benchmarks.evaluation.map_scale import map_scale, scale_of_maps
+from fathom.benchmarks.evaluation.published import EVALUATIONS
 from fathom.benchmarks.record.statistics import interval_of_correlation
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.runtime.pipeline import Pipeline

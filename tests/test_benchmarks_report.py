@@ -16,9 +16,9 @@ from PIL import Image
 from test_benchmarks_record import SCHEMA
 
 from fathom.benchmarks.accuracy.command import BENCHMARK_PROTOCOL
-from fathom.benchmarks.accuracy.evaluation import Evaluation, Pixels, compared, scored
 from fathom.benchmarks.accuracy.pictures import signed_colours, worst_images
 from fathom.benchmarks.bench_command import main
+from fathom.benchmarks.evaluation.evaluation import Evaluation, Pixels, compared, scored
 from fathom.benchmarks.report.build import build_report
 from fathom.benchmarks.report.document import Number
 from fathom.benchmarks.report.html import html

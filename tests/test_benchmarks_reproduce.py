@@ -56,7 +56,7 @@ def _follow(lines, wanted):
 
 
 def test_rows_name_networks_and_settings_that_exist():
-    from fathom.benchmarks.accuracy.published import EVALUATIONS
+    from fathom.benchmarks.evaluation.published import EVALUATIONS
     from fathom.benchmarks.reproduce.steps import DOWNLOADED
 
     assert {name for name, entry in NETWORKS.items() if entry.hub} == set(DOWNLOADED)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.benchmarks.accuracy.alignment import align
+from fathom.benchmarks.evaluation.alignment import align
 from fathom.datasets.depth_metrics import METRICS, MeanScore, Score, compare, depth_errors
 
 depths = st.floats(0.05, 80, allow_nan=False)

@@ -11,12 +11,12 @@ import numpy as np
 
 from ...datasets.depth_metrics import METRICS, MeanScore, Score
 from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError, missing_package
+from ..evaluation.evaluation import Evaluation, collect, counted, judge, overall
+from ..evaluation.map_scale import map_scale, scale_of_maps
+from ..evaluation.shaping import shape_pair
 from ..record.statistics import LEVEL, RESAMPLES, SEED, interval_of_mean, interval_of_relative_change
 from .duration import duration, expected_s
-from .evaluation import Evaluation, collect, counted, judge, overall
 from .journal import Journal
-from .map_scale import map_scale, scale_of_maps
-from .shaping import shape_pair
 from .words import camera_of, words_of
 
 if TYPE_CHECKING:

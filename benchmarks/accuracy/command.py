@@ -16,8 +16,8 @@ from ...runtime.files import refuse_existing
 from .mask_command import measures_masks, run_masks
 
 if TYPE_CHECKING:
+    from ..evaluation.evaluation import Evaluation
     from .accuracy import Row
-    from .evaluation import Evaluation
 
 SHOWN = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 DEFAULT_EVALUATION = {"nyu": "nyu-eigen", "nyu-folder": "nyu-eigen", "kitti": "kitti-garg"}
@@ -68,11 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     if measures_masks(arguments.data):
         _check(arguments)
         return run_masks(arguments, _argv(arguments), _reference_options(arguments))
+    from ..evaluation.published import EVALUATIONS
     from ..machine.system import describe
     from ..record.record import header, write_record
     from .accuracy import measure, to_json
     from .journal import Journal
-    from .published import EVALUATIONS
     from .rows import fitted, open_rows
 
     evaluation = _evaluation(arguments)
@@ -138,8 +138,8 @@ def _evaluation(arguments: argparse.Namespace) -> Evaluation | None:
     """The chosen evaluation, or None after the list was printed."""
     import dataclasses
 
-    from .alignment import ALIGNMENTS
-    from .published import EVALUATIONS
+    from ..evaluation.alignment import ALIGNMENTS
+    from ..evaluation.published import EVALUATIONS
 
     if arguments.evaluation == "list":
         for evaluation in EVALUATIONS.values():

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.errors import FathomError
-from .evaluation import Evaluation, Pixels, compared, counted, scored
-from .shaping import shape_pair
+from ..evaluation.evaluation import Evaluation, Pixels, compared, counted, scored
+from ..evaluation.shaping import shape_pair
 from .words import camera_of, words_of
 
 if TYPE_CHECKING:

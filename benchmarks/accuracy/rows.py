@@ -13,8 +13,8 @@ from ...runtime.commands.command import warn
 from ...runtime.commands.inspection import read_manifest
 from ...runtime.errors import UsageError
 from ...runtime.pipeline import Pipeline
+from ..evaluation.evaluation import Evaluation
 from .accuracy import Row
-from .evaluation import Evaluation
 
 UNTRAINED = "random weights: the numbers mean nothing"
 

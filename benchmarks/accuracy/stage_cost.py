@@ -15,7 +15,7 @@ from ...runtime.pipeline import Pipeline
 if TYPE_CHECKING:
     from ...datasets.source import Source
     from ...runtime.photo.depth_map import DepthMap
-    from .evaluation import Evaluation
+    from ..evaluation.evaluation import Evaluation
 
 PHOTOS = 4
 
@@ -84,8 +84,8 @@ def stage_costs(
 
 def _looks(chain: Pipeline, source: Source, count: int, evaluation: Evaluation, protocol: str) -> list[tuple[tuple[Any, ...], DepthMap]]:
     """What ``Pipeline.predict`` is given for each photo, as when it was scored, and the FP32 map of it."""
-    from .evaluation import counted
-    from .shaping import shape_pair
+    from ..evaluation.evaluation import counted
+    from ..evaluation.shaping import shape_pair
     from .words import camera_of, words_of
 
     found: list[tuple[tuple[Any, ...], DepthMap]] = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...datasets.rooms.rooms import NYU_NAMES
 from ...runtime.errors import InputError
-from .shaping import shape_camera
+from ..evaluation.shaping import shape_camera
 
 if TYPE_CHECKING:
     from ...datasets.sample import Sample

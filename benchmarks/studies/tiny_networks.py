@@ -31,8 +31,8 @@ from ...runtime.commands.inspection import read_manifest
 from ...runtime.errors import AccuracyError, FathomError, InputError, UsageError
 from ..accuracy.accuracy import measure, to_json
 from ..accuracy.journal import Journal
-from ..accuracy.published import EVALUATIONS
 from ..accuracy.rows import fitted, open_rows
+from ..evaluation.published import EVALUATIONS
 from ..machine.system import host
 from ..our_commands import command_line
 from ..record.record import read_study, study, write_record
