@@ -16,15 +16,8 @@ from ..machine.system import host
 from ..model_cards import WEIGHTS
 
 PACKAGE = Path(__file__).parents[2]
-MAKERS = (
-    "models",
-    "export",
-    "runtime",
-    "datasets",
-    "benchmarks/evaluation",
-    "benchmarks/accuracy",
-    "benchmarks/latency",
-)  # folders whose code decides what is kept
+# Folders whose code decides what is kept.
+MAKERS = ("models", "export", "runtime", "datasets", "benchmarks/evaluation", "benchmarks/accuracy", "benchmarks/latency")
 LIBRARIES = ("torch", "onnxruntime", "transformers", "diffusers", "open_clip_torch")
 
 
