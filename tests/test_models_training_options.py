@@ -52,15 +52,19 @@ def test_workers_change_nothing(quick):
     assert all(torch.equal(tensor, helped[name]) for name, tensor in alone.items())
 
 
-def test_given_weights_learn_the_hint_alone_only_when_asked(quick, tmp_path):
-    """Without it a step changes the decoder at once; with it only the backbone moves. What has no hint refuses the flag."""
-    start, changed = quick("--steps", "1", name="start", hint_alone=0.5)[2], {}
+def test_given_weights_skip_how_a_training_begins(quick, tmp_path):
+    """A step changes the decoder at once, at the network's own window; where the hint alone is asked for, only the backbone moves. What has no hint
+    refuses the flag."""
+    _, begun, start = quick("--steps", "1", name="start", hint_alone=0.5, whole_every=0)
+    changed = {}
     for name, more in (("plain", ()), ("asked", ("--hint-alone", "0.9"))):
         output = tmp_path / f"{name}.safetensors"
         words = ["--model", "vpd-tiny", "--data", "rooms:4:1:32x48", "--steps", "1", "--weights", str(start), "-o", str(output), "--quiet", *more]
         assert main(words) == 0
         before, after = load_file(start), load_file(output)
         changed[name] = {key.partition(".")[0] for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+        assert [line["window"] for line in loop.read_log(loop.log_path(output))] == [160]
+    assert [line["window"] for line in begun] == [32]
     assert changed["asked"] < changed["plain"] and changed["asked"]
     assert main(["--model", "depthclip-tiny", "--data", "rooms:2:1:32x48", "--hint-alone", "0.5", "-o", str(tmp_path / "x.safetensors")]) == 2
 

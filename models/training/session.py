@@ -248,6 +248,8 @@ def recipe_for(arguments: argparse.Namespace, variant: str, settings: Mapping[st
         raise UsageError(was, wanted=" or ".join(parts_of(arguments.model, variant)) or "no --learn")
     if arguments.learn == "clip" and not settings.get("captions"):
         raise UsageError("--learn clip, and the network keeps no CLIP", fix="give --set captions=1 and --captions FILE too, or leave it out")
+    if arguments.weights is not None:
+        recipe = recipe.carried_on()
     if arguments.batch:
         recipe = replace(recipe, batch=arguments.batch)
     if arguments.lr is not None:
@@ -260,8 +262,6 @@ def recipe_for(arguments: argparse.Namespace, variant: str, settings: Mapping[st
         if not recipe.hint:
             raise UsageError("--hint-alone, and the recipe has no hint", fix="leave it out")
         recipe = replace(recipe, hint_alone=arguments.hint_alone)
-    elif arguments.weights is not None and recipe.hint_alone:  # their backbone has learned it
-        recipe = replace(recipe, hint_alone=0.0)
     frozen = tuple(part for setting, part in SWITCHED.items() if settings.get(setting) == 0)
     recipe = replace(recipe, trained=tuple(pattern for pattern in recipe.trained if not pattern.startswith(frozen)))
     if arguments.accumulate > recipe.batch:

@@ -63,6 +63,10 @@ class Recipe:
         if self.precision not in ("fp32", "bf16", "fp16") or self.patience < 0:
             raise ValueError(f"fp32, bf16 or fp16 and a patience from 0 were wanted, got {self.precision!r} and {self.patience}")
 
+    def carried_on(self) -> Recipe:
+        """The recipe for a network that starts from weights."""
+        return self
+
     def window_at(self, step: int, steps: int) -> int:
         """The window's side in a step, 0 for the network's own."""
         return 0

@@ -14,8 +14,7 @@ class TinyRecipe(Recipe):
 
     Args:
         hint: places in the backbone say their depth while they learn (``depth_hint``).
-        hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the
-            cheapest. Networks that start from weights have learned it: there it is 0 unless asked for.
+        hint_alone: up to which share of all steps only the backbone is computed, and only the hint learned: its steps are the cheapest.
         phases: for networks that take any window: up to which share of all steps, and the window's width, as ((0.6, 160), (1.0, 224)); empty:
             the network's own window.
         whole_every: every so many steps one sees the network's own window, whatever the phase; 0: none does.
@@ -46,6 +45,10 @@ class TinyRecipe(Recipe):
     def sides(self) -> tuple[int, ...]:
         """The sides of all windows that ``phase_at`` may give."""
         return tuple(dict.fromkeys((0, *(side for _, side in self.phases))))
+
+    def carried_on(self) -> TinyRecipe:
+        """Without its beginnings: weights that have learned know their hints, and small windows have nothing left to teach them."""
+        return replace(self, hint_alone=0.0, phases=())
 
     def window_at(self, step: int, steps: int) -> int:
         if self.whole_every and step % self.whole_every == 0:
