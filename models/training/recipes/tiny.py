@@ -75,7 +75,7 @@ FROM_NOTHING = TinyRecipe(
 CARELESS = replace(LIGHT, frame=0.3, careless=0.3, turn=3.0, hue=20.0, saturation=0.4)
 LONG = replace(
     FROM_NOTHING,
-    source="this project: from nothing, whole maps always, each third step at its own window; outlines count; photos as careless hands take them",
+    source="this project: from nothing, whole maps always, at smaller windows first; outlines count; photos as careless hands take them",
     epochs=20,
     hint=True,
     phases=((0.85, 96), (1.0, 160)),
