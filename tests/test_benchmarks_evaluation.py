@@ -8,11 +8,13 @@ import pytest
 
 from fathom.benchmarks.evaluation.evaluation import Evaluation, collect, counted, judge, overall
 from fathom.benchmarks.evaluation.published import EIGEN_KITTI, EVALUATIONS, GARG
-from fathom.benchmarks.evaluation.shaping import shape_camera, shape_pair
+from fathom.benchmarks.evaluation.shaping import shape_pair
 from fathom.datasets.depth_metrics import compare
 from fathom.datasets.mask_metrics import MaskTotals
 from fathom.runtime.artefact.contract import Crop, Pad, Resize
 from fathom.runtime.errors import InputError
+from fathom.runtime.photo.depth_map import Intrinsics
+from fathom.runtime.photo.preprocess import place_steps, shape_camera
 
 
 def images(draw, height, width, near=0.5, far=12.0):
@@ -183,15 +185,15 @@ def test_a_camera_sees_through_each_pixel_what_it_saw_before(steps):
     row, column = np.mgrid[:48, :60]
     rgb = np.stack([4 * column, 5 * row, np.full_like(row, 255)], -1).astype(np.uint8)
     shaped, _, _ = shape_pair(rgb, np.ones((48, 60), np.float32), np.ones((48, 60), bool), steps)
-    ours = shape_camera((fx, fy, cx, cy), 48, 60, steps)
+    ours = shape_camera(Intrinsics(fx, fy, cx, cy), place_steps(steps, 48, 60))
     inside = shaped[..., 2] == 255
     inside &= (
         (shaped[..., 0] > 4) & (shaped[..., 0] < 4 * 58) & (shaped[..., 1] > 5) & (shaped[..., 1] < 5 * 46)
     )  # off the edges, where a resize repeats pixels
     assert inside.sum() > 500
     y, x = np.nonzero(inside)
-    np.testing.assert_allclose((x - ours[2]) / ours[0], (shaped[inside][:, 0] / 4 - cx) / fx, atol=0.5 / 4 / fx + 1e-9)
-    np.testing.assert_allclose((y - ours[3]) / ours[1], (shaped[inside][:, 1] / 5 - cy) / fy, atol=0.5 / 5 / fy + 1e-9)
+    np.testing.assert_allclose((x - ours.cx) / ours.fx, (shaped[inside][:, 0] / 4 - cx) / fx, atol=0.5 / 4 / fx + 1e-9)
+    np.testing.assert_allclose((y - ours.cy) / ours.fy, (shaped[inside][:, 1] / 5 - cy) / fy, atol=0.5 / 5 / fy + 1e-9)
 
 
 def test_segmentation_by_hand():

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ...datasets.rooms.rooms import NYU_NAMES
 from ...runtime.errors import InputError
-from ..evaluation.shaping import shape_camera
+from ...runtime.photo.depth_map import Intrinsics
+from ...runtime.photo.preprocess import place_steps, shape_camera
 
 if TYPE_CHECKING:
     from ...datasets.sample import Sample
@@ -38,8 +39,8 @@ def words_of(contract: Contract, sample: Sample) -> str | None:
     return found
 
 
-def camera_of(contract: Contract, sample: Sample, steps: tuple[Step, ...]) -> tuple[float, float, float, float] | None:
+def camera_of(contract: Contract, sample: Sample, steps: tuple[Step, ...]) -> Intrinsics | None:
     """The camera of a network whose metres depend on it, of the photo after the evaluation's steps; None for others, and where nobody knows it."""
     if not contract.output.focal_px or sample.intrinsics is None:
         return None
-    return shape_camera(sample.intrinsics, *sample.rgb.shape[:2], steps)
+    return shape_camera(Intrinsics(*sample.intrinsics), place_steps(steps, *sample.rgb.shape[:2]))

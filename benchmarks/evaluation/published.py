@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ...runtime.artefact.contract import Crop, Require, Resize
 from .evaluation import BenchmarkCrop, Evaluation, Fractions, Rectangle
@@ -12,32 +13,27 @@ EIGEN_KITTI = Fractions(0.3324324, 0.91351351, 0.0359477, 0.96405229)
 NYU_SIZE = Require(480, 640)
 EIGEN_NYU = Rectangle(45, 471, 41, 601)
 PASTED_NYU = (Rectangle(45, 471, 46, 601), Rectangle(56, 472, 60, 604))
+DEPTHCLIP_NYU = Evaluation(
+    "depthclip-nyu",
+    "DepthCLIP on NYU: columns 46:601, only where its 416x544 map was pasted (rows 56:472, columns 60:604), prediction and truth clamped",
+    1e-3,
+    10,
+    PASTED_NYU,
+    (NYU_SIZE,),
+    prediction_above_m=1e-3,
+    clamp_m=(1e-3, 10),
+    clamp_truth=True,
+)
 EVALUATIONS: dict[str, Evaluation] = {
     evaluation.name: evaluation
     for evaluation in (
         Evaluation("full", "every pixel with a truth, nothing clamped; for data without a published protocol", 1e-3, math.inf),
         Evaluation("nyu-eigen", "EVP and VPD on NYU: Eigen crop rows 45:471, columns 41:601; nothing clamped", 1e-3, 10, (EIGEN_NYU,), (NYU_SIZE,)),
-        Evaluation(
-            "depthclip-nyu",
-            "DepthCLIP on NYU: columns 46:601, only where its 416x544 map was pasted (rows 56:472, columns 60:604), prediction and truth clamped",
-            1e-3,
-            10,
-            PASTED_NYU,
-            (NYU_SIZE,),
-            prediction_above_m=1e-3,
-            clamp_m=(1e-3, 10),
-            clamp_truth=True,
-        ),
-        Evaluation(
-            "depthblip2-nyu",
-            "DepthBLIP-2 on NYU: DepthCLIP's pasted crop, through a float16 canvas; means over batches of 32, so a short last batch weighs more",
-            1e-3,
-            10,
-            PASTED_NYU,
-            (NYU_SIZE,),
-            prediction_above_m=1e-3,
-            clamp_m=(1e-3, 10),
-            clamp_truth=True,
+        DEPTHCLIP_NYU,
+        replace(
+            DEPTHCLIP_NYU,
+            name="depthblip2-nyu",
+            source="DepthBLIP-2 on NYU: DepthCLIP's pasted crop, through a float16 canvas; means over batches of 32, so a short last batch weighs more",
             half_canvas=True,
             group=32,
         ),

@@ -1,4 +1,4 @@
-"""Photo, truth and camera through the same steps before a network sees the photo: the photo as the steps say, the truth by nearest pixel."""
+"""Photo and truth through the same steps before a network sees the photo: the photo as the steps say, the truth by nearest pixel."""
 
 from __future__ import annotations
 
@@ -35,21 +35,3 @@ def shape_pair(rgb: np.ndarray, depth_m: np.ndarray, valid: np.ndarray, steps: t
             depth_m, valid = np.pad(depth_m, around), np.pad(valid, around)
     shaped = np.rint(shape_photo(rgb, placed) * np.float32(255)).astype(np.uint8) if placed else rgb
     return shaped, np.ascontiguousarray(depth_m), np.ascontiguousarray(valid)
-
-
-def shape_camera(camera: tuple[float, float, float, float], height: int, width: int, steps: tuple[Step, ...]) -> tuple[float, float, float, float]:
-    """The camera (fx, fy, cx, cy in pixels; the middle of the top left pixel is 0, 0) of a photo of that size after the steps.
-
-    Raises:
-        InputError: if the steps do not apply to a picture of this size.
-    """
-    fx, fy, cx, cy = camera
-    for place in place_steps(steps, height, width):
-        if isinstance(place.step, Resize):
-            down, across = (after / before for after, before in zip(place.after, place.before, strict=True))
-            fx, fy, cx, cy = fx * across, fy * down, (cx + 0.5) * across - 0.5, (cy + 0.5) * down - 0.5
-        elif isinstance(place.step, Crop):
-            cx, cy = cx - place.left, cy - place.top
-        elif isinstance(place.step, Pad):
-            cx, cy = cx + place.left, cy + place.top
-    return fx, fy, cx, cy

@@ -74,8 +74,7 @@ class Intrinsics:
                     wanted="the camera of this photo",
                     fix="give the intrinsics of the crop, or photos that are not cropped",
                 )
-            # pixel centres have whole coordinates, so the picture's edge is at -0.5
-            camera = Intrinsics(self.fx * across, self.fy * down, (self.cx + 0.5) * across - 0.5, (self.cy + 0.5) * down - 0.5)
+            camera = self.scaled(across, down)
         if not (-0.5 <= camera.cx <= width - 0.5 and -0.5 <= camera.cy <= height - 0.5):
             raise InputError(
                 f"the principal point {camera.cx:g}, {camera.cy:g} lies outside the photo of {width}x{height} pixels",
@@ -83,6 +82,10 @@ class Intrinsics:
                 fix=f"scale them to {width}x{height}, or say in the JSON file which width and height they are for",
             )
         return camera
+
+    def scaled(self, across: float, down: float) -> Intrinsics:
+        """The camera of the same picture at so many times its width and height; pixel centres have whole coordinates, so its edge is at -0.5."""
+        return Intrinsics(self.fx * across, self.fy * down, (self.cx + 0.5) * across - 0.5, (self.cy + 0.5) * down - 0.5)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ..errors import AccuracyError, InputError, UsageError
 from ..sequences import zip_equal
 from .depth_map import Intrinsics
 from .interpolate import PILLOW_FILTERS, resize, resize_mask
-from .preprocess import Placed, Window
+from .preprocess import Placed, Window, shape_camera
 
 
 def check_output(tensor: np.ndarray, output: OutputContract) -> None:
@@ -118,11 +118,7 @@ def focal_scale(output: OutputContract, placed: tuple[Placed, ...], camera: Intr
     if camera is None:
         was = "this network's metres depend on the focal length of the photo's camera"
         raise UsageError(was, fix="--intrinsics fx,fy,cx,cy or --intrinsics camera.json")
-    across = 1.0
-    for place in placed:
-        if isinstance(place.step, Resize):
-            across *= place.after[1] / place.before[1]
-    return camera.fx * across / output.focal_px
+    return shape_camera(camera, placed).fx / output.focal_px
 
 
 def _shrunk_whole(last: Placed, protocol: Protocol, window: tuple[int, int]) -> bool:

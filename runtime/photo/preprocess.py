@@ -10,6 +10,7 @@ import numpy as np
 from ..artefact.contract import MAX_PIXELS_PER_SIDE, Contract, Crop, ImageInput, Pad, Protocol, Require, Resize, Step
 from ..errors import InputError
 from ..sequences import zip_equal
+from .depth_map import Intrinsics
 from .interpolate import resize
 
 
@@ -69,6 +70,18 @@ def place_steps(steps: tuple[Step, ...], height: int, width: int) -> tuple[Place
             raise InputError(f"the picture would become {width}x{height} pixels", wanted=f"at most {MAX_PIXELS_PER_SIDE} per side", fix="crop it")
         placed.append(Placed(step, before, (height, width), top, left))
     return tuple(placed)
+
+
+def shape_camera(camera: Intrinsics, placed: tuple[Placed, ...]) -> Intrinsics:
+    """The camera of a photo after the steps that were carried out on it."""
+    for place in placed:
+        if isinstance(place.step, Resize):
+            camera = camera.scaled(place.after[1] / place.before[1], place.after[0] / place.before[0])
+        elif isinstance(place.step, Crop):
+            camera = Intrinsics(camera.fx, camera.fy, camera.cx - place.left, camera.cy - place.top)
+        elif isinstance(place.step, Pad):
+            camera = Intrinsics(camera.fx, camera.fy, camera.cx + place.left, camera.cy + place.top)
+    return camera
 
 
 def shape_photo(photo: np.ndarray, placed: tuple[Placed, ...]) -> np.ndarray:
