@@ -297,6 +297,29 @@ def test_colours_keep_the_scale_of_the_first_second_over_the_whole_video(tiny, c
         assert np.abs(shown - wanted).mean() < 12  # the codec's loss
 
 
+def test_colours_go_as_asked_where_the_first_frames_have_no_depth(tiny, clip, tmp_path, monkeypatch):
+    """Nothing says then how far the depth goes; --near and --far, one of them or both, still hold."""
+    submit, count = Pipeline.submit, [0]
+
+    def at_first_none(self, *given):
+        count[0] += 1
+        return done(AccuracyError("output tensor depth is 1 everywhere")) if count[0] <= 3 else submit(self, *given)
+
+    with Pipeline.open(tiny.plan) as pipeline:
+        last, trained = pipeline.predict(pictures()[-1]), pipeline.contract.output
+    middle = float(np.median(last.values))
+    monkeypatch.setattr(Pipeline, "submit", at_first_none)
+    monkeypatch.setattr("fathom.runtime.commands.video_command.RANGE_S", 0.2)  # of which all are without depth
+    for asked, ends in ((["--near", f"{middle}"], (middle, trained.far)), (["--near", f"{middle}", "--far", f"{2 * middle}"], (middle, 2 * middle))):
+        count[0], out = 0, tmp_path / f"out{len(asked)}"
+        assert run.main(["--engine", str(tiny.plan), "-o", str(out), "--save", "color", "--colormap", "grey", "-q", *asked, str(clip)]) == 4
+        frame = decoded(out / "clip_color.mp4")[-1][1]
+        height, width = pictures()[0].shape[:2]
+        left = (frame.shape[1] - width) // 2
+        wanted = colorize(last.values, last.valid, *ends, "grey", reverse=last.larger_is == "far").astype(float)
+        assert np.abs(frame[:height, left : left + width] - wanted).mean() < 12  # the codec's loss
+
+
 def test_progress_without_an_end(capsys):
     from fathom.runtime.commands.progress import Progress
 

@@ -188,12 +188,13 @@ class _Video:
         maps = [depth for _, depth in self.waiting if depth is not None]
         if not self.waiting:
             return
+        asked = self.arguments.near, self.arguments.far
         if maps:
-            ranges = np.array([writers.color_range(depth, self.arguments.near, self.arguments.far) for depth in maps])
+            ranges = np.array([writers.color_range(depth, *asked) for depth in maps])
             self.range = (float(ranges[:, 0].min()), float(ranges[:, 1].max()))
-        elif self.range is None:
+        else:
             output = self.pipeline.contract.output
-            self.range = (output.near, output.far)
+            self.range = writers.asked_range(output.near, output.far, *asked)
         waiting, self.waiting = self.waiting, []
         for frame, depth in waiting:
             self._write_colors(frame, depth)

@@ -211,6 +211,15 @@ def color_range(depth: DepthMap, near: float | None, far: float | None) -> tuple
         low, high = float(seen.min()), float(seen.max())
     if near is None and far is None and not low < high:
         low, high = low - 0.5 * max(abs(low), 1e-6), low + 0.5 * max(abs(low), 1e-6)  # a flat map is drawn in the middle colour
+    return asked_range(low, high, near, far)
+
+
+def asked_range(low: float, high: float, near: float | None, far: float | None) -> tuple[float, float]:
+    """A range with the ends that were asked for. Where it lies wholly beyond the one that was, that end decides alone.
+
+    Raises:
+        UsageError: if near and far are given and near is not below far, or one is no finite number.
+    """
     if near is not None and far is not None:
         low, high = near, far
     elif near is not None:
