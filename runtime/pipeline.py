@@ -21,9 +21,10 @@ from .backend import Backend, open_backend
 from .errors import AccuracyError, UsageError
 from .memory_limit import refuse_small_limit
 from .photo.depth_map import DepthMap, Intrinsics, Origin
-from .photo.postprocess import focal_scale
+from .photo.postprocess import assumed_view, focal_scale
 from .photo.preprocess import Window, check_photo, window_tensor, windows_of
 from .photo.shaped_photo import ShapedPhoto
+from .remarks import Remarks
 from .scale.correction import corrected
 from .sequences import zip_equal
 from .submission import Submissions
@@ -43,7 +44,7 @@ class Pipeline:
         contract: input, output and protocols.
         origin: which network this is.
         batch: how many windows go through the network together.
-        remarks: what was opened and what memory it takes, in words; grows when photos have to be shaped on the CPU.
+        remarks: what was opened and what memory it takes, in words; grows when photos have to be shaped on the CPU, or their camera assumed.
         concurrent: how many predictions in flight keep the device busy.
         scale: a ``CameraScale`` that corrects every map made while it is set; None for no correction.
         mask_edges: while True, flying pixels of every map made are marked not valid.
@@ -51,8 +52,8 @@ class Pipeline:
 
     def __init__(self, artefact: PlanFile | BundleDirectory, backend: Backend, batch: int | None = None):
         self.manifest, self.contract = artefact.manifest, artefact.manifest.contract
-        self._artefact, self._backend, self._remarking = artefact, backend, threading.Lock()
-        self.remarks = (*((artefact.signed,) if artefact.signed else ()), *backend.remarks)
+        self._artefact, self._backend = artefact, backend
+        self.remarks = Remarks(*((artefact.signed,) if artefact.signed else ()), *backend.remarks)
         self._closing, self._permits, self.concurrent = threading.Lock(), threading.Semaphore(backend.concurrent), backend.concurrent
         self._min_batch, opt_batch, self._max_batch = self._batches()
         self._submissions = Submissions(backend.concurrent + 1, (backend.concurrent + 1) * self._min_batch)
@@ -67,7 +68,7 @@ class Pipeline:
             ids = next(t.dtype for spec in self.manifest.specs() for t in spec.inputs if t.name == self.contract.text.ids)
             self._text = TextEncoder(self.contract.text, self.contract.input, artefact.read(file) if file else b"", ids)
             if self._text.reads_picture and hasattr(backend, "predict_photos"):
-                self._remark("the words that describe a photo to the network are worked out on the CPU")
+                self.remarks.add("the words that describe a photo to the network are worked out on the CPU")
 
     @classmethod
     def open(
@@ -172,6 +173,8 @@ class Pipeline:
         photos = [ShapedPhoto(check_photo(image), self.contract, chosen) for image in images]
         known = [Intrinsics.of_photo(camera, photo.photo) for camera, photo in zip_equal(cameras, photos)]
         scales = [focal_scale(self.contract.output, photo.placed, camera) for camera, photo in zip_equal(known, photos)]
+        if self.contract.output.focal_assumed and None in known:
+            self.remarks.add(assumed_view(self.contract.output, photos[known.index(None)].size[1]))
         maps = self._on_gpu(photos, chosen, prompt, on_progress)
         if maps is None:
             done = 0
@@ -209,7 +212,7 @@ class Pipeline:
                 self._refuse_closed()
                 found = predict_photos([photo.photo for photo in some], [photo.placed for photo in some], protocol, self.batch, words)
             if found.why_cpu:
-                self._remark(f"photos are shaped on the CPU: {found.why_cpu}")
+                self.remarks.add(f"photos are shaped on the CPU: {found.why_cpu}")
                 return None
             maps += found.maps
             for photo in some:
@@ -225,11 +228,6 @@ class Pipeline:
             return _no_text(prompt)
         windows = [(photo, window) for photo in photos for window in photo.windows]
         return self._text.one_by_one((window_tensor(photo.picture, window, self.contract.input) for photo, window in windows), len(windows), prompt)
-
-    def _remark(self, words: str) -> None:
-        with self._remarking:
-            if words not in self.remarks:
-                self.remarks = (*self.remarks, words)
 
     def protocol(self, name: str | None = None) -> Protocol:
         """The protocol of that name, or the default.

@@ -1,9 +1,7 @@
 """depth-bench accuracy: its numbers against a separate computation, interruptions, faults, budgets."""
 
-import dataclasses
 import json
 import math
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -11,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from other_contracts import with_output
 from PIL import Image
 
 from fathom.benchmarks import pytorch_reference
@@ -22,8 +21,6 @@ from fathom.benchmarks.evaluation.shaping import shape_pair
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Sample
 from fathom.runtime.artefact.bundle import BundleDirectory
-from fathom.runtime.artefact.manifest_json import manifest_bytes
-from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.depth_map import DepthMap
 from fathom.runtime.pipeline import Pipeline
@@ -72,11 +69,8 @@ def test_the_record_holds_what_a_loop_computes(tiny, tmp_path, capsys, protocol)
 
 def test_metres_by_focal_length_are_scored_where_the_evaluation_shapes_the_photo(tiny, tmp_path, capsys):
     """metres = value fx / focal_px, fx in pixels of what the network sees: 304 of the 333 columns that FastDepth's evaluation enlarges photos to, as 64."""
-    shutil.copytree(tiny.bundle, tmp_path / "bundle")
-    manifest = read_manifest(tiny.bundle)
-    contract = dataclasses.replace(manifest.contract, output=dataclasses.replace(manifest.contract.output, focal_px=50.0))
-    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
-    words = ["--engine", tmp_path / "bundle", "--data", DATA, "--evaluation", "fastdepth-nyu", "-o", tmp_path / "r.json"]
+    bundle = with_output(tiny.bundle, tmp_path / "bundle", focal_px=50.0)
+    words = ["--engine", bundle, "--data", DATA, "--evaluation", "fastdepth-nyu", "-o", tmp_path / "r.json"]
     assert run(*words) == 0
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     wanted = []

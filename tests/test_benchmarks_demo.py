@@ -7,6 +7,7 @@ import re
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from fathom.benchmarks.demo import demo, plans
 from fathom.benchmarks.demo import page as demo_page
 from fathom.benchmarks.demo.commands import command, loaded_commands
 from fathom.benchmarks.demo.contact_sheet import Column, MaskRow, column_lefts, draw_masks, draw_sheet, head_height
-from fathom.benchmarks.demo.photos import PAIRS, ROOMS, photos
+from fathom.benchmarks.demo.photos import PAIRS, ROOM_SEED, ROOMS, photos
 from fathom.benchmarks.demo.pictures import Map, Row, error_map, row_range, said
 from fathom.benchmarks.demo.viewer_data import TRUTH, cloud
 from fathom.benchmarks.model_cards import WEIGHTS, read_card, trained
 from fathom.benchmarks.studies import tiny_networks
+from fathom.datasets.rooms.rooms import Rooms
 from fathom.runtime.errors import OutOfMemoryError
 
 REAL = """| data, use test | 12 | **x-tiny** | 0.250 | 1.200 | 0.300 |
@@ -222,8 +224,8 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
         if name != "depth-run":
             return ""
         out, lines = tmp_path / "demo" / "depth" / re.sub(r".*/|\.plan", "", words[1]), []
-        out.mkdir(parents=True)
-        for photo in sorted((tmp_path / "demo" / "photos").iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        for photo in map(Path, words[2 : words.index("-o")]):
             with Image.open(photo) as image:
                 depth = np.tile(np.linspace(1, 4, image.width, dtype=np.float32), (image.height, 1))
             np.save(out / f"{photo.stem}.npy", depth)
@@ -231,10 +233,20 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
             lines.append(json.dumps({"photo": str(photo), "kind": kind, "untrained": True, "files": {"npy": str(out / f"{photo.stem}.npy")}}))
         return "\n".join(lines)
 
+    def opened(path):  # only EVP's metres are those of one camera
+        output = SimpleNamespace(focal_px=130.0 if path.stem == "evp-tiny" else 0.0)
+        return nullcontext(SimpleNamespace(manifest=SimpleNamespace(contract=SimpleNamespace(output=output))))
+
     monkeypatch.setattr(demo, "command", command)
     monkeypatch.setattr(demo, "loaded_commands", lambda jobs: nullcontext(command))
+    monkeypatch.setattr(demo.PlanFile, "open", opened)
     assert demo.main(tmp_path / "demo", tmp_path / "none") == 0
-    assert [words[0] for words in asked].count("depth-run") == 2 and [words[0] for words in asked].count("depth-export") == 2
+    shown = {tuple(map(Path, words[3 : words.index("-o")])): words for words in asked if words[0] == "depth-run"}
+    (room,), (coffee,) = sorted(photos for photos in shown if len(photos) == 1)[::-1]
+    fx = Rooms(1, ROOM_SEED)[0].intrinsics[0]
+    assert f"--intrinsics {fx:g},{fx:g},159.5,119.5" in " ".join(shown[room,]) and coffee.name == "coffee.png" and "--intrinsics" not in shown[coffee,]
+    assert len(shown) == 3 and "--intrinsics" not in shown[room, coffee]  # LLM-MDE gets both at once
+    assert [words[0] for words in asked].count("depth-export") == 2
     assert sorted(words[1] for words in asked if words[0] == "depth-bench") == ["accuracy"] * 2 + ["latency"] * 2 + ["report"]
     assert "report.html" in " ".join(asked[-1])
     page = (tmp_path / "demo" / "index.html").read_text()

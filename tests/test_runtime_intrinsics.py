@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from noise_photos import depth_run, picture
+from noise_photos import depth_run, photo, picture
+from other_contracts import with_output
 
+from fathom.runtime.commands import run
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.depth_map import Intrinsics
 from fathom.runtime.photo.intrinsics_file import read_intrinsics
@@ -83,3 +85,40 @@ def test_metres_by_focal_length(make_artefacts):
         np.testing.assert_allclose(pipeline.predict(shown, intrinsics=camera).depth_m, 0.75 * plain.depth_m, rtol=1e-6)
         with pytest.raises(UsageError, match="focal length"):
             pipeline.predict(shown)
+        pipeline.contract = dataclasses.replace(contract, output=dataclasses.replace(output, focal_px=32.0, focal_assumed=True))
+        before = len(pipeline.remarks)
+        np.testing.assert_allclose(pipeline.predict(shown, intrinsics=camera).depth_m, 225 / 32 * plain.depth_m, rtol=1e-6)
+        assert len(pipeline.remarks) == before
+        for _ in range(2):  # 64 columns at 32 pixels to the tangent of 45 degrees; said once
+            assert np.array_equal(pipeline.predict(shown).depth_m, plain.depth_m)
+        assert len(pipeline.remarks) == before + 1 and "sees 90 degrees across" in pipeline.remarks[-1]
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_a_camera_that_is_assumed_is_told(tiny, tmp_path, capsys, video):
+    """At 64 columns a focal length of 32 pixels sees 90 degrees; a photo of 128 columns and 96 pixels of focal length shows things 1.5 times as far."""
+    bundle = with_output(tiny.bundle, tmp_path / "bundle", focal_px=32.0, focal_assumed=True)
+    shown = str(picture(tmp_path / "p.png", size=(96, 128)))
+    if video:
+        av = pytest.importorskip("av")
+        with av.open(str(tmp_path / "v.mkv"), "w") as container:
+            stream = container.add_stream("ffv1", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 128, 96, "bgr0"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(photo(96, 128), format="rgb24")))
+            container.mux(stream.encode(None))
+        shown = str(tmp_path / "v.mkv")
+
+    def run_on(out, *words):
+        assert run.main(["--engine", str(bundle), "-o", str(tmp_path / out), "--save", "npy", *words, shown]) == 0
+        found = capsys.readouterr()
+        (depth,) = (tmp_path / out).rglob("*_depth.npy")
+        return np.load(depth, allow_pickle=False), found.out, found.err
+
+    assumed, lines, told = run_on("a")
+    assert told.count("the camera is not known: metres are for one that sees 90 degrees across") == 1 and ("camera assumed" in lines) != video
+    known, lines, told = run_on("b", "--intrinsics", "96,96,63.5,47.5")
+    assert "is not known" not in told and "camera assumed" not in lines
+    np.testing.assert_allclose(known, 1.5 * assumed, rtol=1e-6)
+    if not video:
+        assert json.loads(run_on("c", "--json")[1])["camera"] == "assumed"
+        assert "camera" not in json.loads(run_on("d", "--json", "--intrinsics", "96,96,63,47")[1])

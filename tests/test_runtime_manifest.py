@@ -294,6 +294,20 @@ def test_manifests_keep_to_their_published_schemas(plan, bundle):
         jsonschema.validate({**json.loads((bundle / "bundle.json").read_bytes()), "surprise": 1}, _schema("bundle.schema.json"))
 
 
+@pytest.mark.parametrize("more", [{"focal_px": 131.84}, {"focal_px": 300.0, "focal_assumed": True}])
+def test_metres_of_one_camera_are_in_the_contract_and_its_schema(plan, bundle, more):
+    contract = dataclasses.replace(CONTRACT, output=dataclasses.replace(CONTRACT.output, **more))
+    data = contract.to_json()
+    assert {name: data["output"][name] for name in more} == more and Contract.from_json(json.loads(json.dumps(data))) == contract
+    assert not any(name.startswith("focal") for name in CONTRACT.to_json()["output"])
+    jsonschema.validate({**json.loads((bundle / "bundle.json").read_bytes()), "contract": data}, _schema("bundle.schema.json"))
+    with PlanFile.open(plan) as opened:
+        jsonschema.validate({**manifest_to_json(opened.manifest), "contract": data}, _schema("plan.schema.json"))
+    for wrong in ({"focal_assumed": True}, {"focal_px": 300.0, "focal_assumed": 1}, {"focal_px": 0.5}):
+        with pytest.raises(ValueError, match=r"output\.focal_"):
+            dataclasses.replace(CONTRACT.output, **wrong)
+
+
 def test_a_bundle_is_read_and_its_damage_named(bundle, tmp_path):
     with BundleDirectory.open(bundle) as opened:
         assert opened.manifest.stages[0].folded == {"k": 2}

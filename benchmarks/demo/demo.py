@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from PIL import Image
 
 from ...datasets.rooms.rooms import Rooms
 from ...datasets.rooms.words import meanings
+from ...runtime.artefact.plan import PlanFile
 from ...runtime.commands.command import run_command
 from ..model_cards import CardResult, read_card, trained
 from .commands import Commands, command, loaded_commands
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
 from .measured import accuracy, latency, report
 from .page import page, verdicts
-from .photos import ROOM_SEED, ROOMS, photos
+from .photos import ROOM_SEED, ROOMS, Photo, photos
 from .pictures import COARSE, Map, Row
 from .plans import keep, kept, latency_file
 from .viewer_data import script, write_pictures
@@ -60,11 +62,12 @@ class Show:
 
     Args:
         folder: for everything that is made.
+        photos: that are shown.
         run: runs those commands.
     """
 
-    def __init__(self, folder: Path, run: Commands):
-        self.folder, self.run = folder, run
+    def __init__(self, folder: Path, photos: list[Photo], run: Commands):
+        self.folder, self.photos, self.run = folder, photos, run
 
     def plan(self, name: str) -> Path:
         """Export, build and measure a network, or take what an earlier demo made of the same weights and code."""
@@ -84,10 +87,17 @@ class Show:
         return plan
 
     def depth(self, name: str) -> dict[str, dict]:
-        """Results of one network by photo."""
-        words = ["--engine", str(self.plan(name)), str(self.folder / "photos"), "-o", str(self.folder / "depth" / name)]
-        results = map(json.loads, self.run("depth-run", *words, "--save", "png16,npy,color", "--force", "--json", "-q").splitlines())
-        return {result["photo"]: result for result in results}
+        """Results of one network by photo. Photos of one camera go together where the network's metres depend on the camera, else all."""
+        plan, cameras, results = self.plan(name), defaultdict(list), {}
+        with PlanFile.open(plan) as opened:
+            told = opened.manifest.contract.output.focal_px > 0
+        for photo in self.photos:
+            cameras[photo.camera if told else ""].append(str(photo.path))
+        for camera, paths in cameras.items():
+            words = ["--engine", str(plan), *paths, "-o", str(self.folder / "depth" / name), *(["--intrinsics", camera] if camera else [])]
+            lines = self.run("depth-run", *words, "--save", "png16,npy,color", "--force", "--json", "-q").splitlines()
+            results |= {result["photo"]: result for result in map(json.loads, lines)}
+        return results
 
     def masks(self) -> list[MaskRow]:
         """The referring network on the rooms, asked for things that are there."""
@@ -126,7 +136,7 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
     names = [name for _, members in groups for name in members]
     jobs = min(os.cpu_count() or 1, MOST_JOBS)
     with loaded_commands(jobs) as run, ThreadPoolExecutor(jobs) as pool:
-        show = Show(folder, run)
+        show = Show(folder, chosen, run)
         masks = pool.submit(show.masks)
         found = dict(zip(names, pool.map(show.depth, names), strict=True))
     print(command("depth-inspect", str(folder / f"{names[0]}.plan"), threads=1))

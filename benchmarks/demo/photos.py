@@ -34,6 +34,14 @@ class Photo:
     truth_m: np.ndarray | None
     focal_px: float | None
 
+    @property
+    def camera(self) -> str:
+        """What ``--intrinsics`` is given: a camera that looks at the photo's middle; empty where the focal length is not known."""
+        if self.focal_px is None:
+            return ""
+        with Image.open(self.path) as image:
+            return f"{self.focal_px:g},{self.focal_px:g},{(image.width - 1) / 2:g},{(image.height - 1) / 2:g}"
+
 
 def photos(folder: Path, pairs: Path) -> list[Photo]:
     """Rooms with exact depth, photos from the scikit-image package, and some of the real pairs in ``pairs``, copied into ``folder``."""

@@ -29,6 +29,10 @@ def _finite(values: tuple[float, ...], what: str, count: int) -> None:
         raise ValueError(f"{what}: {count} finite numbers were wanted, got {values!r}")
 
 
+def _values_of(part: Any) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v := getattr(part, name), tuple) else v for name in part.__dataclass_fields__}
+
+
 @dataclass(frozen=True)
 class Require:
     """The picture must have exactly this size in pixels, else the protocol does not apply to it. This and every step raises ValueError if a
@@ -159,7 +163,7 @@ class ImageInput:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in self.__dataclass_fields__}
+        return _values_of(self)
 
     @classmethod
     def from_json(cls, data: Any) -> ImageInput:
@@ -185,9 +189,10 @@ class OutputContract:
         upsample: interpolation that brings [h, w] to the window's size.
         focal_px: 0, or for metric output the focal length of the camera that the numbers are for: metres are value fx / focal_px, with
             fx of the photo's camera in pixels of the shaped picture.
+        focal_assumed: a photo whose camera nobody knows is taken for one of that camera; else its camera must be given.
 
     Raises:
-        ValueError: if a value is not of that form, or unit, ``larger_is`` or ``focal_px`` does not go with the kind.
+        ValueError: if a value is not of that form, or unit, ``larger_is``, ``focal_px`` or ``focal_assumed`` does not go with the rest.
     """
 
     tensor: str
@@ -198,6 +203,7 @@ class OutputContract:
     larger_is: str
     upsample: str
     focal_px: float = 0.0
+    focal_assumed: bool = False
 
     def __post_init__(self):
         if not isinstance(self.tensor, str) or not TENSOR_NAME.fullmatch(self.tensor):
@@ -216,10 +222,12 @@ class OutputContract:
             raise ValueError(f"output.upsample: {self.upsample!r}, wanted bilinear, bilinear-corners or nearest")
         if not isinstance(self.focal_px, (int, float)) or not (self.focal_px == 0 or (self.kind == "metric" and 1 <= self.focal_px < math.inf)):
             raise ValueError(f"output.focal_px: {self.focal_px!r}, wanted 0, or for metric output a focal length of at least 1 pixel")
+        if not isinstance(self.focal_assumed, bool) or (self.focal_assumed and not self.focal_px):
+            raise ValueError(f"output.focal_assumed: {self.focal_assumed!r}, wanted true or false, and true only with a focal_px")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; ``focal_px`` only where there is one."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "focal_px" or self.focal_px}
+        """As JSON values; ``focal_px`` and ``focal_assumed`` only where there is one."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("focal_") or getattr(self, name)}
 
     @classmethod
     def from_json(cls, data: Any) -> OutputContract:
@@ -230,9 +238,8 @@ class OutputContract:
         """
         number = (int, float)
         kinds = {"tensor": str, "kind": str, "unit": str, "near": number, "far": number, "larger_is": str, "upsample": str}
-        if isinstance(data, dict) and "focal_px" in data:
-            kinds["focal_px"] = number
-        return cls(*fields(data, "output", **kinds))
+        kinds.update({name: kind for name, kind in (("focal_px", number), ("focal_assumed", bool)) if isinstance(data, dict) and name in data})
+        return cls(**dict(zip(kinds, fields(data, "output", **kinds))))
 
 
 @dataclass(frozen=True)
@@ -270,14 +277,7 @@ class Protocol:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "name": self.name,
-            "steps": [step_to_json(step) for step in self.steps],
-            "lefts": list(self.lefts),
-            "fill_lefts": list(self.fill_lefts),
-            "flip": self.flip,
-            "source": self.source,
-        }
+        return {**_values_of(self), "steps": [step_to_json(step) for step in self.steps]}
 
     @classmethod
     def from_json(cls, data: Any) -> Protocol:

@@ -84,6 +84,8 @@ def run_bag(pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsic
                 progress.advance_to(number)
             while waiting:
                 settle(writer)
+            for words in pipeline.remarks.new():
+                progress.message(words)
         if not done:
             raise failures[0] if failures else InputError(f"{arguments.inputs[0]}: {source.topic} holds no picture", wanted="at least one")
     for error in failures:

@@ -58,7 +58,6 @@ class PhotoSession:
         self.pixels = self.finished = 0  # pixels under way, photos told
         self.failures: list[tuple[PhotoFile, FathomError]] = []
         self.shown: list[tuple[Path, Path]] = []  # photos and the colour pictures that were written of them
-        self.told = len(pipeline.remarks)
         self.windows = len(windows_of(pipeline.protocol(arguments.protocol)))  # of the network at one photo
 
     def work(self) -> int:
@@ -160,8 +159,7 @@ class PhotoSession:
                 give_back_free_memory()
             done = item.result() if isinstance(item, Future) else item
             with self.counting:
-                remarks, self.told = self.pipeline.remarks[self.told :], len(self.pipeline.remarks)
-                for remark in remarks:
+                for remark in self.pipeline.remarks.new():
                     self.progress.message(remark)
                 if done.error is not None:
                     self._fail(done.photo, done.error)
@@ -174,6 +172,7 @@ class PhotoSession:
 
     def _print(self, photo: PhotoFile, depth: DepthMap, facts: dict[str, Any]) -> None:
         height, width = depth.values.shape
+        assumed = self.pipeline.contract.output.focal_assumed and depth.intrinsics is None
         if self.arguments.json:
             unit = "_m" if depth.kind == "metric" else ""
             named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}
@@ -181,6 +180,8 @@ class PhotoSession:
             head = {"photo": str(photo.path), "width": width, "height": height, "kind": depth.kind, "unit": depth.unit, "protocol": depth.protocol}
             if depth.correction:
                 head["correction"] = depth.correction
+            if assumed:
+                head["camera"] = "assumed"
             head["precision"] = getattr(self.pipeline.manifest, "computes", "fp32")  # a bundle is FP32
             times = {"time_ms": round(depth.network_ms, 3), "waiting_ms": round(depth.waiting_ms, 3)}
             self.progress.result(json.dumps({**head, **named, **times, "untrained": depth.origin.untrained, "files": files}))
@@ -188,6 +189,7 @@ class PhotoSession:
         unit = {"metric": " m", "relative": " (relative)", "mask": " (mask)"}[depth.kind]
         beyond = f", {depth.below_near + depth.above_far} px beyond the trained range" if depth.below_near + depth.above_far else ""
         untrained = ", UNTRAINED WEIGHTS" if depth.origin.untrained else ""
+        untrained += ", camera assumed" if assumed else ""
         untrained += f", {depth.correction}" if depth.correction else ""
         values = f"{_number(facts['min'])} / {_number(facts['median'])} / {_number(facts['max'])}{unit}"
         picture = next((f"  {self.targets[photo][kind]}" for kind in ("color", "png16") if kind in self.targets[photo]), "")

@@ -147,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
             remark(f"{len(done)} of {len(done) + len(targets)} photos are done already")
         _refuse_existing([*(path for files in targets.values() for path in files.values()), *tiles], arguments.force or arguments.skip_existing)
     with Pipeline.open(arguments.engine, arguments.device, arguments.threads, arguments.batch, streams=arguments.streams, trust=trust) as pipeline:
-        for words in pipeline.remarks:
+        for words in pipeline.remarks.new():
             remark(words)
         if "ply" in kinds and not bag:
             refuse_ply(pipeline.contract.output.kind, camera)

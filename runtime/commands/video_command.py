@@ -118,6 +118,8 @@ class _Video:
                     if is_live(self.source):
                         self.progress.message(f"{shown(self.source)}: Ctrl-C ends it")
                     facts = run_video(source, self._predict, self._write, self.pipeline.interrupt, self.progress.advance_to)
+                    for words in self.pipeline.remarks.new():
+                        self.progress.message(words)
                 if self.color is not None:
                     self._show_waiting()
                     self.color.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..artefact.contract import Contract, Crop, OutputContract, Pad, Protocol, Resize
@@ -104,7 +106,8 @@ def way_back(placed: tuple[Placed, ...], protocol: Protocol, window: tuple[int, 
 
 
 def focal_scale(output: OutputContract, placed: tuple[Placed, ...], camera: Intrinsics | None) -> float:
-    """What the network's numbers are multiplied by to be metres: 1, or fx / ``focal_px``, fx in pixels of the shaped picture.
+    """What the network's numbers are multiplied by to be metres: 1, or fx / ``focal_px``, fx in pixels of the shaped picture; 1 also for a camera that
+    is not known and may be assumed.
 
     Args:
         placed: the steps as they were carried out on this photo.
@@ -113,12 +116,18 @@ def focal_scale(output: OutputContract, placed: tuple[Placed, ...], camera: Intr
     Raises:
         UsageError: if the focal length is needed and not known.
     """
-    if not output.focal_px:
+    if not output.focal_px or (camera is None and output.focal_assumed):
         return 1.0
     if camera is None:
         was = "this network's metres depend on the focal length of the photo's camera"
         raise UsageError(was, fix="--intrinsics fx,fy,cx,cy or --intrinsics camera.json")
     return shape_camera(camera, placed).fx / output.focal_px
+
+
+def assumed_view(output: OutputContract, width: int) -> str:
+    """What there is to say about a photo whose camera ``focal_scale`` had to assume; ``width``: of the shaped picture, pixels."""
+    across = math.degrees(2 * math.atan(width / 2 / output.focal_px))
+    return f"the camera is not known: metres are for one that sees {across:.0f} degrees across; --intrinsics gives those of yours"
 
 
 def _shrunk_whole(last: Placed, protocol: Protocol, window: tuple[int, int]) -> bool:

@@ -15,6 +15,7 @@ class ShapedPhoto:
     Attributes:
         photo: uint8 [H, W, 3].
         placed: the steps of the protocol on it.
+        size: height and width after them.
         windows: of the protocol.
         network_ms, waiting_ms: see ``depth_map.DepthMap``; so far.
 
@@ -24,8 +25,8 @@ class ShapedPhoto:
 
     def __init__(self, photo: np.ndarray, contract: Contract, protocol: Protocol):
         self.photo, self.placed = photo, place_steps(protocol.steps, *photo.shape[:2])
-        size = self.placed[-1].after if self.placed else photo.shape[:2]
-        check_windows(protocol, contract.input, *size)
+        self.size = self.placed[-1].after if self.placed else photo.shape[:2]
+        check_windows(protocol, contract.input, *self.size)
         self.windows = windows_of(protocol)
         self._contract, self._protocol, self._picture, self._assembly = contract, protocol, None, None
         self.network_ms = self.waiting_ms = 0.0
