@@ -7,7 +7,7 @@ import pytest
 from noise_photos import depth_run, photo, picture
 from other_contracts import with_output
 
-from fathom.runtime.commands import run
+from fathom.runtime.commands import inspection, run
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.depth_map import Intrinsics
 from fathom.runtime.photo.intrinsics_file import read_intrinsics
@@ -120,5 +120,7 @@ def test_a_camera_that_is_assumed_is_told(tiny, tmp_path, capsys, video):
     assert "is not known" not in told and "camera assumed" not in lines
     np.testing.assert_allclose(known, 1.5 * assumed, rtol=1e-6)
     if not video:
+        assert inspection.main([str(bundle)]) == 0
+        assert "\ncamera    metres for a focal length of 32 pixels: assumed without --intrinsics\n" in capsys.readouterr().out
         assert json.loads(run_on("c", "--json")[1])["camera"] == "assumed"
         assert "camera" not in json.loads(run_on("d", "--json", "--intrinsics", "96,96,63,47")[1])

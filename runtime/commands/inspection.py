@@ -75,6 +75,9 @@ def describe(manifest: Any) -> str:
         f"input     {image.tensor}: window {image.window[0]}x{image.window[1]} on a canvas of {image.canvas[0]}x{image.canvas[1]} (height x width), RGB",
         f"output    {output.tensor}: {output.kind}" + (f", {output.near:g} to {output.far:g} {output.unit}".rstrip() if output.kind != "mask" else ""),
     ]
+    if output.focal_px:
+        without = "assumed" if output.focal_assumed else "refused"
+        lines.append(f"camera    metres for a focal length of {output.focal_px:g} pixels: {without} without --intrinsics")
     for protocol in contract.protocols:
         forwards = (len(protocol.lefts) + len(protocol.fill_lefts)) * (1 + protocol.flip)
         lines.append(f"protocol  {protocol.name}: {forwards} forward{'s' if forwards > 1 else ''} per photo; {protocol.source}")
