@@ -190,8 +190,9 @@ class Pipeline:
         finished = []
         for photo, camera, scale, (values, valid) in zip_equal(photos, known, scales, maps):
             values = values if scale == 1 else values * np.float32(scale)
-            times = {"network_ms": photo.network_ms, "waiting_ms": photo.waiting_ms}
-            finished.append(DepthMap.of(values, valid, self.contract.output, **facts, **times, intrinsics=camera))
+            own = {"network_ms": photo.network_ms, "waiting_ms": photo.waiting_ms, "intrinsics": camera}
+            own["camera"] = "" if not self.contract.output.focal_px else "told" if camera else "assumed"
+            finished.append(DepthMap.of(values, valid, self.contract.output, **facts, **own))
         return corrected(finished, self.scale, self.mask_edges, prompt)
 
     def _on_gpu(

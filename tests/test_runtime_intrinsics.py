@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from noise_photos import depth_run, photo, picture
 from other_contracts import with_output
+from PIL import Image
 
 from fathom.runtime.commands import inspection, run
 from fathom.runtime.errors import InputError, UsageError
 from fathom.runtime.photo.depth_map import Intrinsics
 from fathom.runtime.photo.intrinsics_file import read_intrinsics
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.scale.camera_scale import CameraScale
 
 
 def test_a_camera_that_cannot_be_of_this_photo_is_refused(tiny, tmp_path, capsys):
@@ -122,5 +124,23 @@ def test_a_camera_that_is_assumed_is_told(tiny, tmp_path, capsys, video):
     if not video:
         assert inspection.main([str(bundle)]) == 0
         assert "\ncamera    metres for a focal length of 32 pixels: assumed without --intrinsics\n" in capsys.readouterr().out
-        assert json.loads(run_on("c", "--json")[1])["camera"] == "assumed"
+        assert json.loads(run_on("c", "--json", "--save", "npy,png16")[1])["camera"] == "assumed"
+        assert Image.open(tmp_path / "c" / "p_depth.png").text["Fathom-Camera"] == "assumed"
         assert "camera" not in json.loads(run_on("d", "--json", "--intrinsics", "96,96,63,47")[1])
+
+
+def test_a_scale_is_refused_where_only_one_of_the_two_was_told_the_camera(tiny, tmp_path):
+    """Metres hang on the camera then: a factor that was measured on those of an assumed one is none for those of the real one."""
+    camera = Intrinsics(96.0, 96.0, 63.5, 47.5)
+    with Pipeline.open(with_output(tiny.bundle, tmp_path / "bundle", focal_px=32.0, focal_assumed=True)) as pipeline:
+        plain = {known: pipeline.predict(photo(96, 128), intrinsics=known).depth_m for known in (None, camera)}
+        for told, at_run in ((camera, None), (None, camera), (camera, camera), (None, None)):
+            fx = {"fx": 96.0, "width": 128} if told else {}
+            pipeline.scale = CameraScale(1.5, name="hall.scale.json", network=pipeline.origin.network, protocol="single-image", **fx)
+            if told is at_run:
+                np.testing.assert_allclose(pipeline.predict(photo(96, 128), intrinsics=at_run).depth_m, 1.5 * plain[at_run], rtol=1e-6)
+            else:
+                with pytest.raises(InputError, match="measured with" + ("" if told else "out")):
+                    pipeline.predict(photo(96, 128), intrinsics=at_run)
+        pipeline.scale = CameraScale(2.0)  # typed: whoever types it knows for what
+        assert pipeline.predict(photo(96, 128)).camera == "assumed" and pipeline.predict(photo(96, 128), intrinsics=camera).camera == "told"

@@ -172,7 +172,7 @@ class PhotoSession:
 
     def _print(self, photo: PhotoFile, depth: DepthMap, facts: dict[str, Any]) -> None:
         height, width = depth.values.shape
-        assumed = self.pipeline.contract.output.focal_assumed and depth.intrinsics is None
+        assumed = depth.camera == "assumed"
         if self.arguments.json:
             unit = "_m" if depth.kind == "metric" else ""
             named = {f"{key}{unit}" if key in ("min", "median", "max") else key: value for key, value in facts.items()}

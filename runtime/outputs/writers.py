@@ -241,7 +241,7 @@ def _facts(depth: DepthMap) -> dict[str, str]:
     facts = {"Software": "Fathom", "Kind": depth.kind, "Network": depth.origin.network, "Manifest-SHA256": depth.origin.sha256, "Protocol": depth.protocol}
     if depth.kind != "mask":
         facts["Larger-Is"] = depth.larger_is
-    facts["Correction"] = depth.correction
+    facts["Camera"], facts["Correction"] = depth.camera, depth.correction
     if depth.origin.untrained:
         facts["Warning"] = "UNTRAINED WEIGHTS: the depth is meaningless"
     if depth.intrinsics is not None:

@@ -115,6 +115,7 @@ class DepthMap:
         valid: bool [H, W]; False outside a protocol's crop, and where metric depth is not above zero.
         kind, unit, near, far, larger_is: as in ``contract.OutputContract``.
         intrinsics: of the camera, if the caller gave them.
+        camera: where metres hang on the camera's focal length, ``"told"`` or ``"assumed"``; else empty.
         correction: the camera's scale and shift in words, if the values were corrected by one.
         protocol: name of the protocol that was followed.
         origin: the network.
@@ -132,6 +133,7 @@ class DepthMap:
     far: float
     larger_is: str
     intrinsics: Intrinsics | None = None
+    camera: str = ""
     correction: str = ""
     protocol: str = ""
     origin: Origin = field(default_factory=Origin)
@@ -147,7 +149,7 @@ class DepthMap:
 
         Args:
             values, valid: from ``postprocess.Assembly.finish``; taken over, not copied.
-            facts: ``intrinsics``, ``protocol``, ``origin``, ``network_ms``, ``waiting_ms``.
+            facts: ``intrinsics``, ``camera``, ``protocol``, ``origin``, ``network_ms``, ``waiting_ms``.
 
         Raises:
             AccuracyError: if a valid value is not finite, or no pixel is valid; the output tensor is named.

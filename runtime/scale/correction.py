@@ -24,7 +24,8 @@ def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: b
     """The maps, without flying pixels if asked for, and corrected if there is a correction.
 
     Raises:
-        InputError: if it was measured with another network, protocol, scene or camera than a map's.
+        InputError: if it was measured with another network, protocol, scene or camera than a map's, or the metres hang on a camera that only one of
+            the two was told.
         AccuracyError: if it leaves a map no depth above zero.
     """
     if mask_edges:
@@ -34,4 +35,7 @@ def corrected(maps: Sequence[DepthMap], scale: CameraScale | None, mask_edges: b
     for depth in maps:
         camera = (depth.intrinsics.fx, depth.values.shape[1]) if depth.intrinsics else ()
         scale.refuse_other(depth.origin.network, depth.protocol, scene or depth.origin.scene, *camera)
+        if depth.camera and scale.network and bool(scale.fx) != (depth.camera == "told"):
+            was, now = ("with", "without") if scale.fx else ("without", "with")
+            raise InputError(f"{scale.name} was measured {was} --intrinsics, on which this network's metres hang", fix=f"measure it again {now} them")
     return [depth.corrected(scale.scale, scale.shift_m, scale.words) for depth in maps]
