@@ -245,7 +245,7 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys, monkeyp
     text = (tmp_path / "w.md").read_text()
     assert facts["sha256"] in text and str(tmp_path) not in text and "rooms, 32x48, seed 7" in text
     assert "depth-train --model evp-tiny --data rooms:3:1:32x48 --val rooms:2:7:32x48 --steps 2 --store fp16 -o w.safetensors" in text
-    assert f"{facts['results'][0]['mean_map']['abs_rel']:.3f}" in text and output.stat().st_size < 10e6
+    assert f"{facts['results'][0]['mean_map']['abs_rel']:.3f}" in text and output.stat().st_size < 10e6 and "picture's own was told" in text
     assert main(words) == 3 and "exists already" in capsys.readouterr().err
 
 

@@ -263,6 +263,9 @@ def test_a_turned_sample_stays_one():
     quarter = turned(sample, 90)
     assert any(np.array_equal(quarter.rgb, np.rot90(rgb, k)) and np.array_equal(quarter.depth_m, np.rot90(sample.depth_m, k)) for k in (1, 3))
     assert np.array_equal(turned(sample, 0).rgb, rgb)
+    at_pixel = turned(dataclasses.replace(sample, intrinsics=(9.0, 9.0, 6.0, 1.0)), 90)  # the camera looks at that pixel, and still does
+    (row,), (column,) = np.nonzero((at_pixel.rgb == rgb[1, 6]).all(axis=-1))
+    assert at_pixel.intrinsics == pytest.approx((9, 9, column, row))
     flat = Sample(np.full((40, 60, 3), 7, np.uint8), np.full((40, 60), 2, np.float32), np.ones((40, 60), bool), None, "x", "")
     little = turned(flat, 2.5)
     assert little.valid[10:30, 10:50].all() and not little.valid.all() and (little.depth_m[little.valid] == 2).all()

@@ -15,12 +15,14 @@ from fathom.datasets.depth_metrics import depth_errors
 from fathom.datasets.pairs import Pairs
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.datasets.sample import Provenance, Sample
+from fathom.models.catalog import load
 from fathom.models.diffusion.evp import TINY, variant_of
 from fathom.models.llm_mde.llm_mde import TINY as LLM_MDE_TINY
 from fathom.models.llm_mde.llm_mde import random_llm_mde
 from fathom.models.training.data.augmentation import Augmentation, cut_depth, hue_matrix, mirrored, recoloured
 from fathom.models.training.data.kept_samples import KeptSamples
 from fathom.models.training.data.training_data import Examples
+from fathom.models.training.learners.learners import learner_for
 from fathom.models.training.learners.losses import l1_and_rmse, log_l1, moa_parts, silog, ssi
 from fathom.models.training.learners.validation import baselines, errors, validate
 from fathom.models.training.loop import numbers_of_step
@@ -189,7 +191,44 @@ def test_kept_samples_are_the_same_numbers(tmp_path):
     digests = [fresh[number].digest() for number in range(4)]
     assert len(set(digests)) == 4
     assert [kept[number].digest() for number in range(4)] == digests == [kept[number].digest() for number in range(4)]
-    assert kept[3].scene == fresh[3].scene and len(list(tmp_path.rglob("*.npz"))) == 4
+    assert kept[3].scene == fresh[3].scene and kept[3].intrinsics == fresh[3].intrinsics and len(list(tmp_path.rglob("*.npz"))) == 4
+
+
+def test_samples_that_were_kept_without_their_camera_are_read_anew(tmp_path):
+    kept, (wanted,) = KeptSamples([Rooms(1, 3, (24, 32))], tmp_path), Rooms(1, 3, (24, 32))
+    kept[0]
+    (file,) = tmp_path.rglob("*.npz")
+    parts = dict(np.load(file, allow_pickle=False))
+    assert tuple(parts.pop("intrinsics")) == wanted.intrinsics
+    np.savez(file, **parts)
+    assert kept[0].intrinsics == wanted.intrinsics == tuple(np.load(file, allow_pickle=False)["intrinsics"])
+
+
+@pytest.mark.parametrize("model", ["evp-tiny", "vpd-tiny"])
+def test_metres_are_learned_by_the_focal_length(model):
+    """A camera of twice the focal length sees the same picture of a room twice as far away: the same loss, and metres that are twice as many."""
+
+    class Seen(Ramp):
+        def __init__(self, focal_widths, far):
+            self.focal_widths, self.far = focal_widths, far
+
+        def __getitem__(self, number):
+            sample = super().__getitem__(number)
+            camera = self.focal_widths and (self.focal_widths * sample.rgb.shape[1],) * 2 + (3.0, 4.0)
+            return dataclasses.replace(sample, depth_m=np.float32(self.far) * np.clip(sample.depth_m, 0.1, 2), intrinsics=camera or None)
+
+    network = load(model, random_init=True, **({"scene": "kitchen"} if model == "vpd-tiny" else {}))
+    learner = learner_for(network, RECIPES[model])
+
+    def seen(focal_widths, far):
+        batch = learner.examples(KeptSamples([Seen(focal_widths, far)])).batch([0])
+        with torch.no_grad():
+            return float(batch.metres), float(learner(batch)["loss"]), learner.predict(batch)
+
+    own = network.contract.output.focal_px / network.contract.input.window[1]
+    (one, loss, depth), (two, same, twice), (unknown, _, _) = seen(own, 1), seen(2 * own, 2), seen(0, 1)
+    assert (one, two, unknown) == (pytest.approx(1), pytest.approx(2), 1) and same == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(twice, 2 * depth)
 
 
 def test_what_was_kept_of_other_files_is_never_given(tmp_path):
@@ -298,7 +337,7 @@ class Dented:
 def test_baselines_are_those_of_looking_at_all_others_for_each():
     examples = Examples(KeptSamples([Dented()]), variant_of(dataclasses.replace(TINY, nyu_window=32), "nyu").contract)
     shown = [examples.example(number) for number in range(8)]
-    truths, places = [np.where(valid, truth, np.nan) for _, truth, valid, *_ in shown], [part[3] for part in shown]
+    truths, places = [np.where(valid, truth, np.nan) for _, truth, valid, *_ in shown], [part[4] for part in shown]
     wanted = {"constant": [], "mean_map": []}
     for number, truth in enumerate(truths):
         rest = [other for other in range(8) if other != number]

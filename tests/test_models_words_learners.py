@@ -94,7 +94,7 @@ def test_maps_are_enlarged_corner_on_corner_as_at_inference():
     image = network.example_inputs()["image"]
     nothing = torch.zeros(1, 1, 30, 45)
     with torch.no_grad():
-        large = learner.predict(Batch(image, nothing, nothing > 0, ("",)))[0, 0].double().numpy()
+        large = learner.predict(Batch(image, nothing, nothing > 0, torch.ones(1, 1, 1, 1), ("",)))[0, 0].double().numpy()
         small = network.boundaries({"image": image})["depth"][0, 0].double().numpy()
     rows, columns = (np.arange(count) * (8 - 1) / (count - 1) for count in (30, 45))
     across = np.stack([np.interp(columns, np.arange(8), line) for line in small])

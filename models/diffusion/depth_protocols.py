@@ -9,14 +9,20 @@ KITTI_CROP = (352, 1216)
 CANVAS_MARGIN = 32  # pixels right of and below the window, so that the canvas is a multiple of 64
 FEATURE_SCALE = 32  # window pixels per pixel of the aggregated features
 MIN_DEPTH_M = 1e-3
+ROOMS_FOCAL_WIDTHS = 0.824  # of the mean camera of ``datasets.rooms``, which sees 62.5 degrees across
 
 
-def depth_contract(window: int, max_depth_m: float, protocols: tuple[Protocol, ...]) -> Contract:
-    """A square window at the top left of a canvas, normalised to [-1, 1], and metric depth at the window's size."""
+def depth_contract(window: int, max_depth_m: float, protocols: tuple[Protocol, ...], focal_widths: float = 0.0) -> Contract:
+    """A square window at the top left of a canvas, normalised to [-1, 1], and metric depth at the window's size.
+
+    Args:
+        focal_widths: focal length of the camera that the metres are for, in widths of a photo squeezed to the window; 0: they are for any.
+    """
     half = (0.5, 0.5, 0.5)
     canvas = window + CANVAS_MARGIN
     image = ImageInput("image", (window, window), (canvas, canvas), half, half)
-    return Contract(image, OutputContract("depth", "metric", "m", MIN_DEPTH_M, max_depth_m, "far", "bilinear-corners"), protocols)
+    output = OutputContract("depth", "metric", "m", MIN_DEPTH_M, max_depth_m, "far", "bilinear-corners", focal_widths * window, focal_widths > 0)
+    return Contract(image, output, protocols)
 
 
 def nyu_single_image(window: int) -> Protocol:

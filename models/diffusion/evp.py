@@ -27,7 +27,16 @@ from ..position_buffers import restore_position_buffers
 from ..random_init import RANDOM_WARNING, randomise
 from .caption_text import CaptionWords
 from .depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
-from .depth_protocols import CANVAS_MARGIN, FEATURE_SCALE, depth_contract, kitti_benchmark, nyu_benchmark, nyu_single_image, squeezed_single_image
+from .depth_protocols import (
+    CANVAS_MARGIN,
+    FEATURE_SCALE,
+    ROOMS_FOCAL_WIDTHS,
+    depth_contract,
+    kitti_benchmark,
+    nyu_benchmark,
+    nyu_single_image,
+    squeezed_single_image,
+)
 from .diffusion_checkpoint import ANCHOR, CLIP_PREFIX, clip_names, key_table, origin_of, published_name, refuse_other_networks
 from .evp_refer import TOKENIZER
 from .folding import FoldedUNet, FoldedVAE
@@ -61,6 +70,8 @@ class EVPConfig:
         aggregation_groups: GroupNorm groups of the aggregation.
         decoder, bins: their widths.
         nyu_window, kitti_window: side of the square input window, in pixels; the canvas is 32 pixels larger.
+        focal_widths: 0, or the focal length, in widths of a photo, of the camera that the metres of a network for rooms are for; another camera's
+            are as many times as large as its focal length (Metric3D, arXiv 2307.10984).
         captions: 1: CLIP stays in the network and every photo comes with its caption; 0: one text for all, folded.
 
     What the paper's table 4 takes out of the network:
@@ -82,6 +93,7 @@ class EVPConfig:
     bins: BinsConfig = dataclasses.field(default_factory=BinsConfig)
     nyu_window: int = 480
     kitti_window: int = 352
+    focal_widths: float = 0.0
     captions: int = 0
     imafr: int = 1
     metric_bins: int = 1
@@ -124,6 +136,7 @@ TINY = EVPConfig(
     bins=BinsConfig(192, 64, 16, (16, 8, 4, 1), (32, 32, 32, 16)),
     nyu_window=160,
     kitti_window=96,
+    focal_widths=ROOMS_FOCAL_WIDTHS,
 )
 
 
@@ -151,7 +164,7 @@ def _published_variant(config: EVPConfig, name: str) -> Variant:
     if name == "nyu":
         window = config.nyu_window
         protocols = (nyu_single_image(window), nyu_benchmark(window, 8, "EVP test_nyu.sh"))
-        return Variant(5.07543, 10.0, window, depth_contract(window, 10.0, protocols))
+        return Variant(5.07543, 10.0, window, depth_contract(window, 10.0, protocols, config.focal_widths))
     if name == "kitti":
         window = config.kitti_window
         protocols = (squeezed_single_image(window, OFFICIAL.kitti_window), kitti_benchmark(window, 20, "EVP test.sh"))

@@ -26,7 +26,7 @@ from ..network import DepthNetwork, Stage, WeightsOrigin
 from ..nyu_scenes import SCENES
 from ..random_init import RANDOM_WARNING, randomise
 from .depth_decoder import Decoder, DecoderConfig, FoldedDecoder, depth_head, double
-from .depth_protocols import CANVAS_MARGIN, FEATURE_SCALE, depth_contract, nyu_benchmark, squeezed_single_image
+from .depth_protocols import CANVAS_MARGIN, FEATURE_SCALE, ROOMS_FOCAL_WIDTHS, depth_contract, nyu_benchmark, squeezed_single_image
 from .diffusion_checkpoint import ANCHOR, key_table, origin_of, published_name, refuse_other_networks
 from .folding import FoldedUNet, FoldedVAE
 from .metric_bins import RelativeDepth
@@ -48,6 +48,7 @@ class VPDConfig:
         aggregation_groups: GroupNorm groups of the aggregation.
         decoder: its widths.
         nyu_window: side of the square input window, in pixels; the canvas is 32 pixels larger.
+        focal_widths: as of ``EVPConfig``.
     """
 
     name: str = "vpd"
@@ -55,6 +56,7 @@ class VPDConfig:
     aggregation_groups: int = 16
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     nyu_window: int = 480
+    focal_widths: float = 0.0
 
     def __post_init__(self):
         if self.nyu_window % FEATURE_SCALE or (self.nyu_window + CANVAS_MARGIN) % (2 * FEATURE_SCALE):
@@ -62,7 +64,7 @@ class VPDConfig:
 
 
 OFFICIAL = VPDConfig()
-TINY = VPDConfig("vpd-tiny", TINY_BACKBONE, 8, DecoderConfig(192, (32, 32, 32), 16), 160)
+TINY = VPDConfig("vpd-tiny", TINY_BACKBONE, 8, DecoderConfig(192, (32, 32, 32), 16), 160, ROOMS_FOCAL_WIDTHS)
 
 
 def scene_row(scene: str | None) -> int | None:
@@ -110,7 +112,7 @@ class VPD(DepthNetwork):
         self.config, self.name, self.variant = config, config.name, variant
         window = config.nyu_window
         protocols = (squeezed_single_image(window, OFFICIAL.nyu_window), nyu_benchmark(window, 2, "VPD test.sh"))
-        self.contract = depth_contract(window, MAX_DEPTH_M, protocols)
+        self.contract = depth_contract(window, MAX_DEPTH_M, protocols, config.focal_widths)
         if scene is None:
             self.contract = dataclasses.replace(self.contract, text=scene_choice())
         self.origin = WeightsOrigin("random-init")

@@ -31,6 +31,7 @@ WORDS = (
     "It was asked only for things in synthetic rooms, and always for something that was there: it does not know how to find nothing. "
     "Photos with words and masks are not learned from; `depth-bench accuracy --data refer:DIR:refcoco` measures on them."
 )
+CAMERA = "Its metres are those of one camera: each picture's own was told, where it is known. The blind guesses do not use it."
 EVERY = 200  # steps between two validations, unless they end the run: the papers count epochs
 SWITCHED = {"vit_rank": r"vit\.", "llm_rank": r"llm\.", "experts": r"adapters\.", "regression": r"regression\."}  # at 0 these parameters do not learn
 NOTES = {"relative": ALIGNED, "mask": WORDS}  # by the kind of output
@@ -175,6 +176,7 @@ class Session:
         for kept in self.held_out:
             found = {"network": learner.validate(kept, run.recipe.batch, run.device), **learner.baselines(kept)}
             results.append({"data": kept.sources[0].provenance.to_json(), **found})
+        meaning = network.contract.output
         facts = {
             "model": network.name,
             "variant": network.variant,
@@ -197,7 +199,7 @@ class Session:
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "measures": learner.measures,
             "results": results,
-            "notes": [*network.origin.warnings, *(note for kind, note in NOTES.items() if kind == network.contract.output.kind)],
+            "notes": [*network.origin.warnings, *(note for kind, note in NOTES.items() if kind == meaning.kind), *([CAMERA] if meaning.focal_px else [])],
         }
         path = card_path(output)
         with whole_file(path, force=True) as part:

@@ -101,7 +101,7 @@ def carelessly_taken(rgb: np.ndarray, chance: float, draw: np.random.Generator) 
 
 def turned(sample: Sample, degrees: float) -> Sample:
     """Photo, depth and validity turned about the middle (counterclockwise, degrees), the photo bilinearly, depths never mixed; the corners
-    that come from outside are black and not valid. The intrinsics are dropped."""
+    that come from outside are black and not valid. The principal point moves with them; pixels are taken for square."""
     height, width = sample.depth_m.shape
     angle = math.radians(degrees)
     y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
@@ -116,7 +116,13 @@ def turned(sample: Sample, degrees: float) -> Sample:
     below = rgb[top + 1, left] * (1 - right) + rgb[top + 1, left + 1] * right
     photo = np.rint(above * (1 - down) + below * down).astype(np.uint8) * inside[..., None]
     valid = sample.valid[at] & inside
-    return Sample(photo, np.where(valid, sample.depth_m[at], 0).astype(sample.depth_m.dtype), valid, None, sample.id, sample.scene, sample.caption)
+    intrinsics = sample.intrinsics
+    if intrinsics is not None:
+        fx, fy, cx, cy = intrinsics
+        x, y = cx - (width - 1) / 2, cy - (height - 1) / 2
+        turned_x, turned_y = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
+        intrinsics = (fx, fy, turned_x + (width - 1) / 2, turned_y + (height - 1) / 2)
+    return Sample(photo, np.where(valid, sample.depth_m[at], 0).astype(sample.depth_m.dtype), valid, intrinsics, sample.id, sample.scene, sample.caption)
 
 
 def recoloured(picture: np.ndarray, augmentation: Augmentation, draw: np.random.Generator) -> np.ndarray:

@@ -81,13 +81,14 @@ class KeptSamples:
         if self.folder is None:
             return _read(self.sources[which], inside)
         file = self.folder / self.names[which] / f"{inside:06d}.npz"
-        if file.is_file():
-            return _kept(file)
+        if file.is_file() and (sample := _kept(file)) is not None:
+            return sample
         sample = _read(self.sources[which], inside)
         if not (meta := file.with_name("meta.json")).is_file():
             keep(meta, lambda part: part.write(json.dumps(_meta(self.sources[which]), indent=1).encode()))
         words = {name: np.str_(getattr(sample, name)) for name in ("id", "scene", "caption")}
-        keep(file, lambda part: np.savez(part, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, **words))
+        camera = np.array(sample.intrinsics or (), np.float64)
+        keep(file, lambda part: np.savez(part, rgb=sample.rgb, depth_m=sample.depth_m, valid=sample.valid, intrinsics=camera, **words))
         return sample
 
 
@@ -135,10 +136,13 @@ def keep(file: Path, write: Callable[[IO[bytes]], object]) -> None:
             part.unlink()
 
 
-def _kept(file: Path) -> Sample:
+def _kept(file: Path) -> Sample | None:
+    """The sample of a file, None of one that says nothing about the camera: they were kept without it once."""
     try:
         with np.load(file, allow_pickle=False) as kept:
-            name, caption = (str(kept[key]) if key in kept else "" for key in ("id", "caption"))  # not in every room that was kept before
-            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], None, name or file.stem, str(kept["scene"]), caption)
+            if "intrinsics" not in kept:
+                return None
+            camera = tuple(map(float, kept["intrinsics"])) or None
+            return Sample(kept["rgb"], kept["depth_m"], kept["valid"], camera, *(str(kept[key]) for key in ("id", "scene", "caption")))
     except BROKEN as error:
         raise InputError(f"the kept sample {file} is broken ({error})", fix="delete it") from error

@@ -11,6 +11,8 @@ from torch import Tensor
 from ....datasets.sample import Sample
 from ....runtime.artefact.contract import Contract, Pad, Resize, Step
 from ....runtime.errors import InputError
+from ....runtime.photo.depth_map import Intrinsics
+from ....runtime.photo.postprocess import focal_scale
 from ....runtime.photo.preprocess import Placed, Window, place_steps, shape_photo, window_tensor
 from .augmentation import Augmentation, carelessly_taken, cut_depth, framed, mirrored, recoloured, turned
 from .kept_samples import KeptSamples
@@ -24,6 +26,7 @@ class Batch:
         image: [B, 3, canvas height, canvas width], normalised.
         truth_m: [B, 1, window height, window width]; 0 where unknown.
         valid: bool, like ``truth_m``: known, and not farther than the network can say.
+        metres: [B, 1, 1, 1], of one unit of the network's depth: 1, or what the camera makes of it (``postprocess.focal_scale``).
         scenes: kind of room of each picture, or "".
         captions: of each picture, or "".
     """
@@ -31,12 +34,14 @@ class Batch:
     image: Tensor
     truth_m: Tensor
     valid: Tensor
+    metres: Tensor
     scenes: tuple[str, ...]
     captions: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device, its pictures channels last."""
-        return Batch(self.image.to(device, memory_format=torch.channels_last), self.truth_m.to(device), self.valid.to(device), self.scenes, self.captions)
+        moved = {name: getattr(self, name).to(device) for name in ("truth_m", "valid", "metres")}
+        return replace(self, image=self.image.to(device, memory_format=torch.channels_last), **moved)
 
 
 class Examples:
@@ -60,7 +65,7 @@ class Examples:
         self.far_m = contract.output.far if contract.output.unit == "m" else np.inf
 
     def example(self, number: int, draw: np.random.Generator | None = None, augmentation: Augmentation | None = None) -> tuple[np.ndarray, ...]:
-        """image float32 [3, canvas], truth_m float32 [window], valid bool [window], scene and caption of a sample, changed at random if asked to.
+        """image float32 [3, canvas], truth_m float32 [window], valid bool [window], metres, scene and caption of a sample, changed at random if asked to.
 
         Raises:
             InputError: if a photo does not fit the protocol, or is narrower than the window at its height; with a random generator, which is to learn
@@ -89,7 +94,9 @@ class Examples:
         if self.geometry == "protocol":
             left = self.contract.protocols[0].lefts[0]
         columns = slice(left, left + image.window[1])
-        truth, valid = truth[:, columns], valid[:, columns] & (truth[:, columns] <= self.far_m)
+        camera = None if sample.intrinsics is None else Intrinsics(*sample.intrinsics)
+        metres = focal_scale(self.contract.output, placed, camera)
+        truth, valid = truth[:, columns], valid[:, columns] & (truth[:, columns] <= self.far_m * metres)
         if augmentation is not None:
             shown = recoloured(picture[:, columns], augmentation, draw)
             if draw.random() < augmentation.cut_depth:
@@ -97,7 +104,8 @@ class Examples:
                 shown = cut_depth(shown, np.where(valid, truth, 0), far_m, augmentation, draw)
             picture = _blacken(shown, placed)
             left = 0
-        return window_tensor(picture, Window(left, False, False), image), np.where(valid, truth, np.float32(0)), valid, sample.scene, sample.caption
+        truth, metres = np.where(valid, truth, np.float32(0)), np.full((1, 1, 1), metres, np.float32)
+        return window_tensor(picture, Window(left, False, False), image), truth, valid, metres, sample.scene, sample.caption
 
     def _steps(self, sample: Sample) -> tuple[Step, ...]:
         if self.geometry == "protocol":
@@ -115,13 +123,13 @@ class Examples:
             InputError: as ``example``; with ``draws``, also if no window has a known depth.
         """
         parts = [self.example(number, draws[place] if draws else None, augmentation) for place, number in enumerate(numbers)]
-        image, truth, valid = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(3))
+        image, truth, valid, metres = (torch.from_numpy(np.stack([part[k] for part in parts])) for k in range(4))
         if draws and not bool(valid.any()):
             names = ", ".join(self.samples[number].id for number in numbers)
             far = f" of at most {self.far_m:g} m" if np.isfinite(self.far_m) else ""
             was = f"there is no known depth{far} in the windows of {names}"
             raise InputError(was, wanted="some to learn from", fix="take a larger --batch, or leave them out")
-        return Batch(image, truth[:, None], valid[:, None], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
+        return Batch(image, truth[:, None], valid[:, None], metres, tuple(part[4] for part in parts), tuple(part[5] for part in parts))
 
 
 def shape_truth(depth_m: np.ndarray, valid: np.ndarray, placed: tuple[Placed, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -35,23 +35,23 @@ class EvpLearner(Learner):
         self.write = words and TextEncoder(network.contract.text, network.contract.input, words.tokenizer)
 
     def predict(self, batch: Batch) -> Tensor:
-        return self.decode(self.features(self.maps(batch)))
+        return self.decode(self.features(self.maps(batch))) * batch.metres
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """With ``hint``, the first channels of latent and taps learn the depth around their places too: in a backbone that starts from nothing,
         gradients from the loss alone are too weak."""
-        maps = self.maps(batch)
-        hint = self.hint and sum(map_hint(part, batch.truth_m, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
+        maps, truth = self.maps(batch), batch.truth_m / batch.metres
+        hint = self.hint and sum(map_hint(part, truth, batch.valid, batch.image.shape[-1]) for part in maps) / len(maps)
         if self.alone:
             return {"loss": self.hint * hint, "hint": hint}
         found = self.decode(self.features(maps)).float()
-        parts = {"depth": self.loss(found, batch.truth_m, batch.valid)}
+        parts = {"depth": self.loss(found, truth, batch.valid)}
         loss = parts["depth"]
         if self.hint:
             parts["hint"] = hint
             loss = loss + self.hint * hint
         if self.edges:
-            parts["edges"] = log_edges(found, batch.truth_m, batch.valid)
+            parts["edges"] = log_edges(found, truth, batch.valid)
             loss = loss + self.edges * parts["edges"]
         return {"loss": loss} if len(parts) == 1 else {"loss": loss, **parts}
 

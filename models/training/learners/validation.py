@@ -76,7 +76,7 @@ def baselines(examples: Examples) -> dict[str, dict[str, float]]:
     one_group = {source.provenance.kind for source in examples.samples.sources} != {"pairs"}
     truths, groups = [], []
     for number in range(len(examples.samples)):
-        _, truth, valid, scene, _ = examples.example(number)
+        _, truth, valid, _, scene, _ = examples.example(number)
         if valid.any():
             truths.append(np.where(valid, truth, np.nan).astype(np.float32))
             groups.append("" if one_group else scene)
