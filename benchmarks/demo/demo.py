@@ -41,6 +41,7 @@ NETWORKS = {  # in this order; what depth-export wants besides
 }
 WORDS_NETWORK = "evp-refer-tiny"
 LEARNED = "Small networks that learned from synthetic rooms: warm is near, cold is far, and each row has its own bar. One look per photo, on the CPU."
+TOLD = "evp-tiny and vpd-tiny are told the photo's camera, where it is known."
 UNTRAINED = "UNTRAINED WEIGHTS: this depth is meaningless; only the way through the tool is shown"
 COARSE_TITLE = "coarse by design"
 MOST_JOBS = 4
@@ -143,7 +144,7 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
     untrained = any(result["untrained"] for name in names for result in found[name].values())
     rows = [Row(photo.title, _picture(photo.path), photo.truth_m, tuple(_map(found[name][str(photo.path)]) for name in names)) for photo in chosen]
     columns = [_column(name, title) for title, members in groups for name in members]
-    notes = [UNTRAINED if untrained else LEARNED]
+    notes = [UNTRAINED] if untrained else [LEARNED, TOLD]
     draw_sheet("Depth of photos they never saw", notes, columns, rows, untrained).save(folder / "overview.png")
     drawn = masks.result()
     if drawn:
