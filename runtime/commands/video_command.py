@@ -190,12 +190,12 @@ class _Video:
         maps = [depth for _, depth in self.waiting if depth is not None]
         if not self.waiting:
             return
-        asked = self.arguments.near, self.arguments.far
+        output = self.pipeline.contract.output
+        asked = (None, None) if output.kind == "mask" else (self.arguments.near, self.arguments.far)
         if maps:
             ranges = np.array([writers.color_range(depth, *asked) for depth in maps])
             self.range = (float(ranges[:, 0].min()), float(ranges[:, 1].max()))
         else:
-            output = self.pipeline.contract.output
             self.range = writers.asked_range(output.near, output.far, *asked)
         waiting, self.waiting = self.waiting, []
         for frame, depth in waiting:
