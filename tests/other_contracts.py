@@ -1,4 +1,4 @@
-"""A bundle whose output means something else."""
+"""A bundle with another contract."""
 
 import dataclasses
 import shutil
@@ -7,10 +7,14 @@ from fathom.runtime.artefact.manifest_json import manifest_bytes
 from fathom.runtime.commands.inspection import read_manifest
 
 
-def with_output(bundle, folder, **changes):
-    """A copy of a bundle in ``folder``, its contract's output with these changes."""
+def with_contract(bundle, folder, contract):
+    """A copy of a bundle in ``folder`` with another contract."""
     shutil.copytree(bundle, folder)
-    manifest = read_manifest(bundle)
-    contract = dataclasses.replace(manifest.contract, output=dataclasses.replace(manifest.contract.output, **changes))
-    (folder / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
+    (folder / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(read_manifest(bundle), contract=contract)))
     return folder
+
+
+def with_output(bundle, folder, **changes):
+    """The same, its contract's output with these changes."""
+    contract = read_manifest(bundle).contract
+    return with_contract(bundle, folder, dataclasses.replace(contract, output=dataclasses.replace(contract.output, **changes)))

@@ -233,13 +233,12 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
             lines.append(json.dumps({"photo": str(photo), "kind": kind, "untrained": True, "files": {"npy": str(out / f"{photo.stem}.npy")}}))
         return "\n".join(lines)
 
-    def opened(path):  # only EVP's metres are those of one camera
-        output = SimpleNamespace(focal_px=130.0 if path.stem == "evp-tiny" else 0.0)
-        return nullcontext(SimpleNamespace(manifest=SimpleNamespace(contract=SimpleNamespace(output=output))))
+    def manifest(path):  # only EVP's metres are those of one camera
+        return SimpleNamespace(contract=SimpleNamespace(output=SimpleNamespace(focal_px=130.0 if path.stem == "evp-tiny" else 0.0)))
 
     monkeypatch.setattr(demo, "command", command)
     monkeypatch.setattr(demo, "loaded_commands", lambda jobs: nullcontext(command))
-    monkeypatch.setattr(demo.PlanFile, "open", opened)
+    monkeypatch.setattr(demo, "read_manifest", manifest)
     assert demo.main(tmp_path / "demo", tmp_path / "none") == 0
     shown = {tuple(map(Path, words[3 : words.index("-o")])): words for words in asked if words[0] == "depth-run"}
     (room,), (coffee,) = sorted(photos for photos in shown if len(photos) == 1)[::-1]

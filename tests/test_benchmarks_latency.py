@@ -1,18 +1,15 @@
 """depth-bench latency: what is timed is what is said, fairly, and what cannot run says why."""
 
-import dataclasses
 import json
-import shutil
 import time
 
 import numpy as np
 import pytest
 import torch
+from other_contracts import with_output
 
 from fathom.benchmarks import bench_command, pytorch_reference
 from fathom.benchmarks.latency import latency
-from fathom.runtime.artefact.manifest_json import manifest_bytes
-from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.errors import FathomError
 
 QUERY = latency.Query({})
@@ -116,11 +113,8 @@ def test_the_command(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_a_network_whose_metres_need_a_camera_is_timed(tiny, tmp_path):
-    shutil.copytree(tiny.bundle, tmp_path / "bundle")
-    manifest = read_manifest(tiny.bundle)
-    contract = dataclasses.replace(manifest.contract, output=dataclasses.replace(manifest.contract.output, focal_px=500.0))
-    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
-    words = ["latency", str(tmp_path / "bundle"), "--onnxruntime", "cpu", "--rounds", "3", "--threads", "1", "--details", "-o", str(tmp_path / "r.json")]
+    bundle = with_output(tiny.bundle, tmp_path / "bundle", focal_px=500.0)
+    words = ["latency", str(bundle), "--onnxruntime", "cpu", "--rounds", "3", "--threads", "1", "--details", "-o", str(tmp_path / "r.json")]
     assert bench_command.main(words) == 0
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert len(row["sample_times_ms"]["photo"]) == 3 and not row["cold_start_ms"]["is_skipped"]

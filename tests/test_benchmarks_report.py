@@ -7,11 +7,11 @@ import html as html_words
 import io
 import json
 import re
-import shutil
 
 import jsonschema
 import numpy as np
 import pytest
+from other_contracts import with_contract
 from PIL import Image
 from test_benchmarks_record import SCHEMA
 
@@ -24,7 +24,6 @@ from fathom.benchmarks.report.document import Number
 from fathom.benchmarks.report.html import html
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.runtime.artefact.contract import Crop, Protocol, Resize
-from fathom.runtime.artefact.manifest_json import manifest_bytes
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.pipeline import Pipeline
@@ -144,11 +143,10 @@ def test_details_look_at_the_maps_that_were_scored(tiny, louder, tmp_path, monke
     contract = read_manifest(tiny.bundle).contract
     middle = Protocol("middle", (Crop(36, 48, "center"), Resize(48, 64, "bilinear")), (0,), (), False, "a test")
     contract = dataclasses.replace(contract, protocols=(*contract.protocols, middle), output=dataclasses.replace(contract.output, focal_px=50.0))
-    shutil.copytree(tiny.bundle, tmp_path / "bundle")
-    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(read_manifest(tiny.bundle), contract=contract)))
+    bundle = with_contract(tiny.bundle, tmp_path / "bundle", contract)
     with PlanFile.open(louder) as plan:
         write_plan(tmp_path / "x.plan", dataclasses.replace(plan.manifest, contract=contract), {name: bytes(plan.view(name)) for name in plan.manifest.files})
-    words = ["accuracy", "--engine", str(tmp_path / "bundle"), "--engine", str(tmp_path / "x.plan"), "--data", DATA, "--threads", "1", "--quiet", "--details"]
+    words = ["accuracy", "--engine", str(bundle), "--engine", str(tmp_path / "x.plan"), "--data", DATA, "--threads", "1", "--quiet", "--details"]
     assert main([*words, "-o", str(tmp_path / "r.json")]) == 0
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["rows"][1]["protocol"] == "middle"

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
+from other_contracts import with_contract
 from PIL import Image
 
 from fathom.benchmarks import pytorch_reference
@@ -13,7 +13,6 @@ from fathom.benchmarks.bench_command import main
 from fathom.benchmarks.latency import first_query
 from fathom.benchmarks.report.build import build_report
 from fathom.runtime.artefact.contract import Crop, Protocol, Require, Resize
-from fathom.runtime.artefact.manifest_json import manifest_bytes
 from fathom.runtime.artefact.plan import PlanFile
 from fathom.runtime.commands.inspection import read_manifest
 from fathom.runtime.errors import FathomError
@@ -126,13 +125,11 @@ def kitti_data(folder):
 @pytest.mark.parametrize(("data", "protocol", "photo"), [(nyu_data, "nyu-benchmark", [480, 640]), (kitti_data, "kitti-benchmark", [375, 1242])])
 def test_a_run_on_a_papers_data_shows_photos_as_the_paper_did(tiny, tmp_path, data, protocol, photo):
     """Scored and timed alike, or the report would refuse them."""
-    shutil.copytree(tiny.bundle, tmp_path / "bundle")
-    manifest = read_manifest(tiny.bundle)
+    own = read_manifest(tiny.bundle).contract
     shapes = {"nyu-benchmark": Require(480, 640), "kitti-benchmark": Crop(352, 1216, "bottom-center")}
     more = tuple(Protocol(name, (shape, Resize(48, 96, "bilinear")), (0, 32), (), True, "a test") for name, shape in shapes.items())
-    contract = dataclasses.replace(manifest.contract, protocols=(*manifest.contract.protocols, *more))
-    (tmp_path / "bundle" / "bundle.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
-    words = ["run", str(tmp_path / "bundle"), "--data", data(tmp_path), "--pytorch", "", "--quick", "--threads", "1", "--quiet"]
+    bundle = with_contract(tiny.bundle, tmp_path / "bundle", dataclasses.replace(own, protocols=(*own.protocols, *more)))
+    words = ["run", str(bundle), "--data", data(tmp_path), "--pytorch", "", "--quick", "--threads", "1", "--quiet"]
     assert main([*words, "-o", str(tmp_path / "out")]) == 0
     accuracy, latency = (json.loads((tmp_path / "out" / f"{kind}.json").read_text()) for kind in ("accuracy", "latency"))
     assert accuracy["rows"][0]["protocol"] == latency["protocol"] == protocol and latency["photo_shape"] == photo

@@ -19,8 +19,8 @@ from PIL import Image
 
 from ...datasets.rooms.rooms import Rooms
 from ...datasets.rooms.words import meanings
-from ...runtime.artefact.plan import PlanFile
 from ...runtime.commands.command import run_command
+from ...runtime.commands.inspection import read_manifest
 from ..model_cards import CardResult, read_card, trained
 from .commands import Commands, command, loaded_commands
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
@@ -90,8 +90,7 @@ class Show:
     def depth(self, name: str) -> dict[str, dict]:
         """Results of one network by photo. Photos of one camera go together where the network's metres depend on the camera, else all."""
         plan, cameras, results = self.plan(name), defaultdict(list), {}
-        with PlanFile.open(plan) as opened:
-            told = opened.manifest.contract.output.focal_px > 0
+        told = read_manifest(plan).contract.output.focal_px > 0
         for photo in self.photos:
             cameras[photo.camera if told else ""].append(str(photo.path))
         for camera, paths in cameras.items():
