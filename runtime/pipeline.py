@@ -150,16 +150,17 @@ class Pipeline:
         self,
         images: Sequence[np.ndarray],
         protocol: str | None = None,
-        intrinsics: Camera | None = None,
+        intrinsics: Camera | list[Intrinsics | None] | None = None,
         prompt: str | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[DepthMap]:
-        """Depth of several photos of any sizes, whose windows share the network's batches; see ``predict``.
+        """Depth of several photos of any sizes, whose windows share the network's batches; see ``predict``. Each may have its own ``Intrinsics`` or None.
 
         Args:
             on_progress: called after every network run with the number of windows that have gone through so far.
         """
-        return self._predict(images, [intrinsics] * len(images), protocol, prompt, on_progress)
+        own = isinstance(intrinsics, list) and all(one is None or isinstance(one, Intrinsics) for one in intrinsics)
+        return self._predict(images, intrinsics if own else [intrinsics] * len(images), protocol, prompt, on_progress)
 
     def _predict(
         self,

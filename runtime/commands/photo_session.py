@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AccuracyError, DiskFullError, FathomError, InputError
 from ..free_memory import give_back_free_memory
 from ..outputs.writers import save_as
+from ..photo.exif_camera import camera_of
 from ..photo.photo import read_photo
 from ..photo.preprocess import windows_of
+from ..sequences import zip_equal
 from .command import say
 from .progress import Progress
 
@@ -48,10 +50,11 @@ class PhotoSession:
 
     Args:
         arguments: of ``depth-run``.
+        camera: of all photos, or ``EXIF`` for the one that each photo names.
         targets: for each photo the files to write, by kind.
     """
 
-    def __init__(self, pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsics | None, targets: dict[PhotoFile, dict[str, Path]]):
+    def __init__(self, pipeline: Pipeline, arguments: argparse.Namespace, camera: Intrinsics | str | None, targets: dict[PhotoFile, dict[str, Path]]):
         self.pipeline, self.arguments, self.camera, self.targets = pipeline, arguments, camera, targets
         self.progress: Progress
         self.counting = threading.Lock()
@@ -96,30 +99,33 @@ class PhotoSession:
         with self.counting:
             self.pixels += pixels
 
-    def _read(self, photo: PhotoFile) -> np.ndarray | FathomError:
+    def _read(self, photo: PhotoFile) -> tuple[np.ndarray, Intrinsics | None] | FathomError:
         try:
             pixels = read_photo(photo.path)
+            camera = camera_of(self.camera, photo.path, pixels)
         except FathomError as error:
             return error
         self._count(pixels.shape[0] * pixels.shape[1])
-        return pixels
+        return pixels, camera
 
     def _predict_group(self, read: list[tuple[PhotoFile, Future]], before: int, writing: ThreadPoolExecutor) -> list[_Done | Future]:
         """Through the network as soon as all are read; what is still being written comes as a future."""
         found = [(photo, future.result()) for photo, future in read]
-        maps = iter(self._predict([pixels for _, pixels in found if not isinstance(pixels, FathomError)], before))
+        maps = iter(self._predict([seen for _, seen in found if not isinstance(seen, FathomError)], before))
         done: list[_Done | Future] = []
-        for photo, pixels in found:
-            result = pixels if isinstance(pixels, FathomError) else next(maps)
+        for photo, seen in found:
+            if isinstance(seen, FathomError):
+                done.append(_Done(photo, None, {}, error=seen))
+                continue
+            (pixels, _), result = seen, next(maps)
             if isinstance(result, FathomError):
-                if result is not pixels:
-                    self._count(-pixels.shape[0] * pixels.shape[1])
+                self._count(-pixels.shape[0] * pixels.shape[1])
                 done.append(_Done(photo, None, {}, error=result))
             else:
                 done.append(writing.submit(self._save, photo, pixels, result))
         return done
 
-    def _predict(self, photos: list[np.ndarray], before: int) -> list[DepthMap | FathomError]:
+    def _predict(self, photos: list[tuple[np.ndarray, Intrinsics | None]], before: int) -> list[DepthMap | FathomError]:
         """A map, or why there is none, for each photo; ``before`` counts the photos before these."""
         flags = self.arguments
 
@@ -127,8 +133,11 @@ class PhotoSession:
             with self.counting:
                 self.progress.advance_to(before * self.windows + count)
 
+        if not photos:
+            return []
+        images, cameras = zip_equal(*photos)
         try:
-            return list(self.pipeline.predict_batch(photos, flags.protocol, self.camera, flags.prompt, seen)) if photos else []
+            return self.pipeline.predict_batch(images, flags.protocol, list(cameras), flags.prompt, seen)
         except (InputError, AccuracyError) as error:
             if len(photos) == 1:
                 return [error]

@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", type=_kinds, metavar="KINDS", help=f"comma-separated: {','.join(SUFFIX)} (default: png16,color, and ply with --intrinsics)")
     parser.add_argument("--skip-existing", action="store_true", help="leave out photos (and videos) whose results are there: take up a long job")
     parser.add_argument("--protocol", metavar="NAME", help="how photos are shown to the network (default: the artefact's first; depth-inspect lists them)")
-    parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of all photos, in pixels of the upright photo, or a JSON file that holds it")
+    words = "camera of all photos, in pixels of the upright photo, or a JSON file that holds it; exif: what each photo says of its own"
+    parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE|exif", help=words)
     parser.add_argument("--scale", metavar="FILE|FACTOR[,SHIFT]", help="correct metres by this: what depth-calibrate-scale wrote, or numbers")
     parser.add_argument("--mask-edges", action="store_true", help="no depth where it floats between a near and a far surface (flying pixels)")
     parser.add_argument("--topic", metavar="TOPIC", help="bags: the pictures; may be left out if there is one such topic")
@@ -88,6 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..artefact.trust import Trust
     from ..fleet.job import FleetJob
     from ..outputs.writers import refuse_ply, require_exr
+    from ..photo.exif_camera import EXIF
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import TILES, find_photos, refuse_as_results
     from ..pipeline import Pipeline
@@ -107,6 +109,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.ray is not None:
         from .ray_command import run_ray
 
+        if camera == EXIF:
+            raise UsageError("--intrinsics exif with --ray", wanted="one camera for all photos", fix="leave out --ray, or give fx,fy,cx,cy")
         return run_ray(arguments, trust, SUFFIX, camera, correction, lambda pipeline: _before_photos(pipeline, arguments, correction))
     out, bag = Path(arguments.output), any(is_bag(text) for text in arguments.inputs)
     if bag:
@@ -124,6 +128,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("photos and videos together", wanted="one or the other", fix="run them one after the other")
     if bag and arguments.skip_existing:
         raise UsageError("--skip-existing and a bag", wanted="photos or videos")
+    if (videos or bag) and camera == EXIF:
+        fix = "leave it to the bag's CameraInfo, or give fx,fy,cx,cy" if bag else "give fx,fy,cx,cy"
+        raise UsageError("--intrinsics exif and a video or bag", wanted="photos", fix=fix)
     if (videos or bag) and arguments.show:
         raise UsageError("--show and a video or bag", wanted="photos", fix="leave out --show, and open what is written")
     kinds = arguments.save or (("color",) if videos else ("png16", "color", *(("ply",) if camera else ())))

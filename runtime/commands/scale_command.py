@@ -6,9 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, UsageError
 from .command import common_flags, run_command
+
+if TYPE_CHECKING:
+    from ..photo.depth_map import DepthMap
 
 EPILOG = """\
 MEASUREMENTS is a CSV; paths in it are relative to it. A line is a distance in metres at a pixel of a photo (column and row from 0, in the
@@ -34,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", metavar="FILE", help="where the correction goes (default: beside the plan); one file per camera")
     parser.add_argument("--protocol", metavar="NAME", help="as depth-run will be given it")
     parser.add_argument("--scene", metavar="NAME", help="as depth-run will be given it, for a network that must be told")
-    parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE", help="camera of the photos; the correction then refuses another camera")
+    words = "camera of the photos (exif: what each says of its own); the correction then refuses another camera"
+    parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY|FILE|exif", help=words)
     parser.add_argument("--ray", action="store_true", help="distances run from the lens to the point, as a tape does off the axis; needs --intrinsics")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--device", metavar="DEVICE", help="as in depth-run")
@@ -48,10 +53,11 @@ def _run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from ..files import refuse_existing
+    from ..photo.exif_camera import camera_of
     from ..photo.intrinsics_file import read_intrinsics
     from ..photo.photo import read_photo
     from ..pipeline import Pipeline
-    from ..scale.camera_scale import CameraScale, beside
+    from ..scale.camera_scale import CAMERA_TOLERANCE, CameraScale, beside
     from ..scale.fit import fit_scale
     from ..scale.measurements import compare, read_measurements
     from .run import tell_scene
@@ -71,8 +77,11 @@ def _run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"the network's output is {pipeline.contract.output.kind}, without a unit", wanted="metric depth")
         tell_scene(pipeline, arguments)
         for number, photo in enumerate(photos):
-            depth = pipeline.predict(read_photo(photo), arguments.protocol, camera, arguments.prompt)
+            pixels = read_photo(photo)
+            depth = pipeline.predict(pixels, arguments.protocol, camera_of(camera, photo, pixels), arguments.prompt)
             seen = seen or depth
+            if abs(_focal_widths(depth) - _focal_widths(seen)) > CAMERA_TOLERANCE * _focal_widths(seen):
+                raise InputError(f"{photo} is of another camera than {photos[0]}", wanted="photos of one camera", fix="a file of measurements for each")
             found = [pair for line in lines if line.photo == photo for pair in compare(line, depth, arguments.ray)]
             pairs += found
             owners += [number] * len(found)
@@ -106,6 +115,11 @@ def _run(arguments: argparse.Namespace) -> int:
     tail = f"mean error {fit.error_before:.1%} before, {fit.error_after:.1%} after; scale alone {low:.3f} to {high:.3f} at 99 %"
     print(json.dumps(facts) if arguments.json else f"{words}\n{len(pairs)} measurements in {len(photos)} photos, {tail}", flush=True)
     return 0
+
+
+def _focal_widths(depth: DepthMap) -> float:
+    """The focal length of its camera in widths of the photo; 0 if it is not known."""
+    return depth.intrinsics.fx / depth.values.shape[1] if depth.intrinsics else 0.0
 
 
 if __name__ == "__main__":

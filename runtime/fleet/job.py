@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ class FleetJob:
         manifest_sha256: of its manifest.
         out: folder of the files, or ``""`` if maps travel on as rows.
         suffixes: kind of file -> its ending, for the kinds that are written.
-        protocol, camera, scale, mask_edges, prompt: as in ``Pipeline``.
+        protocol, scale, mask_edges, prompt: as in ``Pipeline``.
+        camera: likewise, or ``exif_camera.EXIF``.
         colormap, near, far: of colour pictures.
         device, threads, batch, streams: as in ``Pipeline.open``.
         force: redo what is there.
@@ -42,7 +43,7 @@ class FleetJob:
     out: str
     suffixes: tuple[tuple[str, str], ...]
     protocol: str
-    camera: Intrinsics | None = None
+    camera: Intrinsics | str | None = None
     scale: CameraScale | None = None
     mask_edges: bool = False
     prompt: str | None = None
@@ -61,7 +62,7 @@ class FleetJob:
 
     def record(self) -> dict[str, Any]:
         """Everything that changes what the results say, as JSON values."""
-        camera = None if self.camera is None else {key: getattr(self.camera, key) for key in self.camera.__dataclass_fields__}
+        camera = asdict(self.camera) if is_dataclass(self.camera) else self.camera
         scale = "" if self.scale is None else self.scale.words
         colors = {key: getattr(self, key) for key in COLORS} if "color" in dict(self.suffixes) else {}
         facts = {"manifest_sha256": self.manifest_sha256, "save": [kind for kind, _ in self.suffixes] or ["parquet"], "protocol": self.protocol}

@@ -1,4 +1,4 @@
-"""A camera's intrinsics from the command line: four numbers, or a JSON file that holds them."""
+"""A camera's intrinsics from the command line: four numbers, a JSON file that holds them, or the word for what each photo says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError, UsageError
 from ..files import read_text
 from .depth_map import Intrinsics
+from .exif_camera import EXIF
 
 MAX_BYTES = 1 << 20
 NAMES = ("fx", "fy", "cx", "cy")
@@ -17,8 +18,8 @@ LISTS = ("intrinsics_fx_fy_cx_cy", "intrinsics", "camera_matrix", "K", "k")  # t
 SIZES = (("width", "height"), ("image_width", "image_height"))
 
 
-def read_intrinsics(argument: str) -> Intrinsics:
-    """Understand ``fx,fy,cx,cy`` or the path of a JSON file.
+def read_intrinsics(argument: str) -> Intrinsics | str:
+    """Understand ``fx,fy,cx,cy``, the path of a JSON file, or ``EXIF``, which is given back: each photo will say its own.
 
     The file holds a list of the four numbers, or an object with the keys ``fx``, ``fy``, ``cx``, ``cy``, or an object whose key
     ``intrinsics_fx_fy_cx_cy``, ``intrinsics``, ``camera_matrix`` or ``K`` is one of these (other keys are left alone), or a 3 x 3 matrix in their
@@ -29,7 +30,9 @@ def read_intrinsics(argument: str) -> Intrinsics:
         UsageError: if it is neither four numbers nor the name of a file.
         InputError: if the file holds no intrinsics.
     """
-    wanted = "fx,fy,cx,cy in pixels, or a JSON file"
+    if argument == EXIF:
+        return EXIF
+    wanted = "fx,fy,cx,cy in pixels, a JSON file, or exif"
     path = Path(argument)
     if not path.is_file():
         try:

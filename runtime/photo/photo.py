@@ -86,7 +86,7 @@ def _read(opened: Callable[[], BinaryIO], path: Path, upright: bool = True) -> n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about odd metadata and about sizes that are checked here
-            with opened() as file, Image.open(file, formats=_formats()) as image:
+            with opened() as file, Image.open(file, formats=photo_formats()) as image:
                 _check_size(path, image, file)
                 image.load()
                 orientation = _orientation(image) if upright else 1
@@ -113,7 +113,8 @@ def _read(opened: Callable[[], BinaryIO], path: Path, upright: bool = True) -> n
         raise InputError(f"{path} is a broken or truncated picture ({type(error).__name__}: {error})", fix="copy or save it again") from error
 
 
-def _formats() -> list[str]:
+def photo_formats() -> list[str]:
+    """Pillow's names of the formats that are read here."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]  # AVIF came to Pillow late, and some builds lack JPEG2000
 

@@ -120,7 +120,7 @@ def focal_scale(output: OutputContract, placed: tuple[Placed, ...], camera: Intr
         return 1.0
     if camera is None:
         was = "this network's metres depend on the focal length of the photo's camera"
-        raise UsageError(was, fix="--intrinsics fx,fy,cx,cy or --intrinsics camera.json")
+        raise UsageError(was, fix="--intrinsics fx,fy,cx,cy or --intrinsics camera.json; for photos of phones and cameras --intrinsics exif")
     return shape_camera(camera, placed).fx / output.focal_px
 
 

@@ -15,6 +15,7 @@ FORM = "fathom-scale/1"
 MAX_BYTES = 1 << 20
 LEAST, GREATEST = 0.05, 20.0  # beyond, it is a mistake of units, not of a camera
 GREATEST_SHIFT_M = 10.0
+CAMERA_TOLERANCE = 0.02  # of focal lengths in widths of the photo: beyond, it is another camera
 SUFFIX = ".scale.json"
 SCALE_NAME = "scale.json"  # in a folder of results that were corrected
 
@@ -79,7 +80,7 @@ class CameraScale:
                 raise InputError(f"{self.name} was measured with the {what} {was}", wanted=wanted, fix="depth-calibrate-scale with this plan")
         if self.fx and fx:
             was, now = (self.fx / self.width, fx / width) if self.width and width else (self.fx, fx)  # per width, if both widths are known
-            if abs(now / was - 1) > 0.02:
+            if abs(now / was - 1) > CAMERA_TOLERANCE:
                 raise InputError(f"{self.name} was measured with another camera (focal length {self.fx:g} px, here {fx:g} px)", wanted="one per camera")
 
     def write(self, path: str | Path, force: bool = False) -> None:
