@@ -25,10 +25,10 @@ def host() -> dict[str, Any]:
 
 def describe() -> dict[str, Any]:
     """``host()``, the accelerators, their software, and how the clocks are set."""
-    from ...runtime.commands.doctor import examine
+    from ...runtime.commands.doctor import devices
     from .conditions import settings
 
-    found = examine()
+    found = devices()
     gpus = found["gpus"]
     facts = host() | {
         "accelerators_per_node": len(gpus),

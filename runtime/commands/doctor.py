@@ -69,6 +69,13 @@ def _prove(path: str, as_json: bool) -> int:
     return 0
 
 
+def devices() -> dict[str, Any]:
+    """The part of ``examine`` that says on what a measurement is made: ``driver``, ``gpus``, ``gpu_problem`` and ``packages``. Starts no process."""
+    gpus, problem = _gpus()
+    packages = {name: version for name in PACKAGES if (version := version_of(name))}
+    return {"driver": _driver(gpus), "gpus": gpus, "gpu_problem": problem, "packages": packages}
+
+
 def examine(trial: bool = False) -> dict[str, Any]:
     """Everything, as JSON values.
 
@@ -79,17 +86,14 @@ def examine(trial: bool = False) -> dict[str, Any]:
         ``fathom``, ``python``, ``system``, ``jetson`` (null on other machines), ``driver``, ``gpus``, ``gpu_problem``, ``packages``, ``conflicts`` (between
         packages: ``says`` and ``fix``), ``kernels``, ``cache`` and ``backends``: name -> ``works``, ``says``, ``fix``, and with ``trial`` also ``trial``.
     """
-    gpus, problem = _gpus()
-    packages = {name: version for name in PACKAGES if (version := version_of(name))}
+    seen = devices()
+    gpus, problem = seen["gpus"], seen["gpu_problem"]
     found: dict[str, Any] = {
         "fathom": __version__,
         "python": platform.python_version(),
         "system": _system(),
         "jetson": _jetson(),
-        "driver": _driver(gpus),
-        "gpus": gpus,
-        "gpu_problem": problem,
-        "packages": packages,
+        **seen,
         "conflicts": conflicts(),
         "kernels": _kernels(gpus),
         "cache": _cache(),
