@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fathom.calibration.graph.session import StageSession
+from fathom.calibration.graph.stage_graph import StageGraph
 from fathom.export.plan.plan_file import file_facts, write_plan
 from fathom.runtime.artefact.bundle import BundleDirectory
 from fathom.runtime.artefact.manifest import PlanStage
@@ -297,3 +299,11 @@ def test_a_long_run_can_be_interrupted(opened):
     backend.interrupt()
     thread.join(10)
     assert failed and not thread.is_alive()
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("1", 1), ("3", 3), ("2,1", 2), (" 2 ", 2), ("", 0), ("all", 0), ("-1", 0)])
+def test_own_sessions_take_the_threads_that_the_environment_asks_for(tiny, monkeypatch, asked, taken):
+    """A list is one number for each level of nested loops (OpenMP 5.2, 21.1.2); 0 is ONNX Runtime's word for all cores."""
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    session = StageSession(StageGraph.load(tiny.bundle / "stages" / "encoder.onnx"))
+    assert session._session.get_session_options().intra_op_num_threads == taken

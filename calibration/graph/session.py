@@ -8,6 +8,7 @@ import numpy as np
 
 from ...runtime.errors import AccuracyError, BuildFailedError, FathomError
 from ...runtime.onnxruntime.optimisers import DISABLED, EXACT_INT8
+from ...runtime.onnxruntime.threads import threads_asked
 from .softmax import spread_softmax
 from .stage_graph import StageGraph
 
@@ -32,7 +33,7 @@ class StageSession:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+        options.intra_op_num_threads = threads_asked()
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if optimise else level.ORT_ENABLE_BASIC
         if as_written:

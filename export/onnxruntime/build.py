@@ -14,6 +14,7 @@ import onnx
 from ...runtime.artefact.spec import DTYPES, TENSOR_NAME
 from ...runtime.errors import BuildFailedError, FathomError, OutOfMemoryError, missing_package, tells_of_no_memory
 from ...runtime.onnxruntime.optimisers import DISABLED
+from ...runtime.onnxruntime.threads import threads_asked
 from ..graph.inner_graphs import all_names, rename
 from ..graph.onnx_weights import EXTERNAL_FROM_NBYTES, WeightsWriter, point_outside, read_array
 from .rewrites import rewrite
@@ -64,6 +65,7 @@ def optimise(request: dict[str, Any], send: Callable[..., None]) -> dict[str, An
     send("progress", what=f"{stage}: reading the graph", done=0.0)
     model = onnx.load(str(source), load_external_data=False)
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads_asked()
     if request.get("cuda"):
         rewrites, optimised = {}, source
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

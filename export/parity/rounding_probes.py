@@ -13,6 +13,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from ...runtime.artefact.spec import StageSpec, TensorSpec
 from ...runtime.certificate.probes import StageProbes, pack_probes, sample, unpack_probes
 from ...runtime.errors import BuildFailedError
+from ...runtime.onnxruntime.threads import threads_asked
 from ..child.child import Progress, run_child
 from ..graph.inner_graphs import inner_graphs
 from ..onnxruntime.build import load_onnxruntime, refusal
@@ -173,6 +174,7 @@ def _moved(value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _run(ort: Any, model: onnx.ModelProto, cases: list[dict[str, np.ndarray]], outputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """What ``sample`` gives for each case."""
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads_asked()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would join operators and leave roundings out
     options.enable_cpu_mem_arena = False

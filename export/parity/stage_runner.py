@@ -17,6 +17,7 @@ from ...runtime.certificate.comparison import compare_output, find_problem
 from ...runtime.certificate.probes import StageProbes, pack_probes
 from ...runtime.errors import AccuracyError
 from ...runtime.onnxruntime.optimisers import DISABLED, EXACT_INT8
+from ...runtime.onnxruntime.threads import threads_asked
 from ..onnxruntime.build import load_onnxruntime, refusal
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
 from .weight_probes import probe_stage
@@ -159,6 +160,7 @@ def _check_golden(golden: dict[str, np.ndarray], stage: dict[str, Any]) -> None:
 
 def _session(ort, file: Path, stage: str, engine: bool, passes=GATE_PASSES):
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads_asked()
     options.log_severity_level = 3
     options.add_session_config_entry(*EXACT_INT8)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))

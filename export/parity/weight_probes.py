@@ -14,6 +14,7 @@ from ...calibration.search.cost import macs
 from ...runtime.certificate.probes import LESS, MOST_WEIGHTS, STEP, TOGETHER, StageProbes, sample
 from ...runtime.errors import BuildFailedError, tells_of_no_memory
 from ...runtime.onnxruntime.optimisers import EXACT_INT8
+from ...runtime.onnxruntime.threads import threads_asked
 from ..graph.inner_graphs import inner_graphs
 from ..onnxruntime.build import refusal
 
@@ -195,6 +196,7 @@ class _Parts:
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
         options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads_asked()
         options.log_severity_level = 4
         options.add_session_config_entry(*EXACT_INT8)
         try:
