@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import FathomError, InputError
+from ..errors import InputError
 from ..files import BoundedReader
 from .depth_map import SHAPE_TOLERANCE, Intrinsics
 from .photo import photo_formats
@@ -41,8 +41,6 @@ def exif_camera(path: str | Path, width: int, height: int) -> Intrinsics:
             with BoundedReader(path) as file, Image.open(file, formats=photo_formats()) as image:
                 tags = image.getexif().get_ifd(DETAILS)
                 focal, zoom, across, down = (_number(tags.get(tag, 0)) for tag in (FOCAL_35MM, ZOOM, ACROSS, DOWN))
-    except FathomError:
-        raise
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise InputError(f"the EXIF data of {path} cannot be read ({type(error).__name__}: {error})", wanted=wanted, fix=fix) from error
     if not focal > 0:
