@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+EDITABLE := $(INSTALL) -c constraints.txt --no-build-isolation --editable
 # Bytecode by all cores, where pip takes one; what is left out is rarely loaded, and compiled then.
-RARE := tests|testing|pip|setuptools|pygments|sympy/physics|transformers/models|diffusers/pipelines|diffusers/modular_pipelines
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/($(RARE))/' $(VENV)/lib || true
+RARE := tests|testing|pip|setuptools|pygments|sympy/physics|transformers/models|diffusers/pipelines|diffusers/modular_pipelines|fontTools|skimage|tifffile|imageio
+COMPILE := $(BIN)/python -m compileall -qq -x '/($(RARE))/'
 TORCH ?= torch==2.13.0
 JOBS ?= auto
 
@@ -14,15 +15,17 @@ JOBS ?= auto
 
 $(VENV)/.export: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade pip "setuptools>=77"  # pip 23, which Python 3.11 brings along, takes twice as long for what follows
 	$(INSTALL) $(TORCH)
-	$(INSTALL) -c constraints.txt --editable ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex
+	$(COMPILE) $(VENV)/lib/python*/site-packages/torch & \
+	$(EDITABLE) ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex; code=$$?; wait; exit $$code
 	$(INSTALL) --no-deps "open_clip_torch>=3.3,<4"  # [clip] less torchvision: its wheel is for CUDA, and transformers would stumble over it
-	@$(COMPILE)
+	@$(COMPILE) -j 0 $(VENV)/lib || true
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(INSTALL) -c constraints.txt --editable ".[dev]"
-	@$(COMPILE)
+	$(EDITABLE) ".[dev]"
+	@$(COMPILE) -j 0 $(VENV)/lib || true
 	$(BIN)/python tests/torchvision_on_cpu.py
 	@touch $@
 

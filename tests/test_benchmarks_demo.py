@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,13 @@ from PIL import Image
 
 from fathom.benchmarks.demo import demo, plans
 from fathom.benchmarks.demo import page as demo_page
-from fathom.benchmarks.demo.commands import command, loaded_commands
+from fathom.benchmarks.demo.commands import loaded_commands
 from fathom.benchmarks.demo.contact_sheet import Column, MaskRow, column_lefts, draw_masks, draw_sheet, head_height
 from fathom.benchmarks.demo.photos import PAIRS, ROOM_SEED, ROOMS, photos
 from fathom.benchmarks.demo.pictures import Map, Row, error_map, row_range, said
 from fathom.benchmarks.demo.viewer_data import TRUTH, cloud
 from fathom.benchmarks.model_cards import WEIGHTS, read_card, trained
+from fathom.benchmarks.our_commands import command_line
 from fathom.benchmarks.studies import tiny_networks
 from fathom.datasets.rooms.rooms import Rooms
 from fathom.runtime.errors import OutOfMemoryError
@@ -188,22 +190,20 @@ def test_a_room_with_its_exact_depth_is_always_shown(tmp_path):
 
 def test_commands_in_a_kept_process_end_as_those_of_their_own_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    missing, broken = str(tmp_path / "none.plan"), ("depth-inspect", "--nonsense")
-    said, codes = [], []
+    missing, codes = str(tmp_path / "none.plan"), []
     with loaded_commands(1) as run:
-        assert run("depth-inspect", "--version") == command("depth-inspect", "--version", threads=1)
-        for way in (run, lambda *words: command(*words, threads=1)):
-            for words in (("depth-inspect", missing), broken, ("depth-inspect", "--version")):
-                try:
-                    codes.append(0 if way(*words) else None)
-                except SystemExit as leaving:
-                    codes.append(leaving.code)
-            said.append(capsys.readouterr())
+        for words in (("depth-inspect", missing), ("depth-inspect", "--nonsense"), ("depth-inspect", "--version")):
+            own = subprocess.run([*command_line(words[0]), *words[1:]], capture_output=True, text=True)
+            try:
+                code, out = 0, run(*words)
+            except SystemExit as leaving:
+                code, out = leaving.code, ""
+            codes.append(code)
+            assert (code, out, capsys.readouterr().err.rstrip()) == (own.returncode, own.stdout, own.stderr.rstrip())
         os.kill(run._pool.submit(os.getpid).result(), signal.SIGKILL)
         with pytest.raises(OutOfMemoryError, match="depth-inspect"):
             run("depth-inspect", "--version")
-    assert codes == [3, 2, 0] * 2 and missing in said[0].err
-    assert said[0].err == said[1].err and os.environ["OMP_NUM_THREADS"] == "3"
+    assert codes == [3, 2, 0] and os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_the_whole_demo(tmp_path, monkeypatch, capsys):
@@ -215,7 +215,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "trained", lambda name: False)
     asked = []
 
-    def command(name, *words, threads=1):
+    def command(name, *words):
         asked.append((name, *words))
         if name in ("depth-export", "depth-build") and words[words.index("-o") + 1].endswith(".plan"):
             Path(words[words.index("-o") + 1]).write_bytes(b"a plan")
@@ -236,7 +236,6 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     def manifest(path):  # only EVP's metres are those of one camera
         return SimpleNamespace(contract=SimpleNamespace(output=SimpleNamespace(focal_px=130.0 if path.stem == "evp-tiny" else 0.0)))
 
-    monkeypatch.setattr(demo, "command", command)
     monkeypatch.setattr(demo, "loaded_commands", lambda jobs: nullcontext(command))
     monkeypatch.setattr(demo, "read_manifest", manifest)
     assert demo.main(tmp_path / "demo", tmp_path / "none") == 0
@@ -247,7 +246,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert len(shown) == 3 and "--intrinsics" not in shown[room, coffee]  # LLM-MDE gets both at once
     assert [words[0] for words in asked].count("depth-export") == 2
     assert sorted(words[1] for words in asked if words[0] == "depth-bench") == ["accuracy"] * 2 + ["latency"] * 2 + ["report"]
-    assert "report.html" in " ".join(asked[-1])
+    assert "report.html" in " ".join(asked[-2]) and asked[-1][0] == "depth-inspect"
     page = (tmp_path / "demo" / "index.html").read_text()
     said = capsys.readouterr().out
     assert "UNTRAINED" in page and "UNTRAINED" in said and "left out" not in page + said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,24 +13,14 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 
 from ...runtime.errors import OutOfMemoryError
-from ..our_commands import command_line, main_of
+from ..our_commands import main_of
 
 THREADS = "OMP_NUM_THREADS"
 
 
-def command(name: str, *words: str, threads: int) -> str:
-    """Run one command in a process of its own; returns its standard output.
-
-    Raises:
-        SystemExit: with its exit code if it fails.
-    """
-    _say(name, words)
-    result = subprocess.run([*command_line(name), *words], capture_output=True, text=True, env={**os.environ, THREADS: str(threads)})
-    return _checked(result.returncode, result.stdout, result.stderr)
-
-
 class Commands:
-    """Runs commands with one thread each in processes that keep what they have loaded, as its libraries take half of a small network's export.
+    """Runs commands in processes that keep what they have loaded, as its libraries take half of a small network's export; with one thread each
+    unless their words say more.
 
     Args:
         pool: of those processes.
@@ -41,17 +30,22 @@ class Commands:
         self._pool = pool
 
     def __call__(self, name: str, *words: str) -> str:
-        """As ``command``; several threads may call it.
+        """Run one command; returns its standard output. Several threads may call it.
 
         Raises:
+            SystemExit: with its exit code if it fails.
             OutOfMemoryError: if the system ended its process.
         """
-        _say(name, words)
+        print(f"$ {shlex.join([name, *words])}", flush=True)
         try:
             found = self._pool.submit(_call, name, words).result()
         except BrokenProcessPool as error:
             raise OutOfMemoryError(f"{name} or a command beside it was ended by the system", wanted="1 GiB for each", fix="free memory") from error
-        return _checked(*found)
+        code, out, err = found
+        if code:
+            print(err, file=sys.stderr)
+            raise SystemExit(code)
+        return out
 
 
 @contextmanager
@@ -78,14 +72,3 @@ def _call(name: str, words: tuple[str, ...]) -> tuple[int, str, str]:
         except SystemExit as leaving:  # of words that argparse refuses
             code = leaving.code
     return code or 0, out.getvalue(), err.getvalue()
-
-
-def _say(name: str, words: tuple[str, ...]) -> None:
-    print(f"$ {shlex.join([name, *words])}", flush=True)
-
-
-def _checked(code: int, out: str, err: str) -> str:
-    if code:
-        print(err, file=sys.stderr)
-        raise SystemExit(code)
-    return out

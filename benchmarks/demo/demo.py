@@ -22,7 +22,7 @@ from ...datasets.rooms.words import meanings
 from ...runtime.commands.command import run_command
 from ...runtime.commands.inspection import read_manifest
 from ..model_cards import CardResult, read_card, trained
-from .commands import Commands, command, loaded_commands
+from .commands import Commands, loaded_commands
 from .contact_sheet import Column, MaskRow, draw_masks, draw_sheet
 from .measured import accuracy, latency, report
 from .page import page, verdicts
@@ -119,11 +119,11 @@ class Show:
         return rows
 
 
-def time_plans(folder: Path, names: list[str]) -> None:
+def time_plans(folder: Path, names: list[str], run: Commands) -> None:
     """Time the networks that no earlier demo timed on this machine, one after the other: nothing else may run meanwhile."""
     for name in names:
         if not (folder / latency_file(name)).is_file():
-            latency(folder, name, command, os.cpu_count() or 1)
+            latency(folder, name, run, os.cpu_count() or 1)
             keep(name, NETWORKS[name], folder)
 
 
@@ -135,11 +135,14 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
     groups = grouped(networks())
     names = [name for _, members in groups for name in members]
     jobs = min(os.cpu_count() or 1, MOST_JOBS)
-    with loaded_commands(jobs) as run, ThreadPoolExecutor(jobs) as pool:
-        show = Show(folder, chosen, run)
-        masks = pool.submit(show.masks)
-        found = dict(zip(names, pool.map(show.depth, names), strict=True))
-    print(command("depth-inspect", str(folder / f"{names[0]}.plan"), threads=1))
+    with loaded_commands(jobs) as run:
+        with ThreadPoolExecutor(jobs) as pool:
+            show = Show(folder, chosen, run)
+            masks = pool.submit(show.masks)
+            found = dict(zip(names, pool.map(show.depth, names), strict=True))
+        time_plans(folder, names, run)
+        report(folder, names, run)
+        print(run("depth-inspect", str(folder / f"{names[0]}.plan")))
     untrained = any(result["untrained"] for name in names for result in found[name].values())
     rows = [Row(photo.title, _picture(photo.path), photo.truth_m, tuple(_map(found[name][str(photo.path)]) for name in names)) for photo in chosen]
     columns = [_column(name, title) for title, members in groups for name in members]
@@ -150,8 +153,6 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
         draw_masks(drawn).save(folder / "masks.png")
     shown = write_pictures(folder / "pictures", names, chosen, rows)
     (folder / "viewer-data.js").write_text(script(shown, groups), "utf-8")
-    time_plans(folder, names)
-    report(folder, names, command, os.cpu_count() or 1)
     (folder / "index.html").write_text(page(groups, shown, notes, WORDS_NETWORK if drawn else "", untrained), "utf-8")
     if untrained:
         print("\nThe weights are UNTRAINED: the maps show the way through the tool, not depth.")
