@@ -13,9 +13,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 
 from ...runtime.errors import OutOfMemoryError
+from ...runtime.onnxruntime.threads import THREADS
 from ..our_commands import main_of
-
-THREADS = "OMP_NUM_THREADS"
 
 
 class Commands:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ def write_pictures(folder: Path, names: Sequence[str], photos: Sequence[Photo], 
     folder.mkdir(parents=True, exist_ok=True)
     ramp = np.repeat(np.linspace(0, 1, 256, dtype=np.float32)[None], 8, axis=0)
     coloured(ramp, np.ones(ramp.shape, bool), 0.0, 1.0).save(folder / "bar.png")
-    return [_one(folder / photo.path.stem, names, photo, row) for photo, row in zip(photos, rows, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is compression, which threads do at the same time
+        return list(pool.map(lambda photo, row: _one(folder / photo.path.stem, names, photo, row), photos, rows))
 
 
 def _one(folder: Path, names: Sequence[str], photo: Photo, row: Row) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-VARIABLE = "OMP_NUM_THREADS"
+THREADS = "OMP_NUM_THREADS"
 
 
 def threads_asked() -> int:
@@ -13,5 +13,5 @@ def threads_asked() -> int:
     Its pool spins while it waits, so that several processes with a pool for every core slow each other down: trying the weights of
     evp-tiny beside other work took 37 s of processor time with two threads, and 21 s with one.
     """
-    first = os.environ.get(VARIABLE, "").partition(",")[0].strip()  # a list has one number for each level of nested loops
+    first = os.environ.get(THREADS, "").partition(",")[0].strip()  # a list has one number for each level of nested loops
     return int(first) if first.isdecimal() else 0
