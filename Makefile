@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Quiet: setuptools warns of every editable install, and a new pip passes that on.
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 EDITABLE := $(INSTALL) -c constraints.txt --no-build-isolation --editable
 # Bytecode by all cores, where pip takes one; what is left out is rarely loaded, and compiled then.
