@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Quiet: setuptools warns of every editable install, and a new pip passes that on.
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-EDITABLE := $(INSTALL) -c constraints.txt --no-build-isolation --editable
 # Bytecode by all cores, where pip takes one; what is left out is rarely loaded, and compiled then.
 RARE := tests|testing|pip|setuptools|pygments|sympy/physics|transformers/models|diffusers/pipelines|diffusers/modular_pipelines|fontTools|skimage|tifffile|imageio
 COMPILE := $(BIN)/python -m compileall -qq -x '/($(RARE))/'
@@ -19,13 +18,13 @@ $(VENV)/.export: setup.py constraints.txt
 	$(INSTALL) --upgrade pip "setuptools>=77"  # pip 23, which Python 3.11 brings along, takes twice as long for what follows
 	$(INSTALL) $(TORCH)
 	$(COMPILE) $(VENV)/lib/python*/site-packages/torch & \
-	$(EDITABLE) ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex; code=$$?; wait; exit $$code
+	$(INSTALL) -c constraints.txt --no-build-isolation --editable ".[export,progress,bench]" "scikit-image>=0.26,<1" ftfy regex; code=$$?; wait; exit $$code
 	$(INSTALL) --no-deps "open_clip_torch>=3.3,<4"  # [clip] less torchvision: its wheel is for CUDA, and transformers would stumble over it
 	@$(COMPILE) -j 0 $(VENV)/lib || true
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(EDITABLE) ".[dev]"
+	$(INSTALL) -c constraints.txt --editable ".[dev]"
 	@$(COMPILE) -j 0 $(VENV)/lib || true
 	$(BIN)/python tests/torchvision_on_cpu.py
 	@touch $@
