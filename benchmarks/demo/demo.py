@@ -140,6 +140,7 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
             show = Show(folder, chosen, run)
             masks = pool.submit(show.masks)
             found = dict(zip(names, pool.map(show.depth, names), strict=True))
+            drawn = masks.result()
         time_plans(folder, names, run)
         report(folder, names, run)
         print(run("depth-inspect", str(folder / f"{names[0]}.plan")))
@@ -148,7 +149,6 @@ def main(folder: Path = Path("demo"), pairs: Path = Path("../shared/data")) -> i
     columns = [_column(name, title) for title, members in groups for name in members]
     notes = [UNTRAINED] if untrained else [LEARNED, TOLD]
     draw_sheet("Depth of photos they never saw", notes, columns, rows, untrained).save(folder / "overview.png")
-    drawn = masks.result()
     if drawn:
         draw_masks(drawn).save(folder / "masks.png")
     shown = write_pictures(folder / "pictures", names, chosen, rows)
