@@ -24,7 +24,7 @@ STRUCTS = {
     "fathom_postprocess": POSTPROCESS,
     "fathom_inspect": INSPECT,
     "fathom_bins_expectation": BINS_EXPECTATION,
-    "fathom_cross_attention": CROSS_ATTENTION,
+    **dict.fromkeys(("fathom_cross_attention_40", "fathom_cross_attention_80", "fathom_cross_attention_128"), CROSS_ATTENTION),
     "fathom_group_norm_silu": GROUP_NORM,
     "fathom_group_norm_partial": GROUP_NORM,
     "fathom_group_norm_apply": GROUP_NORM,

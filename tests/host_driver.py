@@ -93,14 +93,16 @@ static std::map<std::string, Kernel> kernels = {
     {"fathom_bins_expectation", run_fathom_bins_expectation}, {"fathom_group_norm_silu", run_fathom_group_norm_silu},
     {"fathom_group_norm_partial", run_fathom_group_norm_partial},
     {"fathom_group_norm_apply", run_fathom_group_norm_apply},
-    {"fathom_cross_attention", run_fathom_cross_attention}};
+    {"fathom_cross_attention_40", run_fathom_cross_attention_40}, {"fathom_cross_attention_80", run_fathom_cross_attention_80},
+    {"fathom_cross_attention_128", run_fathom_cross_attention_128}};
 static std::map<std::string, size_t> sizes = {
     {"fathom_antialias", sizeof(Antialias)},
     {"fathom_preprocess", sizeof(Preprocess)}, {"fathom_postprocess", sizeof(Postprocess)}, {"fathom_inspect", sizeof(Inspect)},
     {"fathom_bins_expectation", sizeof(BinsExpectation)}, {"fathom_group_norm_silu", sizeof(GroupNormSilu)},
     {"fathom_group_norm_partial", sizeof(GroupNormSilu)},
     {"fathom_group_norm_apply", sizeof(GroupNormSilu)},
-    {"fathom_cross_attention", sizeof(CrossAttention)}};
+    {"fathom_cross_attention_40", sizeof(CrossAttention)}, {"fathom_cross_attention_80", sizeof(CrossAttention)},
+    {"fathom_cross_attention_128", sizeof(CrossAttention)}};
 API int cuModuleGetFunction(void** f, int*, const char* name) {
     auto found = kernels.find(name);
     if (found == kernels.end()) return 500;

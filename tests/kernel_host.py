@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled as C++ for the host: the same text, run pixel by pixel."""
+"""The CUDA kernels compiled as C++ for the host: the same text, on what ``cuda_on_host.hpp`` has of CUDA."""
 
 import ctypes
 import shutil
@@ -10,38 +10,7 @@ import numpy as np
 import fathom
 
 SOURCES = Path(fathom.__file__).parent / "trt_plugins" / "csrc"
-SHIM = r"""
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#define FATHOM_HOST 1
-#define __global__
-#define __device__
-struct Dim3 { int x, y, z; };
-static thread_local Dim3 blockIdx, blockDim, threadIdx, gridDim;
-static int min(int a, int b) { return a < b ? a : b; }
-static int max(int a, int b) { return a > b ? a : b; }
-static int __float_as_int(float value) { int bits; std::memcpy(&bits, &value, 4); return bits; }
-static void atomicAdd(int* at, int value) { *at += value; }
-static void atomicMin(int* at, int value) { if (value < *at) *at = value; }
-static void atomicMax(int* at, int value) { if (value > *at) *at = value; }
-// IEEE half, round to nearest even, written from the definition of the format.
-static float half_value(unsigned short bits) {
-    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const float sign = bits >> 15 ? -1.0f : 1.0f;
-    if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-    return sign * (exponent ? std::ldexp(1024.0f + fraction, exponent - 25) : std::ldexp((float)fraction, -24));
-}
-static unsigned short half_bits(float value) {
-    const unsigned short sign = std::signbit(value) ? 0x8000 : 0;
-    const double size = std::fabs((double)value);
-    if (size != size) return sign | 0x7e00;
-    if (size >= 65520.0) return sign | 0x7c00;
-    int exponent = size < std::ldexp(1.0, -14) ? -14 : std::ilogb(size);
-    const double steps = std::nearbyint(std::ldexp(size, 10 - exponent));
-    return sign | (unsigned short)(((exponent + 14) << 10) + (int)steps);
-}
-"""
+SHIM = (Path(__file__).parent / "cuda_on_host.hpp").read_text()
 CALL = r"""
 #include "antialias.cu"
 #include "preprocess.cu"
@@ -61,18 +30,20 @@ static void run(Kernel kernel, const void* raw, const int* grid, const int* bloc
                 for (threadIdx.x = 0; threadIdx.x < block[0]; ++threadIdx.x) kernel(parameters);
 }
 #define RUN(name, Parameters) extern "C" void run_##name(const void* p, const int* g, const int* b) { run<decltype(&name), Parameters>(name, p, g, b); }
-// A cooperative kernel runs a whole block, all its threads, in one call.
+// A kernel whose threads wait for each other.
 #define RUN_TEAM(name, Parameters) \
-    extern "C" void run_##name(const void* p, const int* g, const int*) { \
-        const int alone[3] = {1, 1, 1}; \
-        const int across[3] = {g[0], g[1], 1}; \
-        for (blockIdx.z = 0; blockIdx.z < g[2]; ++blockIdx.z) run<decltype(&name), Parameters>(name, p, across, alone); \
+    extern "C" void run_##name(const void* raw, const int* g, const int* b) { \
+        Parameters parameters; \
+        std::memcpy(&parameters, raw, sizeof parameters); \
+        host::run_grid(name, parameters, {g[0], g[1], g[2]}, {b[0], b[1], b[2]}); \
     }
 RUN_TEAM(fathom_bins_expectation, BinsExpectation)
 RUN_TEAM(fathom_group_norm_silu, GroupNormSilu)
 RUN_TEAM(fathom_group_norm_partial, GroupNormSilu)
 RUN_TEAM(fathom_group_norm_apply, GroupNormSilu)
-RUN_TEAM(fathom_cross_attention, CrossAttention)
+RUN_TEAM(fathom_cross_attention_40, CrossAttention)
+RUN_TEAM(fathom_cross_attention_80, CrossAttention)
+RUN_TEAM(fathom_cross_attention_128, CrossAttention)
 extern "C" long long bounds_broken() { return out_of_bounds; }
 RUN(fathom_antialias, Antialias)
 RUN(fathom_preprocess, Preprocess)
@@ -89,10 +60,10 @@ extern "C" int size_of(int which) {
 class HostKernels:
     """The kernels by name; addresses in the structs are addresses of host memory."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, sources: Path = SOURCES):
         source, library = folder / "kernels.cpp", folder / "kernels.so"
         source.write_text(SHIM + CALL)
-        compile_library(source, library, "-O2", "-I", SOURCES)
+        compile_library(source, library, "-O2", "-I", sources)
         self.library = ctypes.CDLL(str(library))
         self.library.bounds_broken.restype = ctypes.c_longlong
 
@@ -104,7 +75,7 @@ class HostKernels:
 
 def compile_library(source: Path, library: Path, *words: object) -> None:
     """Compile C++ as our kernels need it: products and sums rounded apart, memory read as any type."""
-    common = ["g++", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
+    common = ["g++", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
     done = subprocess.run([*common, "-o", str(library), str(source), *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

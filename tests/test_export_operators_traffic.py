@@ -96,13 +96,14 @@ def test_bytes_are_those_counted_by_hand(files, name):
     found = traffic.saving(onnx.load(str(files[name]), load_external_data=False), OPERATOR[name])
     assert found.places == (10 if name == "attention" else 1)
     assert (found.plain_nbytes, found.kernel_nbytes) == pytest.approx(by_hand(name), rel=2e-3)  # scale and shift, and the constants, are small
-    operations = {"bins": 2400 * 480**2, "attention": sum(4 * 8 * n * d * 40 for n, d in LAYERS)}
+    operations = {"bins": 2000 * 480**2, "attention": sum(6 * 8 * n * d * 40 for n, d in LAYERS)}
     assert found.operations == operations.get(name, 0)
 
 
 def test_times_are_bytes_by_bandwidth_or_operations_by_rate():
     found = traffic.Saving(1, 335 * 10**6, 67 * 10**6, 669 * 10**9)
     assert found.times_us("h100") == pytest.approx((100.0, 1e4))  # 3.35 TB/s and 66.9 TFLOPS
+    assert traffic.Saving(1, 0, 1, 9894 * 10**8, "fp16").times_us("h100")[1] == pytest.approx(1e3)  # 989.4 TFLOPS of tensor cores
     assert traffic.Saving(1, 0, 10**9, 0).times_us("orin-agx")[1] == pytest.approx(1e3 / 0.2048)
     assert traffic.Saving(1, 0, 1008 * 10**6, 826 * 10**6).times_us("rtx4090")[1] == pytest.approx(1e3)
 

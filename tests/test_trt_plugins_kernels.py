@@ -230,7 +230,7 @@ def test_shipped_kernels_come_from_the_shipped_source():
     assert sum(path.stat().st_size for path in KERNELS.iterdir()) < 2 << 20
     for name in build_kernels.KERNELS:
         text = (KERNELS / f"{name}.ptx").read_text()
-        assert re.search(r"\.version 6\.3\n\.target sm_75", text)  # an older driver refuses a newer version
+        assert re.search(r"\.version 6\.5\n\.target sm_75", text)  # an older driver refuses a newer version
         assert all(f".entry {kernel}" in text for kernel, module in device_kernels.MODULE_OF.items() if module == name)
 
 

@@ -1,6 +1,7 @@
 """The operators' kernels, compiled as C++, against NumPy in double precision: at most two FP16 steps from the exact value."""
 
 import re
+import shutil
 
 import kernel_host
 import numpy as np
@@ -155,11 +156,11 @@ def run_norm(host, x, scale, shift, groups, epsilon, channels_last=False):
 
 
 def some_norm(generator, number):
-    """Random shapes: groups of one channel, one pixel, odd sizes; every tenth in 32 groups, every 25th too long for shared memory."""
+    """Random shapes: groups of one channel, one pixel, odd sizes; every tenth in 32 groups, every 25th longer than the registers of a block."""
     groups, size = int(generator.integers(1, 9)), int(generator.integers(1, 7))
     if number % 10 == 9:
         groups, size = 32, int(generator.integers(1, 4))
-    height, width = generator.integers(1, 24, 2) if number % 25 else generator.integers(100, 140, 2)
+    height, width = generator.integers(1, 24, 2) if number % 25 else generator.integers(120, 160, 2)
     if number % 25 == 0:
         groups, size = 2, 3
     x = generator.normal(generator.choice([0, 1, 300]), generator.choice([0.01, 1, 30]), (generator.integers(1, 3), groups * size, height, width))
@@ -217,9 +218,10 @@ def run_attention(host, query, keys, values, scale):
 
 
 def some_attention(generator, dtype=np.float16):
-    """Random shapes, one token and full length among them; the text of every picture, or one for all."""
-    batch, heads, positions, width = generator.integers(1, 4), generator.integers(1, 5), generator.integers(1, 40), generator.choice([1, 5, 16, 40, 80, 160])
-    tokens, text = generator.choice([1, 2, 7, 40, 77]), generator.choice([1, batch])
+    """Random shapes, one token and full length among them, more heads than a block takes at once; the text of every picture, or one for all."""
+    batch, heads, positions = generator.integers(1, 4), generator.choice([1, 2, 3, 8, 9]), generator.integers(1, 25)
+    width = generator.choice([1, 5, 16, 40, 80, 160])
+    tokens, text = generator.choice([1, 2, 7, 40, 41, 77, 128], p=(0.15, 0.15, 0.2, 0.2, 0.1, 0.15, 0.05)), generator.choice([1, batch])
     shapes = (batch, heads, positions, width), (text, heads, width, tokens), (text, heads, tokens, width)
     return [generator.normal(0, size, shape).astype(dtype) for shape, size in zip(shapes, (generator.choice([0.1, 1, 5]), 1, 1), strict=True)]
 
@@ -248,6 +250,29 @@ def test_attention_that_does_not_go_together_is_refused():
     for place, wrong in ((1, (3, 8, 40, 77)), (1, (1, 8, 40, 129)), (2, (1, 8, 40, 77)), (0, (2, 4, 64, 40))):
         with pytest.raises(ValueError, match="wanted"):
             operators.launch_cross_attention(None, (0,) * 5, [wrong if k == place else shape for k, shape in enumerate(fine)], 1.0, True)
+
+
+BARRIERS = [
+    (file.name, k) for file in sorted(kernel_host.SOURCES.glob("*.cuh")) for k in range(file.read_text().count("__syncthreads();"))
+]  # every one of them
+
+
+@needs_compiler
+@pytest.mark.parametrize(("file", "number"), BARRIERS)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:divide by zero:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+def test_the_host_build_sees_a_barrier_that_is_missing(file, number, tmp_path, monkeypatch):
+    """So what it finds right has every barrier that it needs; and every barrier is needed."""
+    sources = shutil.copytree(kernel_host.SOURCES, tmp_path / "csrc")
+    parts = (sources / file).read_text().split("__syncthreads();")
+    (sources / file).write_text("__syncthreads();".join(parts[: number + 1]) + "__syncthreads();".join(parts[number + 1 :]))
+    host = kernel_host.HostKernels(tmp_path, sources)
+    monkeypatch.setattr(f"{__name__}.SHAPES", 60)
+    compared = {
+        "bins_expectation.cuh": test_bins_expectation_is_within_two_fp16_steps,
+        "cross_attention.cuh": test_cross_attention_and_its_map_are_within_two_fp16_steps,
+    }
+    with pytest.raises(AssertionError):
+        compared.get(file, test_group_norm_and_silu_are_within_two_fp16_steps)(host)
 
 
 @needs_compiler

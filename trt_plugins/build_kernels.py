@@ -1,7 +1,7 @@
 """Compile the kernels of pre- and post-processing and of the operators ahead of time: one fatbin of cubins and one portable PTX each.
 
 ``python -m fathom.trt_plugins.build_kernels`` writes them where the runtime looks for them, so no compiler is needed to run them. The
-PTX is for GPUs and drivers that the cubins do not fit: it is marked with the oldest PTX version that knows its target, because a driver
+PTX is for GPUs and drivers that the cubins do not fit: it is marked with the oldest PTX version that knows its instructions, because a driver
 refuses PTX that is newer than itself even where every instruction is old.
 """
 
@@ -24,7 +24,7 @@ SOURCES = Path(__file__).parent / "csrc"
 OPERATORS = ("bins_expectation", "group_norm_silu", "cross_attention")  # each is one .cuh, which the plugins and the host build read too
 KERNELS = ("antialias", "preprocess", "postprocess", *OPERATORS)
 ARCHITECTURES = (72, 75, 80, 86, 87, 89, 90, 100, 110, 120)
-PTX_ARCHITECTURE, PTX_VERSION = 75, "6.3"
+PTX_ARCHITECTURE, PTX_VERSION = 75, "6.5"
 DESTINATION = Path(__file__).parent.parent / "runtime" / "kernels"
 
 

@@ -31,8 +31,10 @@ ABSORBING = frozenset(("Softmax", "ReduceMean", "ReduceSum"))  # the pointwise n
 READS = {"InstanceNormalization": 2, "LayerNormalization": 2}  # statistics first, then the values again
 PLAIN_NBYTES = {"BinsExpectation": 4, "GroupNormSilu": 2, "CrossAttention": 2}  # of a value: typing keeps the bins' region in FP32
 KERNEL_NBYTES = 2
-WHOLE_GROUP = 20480  # FP16 values of a group that group_norm_silu.cuh reads once
-BIN_OPERATIONS = 2400  # FP32 operations a pixel: 64 bins of about 10 to interpolate, 5 for the logit, 20 for the exponential and the two sums, and the mode
+WHOLE_GROUP = 40960  # FP16 values of a group that group_norm_silu.cuh reads once
+# FP32 operations a pixel of 64 bins: 9 to interpolate, 5 for the logit, 5 for the exponential and the two sums; for each of 0.42 places of the middle grid
+# 19 to interpolate and pull a centre; the four numbers' logarithms and the mode.
+BIN_OPERATIONS = 64 * 19 + round(0.42 * 64 * 19) + 273
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,21 @@ class Saving:
     Args:
         places: how many there are.
         plain_nbytes, kernel_nbytes: through device memory, without and with the operator.
-        operations: of the kernel, FP32.
+        operations: of the kernel.
+        precision: of these operations, as in ``calibration.search.cards``: FP16 are those of tensor cores.
     """
 
     places: int
     plain_nbytes: int
     kernel_nbytes: int
     operations: int
+    precision: str = "fp32"
 
     def times_us(self, card: str) -> tuple[float, float]:
         """Microseconds at the peak rates of a card of ``calibration.search.cards``: plain (bytes alone), and the kernel (bytes or operations)."""
         rates = CARDS[card]
         plain, kernel = (1e3 * nbytes / rates.nbytes_per_ms for nbytes in (self.plain_nbytes, self.kernel_nbytes))
-        return plain, max(kernel, 1e3 * self.operations / 2 / rates.macs_per_ms["fp32"])
+        return plain, max(kernel, 1e3 * self.operations / 2 / rates.macs_per_ms[self.precision])
 
 
 def saving(model: onnx.ModelProto, operator: str) -> Saving | None:
@@ -65,7 +69,8 @@ def saving(model: onnx.ModelProto, operator: str) -> Saving | None:
         return None
     value_nbytes = PLAIN_NBYTES[operator]
     plain, rest, own = _Traffic(model, value_nbytes), _Traffic(fused, value_nbytes), _Traffic(fused, KERNEL_NBYTES)
-    return Saving(places, plain.nbytes() - rest.nbytes() + rest.of_operators(), own.of_operators(), own.operations())
+    precision = "fp16" if operator == "CrossAttention" else "fp32"
+    return Saving(places, plain.nbytes() - rest.nbytes() + rest.of_operators(), own.of_operators(), own.operations(), precision)
 
 
 class _Traffic:
@@ -104,14 +109,14 @@ class _Traffic:
         return sum(self._reads(node) + sum(map(self._size, node.output)) for node in self._own())
 
     def operations(self) -> int:
-        """FP32 operations of the operators of ours, where they count beside their bytes."""
+        """Operations of the operators of ours, where they count beside their bytes."""
         total = 0
         for node in self._own():
             shape = self._shapes[node.input[0]]
             if node.op_type == "BinsExpectation":
                 total += BIN_OPERATIONS * prod(shape[2:])
             elif node.op_type == "CrossAttention":
-                total += 4 * prod(shape) * self._shapes[node.input[1]][3]  # two products, a multiplication and an addition each
+                total += 6 * prod(shape) * self._shapes[node.input[1]][3]  # scores, high and low part of the sum: a multiplication and an addition each
         return total
 
     def _own(self) -> Iterable[onnx.NodeProto]:

@@ -24,7 +24,9 @@ MODULE_OF = {
     "fathom_group_norm_silu": "group_norm_silu",
     "fathom_group_norm_partial": "group_norm_silu",
     "fathom_group_norm_apply": "group_norm_silu",
-    "fathom_cross_attention": "cross_attention",
+    "fathom_cross_attention_40": "cross_attention",
+    "fathom_cross_attention_80": "cross_attention",
+    "fathom_cross_attention_128": "cross_attention",
 }
 INSPECT_BLOCKS, INSPECT_THREADS = 16, 256
 NOTHING_FOUND = np.array([0, 0x7FFFFFFF, -0x80000000], np.int32)

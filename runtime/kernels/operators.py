@@ -25,7 +25,7 @@ BINS_EXPECTATION = np.dtype(
 GROUP_NORM = np.dtype(
     [
         *((name, "<u8") for name in ("x", "scale", "shift", "y", "partials")),
-        *((name, "<i4") for name in ("batch", "channels", "pixels", "groups", "chunk", "chunks", "channels_last", "is_half")),
+        *((name, "<i4") for name in ("batch", "channels", "pixels", "groups", "channels_last", "is_half")),
         ("epsilon", "<f4"),
     ],
     align=True,
@@ -74,20 +74,20 @@ def launch_bins_expectation(
     launch("fathom_bins_expectation", (-(-width // TILE_WIDTH), -(-height // TILE_HEIGHT), batch), (TILE_WIDTH * TILE_HEIGHT, 1, 1), record)
 
 
-THREADS, WHOLE_WORDS, GREATEST_GROUP, CHUNK, MOMENTS_NBYTES = 256, 10240, 256, 8192, 24  # as in group_norm_silu.cuh
+LANES, EIGHT, WHOLE_THREADS, WHOLE_HALVES, WHOLE_FLOATS = 32, 8, 1024, 40960, 16384  # as in group_norm_silu.cuh
+CHUNK_THREADS, CHUNK, GREATEST_GROUP, MOMENTS_NBYTES = 256, 8192, 256, 16
 
 
 def group_norm_workspace(shape: Sequence[int], groups: int, is_fp16: bool) -> int:
-    """Bytes of scratch memory that ``launch_group_norm_silu`` wants for x of a shape [B, C, ...]; 0 if a group fits shared memory.
+    """Bytes of scratch memory that ``launch_group_norm_silu`` wants for x of a shape [B, C, ...]; 0 if a group fits the registers of a block.
 
     Raises:
         ValueError: if the channels do not divide into the groups, or a group is too large.
     """
-    batch, channels, pixels = shape[0], shape[1], int(np.prod(shape[2:], dtype=np.int64))
-    if groups < 1 or channels % groups or channels // groups > GREATEST_GROUP or channels // groups * pixels >= 1 << 31:
+    channels, length = shape[1], shape[1] // max(groups, 1) * int(np.prod(shape[2:], dtype=np.int64))
+    if groups < 1 or channels % groups or channels // groups > GREATEST_GROUP or length >= 1 << 31:
         raise ValueError(f"wanted channels in {groups} equal groups of at most {GREATEST_GROUP} channels and 2^31 values, got {list(shape)}")
-    length = channels // groups * pixels
-    return 0 if length <= WHOLE_WORDS * (2 if is_fp16 else 1) else batch * groups * -(-length // CHUNK) * MOMENTS_NBYTES
+    return 0 if length <= (WHOLE_HALVES if is_fp16 else WHOLE_FLOATS) else shape[0] * groups * -(-length // CHUNK) * MOMENTS_NBYTES
 
 
 def launch_group_norm_silu(
@@ -107,17 +107,17 @@ def launch_group_norm_silu(
     record = np.zeros((), GROUP_NORM)
     record["x"], record["scale"], record["shift"], record["y"], record["partials"] = addresses
     record["batch"], record["channels"], record["pixels"] = shape[0], shape[1], np.prod(shape[2:], dtype=np.int64)
-    chunks = -(-(int(shape[1]) // groups * int(record["pixels"])) // CHUNK)
-    record["groups"], record["chunk"], record["chunks"], record["epsilon"] = groups, CHUNK, chunks, epsilon
-    record["channels_last"], record["is_half"] = channels_last, is_fp16
+    length = int(shape[1]) // groups * int(record["pixels"])
+    record["groups"], record["channels_last"], record["is_half"], record["epsilon"] = groups, channels_last, is_fp16, epsilon
     if workspace:
-        launch("fathom_group_norm_partial", (chunks, groups, shape[0]), (THREADS, 1, 1), record)
-        launch("fathom_group_norm_apply", (chunks, groups, shape[0]), (THREADS, 1, 1), record)
+        for kernel in ("fathom_group_norm_partial", "fathom_group_norm_apply"):
+            launch(kernel, (-(-length // CHUNK), groups, shape[0]), (CHUNK_THREADS, 1, 1), record)
     else:
-        launch("fathom_group_norm_silu", (1, groups, shape[0]), (THREADS, 1, 1), record)
+        warps = -(-length // (LANES * EIGHT))
+        launch("fathom_group_norm_silu", (1, groups, shape[0]), (min(warps * LANES, WHOLE_THREADS), 1, 1), record)
 
 
-POSITIONS, MOST_TOKENS, MOST_WIDTH = 8, 128, 256  # as in cross_attention.cuh
+ATTENTION_THREADS, POSITIONS, TOKENS, MOST_WIDTH = 256, 16, (40, 80, 128), 256  # as in cross_attention.cuh: a kernel for texts up to so many tokens
 
 
 def launch_cross_attention(launch: Launch, addresses: tuple[int, int, int, int, int], shapes: Sequence[Sequence[int]], scale: float, is_fp16: bool) -> None:
@@ -134,11 +134,12 @@ def launch_cross_attention(launch: Launch, addresses: tuple[int, int, int, int, 
     (batch, heads, positions, width), keys, values = (tuple(shape) for shape in shapes)
     tokens = keys[-1]
     alike = keys == (keys[0], heads, width, tokens) and values == (keys[0], heads, tokens, width) and keys[0] in (1, batch)
-    if not alike or not 1 <= tokens <= MOST_TOKENS or not 1 <= width <= MOST_WIDTH:
-        wanted = f"[B, h, N, d <= {MOST_WIDTH}], [B or 1, h, d, T <= {MOST_TOKENS}] and [B or 1, h, T, d]"
+    if not alike or not 1 <= tokens <= TOKENS[-1] or not 1 <= width <= MOST_WIDTH:
+        wanted = f"[B, h, N, d <= {MOST_WIDTH}], [B or 1, h, d, T <= {TOKENS[-1]}] and [B or 1, h, T, d]"
         raise ValueError(f"wanted {wanted}, got {[list(s) for s in shapes]}")
     record = np.zeros((), CROSS_ATTENTION)
     record["query"], record["keys"], record["values"], record["attended"], record["map"] = addresses
     record["batch"], record["heads"], record["positions"], record["width"], record["tokens"] = batch, heads, positions, width, tokens
     record["text_batch"], record["is_half"], record["scale"] = keys[0], is_fp16, scale
-    launch("fathom_cross_attention", (-(-positions // POSITIONS), 1, batch), (THREADS, 1, 1), record)
+    most = next(most for most in TOKENS if (tokens <= most and is_fp16) or most == TOKENS[-1])
+    launch(f"fathom_cross_attention_{most}", (-(-positions // POSITIONS), 1, batch), (ATTENTION_THREADS, 1, 1), record)

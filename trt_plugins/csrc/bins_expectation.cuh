@@ -3,7 +3,7 @@
 //
 // Source: models/diffusion/metric_bins.py (FlatLogBinomial, Attract, Expectation). Centres lie on the coarse grid, attractors on the
 // middle one, depth on the full one; both resizes are bilinear with aligned corners. A block makes 32 x 8 pixels: the pulled centres
-// under it are worked out once, a few bins at a time, and shared. The grids may not shrink towards the full size.
+// under it are worked out once and shared, of all bins where the middle grid is half as fine or coarser. The grids may not shrink towards the full size.
 #include "team.cuh"
 
 struct BinsExpectation {
@@ -13,12 +13,14 @@ struct BinsExpectation {
     float alpha, least_temperature, greatest_temperature;
 };
 
-enum { BIN_COUNT = 64, TILE_WIDTH = 32, TILE_HEIGHT = 8, TILE = TILE_WIDTH * TILE_HEIGHT, BINS_AT_ONCE = 4 };
-enum { UNDER_TILE = (TILE_WIDTH + 1) * (TILE_HEIGHT + 1) };
+enum { BIN_COUNT = 64, TILE_WIDTH = 32, TILE_HEIGHT = 8, TILE = TILE_WIDTH * TILE_HEIGHT };
+enum { COLUMNS = TILE_WIDTH + 1, ROWS = TILE_HEIGHT + 1, UNDER_TILE = COLUMNS * ROWS };  // places of the middle grid under a tile, at most
+enum { FOUR = 4, PULLED = 18 * 6 * (BIN_COUNT + FOUR) };  // values shared: all bins of 18 x 6 places, those under a tile at half the full size
 #define PROBABILITY_FLOOR 1e-4f
+#define LOG2_E 1.44269504f
 
 // Stirling's log binomial coefficients of 63 over k, rounded from double precision.
-__device__ const float COEFFICIENTS[BIN_COUNT] = {
+__constant__ float COEFFICIENTS[BIN_COUNT] = {
     2.02612318e-06f, 5.13515615f, 8.8678875f, 12.060977f, 14.8976011f, 17.4646034f, 19.8130093f, 21.9764214f,
     23.9786301f, 25.837328f, 27.5661659f, 29.1759663f, 30.6755009f, 32.0719948f, 33.3714905f, 34.5790863f,
     35.699131f, 36.7353554f, 37.6909828f, 38.5688019f, 39.3712387f, 40.1003914f, 40.7580986f, 41.3459435f,
@@ -31,17 +33,18 @@ __device__ const float COEFFICIENTS[BIN_COUNT] = {
 
 // Bilinear with aligned corners, its position worked out in whole numbers: no rounding before the weight's own.
 __device__ inline Taps corner_taps(int index, int size, int wanted) {
-    const long long steps = wanted > 1 ? wanted - 1 : 1, at = (long long)index * (size - 1);
+    const unsigned long long at = (unsigned long long)index * (size - 1);
+    const unsigned int steps = wanted > 1 ? wanted - 1 : 1;
     Taps found;
-    found.low = (int)(at / steps);
+    found.low = at >> 32 ? (int)(at / steps) : (int)((unsigned int)at / steps);  // a division of 64 bits takes ten times as long
     found.high = min(found.low + 1, size - 1);
-    found.weight = (float)(at % steps) / (float)steps;
+    found.weight = (float)(unsigned int)(at - (unsigned long long)found.low * steps) / (float)steps;
     return found;
 }
 
 __device__ inline float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }  // the second term keeps a NaN
 
-// What the pixel's four numbers say: log odds of success, mode of the log-binomial, and one over the temperature.
+// What the pixel's four numbers say: log odds of success, mode of the log-binomial, and one over the temperature (times log2 e: weights are powers of 2).
 struct PixelBins {
     float log_odds, sharpness;
     int mode;
@@ -57,78 +60,121 @@ __device__ inline PixelBins pixel_bins(const BinsExpectation& p, const Map& shap
     const float tau = raw[2] / (raw[2] + raw[3]);
     PixelBins bins;
     bins.log_odds = logf(at_least_floor(success)) - logf(at_least_floor(failure));
-    bins.sharpness = 1.0f / ((p.greatest_temperature - p.least_temperature) * tau + p.least_temperature);
+    bins.sharpness = LOG2_E / ((p.greatest_temperature - p.least_temperature) * tau + p.least_temperature);
     bins.mode = 0;
-    float best = COEFFICIENTS[0];
-    for (int k = 1; k < BIN_COUNT; ++k) {
-        const float logit = k * bins.log_odds + COEFFICIENTS[k];
-        if (logit > best) best = logit, bins.mode = k;
+    for (int step = BIN_COUNT / 2; step > 0; step /= 2) {  // the coefficients are concave: logits rise up to the mode
+        const int next = bins.mode + step;
+        if (bins.log_odds + (COEFFICIENTS[next] - COEFFICIENTS[next - 1]) > 0.0f) bins.mode = next;
     }
     return bins;
 }
 
-// A bin's centre at one place of the middle grid: the coarse centres in between, pulled by every attractor there.
-__device__ inline float pulled_center(const BinsExpectation& p, const Map& centers, const Map& attractors, int item, int bin, int y, int x) {
-    const Taps row = corner_taps(y, p.coarse_height, p.middle_height), column = corner_taps(x, p.coarse_width, p.middle_width);
-    const long long upper = (long long)row.low * p.coarse_width, lower = (long long)row.high * p.coarse_width;
-    const float above = mix(get(centers, item, bin, upper + column.low), get(centers, item, bin, upper + column.high), column.weight);
-    const float below = mix(get(centers, item, bin, lower + column.low), get(centers, item, bin, lower + column.high), column.weight);
-    const float center = mix(above, below, row.weight);
-    float shift = 0.0f;
-    for (int j = 0; j < p.attractor_count; ++j) {
-        const float distance = softplus(get(attractors, item, j, (long long)y * p.middle_width + x)) - center;
-        shift += distance / (1.0f + p.alpha * distance * distance);
-    }
-    return center + shift / (float)p.attractor_count;
+// Four values around a place of the coarse grid, for one bin after the other.
+struct Corners {
+    long long at[4];  // of bin 0: upper left, upper right, lower left, lower right
+    float down, right;
+};
+
+__device__ inline Corners corners_of(const Map& centers, int item, const Taps& row, const Taps& column, int width) {
+    const long long upper = (long long)row.low * width, lower = (long long)row.high * width;
+    Corners found;
+    found.at[0] = place(centers, item, 0, upper + column.low), found.at[1] = place(centers, item, 0, upper + column.high);
+    found.at[2] = place(centers, item, 0, lower + column.low), found.at[3] = place(centers, item, 0, lower + column.high);
+    found.down = row.weight, found.right = column.weight;
+    return found;
 }
 
-// Grid: tiles across, tiles down, batch; TILE threads.
-extern "C" __global__ void fathom_bins_expectation(const BinsExpectation p) {
-    const int item = blockIdx.z, first_x = blockIdx.x * TILE_WIDTH, first_y = blockIdx.y * TILE_HEIGHT;
-    const Map shape = map_of(p.shape, p.batch, 4, (long long)p.height * p.width, p.channels_last, p.is_half);
-    const Map centers = map_of(p.centers, p.batch, BIN_COUNT, (long long)p.coarse_height * p.coarse_width, p.channels_last, p.is_half);
-    const Map attractors = map_of(p.attractors, p.batch, p.attractor_count, (long long)p.middle_height * p.middle_width, p.channels_last, p.is_half);
-    const Map depth = map_of(p.depth, p.batch, 1, (long long)p.height * p.width, p.channels_last, p.is_half);
+__device__ inline float center_of(const Map& centers, const Corners& corners, int bin) {
+    const long long further = bin * (centers.pitch ? 1 : centers.pixels);
+    float value[4];
+    for (int k = 0; k < 4; ++k) value[k] = load(centers.address, inside(corners.at[k] + further, centers.size), centers.is_half);
+    return mix(mix(value[0], value[1], corners.right), mix(value[2], value[3], corners.right), corners.down);
+}
+
+// What a block shares.
+struct Tile {
+    float4 pulled[PULLED / FOUR];  // [places, bins at once + FOUR]: the bins of a place side by side, four to a word; places start in different banks
+    float attractor[UNDER_TILE];
+    Taps rows[ROWS], columns[COLUMNS];  // from the middle grid to the coarse one
+};
+
+template <bool HALF>
+__device__ inline void expect(const BinsExpectation& p, Tile& tile) {
+    const int item = blockIdx.z, first_x = blockIdx.x * TILE_WIDTH, first_y = blockIdx.y * TILE_HEIGHT, t = threadIdx.x;
+    const Map shape = map_of(p.shape, p.batch, 4, (long long)p.height * p.width, p.channels_last, HALF);
+    const Map centers = map_of(p.centers, p.batch, BIN_COUNT, (long long)p.coarse_height * p.coarse_width, p.channels_last, HALF);
+    const Map attractors = map_of(p.attractors, p.batch, p.attractor_count, (long long)p.middle_height * p.middle_width, p.channels_last, HALF);
+    const Map depth = map_of(p.depth, p.batch, 1, (long long)p.height * p.width, p.channels_last, HALF);
     const int top = corner_taps(first_y, p.middle_height, p.height).low, left = corner_taps(first_x, p.middle_width, p.width).low;
     const int rows = corner_taps(min(first_y + TILE_HEIGHT, p.height) - 1, p.middle_height, p.height).high - top + 1;
     const int columns = corner_taps(min(first_x + TILE_WIDTH, p.width) - 1, p.middle_width, p.width).high - left + 1;
-    SHARED float pulled[BINS_AT_ONCE * UNDER_TILE];
-    Own<PixelBins, TILE> bins;
-    Own<float, TILE> total, sum;
-    PHASE(t, TILE) {
-        const int y = first_y + t / TILE_WIDTH, x = first_x + t % TILE_WIDTH;
-        total[t] = sum[t] = 0.0f;
-        if (y < p.height && x < p.width) bins[t] = pixel_bins(p, shape, item, (long long)y * p.width + x);
+    const int places = rows * columns, side_by_side = max(TILE / places, 1);  // threads that share the bins of a place
+    const int at_once = max(min((int)BIN_COUNT, (PULLED / places - FOUR) / FOUR * FOUR), (int)FOUR), pitch = (at_once + FOUR) / FOUR;
+    if (t < rows) tile.rows[inside(t, ROWS)] = corner_taps(top + t, p.coarse_height, p.middle_height);
+    if (t >= LANES && t - LANES < columns) tile.columns[inside(t - LANES, COLUMNS)] = corner_taps(left + t - LANES, p.coarse_width, p.middle_width);
+
+    const int x = first_x + t % TILE_WIDTH, y = first_y + t / TILE_WIDTH;
+    const bool has_pixel = y < p.height && x < p.width;
+    PixelBins bins = {0.0f, 0.0f, 0};
+    Taps row = {top, top, 0.0f}, column = {left, left, 0.0f};
+    if (has_pixel) {
+        bins = pixel_bins(p, shape, item, (long long)y * p.width + x);
+        row = corner_taps(y, p.middle_height, p.height), column = corner_taps(x, p.middle_width, p.width);
     }
-    for (int first = 0; first < BIN_COUNT; first += BINS_AT_ONCE) {
-        PHASE(t, TILE) {
-            for (int i = t; i < BINS_AT_ONCE * rows * columns; i += TILE) {
-                const int bin = i / (rows * columns), y = i / columns % rows, x = i % columns;
-                pulled[inside(i, BINS_AT_ONCE * UNDER_TILE)] = pulled_center(p, centers, attractors, item, first + bin, top + y, left + x);
+    const float mode = (float)bins.mode, greatest = COEFFICIENTS[bins.mode];
+    const int corners[4] = {((row.low - top) * columns + column.low - left) * pitch, ((row.low - top) * columns + column.high - left) * pitch,
+                            ((row.high - top) * columns + column.low - left) * pitch, ((row.high - top) * columns + column.high - left) * pitch};
+    float total = 0.0f, sum = 0.0f;
+    for (int first = 0; first < BIN_COUNT; first += at_once) {
+        const int last = min(first + at_once, BIN_COUNT);
+        for (int j = 0; j < p.attractor_count; ++j) {
+            __syncthreads();  // what was shared is no longer read
+            for (int at = t; at < places; at += TILE) {
+                const long long pixel = (long long)(top + at / columns) * p.middle_width + left + at % columns;
+                tile.attractor[inside(at, UNDER_TILE)] = softplus(get(attractors, item, j, pixel));
             }
-        }
-        MEET;
-        PHASE(t, TILE) {
-            const int y = first_y + t / TILE_WIDTH, x = first_x + t % TILE_WIDTH;
-            if (y < p.height && x < p.width) {
-                const Taps row = corner_taps(y, p.middle_height, p.height), column = corner_taps(x, p.middle_width, p.width);
-                for (int k = 0; k < BINS_AT_ONCE; ++k) {
-                    const int bin = first + k, base = k * rows * columns - left;
-                    const int upper = base + (row.low - top) * columns, lower = base + (row.high - top) * columns;
-                    const int last = BINS_AT_ONCE * UNDER_TILE;
-                    const float above = mix(pulled[inside(upper + column.low, last)], pulled[inside(upper + column.high, last)], column.weight);
-                    const float below = mix(pulled[inside(lower + column.low, last)], pulled[inside(lower + column.high, last)], column.weight);
-                    const float logit = (bin - bins[t].mode) * bins[t].log_odds + (COEFFICIENTS[bin] - COEFFICIENTS[bins[t].mode]);
-                    const float weight = expf(logit * bins[t].sharpness);
-                    total[t] += weight;
-                    sum[t] += weight * mix(above, below, row.weight);
+            __syncthreads();
+            for (int i = t; i < places * side_by_side; i += TILE) {
+                const int at = i % places;
+                const float attractor = tile.attractor[inside(at, UNDER_TILE)];
+                const Corners around = corners_of(centers, item, tile.rows[inside(at / columns, ROWS)], tile.columns[inside(at % columns, COLUMNS)], p.coarse_width);
+                for (int bin = first + i / places * FOUR; bin < last; bin += side_by_side * FOUR) {
+                    float pulled[FOUR];
+#pragma unroll
+                    for (int k = 0; k < FOUR; ++k) {
+                        const float center = center_of(centers, around, bin + k), distance = attractor - center;
+                        pulled[k] = (j == 0 ? center : 0.0f) + quick_quotient(distance, (1.0f + p.alpha * distance * distance) * (float)p.attractor_count);
+                    }
+                    float4& kept = tile.pulled[inside(at * pitch + (bin - first) / FOUR, PULLED / FOUR)];
+                    if (j > 0) pulled[0] += kept.x, pulled[1] += kept.y, pulled[2] += kept.z, pulled[3] += kept.w;
+                    kept = make_float4(pulled[0], pulled[1], pulled[2], pulled[3]);
                 }
             }
         }
-        MEET;
+        __syncthreads();
+        if (!has_pixel) continue;
+        for (int bin = first; bin < last; bin += FOUR) {
+            float value[4][FOUR];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const float4 four = tile.pulled[inside(corners[k] + (bin - first) / FOUR, PULLED / FOUR)];
+                value[k][0] = four.x, value[k][1] = four.y, value[k][2] = four.z, value[k][3] = four.w;
+            }
+#pragma unroll
+            for (int k = 0; k < FOUR; ++k) {
+                const float logit = ((float)(bin + k) - mode) * bins.log_odds + (COEFFICIENTS[bin + k] - greatest);
+                const float weight = exp2f(logit * bins.sharpness);
+                total += weight;
+                sum += weight * mix(mix(value[0][k], value[1][k], column.weight), mix(value[2][k], value[3][k], column.weight), row.weight);
+            }
+        }
     }
-    PHASE(t, TILE) {
-        const int y = first_y + t / TILE_WIDTH, x = first_x + t % TILE_WIDTH;
-        if (y < p.height && x < p.width) set(depth, item, 0, (long long)y * p.width + x, sum[t] / total[t]);
-    }
+    if (has_pixel) set(depth, item, 0, (long long)y * p.width + x, sum / total);
+}
+
+// Grid: tiles across, tiles down, batch; TILE threads.
+extern "C" __global__ void __launch_bounds__(TILE) fathom_bins_expectation(const BinsExpectation p) {
+    __shared__ Tile tile;
+    if (p.is_half) expect<true>(p, tile);
+    else expect<false>(p, tile);
 }

@@ -1,8 +1,10 @@
 // Cross-attention with its map: softmax(scale * q k) v for each head, and the mean of the probabilities over the heads, in one pass.
 //
-// The probabilities [heads, positions, tokens] are never written. A block holds POSITIONS positions and takes one head after the other;
-// LANES threads share a position's softmax. Sums are FP32, each in four parts: a long row of additions loses digits, and waits for itself. Products
-// of FP16 values are exact in FP32, so the scale comes after their sum. Up to MOST_TOKENS tokens and MOST_WIDTH values a head.
+// The probabilities [heads, positions, tokens] are never written. A block holds POSITIONS positions, each of its warps one head. Scores, probabilities and
+// sums stay in registers (of a text longer than 80 tokens and of FP32 in the thread's own memory), laid out as the tensor cores' product m16n8k8 has them,
+// whose sum is at once the left side of the next product. Sums are FP32. Left sides in FP16 are exact: queries are FP16 as they are, and a probability,
+// times 2^15, goes in as two FP16 numbers, high and low. FP32 tensors take the same way by shuffles in the place of tensor cores.
+// Up to MOST_TOKENS tokens and MOST_WIDTH values a head.
 #include "team.cuh"
 
 struct CrossAttention {
@@ -11,104 +13,286 @@ struct CrossAttention {
     float scale;
 };
 
-enum { ATTENTION_THREADS = 256, POSITIONS = 8, LANES = ATTENTION_THREADS / POSITIONS, MOST_TOKENS = 128, MOST_WIDTH = 256 };
+enum { ATTENTION_THREADS = 256, HEADS_AT_ONCE = ATTENTION_THREADS / LANES, POSITIONS = 16, MOST_TOKENS = 128, MOST_WIDTH = 256 };
+enum { STEP = 8, SUMMED_AT_ONCE = 32 };  // tokens, channels or products that one m16n8k8 takes; channels
 #define LOWEST -3.402823466e38f  // a row of nothing but -Inf is NaN all the same
+#define LOG2_E 1.44269504f
+#define PROBABILITY_UNIT 32768.0f
 
-__device__ inline float item_of(unsigned long long tensor, long long index, long long size, int is_half) { return load(tensor, inside(index, size), is_half); }
+// Two neighbours along the summed axis, in the tensors' type.
+template <bool HALF>
+struct Pair;
+template <>
+struct Pair<true> {
+    unsigned int bits;
+};
+template <>
+struct Pair<false> {
+    float low, high;
+};
 
-__device__ inline void put(unsigned long long tensor, long long index, long long size, int is_half, float value) {
-    if (is_half) {
-        ((unsigned short*)tensor)[inside(index, size)] = half_bits(value);
-    } else {
-        ((float*)tensor)[inside(index, size)] = value;
+// Lane l of a warp holds of a left side [16, 8] rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next (a[0], a[1]); of a right side [8, 8] rows
+// 2 (l % 4) and the next, column l / 4; of a sum [16, 8] as of a left side, each number for itself (sum[0..1], sum[2..3]). PTX ISA, "mma.m16n8k8".
+
+// The pair of any lane.
+#ifdef FATHOM_HOST
+template <bool HALF>
+using Pairs = host::Shown<Pair<HALF>>;
+#else
+template <bool HALF>
+class Pairs;
+
+template <>
+class Pairs<true> {
+  public:
+    __device__ explicit Pairs(const Pair<true>& mine) : mine_(mine) {}
+    __device__ Pair<true> of(int lane) const {
+        Pair<true> found = {__shfl_sync(EVERY_LANE, mine_.bits, lane)};
+        return found;
     }
+
+  private:
+    const Pair<true>& mine_;
+};
+
+template <>
+class Pairs<false> {
+  public:
+    __device__ explicit Pairs(const Pair<false>& mine) : mine_(mine) {}
+    __device__ Pair<false> of(int lane) const {
+        Pair<false> found = {__shfl_sync(EVERY_LANE, mine_.low, lane), __shfl_sync(EVERY_LANE, mine_.high, lane)};
+        return found;
+    }
+
+  private:
+    const Pair<false>& mine_;
+};
+#endif
+
+__device__ inline float low_of(const Pair<true>& pair) { return half_value((unsigned short)pair.bits); }
+__device__ inline float high_of(const Pair<true>& pair) { return half_value((unsigned short)(pair.bits >> 16)); }
+__device__ inline float low_of(const Pair<false>& pair) { return pair.low; }
+__device__ inline float high_of(const Pair<false>& pair) { return pair.high; }
+
+// sum + a b without tensor cores. A function that is called: the sums of a long text would make hundreds of copies of it.
+template <bool HALF>
+__device__ __noinline__ float4 product_by_shuffles(float4 sum, Pair<HALF> a0, Pair<HALF> a1, Pair<HALF> b) {
+    const int lane = threadIdx.x % LANES, row = lane / 4, column = lane % 4 * 2;
+    const Pairs<HALF> uppers(a0), lowers(a1), rights(b);
+    for (int k = 0; k < 4; ++k) {
+        const Pair<HALF> upper = uppers.of(row * 4 + k), lower = lowers.of(row * 4 + k);
+        const Pair<HALF> left = rights.of(column * 4 + k), right = rights.of((column + 1) * 4 + k);
+        sum.x = fmaf(high_of(upper), high_of(left), fmaf(low_of(upper), low_of(left), sum.x));
+        sum.y = fmaf(high_of(upper), high_of(right), fmaf(low_of(upper), low_of(right), sum.y));
+        sum.z = fmaf(high_of(lower), high_of(left), fmaf(low_of(lower), low_of(left), sum.z));
+        sum.w = fmaf(high_of(lower), high_of(right), fmaf(low_of(lower), low_of(right), sum.w));
+    }
+    return sum;
 }
 
-// Sum of a(i) * b(i).
-template <typename A, typename B>
-__device__ inline float product(int count, const A& a, const B& b) {
-    float sum0 = 0.0f, sum1 = 0.0f, sum2 = 0.0f, sum3 = 0.0f;
-    int i = 0;
-    for (; i + 3 < count; i += 4) {
-        sum0 = fmaf(a(i), b(i), sum0);
-        sum1 = fmaf(a(i + 1), b(i + 1), sum1);
-        sum2 = fmaf(a(i + 2), b(i + 2), sum2);
-        sum3 = fmaf(a(i + 3), b(i + 3), sum3);
-    }
-    for (; i < count; ++i) sum0 = fmaf(a(i), b(i), sum0);
-    return (sum0 + sum1) + (sum2 + sum3);
+template <bool HALF>
+__device__ inline void multiply_by_shuffles(float (&sum)[4], const Pair<HALF> (&a)[2], const Pair<HALF>& b) {
+    const float4 found = product_by_shuffles<HALF>(make_float4(sum[0], sum[1], sum[2], sum[3]), a[0], a[1], b);
+    sum[0] = found.x, sum[1] = found.y, sum[2] = found.z, sum[3] = found.w;
 }
 
-// Grid: blocks of positions, 1, batch; ATTENTION_THREADS threads.
-extern "C" __global__ void fathom_cross_attention(const CrossAttention p) {
-    const int item = blockIdx.z, first = blockIdx.x * POSITIONS, text = p.text_batch == 1 ? 0 : item;
-    const int rows = min(POSITIONS, p.positions - first), tokens = p.tokens, width = p.width;
+__device__ inline void multiply(float (&sum)[4], const Pair<false> (&a)[2], const Pair<false>& b) { multiply_by_shuffles(sum, a, b); }
+
+__device__ inline void multiply(float (&sum)[4], const Pair<true> (&a)[2], const Pair<true>& b) {
+#if defined(FATHOM_HOST) || __CUDA_ARCH__ < 750
+    multiply_by_shuffles(sum, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0].bits), "r"(a[1].bits), "r"(b.bits));
+#endif
+}
+
+// Two values of a tensor, 0 for one that is not there.
+__device__ inline void read_pair(Pair<true>& pair, unsigned long long tensor, long long first, long long second, long long size, bool has_first, bool has_second) {
+    const unsigned short* from = (const unsigned short*)tensor;
+    pair.bits = (has_first ? from[inside(first, size)] : 0u) | (has_second ? (unsigned int)from[inside(second, size)] : 0u) << 16;
+}
+
+__device__ inline void read_pair(Pair<false>& pair, unsigned long long tensor, long long first, long long second, long long size, bool has_first, bool has_second) {
+    const float* from = (const float*)tensor;
+    pair.low = has_first ? from[inside(first, size)] : 0.0f;
+    pair.high = has_second ? from[inside(second, size)] : 0.0f;
+}
+
+template <bool HALF>
+__device__ inline void put(unsigned long long tensor, long long index, long long size, float value) {
+    if (HALF) ((unsigned short*)tensor)[inside(index, size)] = half_bits(value);
+    else ((float*)tensor)[inside(index, size)] = value;
+}
+
+// Probabilities of eight tokens as a left side: four numbers a lane. Those in FP16 are split into two numbers each; where one is not 0, neither part is,
+// so that its product with an infinite value is infinite and not NaN.
+template <bool HALF>
+struct Probabilities;
+
+template <>
+struct Probabilities<false> {
+    Pair<false> sides[2];
+    __device__ void take(const float (&p)[4]) {
+        sides[0].low = p[0], sides[0].high = p[1];
+        sides[1].low = p[2], sides[1].high = p[3];
+    }
+    __device__ void multiply_into(float (&sum)[4], const Pair<false>& b) const { multiply(sum, sides, b); }
+    static __device__ float unit() { return 1.0f; }
+};
+
+template <>
+struct Probabilities<true> {
+    Pair<true> high[2], low[2];
+    __device__ void take(const float (&p)[4]) {
+        for (int k = 0; k < 2; ++k) {
+            unsigned int parts[2][2];
+            for (int j = 0; j < 2; ++j) split(p[2 * k + j] * PROBABILITY_UNIT, parts[0][j], parts[1][j]);
+            high[k].bits = parts[0][0] | parts[0][1] << 16;
+            low[k].bits = parts[1][0] | parts[1][1] << 16;
+        }
+    }
+    __device__ void multiply_into(float (&sum)[4], const Pair<true>& b) const {
+        multiply(sum, high, b);
+        multiply(sum, low, b);
+    }
+    static __device__ float unit() { return PROBABILITY_UNIT; }
+    static __device__ void split(float p, unsigned int& upper, unsigned int& lower) {
+        unsigned short first = half_bits(p);
+        if (half_value(first) > p) --first;  // rounded down, so that the rest is no negative number
+        unsigned short rest = half_bits(p - half_value(first));
+        if (p > 0.0f && first == 0) first = 1;
+        if (p > 0.0f && rest == 0) rest = 1;
+        upper = first, lower = rest;
+    }
+};
+
+// Over the four lanes that share a row.
+__device__ inline float greatest_of_row(float value) {
+    value = fmaxf(value, __shfl_xor_sync(EVERY_LANE, value, 1));
+    return fmaxf(value, __shfl_xor_sync(EVERY_LANE, value, 2));
+}
+
+__device__ inline float sum_of_row(float value) {
+    value += __shfl_xor_sync(EVERY_LANE, value, 1);
+    return value + __shfl_xor_sync(EVERY_LANE, value, 2);
+}
+
+template <bool HALF, int TILES>
+__device__ inline void attend(const CrossAttention& p, float (&means)[POSITIONS * TILES * STEP]) {
+    enum { COPIES = HALF && TILES * STEP <= 80 ? TILES : 1 };  // of a loop over the tokens; with one copy scores lie in memory: long texts and FP32 are rare
+    const int item = blockIdx.z, start = blockIdx.x * POSITIONS, text = p.text_batch == 1 ? 0 : item, tokens = p.tokens, width = p.width;
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, row = lane / 4, column = lane % 4 * 2;
     const long long query_size = (long long)p.batch * p.heads * p.positions * width, text_size = (long long)p.text_batch * p.heads * tokens * width;
-    const long long map_size = (long long)p.batch * p.positions * tokens;
-    SHARED float query[POSITIONS * MOST_WIDTH], scores[POSITIONS * MOST_TOKENS], means[POSITIONS * MOST_TOKENS], lanes[ATTENTION_THREADS];
-    PHASE(t, ATTENTION_THREADS)
-    for (int i = t; i < rows * tokens; i += ATTENTION_THREADS) means[inside(i, POSITIONS * MOST_TOKENS)] = 0.0f;
-    for (int head = 0; head < p.heads; ++head) {
-        const long long query_start = (((long long)item * p.heads + head) * p.positions + first) * width;
-        const long long text_start = ((long long)text * p.heads + head) * tokens * width;
-        PHASE(t, ATTENTION_THREADS)
-        for (int i = t; i < rows * width; i += ATTENTION_THREADS)
-            query[inside(i, POSITIONS * MOST_WIDTH)] = item_of(p.query, query_start + i, query_size, p.is_half);
-        MEET;
-        PHASE(t, ATTENTION_THREADS)
-        for (int i = t; i < rows * tokens; i += ATTENTION_THREADS) {
-            const int row = i / tokens, token = i % tokens;
-            const float sum = product(
-                width, [&](int c) { return query[inside(row * width + c, POSITIONS * MOST_WIDTH)]; },
-                [&](int c) { return item_of(p.keys, text_start + (long long)c * tokens + token, text_size, p.is_half); });
-            scores[inside(i, POSITIONS * MOST_TOKENS)] = sum * p.scale;
-        }
-        MEET;
-        PHASE(t, ATTENTION_THREADS) {
-            const int row = t / LANES;
-            float greatest = LOWEST;
-            if (row < rows)
-                for (int token = t % LANES; token < tokens; token += LANES) greatest = fmaxf(greatest, scores[inside(row * tokens + token, POSITIONS * MOST_TOKENS)]);
-            lanes[t] = greatest;
-        }
-        MEET;
-        Own<float, ATTENTION_THREADS> sums;
-        PHASE(t, ATTENTION_THREADS) {
-            const int row = t / LANES;
-            float greatest = LOWEST, sum = 0.0f;
-            for (int lane = 0; lane < LANES; ++lane) greatest = fmaxf(greatest, lanes[row * LANES + lane]);
-            if (row < rows)
-                for (int token = t % LANES; token < tokens; token += LANES) {
-                    float& score = scores[inside(row * tokens + token, POSITIONS * MOST_TOKENS)];
-                    score = expf(score - greatest);  // NaN stays NaN, and reaches the whole row by its sum
-                    sum += score;
+    const float sharpness = p.scale * LOG2_E;
+    for (int i = threadIdx.x; i < POSITIONS * tokens; i += ATTENTION_THREADS) means[inside(i, POSITIONS * TILES * STEP)] = 0.0f;
+    for (int round = 0; round < p.heads; round += HEADS_AT_ONCE) {
+        const int head = round + warp;
+        const bool busy = head < p.heads;  // the same for a whole warp
+        const long long head_start = ((long long)item * p.heads + head) * p.positions, text_start = ((long long)text * p.heads + head) * tokens * width;
+        const long long rows[2] = {(head_start + start + row) * width, (head_start + start + row + 8) * width};
+        const bool has_row[2] = {start + row < p.positions, start + row + 8 < p.positions};
+        float scores[TILES][4];
+        float inverse[2] = {0.0f, 0.0f};
+        if (busy) {
+#pragma unroll COPIES
+            for (int tile = 0; tile < TILES; ++tile)
+                for (int k = 0; k < 4; ++k) scores[tile][k] = 0.0f;
+            for (int first = 0; first < width; first += SUMMED_AT_ONCE) {  // a long row of additions loses digits
+                float part[TILES][4];
+#pragma unroll COPIES
+                for (int tile = 0; tile < TILES; ++tile)
+                    for (int k = 0; k < 4; ++k) part[tile][k] = 0.0f;
+#pragma unroll 2
+                for (int channel = first; channel < min(first + SUMMED_AT_ONCE, width); channel += STEP) {
+                    const int c = channel + column;
+                    Pair<HALF> query[2];
+                    for (int half = 0; half < 2; ++half)
+                        read_pair(query[half], p.query, rows[half] + c, rows[half] + c + 1, query_size, has_row[half] && c < width, has_row[half] && c + 1 < width);
+#pragma unroll COPIES
+                    for (int tile = 0; tile < TILES; ++tile) {
+                        const int token = tile * STEP + row;
+                        const long long at = text_start + (long long)c * tokens + token;
+                        Pair<HALF> keys;
+                        read_pair(keys, p.keys, at, at + tokens, text_size, token < tokens && c < width, token < tokens && c + 1 < width);
+                        multiply(part[tile], query, keys);
+                    }
                 }
-            sums[t] = sum;
+#pragma unroll COPIES
+                for (int tile = 0; tile < TILES; ++tile)
+                    for (int k = 0; k < 4; ++k) scores[tile][k] += part[tile][k];
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float greatest = LOWEST, sum = 0.0f;
+#pragma unroll COPIES
+                for (int tile = 0; tile < TILES; ++tile)
+                    for (int k = 0; k < 2; ++k)
+                        if (tile * STEP + column + k < tokens) greatest = fmaxf(greatest, scores[tile][2 * half + k]);
+                greatest = greatest_of_row(greatest);
+#pragma unroll COPIES
+                for (int tile = 0; tile < TILES; ++tile)
+                    for (int k = 0; k < 2; ++k) {
+                        float& score = scores[tile][2 * half + k];
+                        score = tile * STEP + column + k < tokens ? exp2f((score - greatest) * sharpness) : 0.0f;  // NaN reaches the whole row by its sum
+                        sum += score;
+                    }
+                inverse[half] = 1.0f / sum_of_row(sum);
+            }
         }
-        MEET;
-        PHASE(t, ATTENTION_THREADS) lanes[t] = sums[t];
-        MEET;
-        PHASE(t, ATTENTION_THREADS)
-        for (int i = t; i < rows * tokens; i += ATTENTION_THREADS) {
-            const int row = i / tokens;
-            float sum = 0.0f;
-            for (int lane = 0; lane < LANES; ++lane) sum += lanes[row * LANES + lane];
-            const float probability = scores[inside(i, POSITIONS * MOST_TOKENS)] / sum;
-            scores[i] = probability;
-            means[i] += probability;
+        for (int turn = 0; turn < HEADS_AT_ONCE; ++turn) {  // one head after the other: the same sums in every run
+            __syncthreads();
+            if (turn != warp || !busy) continue;
+#pragma unroll COPIES
+            for (int tile = 0; tile < TILES; ++tile)
+                for (int k = 0; k < 4; ++k) {
+                    const int token = tile * STEP + column + k % 2;
+                    if (token < tokens) means[inside((row + k / 2 * 8) * tokens + token, POSITIONS * TILES * STEP)] += scores[tile][k] * inverse[k / 2];
+                }
         }
-        MEET;
-        PHASE(t, ATTENTION_THREADS)
-        for (int i = t; i < rows * width; i += ATTENTION_THREADS) {
-            const int row = i / width, c = i % width;
-            const float sum = product(
-                tokens, [&](int token) { return scores[inside(row * tokens + token, POSITIONS * MOST_TOKENS)]; },
-                [&](int token) { return item_of(p.values, text_start + (long long)token * width + c, text_size, p.is_half); });
-            put(p.attended, query_start + i, query_size, p.is_half, sum);
+        if (!busy) continue;
+        Probabilities<HALF> probabilities[TILES];
+#pragma unroll COPIES
+        for (int tile = 0; tile < TILES; ++tile) probabilities[tile].take(scores[tile]);
+#pragma unroll 2
+        for (int channel = 0; channel < width; channel += STEP) {
+            float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            const int c = channel + row;
+#pragma unroll COPIES
+            for (int tile = 0; tile < TILES; ++tile) {
+                const int token = tile * STEP + column;
+                const long long at = text_start + (long long)token * width + c;
+                Pair<HALF> values;
+                read_pair(values, p.values, at, at + width, text_size, token < tokens && c < width, token + 1 < tokens && c < width);
+                probabilities[tile].multiply_into(sum, values);
+            }
+            for (int k = 0; k < 4; ++k) {
+                const int out = channel + column + k % 2;
+                if (has_row[k / 2] && out < width) put<HALF>(p.attended, rows[k / 2] + out, query_size, sum[k] * inverse[k / 2] / Probabilities<HALF>::unit());
+            }
         }
-        MEET;
     }
-    PHASE(t, ATTENTION_THREADS)
-    for (int i = t; i < rows * tokens; i += ATTENTION_THREADS)
-        put(p.map, ((long long)item * p.positions + first) * tokens + i, map_size, p.is_half, means[inside(i, POSITIONS * MOST_TOKENS)] / (float)p.heads);
+    __syncthreads();
+    const long long map_size = (long long)p.batch * p.positions * tokens, map_start = ((long long)item * p.positions + start) * tokens;
+    const int filled = min(POSITIONS, p.positions - start) * tokens;
+    for (int i = threadIdx.x; i < filled; i += ATTENTION_THREADS) put<HALF>(p.map, map_start + i, map_size, means[inside(i, POSITIONS * TILES * STEP)] / (float)p.heads);
+}
+
+// Three kernels, because the registers of the longest text would leave room for few blocks. Of each: grid blocks of positions, 1, batch; ATTENTION_THREADS threads.
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) fathom_cross_attention_40(const CrossAttention p) {
+    __shared__ float means[POSITIONS * 40];
+    attend<true, 40 / STEP>(p, means);
+}
+
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) fathom_cross_attention_80(const CrossAttention p) {
+    __shared__ float means[POSITIONS * 80];
+    attend<true, 80 / STEP>(p, means);
+}
+
+// The longest, and any in FP32.
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) fathom_cross_attention_128(const CrossAttention p) {
+    __shared__ float means[POSITIONS * MOST_TOKENS];
+    if (p.is_half) attend<true, MOST_TOKENS / STEP>(p, means);
+    else attend<false, MOST_TOKENS / STEP>(p, means);
 }

@@ -1,162 +1,307 @@
 // GroupNorm and SiLU of a map [batch, channels, pixels]: y = z / (1 + exp(-z)), z = (x - mean) / sqrt(variance + epsilon) * scale + shift.
 //
-// A group that fits the block's shared memory is read once and written once by fathom_group_norm_silu. A longer one is cut into chunks:
-// fathom_group_norm_partial finds each chunk's mean and sum of squares, fathom_group_norm_apply joins them and reads the chunk again.
-// Welford's recurrence runs in FP32 on differences from the chunk's first value, so a mean far from zero costs no digits; the few numbers
-// per thread, group and channel are joined in double. SiLU is a division: its form with tanh has been compiled wrongly by TensorRT.
+// A thread keeps its values in registers, eight neighbours to a vector. A group that fits the registers of one block is read once and written once
+// by fathom_group_norm_silu. A longer one is cut into chunks: fathom_group_norm_partial finds what each chunk holds, fathom_group_norm_apply joins
+// that and reads the chunk again. Sums are FP32. They are taken twice, which costs no memory where values lie in registers: of differences from one of
+// the values, so a mean far from zero costs no digits; then about the mean that this gives, which also tells by how much it is off (the corrected
+// two-pass form, which a recurrence such as Welford's equals at best). Chunks are joined alike. SiLU is a division: its form with tanh has been compiled
+// wrongly by TensorRT.
 #include "team.cuh"
 
 struct GroupNormSilu {
-    unsigned long long x, scale, shift, y, partials;  // x and y alike; float [channels]; double [batch, groups, chunks, 3]: count, mean, squares
-    int batch, channels, pixels, groups, chunk, chunks, channels_last, is_half;
+    unsigned long long x, scale, shift, y, partials;  // x and y alike; float [channels]; Moments [batch, groups, chunks]
+    int batch, channels, pixels, groups, channels_last, is_half;
     float epsilon;
 };
 
-enum { NORM_THREADS = 256, WHOLE_WORDS = 10240, GREATEST_GROUP = 256, CHUNK = 8192 };  // words of 4 bytes: 20480 halves; channels of a group
+enum { EIGHT = 8, WHOLE_THREADS = 1024, WHOLE_HALVES = 40960, WHOLE_FLOATS = 16384, CHUNK_THREADS = 256, CHUNK = 8192, GREATEST_GROUP = 256 };
 
-// Count, mean and sum of squared differences from the mean.
+// Mean (as a float and what the float leaves over), sum of squared differences from it, and count.
 struct Moments {
-    double count, mean, squares;
+    float mean, rest, squares, count;
 };
 
-__device__ inline Moments join(const Moments& a, const Moments& b) {
-    Moments both;
-    both.count = a.count + b.count;
-    if (both.count == 0.0) return a;
-    const double distance = b.mean - a.mean, part = b.count / both.count;
-    both.mean = a.mean + distance * part;
-    both.squares = a.squares + b.squares + distance * distance * a.count * part;
-    return both;
+// Eight neighbours as they lie in memory.
+template <bool HALF>
+struct Eight {
+    unsigned int words[HALF ? 4 : 8];
+};
+
+template <bool HALF>
+__device__ inline float value_of(const Eight<HALF>& eight, int k) {
+    if (HALF) return half_value((unsigned short)(eight.words[k / 2] >> (k % 2 * 16)));
+    return *(const float*)&eight.words[HALF ? 0 : k];
 }
 
-// Value number i of a group: planes one after the other, or the group's channels of each pixel.
-__device__ inline void group_place(const GroupNormSilu& p, int group, int i, int& channel, int& pixel) {
-    const int size = p.channels / p.groups;
-    channel = group * size + (p.channels_last ? i % size : i / p.pixels);
-    pixel = p.channels_last ? i / size : i % p.pixels;
-}
-
-__device__ inline float group_value(const GroupNormSilu& p, const Map& x, int item, int group, int i) {
-    int channel, pixel;
-    group_place(p, group, i, channel, pixel);
-    return get(x, item, channel, pixel);
-}
-
-// Welford's recurrence over every NORM_THREADS-th value from `first` on.
-template <typename Value>
-__device__ inline Moments moments_of(const Value& value, int thread, int first, int last, float pivot) {
-    float mean = 0.0f, squares = 0.0f;
-    int count = 0;
-    for (int i = first + thread; i < last; i += NORM_THREADS) {
-        const float distance = value(i) - pivot, from_old = distance - mean;
-        mean += from_old / (float)++count;
-        squares += from_old * (distance - mean);
+template <bool HALF>
+__device__ inline Eight<HALF> eight_of(const float (&values)[EIGHT]) {
+    Eight<HALF> eight;
+    for (int k = 0; k < EIGHT; ++k) {
+        if (!HALF) *(float*)&eight.words[HALF ? 0 : k] = values[k];
+        else if (k % 2 == 0) eight.words[k / 2] = half_pair(values[k], values[k + 1]);
     }
-    Moments found = {(double)count, (double)pivot + (double)mean, (double)squares};
+    return eight;
+}
+
+// The values of one group, counted along its planes or (channels last) along its channels of one pixel after the other.
+struct Group {
+    Map x, y;
+    int item, first_channel, size, count, pixels;
+    bool channels_last, wide, one_channel;  // vectors lie in one piece; and in one channel
+};
+
+template <bool HALF>
+__device__ inline Group group_of(const GroupNormSilu& p) {
+    Group g;
+    g.x = map_of(p.x, p.batch, p.channels, p.pixels, p.channels_last, HALF);
+    g.y = map_of(p.y, p.batch, p.channels, p.pixels, p.channels_last, HALF);
+    g.item = blockIdx.z, g.size = p.channels / p.groups, g.first_channel = blockIdx.y * g.size, g.pixels = p.pixels, g.count = g.size * p.pixels;
+    g.channels_last = p.channels_last;
+    g.wide = (p.channels_last ? g.size : g.count) % EIGHT == 0 && (p.x | p.y) % 16 == 0 && g.x.pitch % EIGHT == 0;
+    g.one_channel = g.wide && !p.channels_last && p.pixels % EIGHT == 0;
+    return g;
+}
+
+// Where in its group a value lies, and the step to the next one.
+struct Spot {
+    int channel, pixel;
+};
+
+__device__ inline Spot spot_of(const Group& g, int i) {
+    const int run = g.channels_last ? g.size : g.pixels, slow = i / run, fast = i - slow * run;
+    Spot spot = {g.channels_last ? fast : slow, g.channels_last ? slow : fast};
+    return spot;
+}
+
+__device__ inline void advance(const Group& g, Spot& spot) {
+    int& fast = g.channels_last ? spot.channel : spot.pixel;
+    int& slow = g.channels_last ? spot.pixel : spot.channel;
+    if (++fast == (g.channels_last ? g.size : g.pixels)) fast = 0, ++slow;
+}
+
+template <bool HALF>
+__device__ inline uint4* pieces(const Map& map, const Group& g, int first) {
+    long long index = place(map, g.item, g.first_channel, 0) + first;
+    if (g.channels_last) {
+        const Spot spot = spot_of(g, first);
+        index = place(map, g.item, g.first_channel + spot.channel, spot.pixel);
+    }
+    return (uint4*)(map.address + (inside(index, map.size - EIGHT + 1) * (HALF ? 2 : 4)));
+}
+
+// Eight values that do not lie in one piece. Called: where they do, registers and instructions are left alone.
+template <bool HALF>
+__device__ __noinline__ Eight<HALF> gather_eight(const GroupNormSilu p, int first) {
+    const Group g = group_of<HALF>(p);
+    float values[EIGHT];
+    Spot spot = spot_of(g, first);
+#pragma unroll
+    for (int k = 0; k < EIGHT; ++k) {
+        values[k] = first + k < g.count ? get(g.x, g.item, g.first_channel + spot.channel, spot.pixel) : 0.0f;
+        advance(g, spot);
+    }
+    return eight_of<HALF>(values);
+}
+
+template <bool HALF>
+__device__ inline Eight<HALF> read_eight(const GroupNormSilu& p, const Group& g, int first) {
+    if (!g.wide) return gather_eight<HALF>(p, first);
+    Eight<HALF> eight;
+    const uint4* from = pieces<HALF>(g.x, g, first);
+    for (int k = 0; k < (HALF ? 1 : 2); ++k) {
+        const uint4 piece = from[k];
+        eight.words[4 * k] = piece.x, eight.words[4 * k + 1] = piece.y, eight.words[4 * k + 2] = piece.z, eight.words[4 * k + 3] = piece.w;
+    }
+    return eight;
+}
+
+template <bool HALF>
+__device__ inline void write_eight(const Group& g, int first, const float (&values)[EIGHT]) {
+    const Eight<HALF> eight = eight_of<HALF>(values);
+    uint4* to = pieces<HALF>(g.y, g, first);
+    for (int k = 0; k < (HALF ? 1 : 2); ++k) {
+        uint4 piece;
+        piece.x = eight.words[4 * k], piece.y = eight.words[4 * k + 1], piece.z = eight.words[4 * k + 2], piece.w = eight.words[4 * k + 3];
+        to[k] = piece;
+    }
+}
+
+// A block's part of a group: values `begin` to `end`, VECTORS vectors to a thread.
+template <bool HALF, int VECTORS>
+struct Kept {
+    Eight<HALF> vectors[VECTORS];
+};
+
+// The first value of a thread's vector number j.
+__device__ inline int first_of(int begin, int j) { return begin + (j * (int)blockDim.x + (int)threadIdx.x) * EIGHT; }
+
+template <bool HALF, int VECTORS>
+__device__ inline void read_part(const GroupNormSilu& p, const Group& g, int begin, int end, Kept<HALF, VECTORS>& kept) {
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j)
+        if (first_of(begin, j) < end) kept.vectors[j] = read_eight<HALF>(p, g, first_of(begin, j));
+}
+
+// Two sums over the part, to which `add` adds a value.
+template <bool HALF, int VECTORS, typename Add>
+__device__ inline void sum_of_part(const Kept<HALF, VECTORS>& kept, int begin, int end, float (&pool)[2 * LANES], float& a, float& b, const Add& add) {
+    a = b = 0.0f;
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j) {
+        const int left = end - first_of(begin, j);
+        if (left >= EIGHT) {
+#pragma unroll
+            for (int k = 0; k < EIGHT; ++k) add(value_of(kept.vectors[j], k), a, b);
+        } else {
+#pragma unroll
+            for (int k = 0; k < EIGHT; ++k)
+                if (k < left) add(value_of(kept.vectors[j], k), a, b);
+        }
+    }
+    sum_over_block(a, b, pool);
+}
+
+// Moments of the part; every thread gets them.
+template <bool HALF, int VECTORS>
+__device__ inline Moments moments_of(const Kept<HALF, VECTORS>& kept, int begin, int end, float pivot, float (&pool)[2 * LANES]) {
+    Moments found;
+    float sum, squares;
+    sum_of_part(kept, begin, end, pool, sum, squares, [=](float x, float& a, float&) { a += x - pivot; });
+    const float count = (float)(end - begin), mean = pivot + sum / count;
+    sum_of_part(kept, begin, end, pool, sum, squares, [=](float x, float& a, float& b) {
+        const float distance = x - mean;
+        a += distance;
+        b = fmaf(distance, distance, b);
+    });
+    found.mean = mean, found.rest = sum / count, found.squares = squares - sum * found.rest, found.count = count;
     return found;
 }
 
-// Scale and shift of one channel, z = x * (a + a_rest) + (b + b_rest), each as a float and what the float leaves over.
+// Scale and shift of one channel, z = x * (a + a_rest) + (b + b_rest), each as a float and what the float leaves over: a value near the mean keeps its digits.
 struct Affine {
     float a, a_rest, b, b_rest;
 };
 
 __device__ inline Affine affine_of(const GroupNormSilu& p, const Moments& all, int channel) {
     const double scale = ((const float*)p.scale)[inside(channel, p.channels)], shift = ((const float*)p.shift)[inside(channel, p.channels)];
-    const double a = scale / sqrt(all.squares / all.count + (double)p.epsilon), b = shift - all.mean * a;
+    const double a = scale / sqrt((double)all.squares / (double)all.count + (double)p.epsilon), b = shift - ((double)all.mean + (double)all.rest) * a;
     Affine affine = {(float)a, (float)(a - (double)(float)a), (float)b, (float)(b - (double)(float)b)};
     return affine;
 }
 
+template <bool HALF>
 __device__ inline float silu_of(const Affine& affine, float x) {
-    const float z = fmaf(x, affine.a, affine.b) + fmaf(x, affine.a_rest, affine.b_rest);  // exact before the one rounding, even where x is near the mean
-    return z / (1.0f + expf(-z));
+    const float z = fmaf(x, affine.a, affine.b) + fmaf(x, affine.a_rest, affine.b_rest);  // exact before the one rounding
+    return HALF ? quick_quotient(z, 1.0f + quick_exp(-z)) : z / (1.0f + expf(-z));
 }
 
-// The team's moments joined into the first; `pool` holds one for each thread.
-#define JOIN_TEAM(pool)                                                                       \
-    for (int reach = NORM_THREADS / 2; reach > 0; reach /= 2) {                               \
-        PHASE(t, NORM_THREADS) if (t < reach) pool[t] = join(pool[t], pool[t + reach]);       \
-        MEET;                                                                                 \
+// The same where eight values may lie in several channels or pieces.
+template <bool HALF>
+__device__ __noinline__ void finish_eight(const GroupNormSilu p, int first, const Eight<HALF> eight, const Affine* affines) {
+    const Group g = group_of<HALF>(p);
+    float values[EIGHT];
+    Spot spot = spot_of(g, first);
+#pragma unroll
+    for (int k = 0; k < EIGHT; ++k) {
+        if (first + k >= g.count) break;
+        values[k] = silu_of<HALF>(affines[inside(spot.channel, GREATEST_GROUP)], value_of(eight, k));
+        if (!g.wide) set(g.y, g.item, g.first_channel + spot.channel, spot.pixel, values[k]);
+        advance(g, spot);
     }
+    if (g.wide) write_eight<HALF>(g, first, values);
+}
 
-// Grid: 1, groups, batch; NORM_THREADS threads.
-extern "C" __global__ void fathom_group_norm_silu(const GroupNormSilu p) {
-    const int group = blockIdx.y, item = blockIdx.z, size = p.channels / p.groups, count = size * p.pixels;
-    const Map x = map_of(p.x, p.batch, p.channels, p.pixels, p.channels_last, p.is_half), y = map_of(p.y, p.batch, p.channels, p.pixels, p.channels_last, p.is_half);
-    SHARED unsigned int words[WHOLE_WORDS];
-    SHARED Moments pool[NORM_THREADS];
-    Affine* affines = (Affine*)pool;  // takes the pool's place once it is joined
-    const int is_half = p.is_half;
-    const auto kept = [=](int i) { return is_half ? half_value(((const unsigned short*)words)[inside(i, 2 * WHOLE_WORDS)]) : ((const float*)words)[inside(i, WHOLE_WORDS)]; };
-    PHASE(t, NORM_THREADS) {
-        for (int i = t; i < count; i += NORM_THREADS) {
-            const float value = group_value(p, x, item, group, i);
-            if (is_half) {
-                ((unsigned short*)words)[inside(i, 2 * WHOLE_WORDS)] = half_bits(value);
-            } else {
-                ((float*)words)[inside(i, WHOLE_WORDS)] = value;
-            }
+template <bool HALF, int VECTORS>
+__device__ inline void write_part(const GroupNormSilu& p, const Group& g, int begin, int end, const Kept<HALF, VECTORS>& kept, const Moments& all, Affine* affines) {
+    for (int t = threadIdx.x; t < g.size; t += blockDim.x) affines[inside(t, GREATEST_GROUP)] = affine_of(p, all, g.first_channel + t);
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j) {
+        const int first = first_of(begin, j);
+        if (first >= end) break;
+        if (!g.one_channel) {
+            finish_eight<HALF>(p, first, kept.vectors[j], affines);
+            continue;
         }
-    }
-    MEET;
-    PHASE(t, NORM_THREADS) pool[t] = moments_of(kept, t, 0, count, kept(0));
-    MEET;
-    JOIN_TEAM(pool)
-    const Moments all = pool[0];
-    MEET;
-    PHASE(t, NORM_THREADS) if (t < size) affines[inside(t, GREATEST_GROUP)] = affine_of(p, all, group * size + t);
-    MEET;
-    PHASE(t, NORM_THREADS) {
-        for (int i = t; i < count; i += NORM_THREADS) {
-            int channel, pixel;
-            group_place(p, group, i, channel, pixel);
-            set(y, item, channel, pixel, silu_of(affines[inside(channel - group * size, GREATEST_GROUP)], kept(i)));
-        }
+        const Affine affine = affines[inside(first / g.pixels, GREATEST_GROUP)];
+        float values[EIGHT];
+#pragma unroll
+        for (int k = 0; k < EIGHT; ++k) values[k] = silu_of<HALF>(affine, value_of(kept.vectors[j], k));
+        write_eight<HALF>(g, first, values);
     }
 }
 
-// Grid: chunks, groups, batch; NORM_THREADS threads.
-extern "C" __global__ void fathom_group_norm_partial(const GroupNormSilu p) {
-    const int group = blockIdx.y, item = blockIdx.z, count = p.channels / p.groups * p.pixels;
-    const int first = blockIdx.x * p.chunk, last = min(first + p.chunk, count);
-    const Map x = map_of(p.x, p.batch, p.channels, p.pixels, p.channels_last, p.is_half);
-    SHARED Moments pool[NORM_THREADS];
-    const auto value = [&](int i) { return group_value(p, x, item, group, i); };
-    PHASE(t, NORM_THREADS) pool[t] = moments_of(value, t, first, last, value(first));
-    MEET;
-    JOIN_TEAM(pool)
-    PHASE(t, NORM_THREADS) if (t == 0) {
-        const long long at = ((long long)item * p.groups + group) * p.chunks + blockIdx.x;
-        ((Moments*)p.partials)[inside(at, (long long)p.batch * p.groups * p.chunks)] = pool[0];
-    }
+template <bool HALF>
+__device__ inline void whole_group(const GroupNormSilu& p, float (&pool)[2 * LANES], Affine* affines) {
+    enum { VECTORS = (HALF ? WHOLE_HALVES : WHOLE_FLOATS) / WHOLE_THREADS / EIGHT };
+    const Group g = group_of<HALF>(p);
+    Kept<HALF, VECTORS> kept;
+    read_part(p, g, 0, g.count, kept);
+    const Moments all = moments_of(kept, 0, g.count, get(g.x, g.item, g.first_channel, 0), pool);
+    write_part(p, g, 0, g.count, kept, all, affines);
 }
 
-// Grid: chunks, groups, batch; NORM_THREADS threads.
-extern "C" __global__ void fathom_group_norm_apply(const GroupNormSilu p) {
-    const int group = blockIdx.y, item = blockIdx.z, size = p.channels / p.groups, count = size * p.pixels;
-    const int first = blockIdx.x * p.chunk, last = min(first + p.chunk, count);
-    const Map x = map_of(p.x, p.batch, p.channels, p.pixels, p.channels_last, p.is_half), y = map_of(p.y, p.batch, p.channels, p.pixels, p.channels_last, p.is_half);
-    SHARED Moments pool[NORM_THREADS];
-    Affine* affines = (Affine*)pool;
-    PHASE(t, NORM_THREADS) {
-        Moments mine = {0.0, 0.0, 0.0};
-        const long long start = ((long long)item * p.groups + group) * p.chunks;
-        for (int chunk = t; chunk < p.chunks; chunk += NORM_THREADS)
-            mine = join(mine, ((const Moments*)p.partials)[inside(start + chunk, (long long)p.batch * p.groups * p.chunks)]);
-        pool[t] = mine;
+__device__ inline Moments* partials_of(const GroupNormSilu& p) {
+    return (Moments*)p.partials + ((long long)blockIdx.z * p.groups + blockIdx.y) * gridDim.x;
+}
+
+template <bool HALF>
+__device__ inline void part_of_group(const GroupNormSilu& p, float (&pool)[2 * LANES]) {
+    const Group g = group_of<HALF>(p);
+    const int begin = blockIdx.x * CHUNK, end = min(begin + CHUNK, g.count);
+    Kept<HALF, CHUNK / CHUNK_THREADS / EIGHT> kept;
+    read_part(p, g, begin, end, kept);
+    const Moments found = moments_of(kept, begin, end, get(g.x, g.item, g.first_channel, 0), pool);
+    if (threadIdx.x == 0) partials_of(p)[blockIdx.x] = found;
+}
+
+// The moments of all chunks together, by the same two steps; every thread gets them.
+__device__ inline Moments join_parts(const GroupNormSilu& p, int count, float (&pool)[2 * LANES]) {
+    const Moments* parts = partials_of(p);
+    const float pivot = parts[0].mean;
+    float sum = 0.0f, squares = 0.0f;
+    for (int k = threadIdx.x; k < (int)gridDim.x; k += blockDim.x) sum = fmaf(parts[k].count, (parts[k].mean - pivot) + parts[k].rest, sum);
+    sum_over_block(sum, squares, pool);
+    const float mean = pivot + sum / (float)count;
+    sum = 0.0f;
+    for (int k = threadIdx.x; k < (int)gridDim.x; k += blockDim.x) {
+        const float distance = (parts[k].mean - mean) + parts[k].rest;
+        sum = fmaf(parts[k].count, distance, sum);
+        squares += fmaf(parts[k].count * distance, distance, parts[k].squares);
     }
-    MEET;
-    JOIN_TEAM(pool)
-    const Moments all = pool[0];
-    MEET;
-    PHASE(t, NORM_THREADS) if (t < size) affines[inside(t, GREATEST_GROUP)] = affine_of(p, all, group * size + t);
-    MEET;
-    PHASE(t, NORM_THREADS) {
-        for (int i = first + t; i < last; i += NORM_THREADS) {
-            int channel, pixel;
-            group_place(p, group, i, channel, pixel);
-            set(y, item, channel, pixel, silu_of(affines[inside(channel - group * size, GREATEST_GROUP)], get(x, item, channel, pixel)));
-        }
-    }
+    sum_over_block(sum, squares, pool);
+    Moments all = {mean, sum / (float)count, squares - sum * (sum / (float)count), (float)count};
+    return all;
+}
+
+template <bool HALF>
+__device__ inline void finish_part(const GroupNormSilu& p, float (&pool)[2 * LANES], Affine* affines) {
+    const Group g = group_of<HALF>(p);
+    const int begin = blockIdx.x * CHUNK, end = min(begin + CHUNK, g.count);
+    Kept<HALF, CHUNK / CHUNK_THREADS / EIGHT> kept;
+    read_part(p, g, begin, end, kept);  // under way while the parts are joined
+    write_part(p, g, begin, end, kept, join_parts(p, g.count, pool), affines);
+}
+
+// Grid: 1, groups, batch; threads: one to a vector, in whole warps, at most WHOLE_THREADS.
+extern "C" __global__ void __launch_bounds__(WHOLE_THREADS) fathom_group_norm_silu(const GroupNormSilu p) {
+    __shared__ float pool[2 * LANES];
+    __shared__ Affine affines[GREATEST_GROUP];
+    if (p.is_half) whole_group<true>(p, pool, affines);
+    else whole_group<false>(p, pool, affines);
+}
+
+// Grid: chunks, groups, batch; CHUNK_THREADS threads.
+extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) fathom_group_norm_partial(const GroupNormSilu p) {
+    __shared__ float pool[2 * LANES];
+    if (p.is_half) part_of_group<true>(p, pool);
+    else part_of_group<false>(p, pool);
+}
+
+// Grid: chunks, groups, batch; CHUNK_THREADS threads.
+extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) fathom_group_norm_apply(const GroupNormSilu p) {
+    __shared__ float pool[2 * LANES];
+    __shared__ Affine affines[GREATEST_GROUP];
+    if (p.is_half) finish_part<true>(p, pool, affines);
+    else finish_part<false>(p, pool, affines);
 }

@@ -1,20 +1,11 @@
-// How one text runs as CUDA and as C++: the threads of a block as a team, and tensors whose bounds the host build asserts.
+// What the operators share: tensors whose bounds the host build asserts, and what the threads of a block find out together.
 //
-// A cooperative kernel is a sequence of phases. On the device every thread runs each phase once and the team meets after it; on the host
-// (FATHOM_HOST) one call runs a whole block, phase by phase, over all its threads. Whatever a thread carries from one phase to the next
-// lives in Own, whatever the team shares in SHARED.
+// The text is plain CUDA. With FATHOM_HOST it compiles as C++ on a stand-in of the CUDA it uses, whose threads really wait for each other, and
+// every index is checked; the device takes indices as they are.
 #pragma once
 #include "sampling.cuh"
 
 #ifdef FATHOM_HOST
-#define SHARED static thread_local
-#define PHASE(thread, size) for (int thread = 0; thread < (size); ++thread)
-#define MEET
-template <typename T, int SIZE>
-struct Own {
-    T items[SIZE];
-    T& operator[](int thread) { return items[thread]; }
-};
 static long long out_of_bounds;
 static inline long long inside(long long index, long long size) {
     if (index >= 0 && index < size) return index;
@@ -22,16 +13,49 @@ static inline long long inside(long long index, long long size) {
     return 0;
 }
 #else
-#define SHARED __shared__
-#define PHASE(thread, size) for (int thread = threadIdx.x, once = 1; once; once = 0)
-#define MEET __syncthreads()
-template <typename T, int SIZE>
-struct Own {
-    T item;
-    __device__ T& operator[](int) { return item; }
-};
 __device__ inline long long inside(long long index, long long) { return index; }
 #endif
+
+enum { LANES = 32 };  // of a warp
+#define EVERY_LANE 0xffffffffu
+
+// exp(x) and a / b in two instructions each, a few units of FP32's last place off: for results in FP16. What is below 2^-126 on the way is 0.
+#ifdef FATHOM_HOST
+static inline float quick_exp(float x) { return expf(x); }
+static inline float quick_quotient(float a, float b) { return a / b; }
+#else
+__device__ inline float quick_exp(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.44269504f));
+    return power;
+}
+
+__device__ inline float quick_quotient(float a, float b) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+    return a * inverse;
+}
+#endif
+
+__device__ inline unsigned int half_pair(float low, float high) { return half_bits(low) | (unsigned int)half_bits(high) << 16; }
+
+// Sums of two numbers over all threads of a block of whole warps; every thread gets both. `pool` is shared, and free for another call.
+__device__ inline void sum_over_block(float& a, float& b, float (&pool)[2 * LANES]) {
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    for (int reach = LANES / 2; reach > 0; reach /= 2) {
+        a += __shfl_xor_sync(EVERY_LANE, a, reach);
+        b += __shfl_xor_sync(EVERY_LANE, b, reach);
+    }
+    __syncthreads();  // the call before may still be read
+    if (lane == 0) pool[warp] = a, pool[LANES + warp] = b;
+    __syncthreads();
+    a = lane < warps ? pool[lane] : 0.0f;
+    b = lane < warps ? pool[LANES + lane] : 0.0f;
+    for (int reach = LANES / 2; reach > 0; reach /= 2) {
+        a += __shfl_xor_sync(EVERY_LANE, a, reach);
+        b += __shfl_xor_sync(EVERY_LANE, b, reach);
+    }
+}
 
 // A tensor [batch, channels, pixels]: planes one after the other, or (channels last) pixels of channels, padded to a multiple of eight
 // where the values have 16 bits, as TensorRT's format HWC8 wants it.

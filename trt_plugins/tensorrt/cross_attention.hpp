@@ -43,7 +43,9 @@ struct CrossAttentionOperator {
         p.attended = address(outputs[0]), p.map = address(outputs[1]);
         p.batch = (int)in[0].dims.d[0], p.heads = (int)in[0].dims.d[1], p.positions = (int)in[0].dims.d[2], p.width = (int)in[0].dims.d[3];
         p.tokens = (int)in[1].dims.d[3], p.text_batch = (int)in[1].dims.d[0], p.is_half = is_half(in[0]), p.scale = words[0].real;
-        return start(fathom_cross_attention, p, (p.positions + POSITIONS - 1) / POSITIONS, 1, p.batch, ATTENTION_THREADS, stream);
+        const int length = p.is_half ? p.tokens : MOST_TOKENS;
+        const auto kernel = length <= 40 ? fathom_cross_attention_40 : length <= 80 ? fathom_cross_attention_80 : fathom_cross_attention_128;
+        return start(kernel, p, (p.positions + POSITIONS - 1) / POSITIONS, 1, p.batch, ATTENTION_THREADS, stream);
     }
 };
 

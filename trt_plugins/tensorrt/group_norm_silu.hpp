@@ -46,7 +46,7 @@ struct GroupNormSiluOperator {
 
     // As if x were FP32: the format is chosen after the size is asked for.
     size_t workspace(Dims const* in) const {
-        const bool whole = in[0].d[1] / words[0].whole * pixels(in[0]) <= WHOLE_WORDS;
+        const bool whole = in[0].d[1] / words[0].whole * pixels(in[0]) <= WHOLE_FLOATS;
         return whole ? 0 : (size_t)in[0].d[0] * words[0].whole * chunks(in[0]) * sizeof(Moments);
     }
 
@@ -54,12 +54,15 @@ struct GroupNormSiluOperator {
         GroupNormSilu p;
         Dims const& x = in[0].dims;
         p.x = address(inputs[0]), p.scale = address(inputs[1]), p.shift = address(inputs[2]), p.y = address(outputs[0]), p.partials = address(workspace);
-        p.batch = (int)x.d[0], p.channels = (int)x.d[1], p.pixels = (int)pixels(x), p.groups = words[0].whole, p.chunk = CHUNK, p.chunks = chunks(x);
+        p.batch = (int)x.d[0], p.channels = (int)x.d[1], p.pixels = (int)pixels(x), p.groups = words[0].whole;
         p.channels_last = is_channels_last(in[0]), p.is_half = is_half(in[0]), p.epsilon = words[1].real;
         const long long length = (long long)p.channels / p.groups * p.pixels;
-        if (length <= (p.is_half ? 2 : 1) * WHOLE_WORDS) return start(fathom_group_norm_silu, p, 1, p.groups, p.batch, NORM_THREADS, stream);
-        const int32_t failed = start(fathom_group_norm_partial, p, p.chunks, p.groups, p.batch, NORM_THREADS, stream);
-        return failed ? failed : start(fathom_group_norm_apply, p, p.chunks, p.groups, p.batch, NORM_THREADS, stream);
+        if (length <= (p.is_half ? WHOLE_HALVES : WHOLE_FLOATS)) {
+            const int vectors = (int)((length + EIGHT - 1) / EIGHT), threads = (vectors + LANES - 1) / LANES * LANES;
+            return start(fathom_group_norm_silu, p, 1, p.groups, p.batch, threads < WHOLE_THREADS ? threads : (int)WHOLE_THREADS, stream);
+        }
+        const int32_t failed = start(fathom_group_norm_partial, p, chunks(x), p.groups, p.batch, CHUNK_THREADS, stream);
+        return failed ? failed : start(fathom_group_norm_apply, p, chunks(x), p.groups, p.batch, CHUNK_THREADS, stream);
     }
 };
 

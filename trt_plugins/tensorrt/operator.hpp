@@ -75,15 +75,12 @@ inline bool is_half(PluginTensorDesc const& tensor) { return tensor.type == Data
 inline bool is_channels_last(PluginTensorDesc const& tensor) { return tensor.format == TensorFormat::kHWC8; }
 inline unsigned long long address(void const* pointer) { return (unsigned long long)pointer; }
 
-// Start a cooperative kernel: 0, or CUDA's error. The host build runs it here and now.
+// Start a kernel: 0, or CUDA's error. The host build runs it here and now.
 template <typename Kernel, typename Parameters>
 int32_t start(Kernel kernel, Parameters const& parameters, int across, int down, int deep, int threads, cudaStream_t stream) {
 #ifdef FATHOM_HOST
-    (void)threads, (void)stream;
-    gridDim = {across, down, deep};
-    for (blockIdx.z = 0; blockIdx.z < deep; ++blockIdx.z)
-        for (blockIdx.y = 0; blockIdx.y < down; ++blockIdx.y)
-            for (blockIdx.x = 0; blockIdx.x < across; ++blockIdx.x) kernel(parameters);
+    (void)stream;
+    host::run_grid(kernel, parameters, {across, down, deep}, {threads, 1, 1});
     return 0;
 #else
     kernel<<<dim3(across, down, deep), threads, 0, stream>>>(parameters);
