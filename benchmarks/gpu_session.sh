@@ -10,7 +10,8 @@
 # operators  our operators against PyTorch and double precision    build     every bundle in FP32, FP16 and INT8, certified as it is built
 # accuracy   every plan on rooms:50:8 and on the indoor pairs of DATA     latency   engines, PyTorch, engines, network by network
 # graphs     CUDA graph on and off                                stages    stage times of every bundle, for depth-calibrate
-# plugins    evp bundles with our operators as plugins of PLUGINS, certified as they are built; not among the steps that run by themselves
+# ours       evp bundles in FP16 with our operators as kernels between engines, and as plugins of PLUGINS; certified as they are built, and in accuracy and
+#            latency beside the others after that. Not among the steps that run by themselves, because every engine of them is another one to build
 # record     all of it as OUT/gpu.json (python -m fathom.benchmarks.card.gather)
 #
 # PYTHON=python3          has PyTorch with CUDA, pytest, hypothesis
@@ -22,7 +23,7 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '2,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 mkdir -p "$1/logs" "$1/out" "$1/plans" "$1/parent"
 out=$(cd "$1" && pwd)
 shift
@@ -43,7 +44,7 @@ step() { # NAME LIMIT_S COMMAND...
 }
 
 gpu_tests() { step "$1" "$2" "$python" -m pytest -m gpu -p no:cacheprovider -q -rs --rootdir "$here" --junitxml "$out/out/$1.xml" "${@:3}"; }
-plans() { for precision in fp32 fp16 int8; do [ ! -e "$out/plans/$1-$precision.plan" ] || printf -- '--engine\n%s\n' "$out/plans/$1-$precision.plan"; done; }
+plans() { for precision in fp32 fp16 int8 kernels plugins; do [ ! -e "$out/plans/$1-$precision.plan" ] || printf -- '--engine\n%s\n' "$out/plans/$1-$precision.plan"; done; }
 export -f step
 export out backend engines
 
@@ -91,11 +92,15 @@ run_step() {
         step "lat-$network-2" 300 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" --details -o "$out/out/lat-$network-2.json"
       done ;;
     graphs) step graphs 200 "$engines" -m fathom.benchmarks.card.graphs "$out"/plans/*.plan -o "$out/out/graphs.json" ;;
-    plugins)
+    ours)
       for network in $networks; do
         [[ $network == evp* ]] || continue
-        step "plugins-$network" 900 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --precision fp16 --plugins "$PLUGINS" \
-          --operators BinsExpectation,GroupNormSilu,CrossAttention -o "$out/plans/$network-plugins.plan" --layers "$out/out/layers-$network-plugins.json" --force
+        for how in kernels ${PLUGINS:+plugins}; do
+          local operators=(--operators BinsExpectation,GroupNormSilu,CrossAttention)
+          [ "$how" = kernels ] || operators+=(--plugins "$PLUGINS")
+          step "build-$network-$how" 900 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --precision fp16 \
+            ${target:+--target "$target"} "${operators[@]}" -o "$out/plans/$network-$how.plan" --layers "$out/out/layers-$network-$how.json" --force --json
+        done
       done ;;
     stages)
       for network in $networks; do

@@ -1,17 +1,22 @@
 """What a session on a card leaves behind, gathered into one record; the formulas that its operators are held against."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
+import kernel_host
 import numpy as np
 import pytest
+import stand_in_card
 import test_trt_plugins_operators as operator_tests
 import torch
 
 from fathom.benchmarks.card import gather, operators
 from fathom.benchmarks.record.record import read_record
 
+SCRIPT = Path(gather.__file__).parents[1] / "gpu_session.sh"
 FACTS = """\
 |   0  NVIDIA H200                    On  |   00000000:00:06.0 Off |                    0 |
 Driver Version                         : 580.159.04
@@ -92,6 +97,24 @@ def test_the_formulas_in_pytorch_are_those_of_double_precision():
 
 
 def test_a_session_script_without_arguments_tells_what_it_does():
-    script = Path(gather.__file__).parents[1] / "gpu_session.sh"
-    done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    done = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 2 and "BUNDLES=DIR" in done.stderr and "set -uo" not in done.stderr
+
+
+@pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
+def test_a_session_runs_from_facts_to_record_on_the_stand_in(tiny_bundle, host, tmp_path):
+    """Builds, latency, graphs and the record of a plan in two precisions; INT8 was not calibrated, and that step stops no other."""
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "small").symlink_to(tiny_bundle("moa-depthclip-tiny"))
+    given = {"PYTHON": sys.executable, "BUNDLES": str(tmp_path / "bundles"), "JOBS": "2", "ROUNDS": "3", "MODES": ""}
+    env = {**os.environ, **given, **stand_in_card.environment(tmp_path, host.library._name, "10.13.3.9")}
+    steps = ["facts", "build", "latency", "graphs", "record"]
+    done = subprocess.run(["bash", str(SCRIPT), str(tmp_path / "out"), *steps], capture_output=True, text=True, env=env, timeout=300)
+    lines = dict(line.split(": ", 1) for line in (tmp_path / "out" / "logs" / "summary").read_text().splitlines())
+    failed = {name: words for name, words in lines.items() if not words.startswith("exit code 0 ")}
+    assert done.returncode == 1 and failed.keys() <= {"facts", "build-small-int8"}, done.stdout + done.stderr  # no nvidia-smi here
+    assert "was never calibrated" in (tmp_path / "out" / "logs" / "build-small-int8.err").read_text()
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())["results"]
+    assert {row["precision"]: row["passed"] for row in found["builds"]} == {"fp16": True, "fp32": True, "int8": False}
+    assert [[row["name"] for row in run["rows"]] for run in found["latency"]] == [["small-fp32.plan", "small-fp16.plan"]] * 2
+    assert {name: row["same_bits"] for name, row in found["graphs"].items()} == {"small-fp16.plan": True, "small-fp32.plan": True}

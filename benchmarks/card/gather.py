@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
     results["latency"] = latency(folder)
     for name, file in (("operators", "operators.json"), ("graphs", "graphs.json")):
         if (made := _read(folder / "out" / file)) is not None:
-            results[name] = made.get("results", made).get("operators", made) if name == "operators" else made
+            results[name] = made["results"].get(name, made["results"])
     if (asked := folder / "logs" / "rtx60.log").exists():
         results["tensorrt_rtx"] = [json.loads(line) for line in asked.read_text().splitlines() if line.startswith("{")]
     if (notes := folder / "notes.txt").exists():  # what whoever ran it has to say: interruptions, other work on the card

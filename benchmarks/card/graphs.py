@@ -18,7 +18,7 @@ from ...runtime.artefact.plan import PlanFile
 from ...runtime.artefact.spec import network_inputs
 from ...runtime.certificate.goldens import as_input, read_goldens
 from ...runtime.commands.command import run_command
-from ...runtime.errors import FathomError
+from ...runtime.errors import FathomError, InputError
 from ...runtime.tensorrt.backend import TensorRTBackend
 from ..record.record import study, write_record
 
@@ -33,6 +33,8 @@ def measure(path: str) -> dict[str, Any]:
     """
     with PlanFile.open(path) as plan:
         golden, batch = read_goldens(plan), plan.manifest.batch[0]
+        if not golden:
+            raise InputError(f"{path} carries no golden tensors", fix="depth-build makes a plan that does")
         inputs = {name: as_input(golden[name], spec, batch) for name, spec in network_inputs(plan.manifest.specs()).items()}
         backends = {"graph": TensorRTBackend(plan, graphs=True), "no graph": TensorRTBackend(plan, graphs=False)}
         try:
