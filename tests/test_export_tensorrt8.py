@@ -3,7 +3,6 @@
 import gc
 import json
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from python38 import find_python38
 
 from fathom.calibration.precision.precision_plan import Choice
 from fathom.export.child.child import ChildResult, run_child
@@ -393,7 +393,7 @@ def test_newer_versions_take_typed_graphs_as_before(gpu, monkeypatch):
 
 def test_tensorrt_may_be_at_home_in_another_python(monkeypatch, tmp_path, capsys, small_bundle):
     """JetPack 5 has TensorRT for its Python 3.8 and for no other: that one compiles, and everything else stays here."""
-    other = next((str(p) for p in Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8")), None) or shutil.which("python3.8") or sys.executable
+    other = find_python38() or sys.executable
     package, python = tmp_path / "tensorrt.py", tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={tmp_path} {other} "$@"\n')
     python.chmod(0o755)

@@ -2,12 +2,12 @@
 
 import ast
 import contextlib
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from python38 import find_python38
 
 import fathom
 from fathom.runtime.sequences import pairwise, zip_equal
@@ -118,16 +118,8 @@ def test_zip_of_equal_sequences():
     assert list(pairwise([1, 2, 3])) == [(1, 2), (2, 3)] and list(pairwise([1])) == [] == list(pairwise([]))
 
 
-def _python38():
-    for name in ("python3.8", *map(str, Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))):
-        found = shutil.which(name)
-        if found and subprocess.run([found, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 8))"], capture_output=True).returncode == 0:
-            return found
-    return None
-
-
 def test_a_real_python_3_8_compiles_it():
-    python = _python38()
+    python = find_python38()
     if python is None:
         pytest.skip("no Python 3.8 on this machine")
     code = "import sys\nfor name in sys.argv[1:]: compile(open(name).read(), name, 'exec', dont_inherit=True)"
@@ -141,7 +133,7 @@ def test_the_process_that_compiles_for_tensorrt_8_needs_no_other_package(tmp_pat
     code = "import sys, fathom.export.plan.build_child as child\nfor task in ('tensorrt8', 'tensorrt-version'): child._task(task)\n"
     code += "print(*(module.__file__ for name, module in sys.modules.items() if name.partition('.')[0] == 'fathom'), sep='\\n')"
     environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([_python38() or sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([find_python38() or sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     loaded = {Path(name).relative_to(tmp_path / "fathom") for name in done.stdout.split()}
     assert len(loaded) > 15 and loaded <= {path.relative_to(ROOT) for path in SOURCES}  # all of it is looked through above

@@ -152,6 +152,7 @@ def run_norm(host, x, scale, shift, groups, epsilon, channels_last=False):
     scratch = np.full(operators.group_norm_workspace(x.shape, groups, x.dtype == np.float16) + 1, 7, np.uint8)
     addresses = tuple(map(address, (source, scale, shift, y, scratch)))
     operators.launch_group_norm_silu(host.launch, addresses, x.shape, groups, epsilon, x.dtype == np.float16, channels_last)
+    assert scratch[-1] == 7  # nothing behind what was asked for
     return read_back(y, x.shape[1], channels_last)
 
 

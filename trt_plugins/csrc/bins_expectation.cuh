@@ -98,6 +98,54 @@ struct Tile {
     Taps rows[ROWS], columns[COLUMNS];  // from the middle grid to the coarse one
 };
 
+// The places of the middle grid under a tile.
+struct Places {
+    int top, left, columns, count;
+    int at_once, pitch;  // bins that fit into what is shared, and words from one place to the next
+};
+
+__device__ inline Places places_of(const BinsExpectation& p, int first_y, int first_x) {
+    Places found;
+    found.top = corner_taps(first_y, p.middle_height, p.height).low, found.left = corner_taps(first_x, p.middle_width, p.width).low;
+    const int bottom = corner_taps(min(first_y + TILE_HEIGHT, p.height) - 1, p.middle_height, p.height).high;
+    const int right = corner_taps(min(first_x + TILE_WIDTH, p.width) - 1, p.middle_width, p.width).high;
+    found.columns = right - found.left + 1, found.count = (bottom - found.top + 1) * found.columns;
+    found.at_once = max(min((int)BIN_COUNT, (PULLED / found.count - FOUR) / FOUR * FOUR), (int)FOUR), found.pitch = found.at_once / FOUR + 1;
+    return found;
+}
+
+// Centres of bins `first` to `last` at every place: coarse ones in between, pulled by every attractor there. The team has met when this returns.
+__device__ inline void pull_centers(const BinsExpectation& p, const Map& centers, const Map& attractors, const Places& places, int first, int last,
+                                    Tile& tile) {
+    const int item = blockIdx.z, side_by_side = max(TILE / places.count, 1);  // threads that share the bins of a place
+    for (int j = 0; j < p.attractor_count; ++j) {
+        __syncthreads();  // what was shared is no longer read
+        for (int at = threadIdx.x; at < places.count; at += TILE) {
+            const long long pixel = (long long)(places.top + at / places.columns) * p.middle_width + places.left + at % places.columns;
+            tile.attractor[inside(at, UNDER_TILE)] = softplus(get(attractors, item, j, pixel));
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < places.count * side_by_side; i += TILE) {
+            const int at = i % places.count;
+            const float attractor = tile.attractor[inside(at, UNDER_TILE)];
+            const Taps row = tile.rows[inside(at / places.columns, ROWS)], column = tile.columns[inside(at % places.columns, COLUMNS)];
+            const Corners around = corners_of(centers, item, row, column, p.coarse_width);
+            for (int bin = first + i / places.count * FOUR; bin < last; bin += side_by_side * FOUR) {
+                float pulled[FOUR];
+#pragma unroll
+                for (int k = 0; k < FOUR; ++k) {
+                    const float center = center_of(centers, around, bin + k), distance = attractor - center;
+                    pulled[k] = (j == 0 ? center : 0.0f) + quick_quotient(distance, (1.0f + p.alpha * distance * distance) * (float)p.attractor_count);
+                }
+                float4& kept = tile.pulled[inside(at * places.pitch + (bin - first) / FOUR, PULLED / FOUR)];
+                if (j > 0) pulled[0] += kept.x, pulled[1] += kept.y, pulled[2] += kept.z, pulled[3] += kept.w;
+                kept = make_float4(pulled[0], pulled[1], pulled[2], pulled[3]);
+            }
+        }
+    }
+    __syncthreads();
+}
+
 template <bool HALF>
 __device__ inline void expect(const BinsExpectation& p, Tile& tile) {
     const int item = blockIdx.z, first_x = blockIdx.x * TILE_WIDTH, first_y = blockIdx.y * TILE_HEIGHT, t = threadIdx.x;
@@ -105,59 +153,33 @@ __device__ inline void expect(const BinsExpectation& p, Tile& tile) {
     const Map centers = map_of(p.centers, p.batch, BIN_COUNT, (long long)p.coarse_height * p.coarse_width, p.channels_last, HALF);
     const Map attractors = map_of(p.attractors, p.batch, p.attractor_count, (long long)p.middle_height * p.middle_width, p.channels_last, HALF);
     const Map depth = map_of(p.depth, p.batch, 1, (long long)p.height * p.width, p.channels_last, HALF);
-    const int top = corner_taps(first_y, p.middle_height, p.height).low, left = corner_taps(first_x, p.middle_width, p.width).low;
-    const int rows = corner_taps(min(first_y + TILE_HEIGHT, p.height) - 1, p.middle_height, p.height).high - top + 1;
-    const int columns = corner_taps(min(first_x + TILE_WIDTH, p.width) - 1, p.middle_width, p.width).high - left + 1;
-    const int places = rows * columns, side_by_side = max(TILE / places, 1);  // threads that share the bins of a place
-    const int at_once = max(min((int)BIN_COUNT, (PULLED / places - FOUR) / FOUR * FOUR), (int)FOUR), pitch = (at_once + FOUR) / FOUR;
-    if (t < rows) tile.rows[inside(t, ROWS)] = corner_taps(top + t, p.coarse_height, p.middle_height);
-    if (t >= LANES && t - LANES < columns) tile.columns[inside(t - LANES, COLUMNS)] = corner_taps(left + t - LANES, p.coarse_width, p.middle_width);
+    const Places places = places_of(p, first_y, first_x);
+    const int place_row = t, place_column = t - LANES;  // which of them this thread works out; two warps side by side
+    if (place_row < places.count / places.columns) tile.rows[inside(place_row, ROWS)] = corner_taps(places.top + place_row, p.coarse_height, p.middle_height);
+    if (place_column >= 0 && place_column < places.columns)
+        tile.columns[inside(place_column, COLUMNS)] = corner_taps(places.left + place_column, p.coarse_width, p.middle_width);
 
     const int x = first_x + t % TILE_WIDTH, y = first_y + t / TILE_WIDTH;
     const bool has_pixel = y < p.height && x < p.width;
     PixelBins bins = {0.0f, 0.0f, 0};
-    Taps row = {top, top, 0.0f}, column = {left, left, 0.0f};
+    Taps row = {places.top, places.top, 0.0f}, column = {places.left, places.left, 0.0f};
     if (has_pixel) {
         bins = pixel_bins(p, shape, item, (long long)y * p.width + x);
         row = corner_taps(y, p.middle_height, p.height), column = corner_taps(x, p.middle_width, p.width);
     }
     const float mode = (float)bins.mode, greatest = COEFFICIENTS[bins.mode];
-    const int corners[4] = {((row.low - top) * columns + column.low - left) * pitch, ((row.low - top) * columns + column.high - left) * pitch,
-                            ((row.high - top) * columns + column.low - left) * pitch, ((row.high - top) * columns + column.high - left) * pitch};
+    const int upper = (row.low - places.top) * places.columns - places.left, lower = (row.high - places.top) * places.columns - places.left;
+    const int corners[4] = {upper + column.low, upper + column.high, lower + column.low, lower + column.high};
     float total = 0.0f, sum = 0.0f;
-    for (int first = 0; first < BIN_COUNT; first += at_once) {
-        const int last = min(first + at_once, BIN_COUNT);
-        for (int j = 0; j < p.attractor_count; ++j) {
-            __syncthreads();  // what was shared is no longer read
-            for (int at = t; at < places; at += TILE) {
-                const long long pixel = (long long)(top + at / columns) * p.middle_width + left + at % columns;
-                tile.attractor[inside(at, UNDER_TILE)] = softplus(get(attractors, item, j, pixel));
-            }
-            __syncthreads();
-            for (int i = t; i < places * side_by_side; i += TILE) {
-                const int at = i % places;
-                const float attractor = tile.attractor[inside(at, UNDER_TILE)];
-                const Corners around = corners_of(centers, item, tile.rows[inside(at / columns, ROWS)], tile.columns[inside(at % columns, COLUMNS)], p.coarse_width);
-                for (int bin = first + i / places * FOUR; bin < last; bin += side_by_side * FOUR) {
-                    float pulled[FOUR];
-#pragma unroll
-                    for (int k = 0; k < FOUR; ++k) {
-                        const float center = center_of(centers, around, bin + k), distance = attractor - center;
-                        pulled[k] = (j == 0 ? center : 0.0f) + quick_quotient(distance, (1.0f + p.alpha * distance * distance) * (float)p.attractor_count);
-                    }
-                    float4& kept = tile.pulled[inside(at * pitch + (bin - first) / FOUR, PULLED / FOUR)];
-                    if (j > 0) pulled[0] += kept.x, pulled[1] += kept.y, pulled[2] += kept.z, pulled[3] += kept.w;
-                    kept = make_float4(pulled[0], pulled[1], pulled[2], pulled[3]);
-                }
-            }
-        }
-        __syncthreads();
+    for (int first = 0; first < BIN_COUNT; first += places.at_once) {
+        const int last = min(first + places.at_once, BIN_COUNT);
+        pull_centers(p, centers, attractors, places, first, last, tile);
         if (!has_pixel) continue;
         for (int bin = first; bin < last; bin += FOUR) {
             float value[4][FOUR];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                const float4 four = tile.pulled[inside(corners[k] + (bin - first) / FOUR, PULLED / FOUR)];
+                const float4 four = tile.pulled[inside(corners[k] * places.pitch + (bin - first) / FOUR, PULLED / FOUR)];
                 value[k][0] = four.x, value[k][1] = four.y, value[k][2] = four.z, value[k][3] = four.w;
             }
 #pragma unroll

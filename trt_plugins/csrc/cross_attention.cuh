@@ -103,18 +103,20 @@ __device__ inline void multiply(float (&sum)[4], const Pair<true> (&a)[2], const
     multiply_by_shuffles(sum, a, b);
 #else
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a[0].bits), "r"(a[1].bits), "r"(b.bits));
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(a[0].bits), "r"(a[1].bits), "r"(b.bits));
 #endif
 }
 
 // Two values of a tensor, 0 for one that is not there.
-__device__ inline void read_pair(Pair<true>& pair, unsigned long long tensor, long long first, long long second, long long size, bool has_first, bool has_second) {
+__device__ inline void read_pair(Pair<true>& pair, unsigned long long tensor, long long first, long long second, long long size, bool has_first,
+                                 bool has_second) {
     const unsigned short* from = (const unsigned short*)tensor;
     pair.bits = (has_first ? from[inside(first, size)] : 0u) | (has_second ? (unsigned int)from[inside(second, size)] : 0u) << 16;
 }
 
-__device__ inline void read_pair(Pair<false>& pair, unsigned long long tensor, long long first, long long second, long long size, bool has_first, bool has_second) {
+__device__ inline void read_pair(Pair<false>& pair, unsigned long long tensor, long long first, long long second, long long size, bool has_first,
+                                 bool has_second) {
     const float* from = (const float*)tensor;
     pair.low = has_first ? from[inside(first, size)] : 0.0f;
     pair.high = has_second ? from[inside(second, size)] : 0.0f;
@@ -179,107 +181,156 @@ __device__ inline float sum_of_row(float value) {
     return value + __shfl_xor_sync(EVERY_LANE, value, 2);
 }
 
+// How often a loop over the tokens is written out. Once: scores then lie in memory. Long texts and FP32 are rare, and their code would be long.
+template <bool HALF, int TILES>
+struct Copies {
+    enum { COUNT = HALF && TILES * STEP <= 80 ? TILES : 1 };
+};
+
+// What one lane has to do with one head.
+struct Part {
+    int row, column;         // of a left side's or a sum's fragment
+    long long rows[2];       // where the queries of its two positions begin
+    bool has_row[2];         // whether there are such positions
+    long long text;          // where the head's keys and values begin
+    long long query_size, text_size;
+};
+
+__device__ inline Part part_of(const CrossAttention& p, int head) {
+    const int item = blockIdx.z, lane = threadIdx.x % LANES, first = blockIdx.x * POSITIONS + lane / 4;
+    const long long head_start = ((long long)item * p.heads + head) * p.positions;
+    Part part;
+    part.row = lane / 4, part.column = lane % 4 * 2;
+    for (int k = 0; k < 2; ++k) part.rows[k] = (head_start + first + 8 * k) * p.width, part.has_row[k] = first + 8 * k < p.positions;
+    part.text = ((long long)(p.text_batch == 1 ? 0 : item) * p.heads + head) * p.tokens * p.width;
+    part.query_size = (long long)p.batch * p.heads * p.positions * p.width;
+    part.text_size = (long long)p.text_batch * p.heads * p.tokens * p.width;
+    return part;
+}
+
+// Products of queries and keys, not scaled yet; of tokens that are not there 0.
+template <bool HALF, int TILES>
+__device__ inline void products_of(const CrossAttention& p, const Part& part, float (&scores)[TILES][4]) {
+    enum { COPIES = Copies<HALF, TILES>::COUNT };
+#pragma unroll COPIES
+    for (int tile = 0; tile < TILES; ++tile)
+        for (int k = 0; k < 4; ++k) scores[tile][k] = 0.0f;
+    for (int first = 0; first < p.width; first += SUMMED_AT_ONCE) {  // a long row of additions loses digits
+        float some[TILES][4];
+#pragma unroll COPIES
+        for (int tile = 0; tile < TILES; ++tile)
+            for (int k = 0; k < 4; ++k) some[tile][k] = 0.0f;
+#pragma unroll 2
+        for (int channel = first; channel < min(first + SUMMED_AT_ONCE, p.width); channel += STEP) {
+            const int c = channel + part.column;
+            const bool has[2] = {c < p.width, c + 1 < p.width};
+            Pair<HALF> query[2];
+            for (int k = 0; k < 2; ++k)
+                read_pair(query[k], p.query, part.rows[k] + c, part.rows[k] + c + 1, part.query_size, part.has_row[k] && has[0], part.has_row[k] && has[1]);
+#pragma unroll COPIES
+            for (int tile = 0; tile < TILES; ++tile) {
+                const int token = tile * STEP + part.row;
+                const long long at = part.text + (long long)c * p.tokens + token;
+                Pair<HALF> keys;
+                read_pair(keys, p.keys, at, at + p.tokens, part.text_size, token < p.tokens && has[0], token < p.tokens && has[1]);
+                multiply(some[tile], query, keys);
+            }
+        }
+#pragma unroll COPIES
+        for (int tile = 0; tile < TILES; ++tile)
+            for (int k = 0; k < 4; ++k) scores[tile][k] += some[tile][k];
+    }
+}
+
+// Probabilities in the products' place, up to the factors that `inverse` gets: one over the sum of each of the two rows.
+template <bool HALF, int TILES>
+__device__ inline void soften(const CrossAttention& p, const Part& part, float (&scores)[TILES][4], float (&inverse)[2]) {
+    enum { COPIES = Copies<HALF, TILES>::COUNT };
+    const float sharpness = p.scale * LOG2_E;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float greatest = LOWEST, sum = 0.0f;
+#pragma unroll COPIES
+        for (int tile = 0; tile < TILES; ++tile)
+            for (int k = 0; k < 2; ++k)
+                if (tile * STEP + part.column + k < p.tokens) greatest = fmaxf(greatest, scores[tile][2 * half + k]);
+        greatest = greatest_of_row(greatest);
+#pragma unroll COPIES
+        for (int tile = 0; tile < TILES; ++tile)
+            for (int k = 0; k < 2; ++k) {
+                float& score = scores[tile][2 * half + k];
+                score = tile * STEP + part.column + k < p.tokens ? exp2f((score - greatest) * sharpness) : 0.0f;  // NaN reaches the whole row by its sum
+                sum += score;
+            }
+        inverse[half] = 1.0f / sum_of_row(sum);
+    }
+}
+
+template <bool HALF, int TILES>
+__device__ inline void add_to_means(const CrossAttention& p, const Part& part, const float (&scores)[TILES][4], const float (&inverse)[2],
+                                    float (&means)[POSITIONS * TILES * STEP]) {
+    enum { COPIES = Copies<HALF, TILES>::COUNT };
+#pragma unroll COPIES
+    for (int tile = 0; tile < TILES; ++tile)
+        for (int k = 0; k < 4; ++k) {
+            const int token = tile * STEP + part.column + k % 2;
+            if (token < p.tokens) means[inside((part.row + k / 2 * 8) * p.tokens + token, POSITIONS * TILES * STEP)] += scores[tile][k] * inverse[k / 2];
+        }
+}
+
+template <bool HALF, int TILES>
+__device__ inline void write_attended(const CrossAttention& p, const Part& part, const float (&scores)[TILES][4], const float (&inverse)[2]) {
+    enum { COPIES = Copies<HALF, TILES>::COUNT };
+    Probabilities<HALF> probabilities[TILES];
+#pragma unroll COPIES
+    for (int tile = 0; tile < TILES; ++tile) probabilities[tile].take(scores[tile]);
+#pragma unroll 2
+    for (int channel = 0; channel < p.width; channel += STEP) {
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        const int c = channel + part.row;
+#pragma unroll COPIES
+        for (int tile = 0; tile < TILES; ++tile) {
+            const int token = tile * STEP + part.column;
+            const long long at = part.text + (long long)token * p.width + c;
+            Pair<HALF> values;
+            read_pair(values, p.values, at, at + p.width, part.text_size, token < p.tokens && c < p.width, token + 1 < p.tokens && c < p.width);
+            probabilities[tile].multiply_into(sum, values);
+        }
+        for (int k = 0; k < 4; ++k) {
+            const int out = channel + part.column + k % 2;
+            const float value = sum[k] * inverse[k / 2] / Probabilities<HALF>::unit();
+            if (part.has_row[k / 2] && out < p.width) put<HALF>(p.attended, part.rows[k / 2] + out, part.query_size, value);
+        }
+    }
+}
+
 template <bool HALF, int TILES>
 __device__ inline void attend(const CrossAttention& p, float (&means)[POSITIONS * TILES * STEP]) {
-    enum { COPIES = HALF && TILES * STEP <= 80 ? TILES : 1 };  // of a loop over the tokens; with one copy scores lie in memory: long texts and FP32 are rare
-    const int item = blockIdx.z, start = blockIdx.x * POSITIONS, text = p.text_batch == 1 ? 0 : item, tokens = p.tokens, width = p.width;
-    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, row = lane / 4, column = lane % 4 * 2;
-    const long long query_size = (long long)p.batch * p.heads * p.positions * width, text_size = (long long)p.text_batch * p.heads * tokens * width;
-    const float sharpness = p.scale * LOG2_E;
-    for (int i = threadIdx.x; i < POSITIONS * tokens; i += ATTENTION_THREADS) means[inside(i, POSITIONS * TILES * STEP)] = 0.0f;
+    const int warp = threadIdx.x / LANES, first = blockIdx.x * POSITIONS;
+    for (int i = threadIdx.x; i < POSITIONS * p.tokens; i += ATTENTION_THREADS) means[inside(i, POSITIONS * TILES * STEP)] = 0.0f;
     for (int round = 0; round < p.heads; round += HEADS_AT_ONCE) {
-        const int head = round + warp;
-        const bool busy = head < p.heads;  // the same for a whole warp
-        const long long head_start = ((long long)item * p.heads + head) * p.positions, text_start = ((long long)text * p.heads + head) * tokens * width;
-        const long long rows[2] = {(head_start + start + row) * width, (head_start + start + row + 8) * width};
-        const bool has_row[2] = {start + row < p.positions, start + row + 8 < p.positions};
-        float scores[TILES][4];
-        float inverse[2] = {0.0f, 0.0f};
+        const bool busy = round + warp < p.heads;  // the same for a whole warp
+        const Part part = part_of(p, round + warp);
+        float scores[TILES][4], inverse[2];
         if (busy) {
-#pragma unroll COPIES
-            for (int tile = 0; tile < TILES; ++tile)
-                for (int k = 0; k < 4; ++k) scores[tile][k] = 0.0f;
-            for (int first = 0; first < width; first += SUMMED_AT_ONCE) {  // a long row of additions loses digits
-                float part[TILES][4];
-#pragma unroll COPIES
-                for (int tile = 0; tile < TILES; ++tile)
-                    for (int k = 0; k < 4; ++k) part[tile][k] = 0.0f;
-#pragma unroll 2
-                for (int channel = first; channel < min(first + SUMMED_AT_ONCE, width); channel += STEP) {
-                    const int c = channel + column;
-                    Pair<HALF> query[2];
-                    for (int half = 0; half < 2; ++half)
-                        read_pair(query[half], p.query, rows[half] + c, rows[half] + c + 1, query_size, has_row[half] && c < width, has_row[half] && c + 1 < width);
-#pragma unroll COPIES
-                    for (int tile = 0; tile < TILES; ++tile) {
-                        const int token = tile * STEP + row;
-                        const long long at = text_start + (long long)c * tokens + token;
-                        Pair<HALF> keys;
-                        read_pair(keys, p.keys, at, at + tokens, text_size, token < tokens && c < width, token < tokens && c + 1 < width);
-                        multiply(part[tile], query, keys);
-                    }
-                }
-#pragma unroll COPIES
-                for (int tile = 0; tile < TILES; ++tile)
-                    for (int k = 0; k < 4; ++k) scores[tile][k] += part[tile][k];
-            }
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float greatest = LOWEST, sum = 0.0f;
-#pragma unroll COPIES
-                for (int tile = 0; tile < TILES; ++tile)
-                    for (int k = 0; k < 2; ++k)
-                        if (tile * STEP + column + k < tokens) greatest = fmaxf(greatest, scores[tile][2 * half + k]);
-                greatest = greatest_of_row(greatest);
-#pragma unroll COPIES
-                for (int tile = 0; tile < TILES; ++tile)
-                    for (int k = 0; k < 2; ++k) {
-                        float& score = scores[tile][2 * half + k];
-                        score = tile * STEP + column + k < tokens ? exp2f((score - greatest) * sharpness) : 0.0f;  // NaN reaches the whole row by its sum
-                        sum += score;
-                    }
-                inverse[half] = 1.0f / sum_of_row(sum);
-            }
+            products_of<HALF>(p, part, scores);
+            soften<HALF>(p, part, scores, inverse);
         }
         for (int turn = 0; turn < HEADS_AT_ONCE; ++turn) {  // one head after the other: the same sums in every run
             __syncthreads();
-            if (turn != warp || !busy) continue;
-#pragma unroll COPIES
-            for (int tile = 0; tile < TILES; ++tile)
-                for (int k = 0; k < 4; ++k) {
-                    const int token = tile * STEP + column + k % 2;
-                    if (token < tokens) means[inside((row + k / 2 * 8) * tokens + token, POSITIONS * TILES * STEP)] += scores[tile][k] * inverse[k / 2];
-                }
+            if (turn == warp && busy) add_to_means<HALF>(p, part, scores, inverse, means);
         }
-        if (!busy) continue;
-        Probabilities<HALF> probabilities[TILES];
-#pragma unroll COPIES
-        for (int tile = 0; tile < TILES; ++tile) probabilities[tile].take(scores[tile]);
-#pragma unroll 2
-        for (int channel = 0; channel < width; channel += STEP) {
-            float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            const int c = channel + row;
-#pragma unroll COPIES
-            for (int tile = 0; tile < TILES; ++tile) {
-                const int token = tile * STEP + column;
-                const long long at = text_start + (long long)token * width + c;
-                Pair<HALF> values;
-                read_pair(values, p.values, at, at + width, text_size, token < tokens && c < width, token + 1 < tokens && c < width);
-                probabilities[tile].multiply_into(sum, values);
-            }
-            for (int k = 0; k < 4; ++k) {
-                const int out = channel + column + k % 2;
-                if (has_row[k / 2] && out < width) put<HALF>(p.attended, rows[k / 2] + out, query_size, sum[k] * inverse[k / 2] / Probabilities<HALF>::unit());
-            }
-        }
+        if (busy) write_attended<HALF>(p, part, scores, inverse);
     }
     __syncthreads();
-    const long long map_size = (long long)p.batch * p.positions * tokens, map_start = ((long long)item * p.positions + start) * tokens;
-    const int filled = min(POSITIONS, p.positions - start) * tokens;
-    for (int i = threadIdx.x; i < filled; i += ATTENTION_THREADS) put<HALF>(p.map, map_start + i, map_size, means[inside(i, POSITIONS * TILES * STEP)] / (float)p.heads);
+    const long long map_size = (long long)p.batch * p.positions * p.tokens, start = ((long long)blockIdx.z * p.positions + first) * p.tokens;
+    const int filled = min(POSITIONS, p.positions - first) * p.tokens;
+    for (int i = threadIdx.x; i < filled; i += ATTENTION_THREADS)
+        put<HALF>(p.map, start + i, map_size, means[inside(i, POSITIONS * TILES * STEP)] / (float)p.heads);
 }
 
-// Three kernels, because the registers of the longest text would leave room for few blocks. Of each: grid blocks of positions, 1, batch; ATTENTION_THREADS threads.
+// Three kernels, because the registers of the longest text would leave room for few blocks.
+// Of each: grid blocks of positions, 1, batch; ATTENTION_THREADS threads.
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) fathom_cross_attention_40(const CrossAttention p) {
     __shared__ float means[POSITIONS * 40];
     attend<true, 40 / STEP>(p, means);

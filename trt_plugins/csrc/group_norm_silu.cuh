@@ -4,7 +4,7 @@
 // by fathom_group_norm_silu. A longer one is cut into chunks: fathom_group_norm_partial finds what each chunk holds, fathom_group_norm_apply joins
 // that and reads the chunk again. Sums are FP32. They are taken twice, which costs no memory where values lie in registers: of differences from one of
 // the values, so a mean far from zero costs no digits; then about the mean that this gives, which also tells by how much it is off (the corrected
-// two-pass form, which a recurrence such as Welford's equals at best). Chunks are joined alike. SiLU is a division: its form with tanh has been compiled
+// two-pass form; Welford's recurrence would divide for every value). Chunks are joined alike. SiLU is a division: its form with tanh has been compiled
 // wrongly by TensorRT.
 #include "team.cuh"
 
@@ -212,7 +212,8 @@ __device__ __noinline__ void finish_eight(const GroupNormSilu p, int first, cons
 }
 
 template <bool HALF, int VECTORS>
-__device__ inline void write_part(const GroupNormSilu& p, const Group& g, int begin, int end, const Kept<HALF, VECTORS>& kept, const Moments& all, Affine* affines) {
+__device__ inline void write_part(const GroupNormSilu& p, const Group& g, int begin, int end, const Kept<HALF, VECTORS>& kept, const Moments& all,
+                                  Affine* affines) {
     for (int t = threadIdx.x; t < g.size; t += blockDim.x) affines[inside(t, GREATEST_GROUP)] = affine_of(p, all, g.first_channel + t);
     __syncthreads();
 #pragma unroll
@@ -241,8 +242,10 @@ __device__ inline void whole_group(const GroupNormSilu& p, float (&pool)[2 * LAN
     write_part(p, g, 0, g.count, kept, all, affines);
 }
 
-__device__ inline Moments* partials_of(const GroupNormSilu& p) {
-    return (Moments*)p.partials + ((long long)blockIdx.z * p.groups + blockIdx.y) * gridDim.x;
+// What chunk number k of this block's group holds.
+__device__ inline Moments& partial_at(const GroupNormSilu& p, int k) {
+    const long long first = ((long long)blockIdx.z * p.groups + blockIdx.y) * gridDim.x;
+    return ((Moments*)p.partials)[inside(first + k, (long long)p.batch * p.groups * gridDim.x)];
 }
 
 template <bool HALF>
@@ -252,22 +255,25 @@ __device__ inline void part_of_group(const GroupNormSilu& p, float (&pool)[2 * L
     Kept<HALF, CHUNK / CHUNK_THREADS / EIGHT> kept;
     read_part(p, g, begin, end, kept);
     const Moments found = moments_of(kept, begin, end, get(g.x, g.item, g.first_channel, 0), pool);
-    if (threadIdx.x == 0) partials_of(p)[blockIdx.x] = found;
+    if (threadIdx.x == 0) partial_at(p, blockIdx.x) = found;
 }
 
 // The moments of all chunks together, by the same two steps; every thread gets them.
 __device__ inline Moments join_parts(const GroupNormSilu& p, int count, float (&pool)[2 * LANES]) {
-    const Moments* parts = partials_of(p);
-    const float pivot = parts[0].mean;
+    const float pivot = partial_at(p, 0).mean;
     float sum = 0.0f, squares = 0.0f;
-    for (int k = threadIdx.x; k < (int)gridDim.x; k += blockDim.x) sum = fmaf(parts[k].count, (parts[k].mean - pivot) + parts[k].rest, sum);
+    for (int k = threadIdx.x; k < (int)gridDim.x; k += blockDim.x) {
+        const Moments part = partial_at(p, k);
+        sum = fmaf(part.count, (part.mean - pivot) + part.rest, sum);
+    }
     sum_over_block(sum, squares, pool);
     const float mean = pivot + sum / (float)count;
     sum = 0.0f;
     for (int k = threadIdx.x; k < (int)gridDim.x; k += blockDim.x) {
-        const float distance = (parts[k].mean - mean) + parts[k].rest;
-        sum = fmaf(parts[k].count, distance, sum);
-        squares += fmaf(parts[k].count * distance, distance, parts[k].squares);
+        const Moments part = partial_at(p, k);
+        const float distance = (part.mean - mean) + part.rest;
+        sum = fmaf(part.count, distance, sum);
+        squares += fmaf(part.count * distance, distance, part.squares);
     }
     sum_over_block(sum, squares, pool);
     Moments all = {mean, sum / (float)count, squares - sum * (sum / (float)count), (float)count};
