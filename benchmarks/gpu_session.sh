@@ -12,23 +12,26 @@
 # graphs     CUDA graph on and off                                stages    stage times of every bundle, for depth-calibrate
 # ours       evp bundles in FP16 with our operators as kernels between engines, and as plugins of PLUGINS; certified as they are built, and in accuracy and
 #            latency beside the others after that. Not among the steps that run by themselves, because every engine of them is another one to build
+# full       a network of full size with random weights (FULL): exported here, built in FP16, its times, layers and energy beside PyTorch's. Not among the
+#            steps that run by themselves: minutes, 8 GB of disk
 # record     all of it as OUT/gpu.json (python -m fathom.benchmarks.card.gather)
 #
 # PYTHON=python3          has PyTorch with CUDA, pytest, hypothesis
 # ENGINES="$PYTHON"       has TensorRT; TensorRT 8.5 is at home in Python 3.10 only, and wants cuBLAS 11 beside it for attention
 # BUNDLES=DIR             bundles made elsewhere by depth-export, calibrated for INT8 (the machine needs no exporter)
 # DATA=DIR                photos with depth, as for --data pairs:DIR:test:indoor       JOBS=8  builds at a time         ROUNDS=200
+# FULL=evp                a network of the catalog, for the step full        BUILD_LIMIT=900  seconds of one build
 # PLUGINS=FILE            the library of our operators for that TensorRT (python -m fathom.trt_plugins.build_plugins)
 # BACKEND=tensorrt        or tensorrt-rtx                                        MODES=eager-fp32,eager-fp16,compile-fp16,max-autotune-fp16
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
-mkdir -p "$1/logs" "$1/out" "$1/plans" "$1/parent"
+[ $# -ge 1 ] || { sed -n '2,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+mkdir -p "$1/logs" "$1/out" "$1/plans" "$1/bundles" "$1/parent"
 out=$(cd "$1" && pwd)
 shift
 [ $# -gt 0 ] || set -- facts trial kernels device whole operators build accuracy latency graphs record
-python=${PYTHON:-python3} engines=${ENGINES:-$python} backend=${BACKEND:-tensorrt} jobs=${JOBS:-8} rounds=${ROUNDS:-200}
+python=${PYTHON:-python3} engines=${ENGINES:-$python} backend=${BACKEND:-tensorrt} jobs=${JOBS:-8} rounds=${ROUNDS:-200} limit=${BUILD_LIMIT:-900} full=${FULL:-evp}
 modes=${MODES-eager-fp32,eager-fp16,compile-fp16,max-autotune-fp16}
 ln -sfn "$here" "$out/parent/fathom"  # the checkout is the package; nothing is installed
 export PYTHONPATH="$out/parent${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 FATHOM_CACHE_DIR="${FATHOM_CACHE_DIR:-$out/cache}"
@@ -45,8 +48,23 @@ step() { # NAME LIMIT_S COMMAND...
 
 gpu_tests() { step "$1" "$2" "$python" -m pytest -m gpu -p no:cacheprovider -q -rs --rootdir "$here" --junitxml "$out/out/$1.xml" "${@:3}"; }
 plans() { for precision in fp32 fp16 int8 kernels plugins; do [ ! -e "$out/plans/$1-$precision.plan" ] || printf -- '--engine\n%s\n' "$out/plans/$1-$precision.plan"; done; }
-export -f step
-export out backend engines
+
+build() { # BUNDLE PLAN-NAME WORD...
+  local command=("$engines" -m fathom.export.commands.build_command "$1" --backend "$backend" ${target:+--target "$target"})
+  step "build-$2" "$limit" "${command[@]}" -o "$out/plans/$2.plan" --force --json "${@:3}"
+}
+
+latency() { # NETWORK BUNDLE
+  mapfile -t given < <(plans "$1")
+  [ ${#given[@]} -gt 0 ] || return 0
+  local bench=(-m fathom.benchmarks.bench_command latency) end=(--rounds "$rounds" --force --quiet)
+  step "lat-$1-1" 200 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" -o "$out/out/lat-$1-1.json"
+  [ -z "$modes" ] || step "lat-$1-torch" 400 "$python" "${bench[@]}" "$2" --pytorch "$modes" --device cuda "${end[@]}" -o "$out/out/lat-$1-torch.json"
+  step "lat-$1-2" 300 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" --details -o "$out/out/lat-$1-2.json"
+}
+
+export -f step build
+export out backend engines limit
 
 facts() {
   nvidia-smi
@@ -70,8 +88,7 @@ run_step() {
       [ "$backend" != tensorrt-rtx ] || target=$("$engines" -c 'import json, sys; print(json.load(open(sys.argv[1]))["gpus"][0]["target"])' "$out/logs/doctor.log")
       export target=${target:-}
       for network in $networks; do for precision in fp16 fp32 int8; do echo "$network $precision"; done; done |
-        xargs -r -P "$jobs" -L 1 bash -c 'step "build-$1-$2" "${BUILD_LIMIT:-900}" "$engines" -m fathom.export.commands.build_command "$0/$1" --backend "$backend" --precision "$2" \
-          ${target:+--target "$target"} -o "$out/plans/$1-$2.plan" --force --json; true' "${BUNDLES:-}" ;;
+        xargs -r -P "$jobs" -L 1 bash -c 'build "$0/$1" "$1-$2" --precision "$2"; true' "${BUNDLES:-}" ;;
     accuracy)
       for network in $networks; do
         for pictures in rooms ${DATA:+pairs}; do
@@ -82,26 +99,21 @@ run_step() {
             -o "$out/out/acc-$network-$pictures.json" --force --quiet
         done
       done ;;
-    latency)
-      for network in $networks; do
-        mapfile -t given < <(plans "$network")
-        [ ${#given[@]} -gt 0 ] || continue
-        local bench=(-m fathom.benchmarks.bench_command latency) end=(--rounds "$rounds" --force --quiet)
-        step "lat-$network-1" 200 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" -o "$out/out/lat-$network-1.json"
-        [ -z "$modes" ] || step "lat-$network-torch" 400 "$python" "${bench[@]}" "$BUNDLES/$network" --pytorch "$modes" --device cuda "${end[@]}" -o "$out/out/lat-$network-torch.json"
-        step "lat-$network-2" 300 "$engines" "${bench[@]}" "${given[@]}" "${end[@]}" --details -o "$out/out/lat-$network-2.json"
-      done ;;
+    latency) for network in $networks; do latency "$network" "$BUNDLES/$network"; done ;;
     graphs) step graphs 200 "$engines" -m fathom.benchmarks.card.graphs "$out"/plans/*.plan -o "$out/out/graphs.json" ;;
     ours)
       for network in $networks; do
         [[ $network == evp* ]] || continue
         for how in kernels ${PLUGINS:+plugins}; do
-          local operators=(--operators BinsExpectation,GroupNormSilu,CrossAttention)
-          [ "$how" = kernels ] || operators+=(--plugins "$PLUGINS")
-          step "build-$network-$how" 900 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --precision fp16 \
-            ${target:+--target "$target"} "${operators[@]}" -o "$out/plans/$network-$how.plan" --layers "$out/out/layers-$network-$how.json" --force --json
+          local words=(--precision fp16 --operators BinsExpectation,GroupNormSilu,CrossAttention --layers "$out/out/layers-$network-$how.json")
+          [ "$how" = kernels ] || words+=(--plugins "$PLUGINS")
+          build "$BUNDLES/$network" "$network-$how" "${words[@]}"
         done
       done ;;
+    full)
+      step "export-$full" 600 "$python" -m fathom.export.commands.export_command --model "$full" --random-init -o "$out/bundles/$full" --force --quiet &&
+        build "$out/bundles/$full" "$full-fp16" --precision fp16 --layers "$out/out/layers-$full-fp16.json" &&
+        latency "$full" "$out/bundles/$full" ;;
     stages)
       for network in $networks; do
         step "stages-$network" 600 "$engines" -m fathom.export.commands.build_command "$BUNDLES/$network" --backend "$backend" --stage-times "$out/out/stages-$network.json" --force

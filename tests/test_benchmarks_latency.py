@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from other_contracts import with_output
 
 from fathom.benchmarks import bench_command, pytorch_reference
 from fathom.benchmarks.latency import latency
+from fathom.benchmarks.latency.layers import layer_lines, layer_rows
 from fathom.runtime.errors import FathomError
 
 QUERY = latency.Query({})
@@ -134,3 +136,18 @@ def test_pytorch_gives_the_numbers_of_the_network(tiny, monkeypatch):
             assert (pipeline.backend._network.kernel.dtype == torch.float16) == (mode == "eager-fp16")
     with pytest.raises(UsageError, match="eager-fp32"):
         open_torch(tiny.bundle, "eager", "cpu")
+
+
+def test_layers_are_told_by_how_long_they_take():
+    backend = types.SimpleNamespace(
+        layer_times_ms=lambda inputs, runs: {"vae": {"conv": [1.0, 9.0, 2.0][:runs]}, "unet": {"norm + silu": [6.0] * runs, "copy": [0.0] * runs}}
+    )
+    rows = layer_rows(backend, {}, 3)
+    assert [(row["stage"], row["name"], row["p50_ms"], row["share"]) for row in rows] == [
+        ("unet", "norm + silu", 6, 0.75),
+        ("vae", "conv", 2, 0.25),
+        ("unet", "copy", 0, 0),
+    ]
+    assert layer_rows(object(), {}, 3) == []  # ONNX Runtime
+    lines = layer_lines([{"name": "x.plan", "layers": rows}, {"name": "y.plan"}, {"name": "z.plan", "layers": []}])
+    assert lines == ["x.plan: of the time of all 3 layers 75.0 % unet: norm + silu; 25.0 % vae: conv; 0.0 % unet: copy"]

@@ -90,6 +90,7 @@ def test_a_kernel_runs_between_engines(gpu, tiny, tmp_path, batch):
         assert found.shape == (60, 100) and np.isfinite(found).all() and np.ptp(found) > 0
         assert gpu.graph_launches > 0 if batch[0] == batch[2] and gpu.backend == "tensorrt" else True
         assert list(pipeline.backend.stage_times_ms({"image": image}, 2)) == ["head", "expectation"]
+        assert pipeline.backend.layer_times_ms({"image": image}, 1) == {"head": {"one layer": [0.5]}, "expectation": {}}
     with PlanFile.open(plan) as file:
         backend = TensorRTBackend(file, kernels=False)  # photos on the CPU; the stage is still the kernel's
         np.testing.assert_array_equal(backend.run({"image": image})["depth"], depth)

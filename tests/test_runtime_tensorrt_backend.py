@@ -57,7 +57,7 @@ def test_the_whole_life(gpu, tiny, tmp_path, backend):
 @pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_tensors_in_and_out(gpu, tiny, tmp_path, backend, batch):
-    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend)
+    plan = fake_plans.gpu_plan(tiny, tmp_path / "x.plan", backend, lies={"encoder": {"layers": ["stem", "again", "again"]}})
     with PlanFile.open(plan) as file:
         engines = TensorRTBackend(file)
         inputs = run_inputs(batch)
@@ -84,6 +84,12 @@ def test_tensors_in_and_out(gpu, tiny, tmp_path, backend, batch):
         assert len(times_ms) == 3 and min(times_ms) > 0
         by_stage = engines.stage_times_ms(inputs, 4)
         assert list(by_stage) == ["encoder", "head"] and all(len(taken) == 4 and min(taken) > 0 for taken in by_stage.values())
+        by_layer = engines.layer_times_ms(inputs, 2)
+        assert by_layer == {
+            "encoder": {"stem": [0.5, 0.5], "again": [1.5 + 2.5, 1.5 + 2.5]},
+            "head": {"one layer": [0.5, 0.5]},
+        }  # two layers of a name count as one
+        np.testing.assert_allclose(engines.run(inputs)["depth"], wanted, rtol=1e-4)
         with pytest.raises(ValueError, match="no stage makes"):
             engines.run(inputs, frozenset({"nothing"}))
         engines.close()

@@ -26,7 +26,8 @@ EPILOG = """\
 Three boundaries, never mixed in one column: device (the network alone, between two CUDA events), host (tensors in host memory to tensors in
 host memory), photo (a decoded photo to its finished map, with the protocol's windows and flips). What cannot be opened here keeps its row and
 says why. The JSON holds every sample, the versions and the devices.
---details also measures the stages one by one, growing batches, energy, and cold start and memory of each subject in a process of its own.
+--details also measures the stages one by one, the layers of engines, growing batches, energy, and cold start and memory of each subject in a process of
+its own.
 """
 PYTORCH_OPTIONS = ("visual_weights", "text_pack", "texts", "bins", "tokenizer")
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=_count, default=5, metavar="N", help="rounds before that do not count (default: %(default)s)")
     parser.add_argument("--photo", metavar="FILE", help="photo for the boundary photo (default: made up, 640x480 or as the protocol wants)")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--details", action="store_true", help="also stages, batches, energy, cold start and memory")
+    parser.add_argument("--details", action="store_true", help="also stages, layers, batches, energy, cold start and memory")
     parser.add_argument("-o", "--output", metavar="RESULT.json", help="the full record")
     common_flags(parser)
 
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..machine.system import describe
     from ..record.record import header, write_record
     from . import latency
+    from .layers import layer_lines
     from .opening import open_subject
 
     if not (arguments.pytorch or arguments.onnxruntime or arguments.engine):
@@ -90,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             for subject in subjects:
                 _details(subject, query, arguments)
         record["rows"] = latency.to_json(subjects)
-        print(json.dumps(record) if arguments.json else latency.table(record["rows"]), flush=True)
+        print(json.dumps(record) if arguments.json else "\n".join([latency.table(record["rows"]), *layer_lines(record["rows"])]), flush=True)
         if arguments.output:
             write_record(arguments.output, record, arguments.force)
         for subject in subjects:
@@ -141,6 +143,7 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
     """Everything beside the turns: batches, energy, cold start and memory; what fails says why."""
     from ..machine.energy import energy_per_query, open_meter
     from .first_query import first_query
+    from .layers import layer_rows
     from .opening import greatest_batch, tensors_nbytes, weights_nbytes
     from .sweep import sweep
 
@@ -152,11 +155,16 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
         subject.memory["weights_nbytes"] = manifest.network.parameters * (2 if facts["mode"].endswith("fp16") else 4)
         subject.memory["tensors_nbytes"] = None
     greatest = greatest_batch(manifest)
-    subject.details["sweep"] = sweep(backend, query.inputs, greatest, max(3, arguments.rounds // 10), SWEEP_LIMIT_MS)
+    some_rounds = max(3, arguments.rounds // 10)
+    subject.details["sweep"] = sweep(backend, query.inputs, greatest, some_rounds, SWEEP_LIMIT_MS)
     meter = open_meter(facts["device"] != "cpu")
     subject.details["energy"] = energy_per_query(meter, lambda: query.ask(subject.pipeline))
     if meter is not None:
         meter.close()
+    try:
+        subject.details["layers"] = layer_rows(backend, query.inputs, some_rounds)
+    except FathomError as error:
+        subject.remarks = (*subject.remarks, f"its layers could not be timed: {error}")
     try:
         device = facts["device"] if subject.artefact == arguments.bundle else None
         found = first_query(

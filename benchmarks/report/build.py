@@ -14,6 +14,7 @@ from .latency_sections import (
     conditions_section,
     distribution_plot,
     distribution_section,
+    layers_section,
     memory_section,
     pareto_plot,
     stages_section,
@@ -39,7 +40,17 @@ def build_report(paths: Sequence[str | Path]) -> Report:
         sections.append(Section("In short", (Listing(tuple(verdict(network) for network in networks)),), 2))
     for network in networks:
         sections.append(Section(network.name, _top(network), 2))
-        parts = (distribution_section, scale_section, stages_section, stage_cost_section, sweep_section, memory_section, worst_section, conditions_section)
+        parts = (
+            distribution_section,
+            scale_section,
+            stages_section,
+            layers_section,
+            stage_cost_section,
+            sweep_section,
+            memory_section,
+            worst_section,
+            conditions_section,
+        )
         sections += [section for make in parts if (section := make(network)) is not None]
         sections += [Section("Not measured", (Listing(tuple(_missing(network))),)), _origin(network)]
     title = f"{networks[0].name}: how exact, how fast" if len(networks) == 1 else "How exact and how fast these networks are"

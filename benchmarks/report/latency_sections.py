@@ -7,6 +7,7 @@ from .pairing import Network
 from .plots import SERIES, Canvas, bars, curves, steps
 
 BOUNDARIES = ("photo", "host", "device")
+LAYERS = 10  # of each engine
 
 
 def timed_rows(results: Results) -> list[tuple[int, dict]]:
@@ -67,6 +68,21 @@ def stages_section(network: Network) -> Section | None:
             p99 = [latency.number("rows", place, "stages", k, "latency_ms", "p99", unit="ms") for k in range(len(stages))]
             lines += [(Given(row["name"]), Given(stage["name"]), number, last) for stage, number, last in zip(stages, numbers, p99, strict=True)]
     return Section("Stages", (*blocks, Table(("engine", "stage", "p50 ms", "p99"), tuple(lines)))) if blocks else None
+
+
+def layers_section(network: Network) -> Section | None:
+    """The layers of engines that take longest."""
+    latency = network.latency
+    lines: list[tuple[Cell, ...]] = []
+    for place, row in [] if latency is None else timed_rows(latency):
+        for k, layer in enumerate(row.get("layers", ())[:LAYERS]):
+            way = ("rows", place, "layers", k)
+            numbers = (latency.number(*way, "p50_ms", unit="ms"), latency.number(*way, "share", unit="percent"))
+            lines.append((Given(row["name"]), Given(layer["stage"]), Given(layer["name"]), *numbers))
+    words = "As the compiler's profiler tells them, stage by stage and not as one graph: where the time goes, not how much it is."
+    return (
+        Section("Slowest layers", (Paragraph((words,)), Table(("engine", "stage", "layer", "p50 ms", "share of all layers"), tuple(lines)))) if lines else None
+    )
 
 
 def sweep_section(network: Network) -> Section | None:

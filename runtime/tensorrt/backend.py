@@ -11,7 +11,7 @@ from ..artefact.spec import DTYPES, StageSpec, TensorSpec, network_inputs
 from ..photo.raw_maps import RawMaps
 from .device_photos import PhotoJob
 from .gpu_worker import GpuWorker
-from .jobs import RunJob, StageJob, TimeJob
+from .jobs import LayerJob, RunJob, StageJob, TimeJob
 from .session import TensorRTSession
 
 if TYPE_CHECKING:
@@ -118,6 +118,12 @@ class TensorRTBackend:
         self._check(inputs)
         times_ms = self._worker.submit(TimeJob(inputs, runs, by_stage=True)).result()
         return {stage.name: times_ms[place :: len(self.stages)] for place, stage in enumerate(self.stages)}
+
+    def layer_times_ms(self, inputs: dict[str, np.ndarray], runs: int) -> dict[str, dict[str, list[float]]]:
+        """Milliseconds of each layer, by stage and by the compiler's name for it, run after run, as TensorRT's profiler tells them; arguments as in ``run``.
+        A stage that is a kernel of ours has no layers. Where the time goes, not how much it is: a profiled run is slower."""
+        self._check(inputs)
+        return self._worker.submit(LayerJob(inputs, runs)).result()
 
     def _check(self, inputs: dict[str, np.ndarray]) -> None:
         if set(inputs) != set(self._inputs):

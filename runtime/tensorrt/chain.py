@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,17 @@ class Chain:
             error = failure(f"stage {self._engines[index].spec.name} failed", self._logger)
             self.stream.synchronize()  # raises if the device was lost
             raise error
+
+    @contextmanager
+    def profiled(self, index: int, profiler: Any) -> Iterator[None]:
+        """While it lasts, a stage that is run tells TensorRT's profiler how long its layers took."""
+        context = self._contexts[index]
+        context.profiler = profiler
+        try:
+            yield
+        finally:
+            with suppress(TypeError):  # a release that takes no None goes on telling a profiler that nobody reads
+                context.profiler = None
 
     def warm_up(self, runs: int) -> None:
         """Run on zeros: kernels are loaded and compiled now instead of in the first prediction. Then record the graph."""

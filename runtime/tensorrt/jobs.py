@@ -31,3 +31,11 @@ class TimeJob:
     inputs: dict[str, np.ndarray]
     runs: int
     by_stage: bool = False
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """The same tensors through the network again and again, timed layer by layer by TensorRT's profiler."""
+
+    inputs: dict[str, np.ndarray]
+    runs: int

@@ -23,7 +23,8 @@ from .chain import Chain
 from .compatibility import check_header, check_plan, check_streams, open_gpu
 from .device_photos import DevicePhotos, PhotoJob, SlotEvents
 from .engine import Engine
-from .jobs import RunJob, StageJob, TimeJob
+from .jobs import LayerJob, RunJob, StageJob, TimeJob
+from .layer_times import time_layers
 from .loading import import_tensorrt
 from .logger import make_logger
 from .operators.kernel_stage import SUFFIX, KernelStage
@@ -127,7 +128,7 @@ class TensorRTSession:
             trt = import_tensorrt(manifest.backend)
             check_plan(manifest, trt, self.device)
             check_streams(manifest, trt, streams)
-            self.release = trt.__version__
+            self._trt, self.release = trt, trt.__version__
             with self.device:
                 self.free_before, _ = self.device.memory()
                 self.plugins = open_plugins(trt, manifest.operators, plan.path)
@@ -197,7 +198,7 @@ class TensorRTSession:
         """See ``gpu_worker.Session.has_idle_slot``."""
         return any(lane.idle_slot() is not None for lane in self.lanes)
 
-    def begin(self, job: RunJob | PhotoJob | TimeJob | StageJob) -> Sent:
+    def begin(self, job: RunJob | PhotoJob | TimeJob | StageJob | LayerJob) -> Sent:
         """See ``gpu_worker.Session.begin``; enqueues on the least-loaded lane."""
         lane = min(self.lanes, key=lambda lane: sum(slot.busy for slot in lane.slots))
         number = lane.idle_slot()
@@ -210,6 +211,8 @@ class TensorRTSession:
                 else:
                     if isinstance(job, RunJob):
                         collect = self._send(lane.chain, slot, job)
+                    elif isinstance(job, LayerJob):
+                        collect = partial(dict, time_layers(self._trt, lane.chain, self.engines, job))
                     else:
                         collect = self._time(lane.chain, job) if isinstance(job, TimeJob) else self._send_stage(lane.chain, job)
                     slot.events.done.record(lane.chain.stream)
