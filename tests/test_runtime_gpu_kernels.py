@@ -104,3 +104,17 @@ def test_operators_equal_double_precision(card, test):
 @pytest.mark.parametrize("side", [40, 90])
 def test_long_and_short_groups_in_fp32(card, side):
     operator_tests.test_group_norm_in_fp32_on_either_path(card, side)
+
+
+def test_bins_at_the_size_of_evp(card):
+    operator_tests.test_bins_expectation_at_the_size_of_evp(card)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(640, 32), (320, 64), (960, 64), (128, 512)])
+def test_norms_at_the_sizes_of_evp(card, channels, side):
+    operator_tests.test_group_norm_and_silu_at_the_sizes_of_evp(card, channels, side)
+
+
+@pytest.mark.parametrize(("positions", "width", "tokens"), [(1024, 80, 40), (256, 160, 40), (256, 160, 77)])
+def test_attention_at_the_sizes_of_evp(card, positions, width, tokens):
+    operator_tests.test_cross_attention_at_the_sizes_of_evp(card, positions, width, tokens)

@@ -118,6 +118,14 @@ def test_bins_expectation_is_within_two_fp16_steps(host):
 
 
 @needs_compiler
+def test_bins_expectation_at_the_size_of_evp(host):
+    generator = np.random.default_rng(26)
+    shape, attractors = (generator.normal(0, 2, size).astype(np.float16) for size in ((1, 4, 480, 480), (1, 1, 240, 240)))
+    tensors = shape, generator.gamma(1, 3, (1, 64, 120, 120)).astype(np.float16), attractors
+    assert fp16_steps(run_bins(host, *tensors), exact_bins(*tensors)) <= 2
+
+
+@needs_compiler
 def test_bins_expectation_in_fp32(host):
     tensors = [tensor.astype(np.float32) for tensor in some_bins(np.random.default_rng(21))]
     np.testing.assert_allclose(run_bins(host, *tensors), exact_bins(*tensors), rtol=3e-4)
@@ -187,6 +195,15 @@ def test_group_norm_and_silu_are_within_two_fp16_steps(host):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("channels", "side"), [(640, 32), (320, 64), (960, 64), pytest.param(128, 512, marks=pytest.mark.slow)])
+def test_group_norm_and_silu_at_the_sizes_of_evp(host, channels, side):
+    generator = np.random.default_rng(27)
+    x = generator.normal(0.3, 2, (1, channels, side, side)).astype(np.float16)
+    scale, shift = (generator.normal(center, 0.2, channels).astype(np.float32) for center in (1, 0))
+    assert fp16_steps(run_norm(host, x, scale, shift, 32, 1e-5), exact_norm(x, scale, shift, 32, 1e-5).reshape(x.shape)) <= 2
+
+
+@needs_compiler
 @pytest.mark.parametrize("side", [40, 90])
 def test_group_norm_in_fp32_on_either_path(host, side):
     generator = np.random.default_rng(23)
@@ -244,6 +261,16 @@ def test_cross_attention_and_its_map_are_within_two_fp16_steps(host):
         worst = max(worst, fp16_steps(attended, wanted, np.nan_to_num(magnitude)), fp16_steps(found, wanted_map))
     assert worst <= 2
     assert host.library.bounds_broken() == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize(("positions", "width", "tokens"), [(1024, 80, 40), (256, 160, 40), (256, 160, 77)])
+def test_cross_attention_at_the_sizes_of_evp(host, positions, width, tokens):
+    generator, scale = np.random.default_rng(28), float(np.float32(width**-0.5))
+    tensors = [generator.normal(0, 1, shape).astype(np.float16) for shape in ((1, 8, positions, width), (1, 8, width, tokens), (1, 8, tokens, width))]
+    wanted, wanted_map, magnitude = exact_attention(*tensors, scale)
+    attended, found = run_attention(host, *tensors, scale)
+    assert max(fp16_steps(attended, wanted, magnitude), fp16_steps(found, wanted_map)) <= 2
 
 
 def test_attention_that_does_not_go_together_is_refused():
