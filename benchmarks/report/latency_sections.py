@@ -79,10 +79,10 @@ def layers_section(network: Network) -> Section | None:
             way = ("rows", place, "layers", k)
             numbers = (latency.number(*way, "p50_ms", unit="ms"), latency.number(*way, "share", unit="percent"))
             lines.append((Given(row["name"]), Given(layer["stage"]), Given(layer["name"]), *numbers))
+    if not lines:
+        return None
     words = "As the compiler's profiler tells them, stage by stage and not as one graph: where the time goes, not how much it is."
-    return (
-        Section("Slowest layers", (Paragraph((words,)), Table(("engine", "stage", "layer", "p50 ms", "share of all layers"), tuple(lines)))) if lines else None
-    )
+    return Section("Slowest layers", (Paragraph((words,)), Table(("engine", "stage", "layer", "p50 ms", "share of all layers"), tuple(lines))))
 
 
 def sweep_section(network: Network) -> Section | None:

@@ -5,6 +5,7 @@ A profiled run is not a CUDA graph, and the device waits between stages. Layers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ def make_profiler(trt: ModuleType) -> Any:
     return Profiler()
 
 
-def time_layers(trt: ModuleType, chain: Chain, engines: list[Engine | KernelStage], job: LayerJob) -> dict[str, dict[str, list[float]]]:
-    """Stage by stage, each layer's milliseconds, run after run; nothing of a stage that is a kernel of ours, which is one layer."""
+def time_layers(trt: ModuleType, chain: Chain, engines: list[Engine | KernelStage], job: LayerJob) -> Callable[[], dict[str, dict[str, list[float]]]]:
+    """Run all of them; returns what gives, stage by stage, each layer's milliseconds, run after run. A stage that is a kernel of ours has no layers."""
     chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
     for name, array in job.inputs.items():
         chain.upload(name, np.ascontiguousarray(array))
@@ -51,4 +52,4 @@ def time_layers(trt: ModuleType, chain: Chain, engines: list[Engine | KernelStag
                 times_ms = found[engine.spec.name].setdefault(layer, [])
                 times_ms += [0.0] * (number + 1 - len(times_ms))  # a name that comes twice in a run is one layer here
                 times_ms[number] += ms
-    return found
+    return lambda: found

@@ -212,7 +212,7 @@ class TensorRTSession:
                     if isinstance(job, RunJob):
                         collect = self._send(lane.chain, slot, job)
                     elif isinstance(job, LayerJob):
-                        collect = partial(dict, time_layers(self._trt, lane.chain, self.engines, job))
+                        collect = time_layers(self._trt, lane.chain, self.engines, job)
                     else:
                         collect = self._time(lane.chain, job) if isinstance(job, TimeJob) else self._send_stage(lane.chain, job)
                     slot.events.done.record(lane.chain.stream)
