@@ -117,6 +117,7 @@ def test_a_session_runs_from_facts_to_record_on_the_stand_in(tiny_bundle, host, 
     found = json.loads((tmp_path / "out" / "gpu.json").read_text())["results"]
     assert {row["precision"]: row["passed"] for row in found["builds"]} == {"fp16": True, "fp32": True, "int8": False}
     assert [[row["name"] for row in run["rows"]] for run in found["latency"]] == [["small-fp32.plan", "small-fp16.plan"]] * 2
+    assert list(found["latency"][1]["rows"][0]["photo_parts_ms"]) == ["copy_in", "shaping", "network", "finishing", "copy_out", "host"]
     layers = found["latency"][1]["rows"][0]["layers"]  # the fake engines call all they have one layer
     assert {layer["stage"] for layer in layers} == {stage["name"] for stage in found["latency"][1]["rows"][0]["stages"]}
     assert sum(layer["share"] for layer in layers) == pytest.approx(1, abs=1e-3)

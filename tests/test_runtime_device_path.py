@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from noise_photos import photo
 
+from fathom.benchmarks.latency.latency import Query
+from fathom.benchmarks.latency.photo_parts import photo_parts
 from fathom.runtime.artefact.contract import Resize
 from fathom.runtime.artefact.manifest import PlanStage
 from fathom.runtime.artefact.plan import PlanFile
@@ -17,7 +19,9 @@ from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 from fathom.runtime.artefact.text_input import TextInput
 from fathom.runtime.errors import UsageError
 from fathom.runtime.photo.raw_maps import RawMaps
+from fathom.runtime.photo.shaped_photo import ShapedPhoto
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.tensorrt.backend import TensorRTBackend
 
 pytestmark = pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
 
@@ -123,6 +127,24 @@ def test_network_time_is_the_devices_and_the_rest_is_waiting(gpu, tiny, tmp_path
         start = time.perf_counter()
         depth = pipeline.predict(photo())
         assert 0 < depth.network_ms < (time.perf_counter() - start) * 1e3
+
+
+def test_where_the_time_of_a_photo_goes(gpu, tiny, tmp_path):
+    """One tick of the fake device's clock from each mark to the next; the other maps are asked for as ever."""
+    with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan", batch=(1, 2, 4))) as pipeline:
+        shaped, protocol = ShapedPhoto(photo(), pipeline.contract, pipeline.protocol()), pipeline.protocol()
+        parts = pipeline.backend.photo_parts_ms(shaped.photo, shaped.placed, protocol, 1, {})
+        assert parts == dict.fromkeys(("copy_in", "shaping", "network", "finishing", "copy_out"), 1.0)
+        assert pipeline.backend.predict_photos([shaped.photo], [shaped.placed], protocol, 1, {}).parts_ms == {}
+        found = photo_parts(pipeline, Query({"image": np.zeros((1, 3, 48, 64), np.float32)}, photo()), 3)
+        assert list(found) == [*parts, "host"] and found["network"] == 1.0
+    with PlanFile.open(tmp_path / "x.plan") as plan:
+        backend = TensorRTBackend(plan, kernels=False)
+        assert backend.photo_parts_ms(shaped.photo, shaped.placed, protocol, 1, {}) == {}  # shaped on the CPU
+        backend.close()
+    with Pipeline.open(tiny.plan, threads=1) as pipeline:
+        assert photo_parts(pipeline, Query({}, photo()), 3) == {}
+    assert gpu.leaks() == {}
 
 
 def test_waiting_sleeps(gpu, tiny, tmp_path, monkeypatch):

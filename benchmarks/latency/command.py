@@ -26,8 +26,8 @@ EPILOG = """\
 Three boundaries, never mixed in one column: device (the network alone, between two CUDA events), host (tensors in host memory to tensors in
 host memory), photo (a decoded photo to its finished map, with the protocol's windows and flips). What cannot be opened here keeps its row and
 says why. The JSON holds every sample, the versions and the devices.
---details also measures the stages one by one, the layers of engines, growing batches, energy, and cold start and memory of each subject in a process of
-its own.
+--details also measures the stages one by one, the layers of engines, what a photo takes beside the network, growing batches, energy, and cold start and
+memory of each subject in a process of its own.
 """
 PYTORCH_OPTIONS = ("visual_weights", "text_pack", "texts", "bins", "tokenizer")
 
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from . import latency
     from .layers import layer_lines
     from .opening import open_subject
+    from .photo_parts import photo_parts_lines
 
     if not (arguments.pytorch or arguments.onnxruntime or arguments.engine):
         raise UsageError("nothing to time", fix="give --engine, --onnxruntime or --pytorch")
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
             for subject in subjects:
                 _details(subject, query, arguments)
         record["rows"] = latency.to_json(subjects)
-        print(json.dumps(record) if arguments.json else "\n".join([latency.table(record["rows"]), *layer_lines(record["rows"])]), flush=True)
+        words = (latency.table(record["rows"]), *photo_parts_lines(record["rows"]), *layer_lines(record["rows"]))
+        print(json.dumps(record) if arguments.json else "\n".join(words), flush=True)
         if arguments.output:
             write_record(arguments.output, record, arguments.force)
         for subject in subjects:
@@ -145,6 +147,7 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
     from .first_query import first_query
     from .layers import layer_rows
     from .opening import greatest_batch, tensors_nbytes, weights_nbytes
+    from .photo_parts import photo_parts
     from .sweep import sweep
 
     if subject.skip_reason or subject.pipeline is None:
@@ -162,9 +165,10 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
     if meter is not None:
         meter.close()
     try:
+        subject.details["photo_parts_ms"] = photo_parts(subject.pipeline, query, some_rounds)
         subject.details["layers"] = layer_rows(backend, query.inputs, some_rounds)
     except FathomError as error:
-        subject.remarks = (*subject.remarks, f"its layers could not be timed: {error}")
+        subject.remarks = (*subject.remarks, f"its parts and layers could not all be timed: {error}")
     try:
         device = facts["device"] if subject.artefact == arguments.bundle else None
         found = first_query(

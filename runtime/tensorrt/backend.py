@@ -156,6 +156,10 @@ class TensorRTBackend:
             return rest if rest.why_cpu else RawMaps(first.maps + rest.maps, first.network_ms + rest.network_ms)
         return self._worker.submit(job).result()
 
+    def photo_parts_ms(self, photo: np.ndarray, placed: tuple[Placed, ...], protocol: Protocol, batch: int, text: dict[str, np.ndarray]) -> dict[str, float]:
+        """Where the device's time for one photo goes, see ``RawMaps.parts_ms``; empty where it is shaped on the CPU. Arguments as in ``predict_photos``."""
+        return self._worker.submit(PhotoJob([photo], [placed], protocol, batch, text, timed=True)).result().parts_ms
+
     def interrupt(self) -> None:
         """See ``backend.Backend.interrupt``. What is on the device already runs to its end."""
         self._worker.interrupt()

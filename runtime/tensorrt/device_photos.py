@@ -18,7 +18,7 @@ from ..kernels.records import WINDOW, Gather, gather_of, postprocess_record, pre
 from ..photo.postprocess import way_back
 from ..photo.preprocess import Placed, windows_of
 from ..photo.raw_maps import RawMaps
-from ..sequences import zip_equal
+from ..sequences import pairwise, zip_equal
 from .memory_plan import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class PhotoJob:
         placed: the steps of the protocol on each photo.
         batch: windows per run.
         text: tensors of a network that takes words, by name: [windows of all photos, ...].
+        timed: tell where the device's time went.
     """
 
     photos: list[np.ndarray]
@@ -41,6 +42,7 @@ class PhotoJob:
     protocol: Protocol
     batch: int
     text: dict[str, np.ndarray]
+    timed: bool = False
 
     def nbytes(self) -> int:
         """Device memory that the photos, what they are resized to, and their maps take."""
@@ -57,7 +59,13 @@ class SlotEvents:
 
     def __init__(self, device: Device):
         self.copies = Stream(device)
-        self.arrived, self.computed, self.began, self.ended, self.done = (Event(device) for _ in range(5))
+        self.sent, self.arrived, self.began, self.ended, self.computed, self.done = (Event(device) for _ in range(6))
+
+    def parts_ms(self) -> dict[str, float]:
+        """See ``RawMaps.parts_ms``; all of them reached."""
+        names = ("copy_in", "shaping", "network", "finishing", "copy_out")
+        marks = (self.sent, self.arrived, self.began, self.ended, self.computed, self.done)
+        return {name: later.since_ms(earlier) for name, (earlier, later) in zip_equal(names, pairwise(marks))}
 
 
 class DevicePhotos:
@@ -107,6 +115,7 @@ class DevicePhotos:
         source = self._pin("photos")
         for photo, start in zip(job.photos, starts):
             source[start * 3 : start * 3 + photo.size].reshape(photo.shape)[:] = photo
+        events.sent.record(copies)
         self._upload("photos", starts[-1] * 3)
         for name, array in sources.items():
             self._pin(name)[: array.nbytes] = array.view(np.uint8).reshape(-1)
@@ -131,7 +140,7 @@ class DevicePhotos:
         for name, nbytes in (("found", count * 12), ("values", starts[-1] * 4), ("valid", starts[-1])):
             self._device.download(self._pin(name)[:nbytes], address[name], copies.handle)
         events.done.record(copies)
-        return lambda: self._collect(gathers, starts, count)
+        return lambda: self._collect(gathers, starts, count, job.timed)
 
     def _resize(self, gather: Gather, photo: int, table_at: dict[tuple, int], between: int, target: int) -> int:
         """Send the passes of a filtered resize; returns where the result lies."""
@@ -192,7 +201,7 @@ class DevicePhotos:
     def _upload(self, name: str, nbytes: int) -> None:
         self._device.upload(self._buffers[name].address, self._pin(name)[:nbytes], self._events.copies.handle)
 
-    def _collect(self, gathers: list[Gather], starts: list[int], count: int) -> RawMaps:
+    def _collect(self, gathers: list[Gather], starts: list[int], count: int, timed: bool) -> RawMaps:
         bad, low, high = read_inspection(self._pin("found")[: count * 12].view(np.int32).reshape(count, 3))
         if bad.any() or (low == high).any():
             return RawMaps(why_cpu="an output holds NaN, infinite or only equal values, and is looked into stage by stage")
@@ -200,7 +209,7 @@ class DevicePhotos:
         maps = [
             (values[a:b].reshape(gather.photo).copy(), valid[a:b].reshape(gather.photo).copy()) for gather, a, b in zip_equal(gathers, starts[:-1], starts[1:])
         ]
-        return RawMaps(maps, self._events.ended.since_ms(self._events.began))
+        return RawMaps(maps, self._events.ended.since_ms(self._events.began), parts_ms=self._events.parts_ms() if timed else {})
 
 
 def _cpu(why: str) -> Callable[[], RawMaps]:
