@@ -189,17 +189,18 @@ def test_every_number_on_the_page_stands_in_a_result(results):
     assert unsupported(page, other)
 
 
-def test_the_slowest_layers_of_an_engine_are_named(results, tmp_path):
+def test_the_slowest_layers_and_the_parts_of_a_photo_are_named(results, tmp_path):
     folder, _ = results
     latency = json.loads((folder / "latency.json").read_text())
     layers = [{"stage": "encoder", "name": f"conv{k} + silu{k}", "p50_ms": 1.25 / (k + 1), "share": 0.5 / (k + 1)} for k in range(12)]
-    latency["rows"][1]["layers"] = layers
+    latency["rows"][1] |= {"layers": layers, "photo_parts_ms": {"copy_in": 0.125, "network": 1.5, "host": -0.25}}
     jsonschema.validate(latency, SCHEMA)
     (tmp_path / "latency.json").write_text(json.dumps(latency))
     page = html(build_report([folder / "accuracy.json", tmp_path / "latency.json"]))
     assert "Slowest layers" in page and "conv0 + silu0" in page and "conv9 + silu9" in page and "conv10" not in page  # ten of them
     assert unsupported(page, {"accuracy": json.loads((folder / "accuracy.json").read_text()), "latency": latency}) == []
-    assert "Slowest layers" not in (folder / "report.html").read_text()  # ONNX Runtime tells of none
+    assert "copy in, ms" in page and 'data-at="latency/rows/1/photo_parts_ms/copy_in"' in page
+    assert not re.search("Slowest layers|Where a photo", (folder / "report.html").read_text())  # ONNX Runtime tells of neither
 
 
 def test_the_page_needs_nothing_but_itself(results):

@@ -85,6 +85,18 @@ def layers_section(network: Network) -> Section | None:
     return Section("Slowest layers", (Paragraph((words,)), Table(("engine", "stage", "layer", "p50 ms", "share of all layers"), tuple(lines))))
 
 
+def photo_parts_section(network: Network) -> Section | None:
+    """What a photo takes on the GPU beside the network."""
+    latency = network.latency
+    told = [] if latency is None else [(place, row) for place, row in timed_rows(latency) if row.get("photo_parts_ms")]
+    if not told:
+        return None
+    names = list(told[0][1]["photo_parts_ms"])
+    lines = [(Given(row["name"]), *(latency.number("rows", place, "photo_parts_ms", name, unit="ms") for name in names)) for place, row in told]
+    words = "One photo alone, medians by the device's clock; host is what a prediction takes beside them."
+    return Section("Where a photo's time goes", (Paragraph((words,)), Table(("engine", *(f"{name.replace('_', ' ')}, ms" for name in names)), tuple(lines))))
+
+
 def sweep_section(network: Network) -> Section | None:
     """Images per second over the batch."""
     latency = network.latency
