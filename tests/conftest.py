@@ -140,7 +140,7 @@ def host(tmp_path_factory):
     """The CUDA kernels, compiled for this processor; None without a compiler."""
     import kernel_host
 
-    return kernel_host.HostKernels(tmp_path_factory.mktemp("kernels")) if kernel_host.compiler() else None
+    return kernel_host.HostKernels(kernel_host.build(tmp_path_factory.mktemp("kernels"))) if kernel_host.compiler() else None
 
 
 @pytest.fixture

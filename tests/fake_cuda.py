@@ -14,7 +14,7 @@ import types
 import numpy as np
 
 from fathom.runtime.kernels.antialias import ANTIALIAS
-from fathom.runtime.kernels.operators import BINS_EXPECTATION, CROSS_ATTENTION, GROUP_NORM
+from fathom.runtime.kernels.operators import BINS_EXPECTATION, CROSS_ATTENTION, GROUP_NORM, TOKENS
 from fathom.runtime.kernels.records import INSPECT, POSTPROCESS, PREPROCESS
 
 ALIGNMENT = 256
@@ -24,7 +24,7 @@ STRUCTS = {
     "fathom_postprocess": POSTPROCESS,
     "fathom_inspect": INSPECT,
     "fathom_bins_expectation": BINS_EXPECTATION,
-    **dict.fromkeys(("fathom_cross_attention_40", "fathom_cross_attention_80", "fathom_cross_attention_128"), CROSS_ATTENTION),
+    **{f"fathom_cross_attention_{most}": CROSS_ATTENTION for most in TOKENS},
     "fathom_group_norm_silu": GROUP_NORM,
     "fathom_group_norm_partial": GROUP_NORM,
     "fathom_group_norm_apply": GROUP_NORM,

@@ -57,14 +57,19 @@ extern "C" int size_of(int which) {
 """
 
 
-class HostKernels:
-    """The kernels by name; addresses in the structs are addresses of host memory."""
+def build(folder: Path, sources: Path = SOURCES) -> Path:
+    """Compile them; returns the library."""
+    source, library = folder / "kernels.cpp", folder / "kernels.so"
+    source.write_text(SHIM + CALL)
+    compile_library(source, library, "-O2", "-I", sources)
+    return library
 
-    def __init__(self, folder: Path, sources: Path = SOURCES):
-        source, library = folder / "kernels.cpp", folder / "kernels.so"
-        source.write_text(SHIM + CALL)
-        compile_library(source, library, "-O2", "-I", sources)
-        self.library = ctypes.CDLL(str(library))
+
+class HostKernels:
+    """The kernels of a library that was built; addresses in the structs are addresses of host memory."""
+
+    def __init__(self, path: Path):
+        self.path, self.library = path, ctypes.CDLL(str(path))
         self.library.bounds_broken.restype = ctypes.c_longlong
 
     def launch(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """A fake GPU and a TensorRT that builds for it, in every process that a shell script starts: what ``benchmarks/gpu_session.sh`` is tried on."""
 
-import ctypes
 import sys
 from pathlib import Path
 
@@ -23,9 +22,7 @@ def install(kernels, version):
     import kernel_host
     import pytest
 
-    host = kernel_host.HostKernels.__new__(kernel_host.HostKernels)
-    host.library = ctypes.CDLL(kernels)
-    machine, patch = fake_cuda.Machine(host=host), pytest.MonkeyPatch()
+    machine, patch = fake_cuda.Machine(host=kernel_host.HostKernels(kernels)), pytest.MonkeyPatch()
     enter = machine.enter
     machine.enter = lambda call, context=True: enter(call, context and call != "tensorrt")  # the real one makes itself a context where there is none
     fake_cuda.install(patch, machine)

@@ -107,7 +107,7 @@ def test_a_session_runs_from_facts_to_record_on_the_stand_in(tiny_bundle, host, 
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles" / "small").symlink_to(tiny_bundle("moa-depthclip-tiny"))
     given = {"PYTHON": sys.executable, "BUNDLES": str(tmp_path / "bundles"), "JOBS": "2", "ROUNDS": "3", "MODES": ""}
-    env = {**os.environ, **given, **stand_in_card.environment(tmp_path, host.library._name, "10.13.3.9")}
+    env = {**os.environ, **given, **stand_in_card.environment(tmp_path, host.path, "10.13.3.9")}
     steps = ["facts", "build", "latency", "graphs", "record"]
     done = subprocess.run(["bash", str(SCRIPT), str(tmp_path / "out"), *steps], capture_output=True, text=True, env=env, timeout=300)
     lines = dict(line.split(": ", 1) for line in (tmp_path / "out" / "logs" / "summary").read_text().splitlines())

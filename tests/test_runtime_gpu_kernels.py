@@ -110,11 +110,11 @@ def test_bins_at_the_size_of_evp(card):
     operator_tests.test_bins_expectation_at_the_size_of_evp(card)
 
 
-@pytest.mark.parametrize(("channels", "side"), [(640, 32), (320, 64), (960, 64), (128, 512)])
+@pytest.mark.parametrize(("channels", "side"), [*operator_tests.EVP_NORMS, operator_tests.EVP_LONG_NORM])
 def test_norms_at_the_sizes_of_evp(card, channels, side):
     operator_tests.test_group_norm_and_silu_at_the_sizes_of_evp(card, channels, side)
 
 
-@pytest.mark.parametrize(("positions", "width", "tokens"), [(1024, 80, 40), (256, 160, 40), (256, 160, 77)])
+@pytest.mark.parametrize(("positions", "width", "tokens"), operator_tests.EVP_ATTENTIONS)
 def test_attention_at_the_sizes_of_evp(card, positions, width, tokens):
     operator_tests.test_cross_attention_at_the_sizes_of_evp(card, positions, width, tokens)

@@ -111,9 +111,10 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError(f"{folder} has no folder logs", wanted="what benchmarks/gpu_session.sh left")
     results: dict[str, Any] = {"machine": machine(folder), "tests": tests(folder), "builds": builds(folder), "accuracy": accuracy(folder)}
     results["latency"] = latency(folder)
-    for name, file in (("operators", "operators.json"), ("graphs", "graphs.json")):
-        if (made := _read(folder / "out" / file)) is not None:
-            results[name] = made["results"].get(name, made["results"])
+    if (made := _read(folder / "out" / "operators.json")) is not None:
+        results["operators"] = made["results"]["operators"]
+    if (made := _read(folder / "out" / "graphs.json")) is not None:
+        results["graphs"] = made["results"]
     if (asked := folder / "logs" / "rtx60.log").exists():
         results["tensorrt_rtx"] = [json.loads(line) for line in asked.read_text().splitlines() if line.startswith("{")]
     if (notes := folder / "notes.txt").exists():  # what whoever ran it has to say: interruptions, other work on the card

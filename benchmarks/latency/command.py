@@ -165,7 +165,7 @@ def _details(subject: Subject, query: Query, arguments: argparse.Namespace) -> N
     if meter is not None:
         meter.close()
     try:
-        subject.details["photo_parts_ms"] = photo_parts(subject.pipeline, query, some_rounds)
+        subject.details["photo_parts_ms"] = photo_parts(subject.pipeline, query, some_rounds, subject.samples_ms["photo"])
         subject.details["layers"] = layer_rows(backend, query.inputs, some_rounds)
     except FathomError as error:
         subject.remarks = (*subject.remarks, f"its parts and layers could not all be timed: {error}")

@@ -93,7 +93,7 @@ def photo_parts_section(network: Network) -> Section | None:
         return None
     names = list(told[0][1]["photo_parts_ms"])
     lines = [(Given(row["name"]), *(latency.number("rows", place, "photo_parts_ms", name, unit="ms") for name in names)) for place, row in told]
-    words = "One photo alone, medians by the device's clock; host is what a prediction takes beside them."
+    words = "One photo alone, medians by the device's clock; host is what the boundary photo has beside them."
     return Section("Where a photo's time goes", (Paragraph((words,)), Table(("engine", *(f"{name.replace('_', ' ')}, ms" for name in names)), tuple(lines))))
 
 

@@ -32,9 +32,9 @@ READS = {"InstanceNormalization": 2, "LayerNormalization": 2}  # statistics firs
 PLAIN_NBYTES = {"BinsExpectation": 4, "GroupNormSilu": 2, "CrossAttention": 2}  # of a value: typing keeps the bins' region in FP32
 KERNEL_NBYTES = 2
 WHOLE_GROUP = 40960  # FP16 values of a group that group_norm_silu.cuh reads once
-# FP32 operations a pixel of 64 bins: 9 to interpolate, 5 for the logit, 5 for the exponential and the two sums; for each of 0.42 places of the middle grid
-# 19 to interpolate and pull a centre; the four numbers' logarithms and the mode.
-BIN_OPERATIONS = 64 * 19 + round(0.42 * 64 * 19) + 273
+# FP32 operations a pixel, about: for each of 64 bins 9 to interpolate, 5 for the logit, 5 for the exponential and the two sums, and 19 to interpolate and pull
+# a centre at 0.42 places of the middle grid; the four numbers' logarithms and the mode.
+BIN_OPERATIONS = 2000
 
 
 @dataclass(frozen=True)

@@ -78,15 +78,20 @@ LANES, EIGHT, WHOLE_THREADS, WHOLE_HALVES, WHOLE_FLOATS = 32, 8, 1024, 40960, 16
 CHUNK_THREADS, CHUNK, GREATEST_GROUP, MOMENTS_NBYTES = 256, 8192, 256, 16
 
 
+def _group_length(shape: Sequence[int], groups: int) -> int:
+    """Values of a group of [B, C, ...]."""
+    return int(shape[1]) // groups * int(np.prod(shape[2:], dtype=np.int64))
+
+
 def group_norm_workspace(shape: Sequence[int], groups: int, is_fp16: bool) -> int:
     """Bytes of scratch memory that ``launch_group_norm_silu`` wants for x of a shape [B, C, ...]; 0 if a group fits the registers of a block.
 
     Raises:
         ValueError: if the channels do not divide into the groups, or a group is too large.
     """
-    channels, length = shape[1], shape[1] // max(groups, 1) * int(np.prod(shape[2:], dtype=np.int64))
-    if groups < 1 or channels % groups or channels // groups > GREATEST_GROUP or length >= 1 << 31:
+    if groups < 1 or shape[1] % groups or shape[1] // groups > GREATEST_GROUP or _group_length(shape, groups) >= 1 << 31:
         raise ValueError(f"wanted channels in {groups} equal groups of at most {GREATEST_GROUP} channels and 2^31 values, got {list(shape)}")
+    length = _group_length(shape, groups)
     return 0 if length <= (WHOLE_HALVES if is_fp16 else WHOLE_FLOATS) else shape[0] * groups * -(-length // CHUNK) * MOMENTS_NBYTES
 
 
@@ -107,7 +112,7 @@ def launch_group_norm_silu(
     record = np.zeros((), GROUP_NORM)
     record["x"], record["scale"], record["shift"], record["y"], record["partials"] = addresses
     record["batch"], record["channels"], record["pixels"] = shape[0], shape[1], np.prod(shape[2:], dtype=np.int64)
-    length = int(shape[1]) // groups * int(record["pixels"])
+    length = _group_length(shape, groups)
     record["groups"], record["channels_last"], record["is_half"], record["epsilon"] = groups, channels_last, is_fp16, epsilon
     if workspace:
         for kernel in ("fathom_group_norm_partial", "fathom_group_norm_apply"):

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .operators.kernel_stage import KernelStage
 
 if TYPE_CHECKING:
@@ -35,9 +33,7 @@ def make_profiler(trt: ModuleType) -> Any:
 
 def time_layers(trt: ModuleType, chain: Chain, engines: list[Engine | KernelStage], job: LayerJob) -> Callable[[], dict[str, dict[str, list[float]]]]:
     """Run all of them; returns what gives, stage by stage, each layer's milliseconds, run after run. A stage that is a kernel of ours has no layers."""
-    chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
-    for name, array in job.inputs.items():
-        chain.upload(name, np.ascontiguousarray(array))
+    chain.take(job.inputs)
     found: dict[str, dict[str, list[float]]] = {engine.spec.name: {} for engine in engines}
     for number in range(job.runs):
         for index, engine in enumerate(engines):

@@ -229,9 +229,7 @@ class TensorRTSession:
         return (lambda: RawMaps(why_cpu=why)) if why else lane.photos[number].send(job)
 
     def _time(self, chain: Chain, job: TimeJob) -> Callable[[], list[float]]:
-        chain.set_shapes({name: array.shape for name, array in job.inputs.items()})
-        for name, array in job.inputs.items():
-            chain.upload(name, np.ascontiguousarray(array))
+        chain.take(job.inputs)
         steps = [partial(chain.run_stage, index) for index in range(len(self.engines))] if job.by_stage else [chain.run]
         marks: list[Event] = []
 

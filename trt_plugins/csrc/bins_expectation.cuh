@@ -17,7 +17,6 @@ enum { BIN_COUNT = 64, TILE_WIDTH = 32, TILE_HEIGHT = 8, TILE = TILE_WIDTH * TIL
 enum { COLUMNS = TILE_WIDTH + 1, ROWS = TILE_HEIGHT + 1, UNDER_TILE = COLUMNS * ROWS };  // places of the middle grid under a tile, at most
 enum { FOUR = 4, PULLED = 18 * 6 * (BIN_COUNT + FOUR) };  // values shared: all bins of 18 x 6 places, those under a tile at half the full size
 #define PROBABILITY_FLOOR 1e-4f
-#define LOG2_E 1.44269504f
 
 // Stirling's log binomial coefficients of 63 over k, rounded from double precision.
 __constant__ float COEFFICIENTS[BIN_COUNT] = {

@@ -16,7 +16,6 @@ struct CrossAttention {
 enum { ATTENTION_THREADS = 256, HEADS_AT_ONCE = ATTENTION_THREADS / LANES, POSITIONS = 16, MOST_TOKENS = 128, MOST_WIDTH = 256 };
 enum { STEP = 8, SUMMED_AT_ONCE = 32 };  // tokens, channels or products that one m16n8k8 takes; channels
 #define LOWEST -3.402823466e38f  // a row of nothing but -Inf is NaN all the same
-#define LOG2_E 1.44269504f
 #define PROBABILITY_UNIT 32768.0f
 
 // Two neighbours along the summed axis, in the tensors' type.
@@ -39,33 +38,24 @@ struct Pair<false> {
 template <bool HALF>
 using Pairs = host::Shown<Pair<HALF>>;
 #else
+__device__ inline Pair<true> from_lane(const Pair<true>& pair, int lane) {
+    Pair<true> found = {__shfl_sync(EVERY_LANE, pair.bits, lane)};
+    return found;
+}
+
+__device__ inline Pair<false> from_lane(const Pair<false>& pair, int lane) {
+    Pair<false> found = {__shfl_sync(EVERY_LANE, pair.low, lane), __shfl_sync(EVERY_LANE, pair.high, lane)};
+    return found;
+}
+
 template <bool HALF>
-class Pairs;
-
-template <>
-class Pairs<true> {
+class Pairs {
   public:
-    __device__ explicit Pairs(const Pair<true>& mine) : mine_(mine) {}
-    __device__ Pair<true> of(int lane) const {
-        Pair<true> found = {__shfl_sync(EVERY_LANE, mine_.bits, lane)};
-        return found;
-    }
+    __device__ explicit Pairs(const Pair<HALF>& mine) : mine_(mine) {}
+    __device__ Pair<HALF> of(int lane) const { return from_lane(mine_, lane); }
 
   private:
-    const Pair<true>& mine_;
-};
-
-template <>
-class Pairs<false> {
-  public:
-    __device__ explicit Pairs(const Pair<false>& mine) : mine_(mine) {}
-    __device__ Pair<false> of(int lane) const {
-        Pair<false> found = {__shfl_sync(EVERY_LANE, mine_.low, lane), __shfl_sync(EVERY_LANE, mine_.high, lane)};
-        return found;
-    }
-
-  private:
-    const Pair<false>& mine_;
+    const Pair<HALF>& mine_;
 };
 #endif
 
@@ -120,12 +110,6 @@ __device__ inline void read_pair(Pair<false>& pair, unsigned long long tensor, l
     const float* from = (const float*)tensor;
     pair.low = has_first ? from[inside(first, size)] : 0.0f;
     pair.high = has_second ? from[inside(second, size)] : 0.0f;
-}
-
-template <bool HALF>
-__device__ inline void put(unsigned long long tensor, long long index, long long size, float value) {
-    if (HALF) ((unsigned short*)tensor)[inside(index, size)] = half_bits(value);
-    else ((float*)tensor)[inside(index, size)] = value;
 }
 
 // Probabilities of eight tokens as a left side: four numbers a lane. Those in FP16 are split into two numbers each; where one is not 0, neither part is,
@@ -299,7 +283,7 @@ __device__ inline void write_attended(const CrossAttention& p, const Part& part,
         for (int k = 0; k < 4; ++k) {
             const int out = channel + part.column + k % 2;
             const float value = sum[k] * inverse[k / 2] / Probabilities<HALF>::unit();
-            if (part.has_row[k / 2] && out < p.width) put<HALF>(p.attended, part.rows[k / 2] + out, part.query_size, value);
+            if (part.has_row[k / 2] && out < p.width) store(p.attended, inside(part.rows[k / 2] + out, part.query_size), HALF, value);
         }
     }
 }
@@ -326,7 +310,7 @@ __device__ inline void attend(const CrossAttention& p, float (&means)[POSITIONS 
     const long long map_size = (long long)p.batch * p.positions * p.tokens, start = ((long long)blockIdx.z * p.positions + first) * p.tokens;
     const int filled = min(POSITIONS, p.positions - first) * p.tokens;
     for (int i = threadIdx.x; i < filled; i += ATTENTION_THREADS)
-        put<HALF>(p.map, start + i, map_size, means[inside(i, POSITIONS * TILES * STEP)] / (float)p.heads);
+        store(p.map, inside(start + i, map_size), HALF, means[inside(i, POSITIONS * TILES * STEP)] / (float)p.heads);
 }
 
 // Three kernels, because the registers of the longest text would leave room for few blocks.

@@ -39,12 +39,5 @@ extern "C" __global__ void fathom_preprocess(const Preprocess p) {
         for (int c = 0; c < 3; ++c) value[c] = (value[c] - p.mean[c]) / p.std[c];
     }
     const long long plane = (long long)p.canvas_height * p.canvas_width;
-    for (int c = 0; c < 3; ++c) {
-        const long long index = c * plane + (long long)y * p.canvas_width + x;
-        if (p.out_is_half) {
-            ((unsigned short*)p.out)[index] = half_bits(value[c]);
-        } else {
-            ((float*)p.out)[index] = value[c];
-        }
-    }
+    for (int c = 0; c < 3; ++c) store(p.out, c * plane + (long long)y * p.canvas_width + x, p.out_is_half, value[c]);
 }

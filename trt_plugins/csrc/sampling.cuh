@@ -47,3 +47,11 @@ __device__ inline float half_value(unsigned short bits) {
 __device__ inline float load(unsigned long long tensor, long long index, int is_half) {
     return is_half ? half_value(((const unsigned short*)tensor)[index]) : ((const float*)tensor)[index];
 }
+
+__device__ inline void store(unsigned long long tensor, long long index, int is_half, float value) {
+    if (is_half) {
+        ((unsigned short*)tensor)[index] = half_bits(value);
+    } else {
+        ((float*)tensor)[index] = value;
+    }
+}

@@ -18,6 +18,7 @@ __device__ inline long long inside(long long index, long long) { return index; }
 
 enum { LANES = 32 };  // of a warp
 #define EVERY_LANE 0xffffffffu
+#define LOG2_E 1.44269504f
 
 // exp(x) and a / b in two instructions each, a few units of FP32's last place off: for results in FP16. What is below 2^-126 on the way is 0.
 #ifdef FATHOM_HOST
@@ -26,7 +27,7 @@ static inline float quick_quotient(float a, float b) { return a / b; }
 #else
 __device__ inline float quick_exp(float x) {
     float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.44269504f));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * LOG2_E));
     return power;
 }
 
@@ -85,10 +86,5 @@ __device__ inline float get(const Map& map, int item, int channel, long long pix
 }
 
 __device__ inline void set(const Map& map, int item, int channel, long long pixel, float value) {
-    const long long index = inside(place(map, item, channel, pixel), map.size);
-    if (map.is_half) {
-        ((unsigned short*)map.address)[index] = half_bits(value);
-    } else {
-        ((float*)map.address)[index] = value;
-    }
+    store(map.address, inside(place(map, item, channel, pixel), map.size), map.is_half, value);
 }
