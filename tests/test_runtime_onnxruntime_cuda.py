@@ -205,7 +205,8 @@ def test_a_plan_for_cuda_asks_for_cuda(plans, stand_in):
         backend.close()
 
 
-def test_results_say_what_computed_them(plans, tmp_path, capsys):
+def test_results_say_what_computed_them(plans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "SUMS_IN_FP16", False)
     folder, _, _ = plans
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     precisions = {}
@@ -218,3 +219,16 @@ def test_results_say_what_computed_them(plans, tmp_path, capsys):
     assert precisions == {"cuda": "fp16", "cpu": "fp16-simulated"}
     maps = [np.load(next((tmp_path / target).glob("*.npy")), allow_pickle=False) for target in ("cuda", "cpu")]
     np.testing.assert_allclose(*maps, rtol=2e-2)
+
+
+def test_a_cpu_that_adds_up_in_fp16_refuses_graphs_for_cuda(plans, tmp_path, capsys, monkeypatch):
+    """ARM: depths of a ViT-B/32 were 1 % off, so an error is better. What a GPU computes, or FP32 does, is none of it."""
+    monkeypatch.setattr(module, "SUMS_IN_FP16", True)
+    folder, _, _ = plans
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "a.png")
+    arguments = ["--engine", str(folder / "cuda.plan"), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert run.main(arguments) == 5
+    words = capsys.readouterr().err
+    assert "adds up in FP16" in words and "depth-build --backend onnxruntime --precision fp32" in words and not (tmp_path / "out").exists()
+    with PlanFile.open(folder / "cpu.plan") as plan:
+        open_backend(plan).close()

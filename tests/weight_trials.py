@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from fathom.export.onnxruntime.half_sums import sum_in_fp32
 from fathom.export.parity.rounding_probes import widened, with_rounding
 from fathom.export.plan.goldens import golden_tensors
 from fathom.export.precision.calibrated import read_calibration, type_all_by_plan
@@ -117,6 +118,7 @@ def opened(model, level=None):
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL if level is None else level
+    sum_in_fp32(model)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -31,18 +31,20 @@ def tensorrt_version(include: Path) -> tuple[int, int]:
     return int(found[0].group(1)), int(found[1].group(1))
 
 
-def build(include: Path, output: Path, nvcc: Path, architectures: tuple[int, ...] = ()) -> dict[str, object]:
+def build(include: Path, output: Path, nvcc: Path | None, architectures: tuple[int, ...] = ()) -> dict[str, object]:
     """Compile the library; it appears under its name only when it is whole.
 
     Args:
         include: folder with ``NvInfer.h``.
+        nvcc: the CUDA compiler; ``None`` for the one of this machine.
         architectures: compute capabilities (``86``); empty for all that the compiler knows, and PTX for what comes later.
 
     Raises:
-        FileNotFoundError: if there are no headers.
+        FileNotFoundError: if there are no headers, or there is no compiler.
         subprocess.CalledProcessError: if the compiler refuses something; its words are in ``stderr``.
     """
     major, minor = tensorrt_version(include)
+    nvcc = nvcc or find_nvcc()
     chosen = architectures or supported(nvcc)
     targets = [option for arch in chosen for option in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
     if not architectures:
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nvcc", type=Path, help="the CUDA compiler (default: PATH, CUDA_HOME, /usr/local/cuda)")
     parser.add_argument("--arch", type=int, action="append", default=[], help="compute capability, such as 86; may be repeated (default: all)")
     options = parser.parse_args(arguments)
-    return run_build(lambda: build(options.include, options.output, options.nvcc or find_nvcc(), tuple(options.arch)))
+    return run_build(lambda: build(options.include, options.output, options.nvcc, tuple(options.arch)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ..child.child import Progress, run_child
 
 ISOLATED_RELATIVE = 1e-4
 CHAINED = 1e-3
-GRAPH_ONLY = "graph-only"  # ONNX Runtime computes FP16 graphs partly in FP32 on the CPU: proves the graph, not the precision
+GRAPH_ONLY = "graph-only"  # ONNX Runtime takes the sums of FP16 graphs in FP32 on the CPU (see half_sums): proves the graph, not the precision
 
 
 @dataclass(frozen=True)

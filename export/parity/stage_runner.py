@@ -19,6 +19,7 @@ from ...runtime.errors import AccuracyError
 from ...runtime.onnxruntime.optimisers import DISABLED, EXACT_INT8
 from ...runtime.onnxruntime.threads import threads_asked
 from ..onnxruntime.build import load_onnxruntime, refusal
+from ..onnxruntime.half_sums import sum_in_fp32
 from ..onnxruntime.rewrites import GATE_PASSES, rewrite
 from .weight_probes import probe_stage
 
@@ -170,12 +171,11 @@ def _session(ort, file: Path, stage: str, engine: bool, passes=GATE_PASSES):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("session.disable_prepacking", "1")  # the weights stay mapped instead of being copied
     try:
-        graph = file.read_bytes()
+        model = onnx.ModelProto.FromString(file.read_bytes())
         if not engine:
-            model = onnx.ModelProto.FromString(graph)
             rewrite(model, passes)
-            graph = model.SerializeToString()
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED)
+        apart = ["ConstantFolding"] if sum_in_fp32(model) else []  # it would keep every FP16 weight in FP32 as well
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*DISABLED, *apart])
     except Exception as error:
         raise refusal(f"stage {stage}: ONNX Runtime refuses the graph", error) from error
 

@@ -28,8 +28,8 @@ def write_rounded_stage(
 ) -> int:
     """Write the form of an FP32 stage that loses what its typed form loses; returns how many roundings to 16 bits it has.
 
-    ONNX Runtime has no FP16 kernels on a CPU: of a truly typed graph it computes neighbouring operators in FP32 without the roundings
-    in between, which would flatter the result (see ``calibration.precision.rounding``).
+    ONNX Runtime has no FP16 kernels on x86: of a truly typed graph it computes neighbouring operators in FP32 without the roundings
+    in between, which would flatter the result (see ``calibration.precision.rounding``). On ARM it has some, whose sums are worse than any engine's.
 
     Args:
         source: the FP32 graph of the bundle.

@@ -276,7 +276,7 @@ class PlanManifest(Manifest):
 
     @property
     def simulated(self) -> bool:
-        """Whether FP16 is rounding inside an FP32 graph: ONNX Runtime has no FP16 kernels for CPUs."""
+        """Whether FP16 is rounding inside an FP32 graph: ONNX Runtime has few FP16 kernels for CPUs, and no good ones."""
         return self.backend == "onnxruntime" and self.precision == "fp16" and self.targets != ("cuda",)
 
     @property

@@ -27,11 +27,11 @@ import numpy as np
 
 from ..artefact.manifest import BundleManifest, PlanManifest
 from ..artefact.spec import DTYPES, StageSpec, TensorSpec, largest_tensor
-from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, missing_package, tells_of_no_memory
+from ..errors import EnvironmentMismatchError, FathomError, InputError, OutOfMemoryError, PrecisionError, missing_package, tells_of_no_memory
 from ..free_memory import give_back_free_memory
 from ..sequences import zip_equal
 from .cuda import RECORD, cuda_provider, left_on_cpu, load_cuda, require_cuda
-from .optimisers import DISABLED, EXACT_INT8
+from .optimisers import DISABLED, EXACT_INT8, SUMS_IN_FP16
 from .page_dropper import PageDropper
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class OnnxRuntimeBackend:
         index: which GPU.
 
     Raises:
+        PrecisionError: if this processor would compute FP16 graphs worse than the GPU they are for.
         EnvironmentMismatchError: if ONNX Runtime is missing, lacks the provider, or cannot execute a graph.
         InputError: if a graph is broken.
         OutOfMemoryError: if the weights do not fit.
@@ -62,6 +63,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, artefact: PlanFile | BundleDirectory, device: str = "cpu", threads: int | None = None, index: int = 0):
         self._ort = _import_onnxruntime()
+        _require_good_sums(artefact.manifest, device)
         self.stages: tuple[StageSpec, ...] = artefact.manifest.specs()
         self.concurrent, self.remarks = 1, _remarks(artefact.manifest, device)
         self._device, self._threads, self._index = device, threads, index
@@ -266,6 +268,15 @@ class OnnxRuntimeBackend:
         give_back_free_memory()
 
 
+def _require_good_sums(manifest: BundleManifest | PlanManifest, device: str) -> None:
+    if SUMS_IN_FP16 and device == "cpu" and isinstance(manifest, PlanManifest) and manifest.targets == ("cuda",) and manifest.precision == "fp16":
+        raise PrecisionError(
+            "this plan holds FP16 graphs for CUDA, and on this processor ONNX Runtime adds up in FP16 what a GPU adds up in FP32: depths were 1 % off",
+            wanted="a plan for the CPU",
+            fix="depth-build --backend onnxruntime --precision fp32; or run it with --device cuda",
+        )
+
+
 def _remarks(manifest: BundleManifest | PlanManifest, device: str) -> tuple[str, ...]:
     """What runs where, if that is anything but FP32 on the CPU."""
     if isinstance(manifest, BundleManifest):
@@ -274,7 +285,7 @@ def _remarks(manifest: BundleManifest | PlanManifest, device: str) -> tuple[str,
     if manifest.simulated:
         return (f"{words}: FP16 is simulated in FP32; for FP16 sums on a GPU, depth-build --precision fp16 --target cuda",)
     if manifest.targets == ("cuda",) and device == "cpu":
-        return (f"{words}: built for CUDA; a CPU has no FP16 kernels, so that it takes longer and rounds less",) if manifest.precision == "fp16" else ()
+        return (f"{words}: built for CUDA; this CPU has no FP16 kernels, so that it takes longer and rounds less",) if manifest.precision == "fp16" else ()
     return (words,) if device != "cpu" else ()
 
 
