@@ -67,11 +67,11 @@ export -f step build
 export out backend engines limit
 
 facts() {
-  nvidia-smi
-  nvidia-smi -q -d CLOCK,POWER
+  if command -v nvidia-smi > /dev/null; then nvidia-smi; nvidia-smi -q -d CLOCK,POWER; fi
+  if command -v jetson_clocks > /dev/null; then nvpmodel -q; jetson_clocks --show; fi  # a Jetson; both may want root
   "$python" -m pip list
-  "$engines" -m pip list
-  grep -m 1 'model name' /proc/cpuinfo
+  [ "$python" = "$engines" ] || "$engines" -m pip list
+  lscpu | grep 'Model name'
 }
 export -f facts
 export python

@@ -29,18 +29,27 @@ def _read(path: Path) -> Any:
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """Card, driver, limits and versions."""
-    text = (folder / "logs" / "facts.log").read_text()
+    """Card, driver, limits and versions: what nvidia-smi told, and where there is none (a Jetson) what depth-doctor did."""
+    text, doctor = (folder / "logs" / "facts.log").read_text(), _doctor(folder)
     found = {
         "gpu": re.search(r"\|\s+0\s+(NVIDIA .*?)\s{2,}", text),
         "driver": re.search(r"Driver Version\s*: ([\d.]+)", text),
         "power_limit": re.search(r"Current Power Limit\s*: (.*)", text),
         "max_sm_clock": re.search(r"Max Clocks\s+Graphics\s*: (.*)", text),
-        "processor": re.search(r"model name\s*: (.*)", text),
+        "processor": re.search(r"model name\s*:\s*(.*)", text, re.IGNORECASE),
     }
     facts = {name: match.group(1).strip() if match else "" for name, match in found.items()}
+    facts["gpu"] = facts["gpu"] or next((gpu["name"] for gpu in doctor.get("gpus", ())), "")
+    facts["driver"] = facts["driver"] or doctor.get("driver", {}).get("release", "")
+    if jetson := doctor.get("jetson"):
+        facts["jetson"] = jetson["says"]
     listed = dict(re.findall(r"^([\w.-]+)\s+(\d\S*)$", text, re.MULTILINE))
     return facts | {"packages": {name: listed[name] for name in PACKAGES if name in listed}}
+
+
+def _doctor(folder: Path) -> dict[str, Any]:
+    file = folder / "logs" / "doctor.log"
+    return json.loads(file.read_text() or "{}") if file.exists() else {}
 
 
 def tests(folder: Path) -> dict[str, Any]:
