@@ -8,6 +8,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
+from fathom.export.onnxruntime.half_sums import sum_in_fp32
 from fathom.export.precision.typed import type_stage
 from fathom.runtime.artefact.spec import StageSpec, TensorSpec
 
@@ -24,7 +25,9 @@ def cases():
 
 
 def run(model, case):
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    model = onnx.load(model)
+    sum_in_fp32(model)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     given, _ = case.data_sets[0]
     return session.run(None, {value.name: item for value, item in zip(session.get_inputs(), given, strict=False)})
 

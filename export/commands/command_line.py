@@ -140,12 +140,17 @@ def build_options(arguments: argparse.Namespace) -> Any:
 
     Raises:
         UsageError: if they make no sense together.
+        EnvironmentMismatchError: if the compiler is not installed.
     """
     from ..operators.choice import parse_choices
     from ..plan.build import BuildOptions
 
     targets = tuple(word.strip().lower() for word in (arguments.target or "").split(",") if word.strip())
     backend = arguments.backend or "onnxruntime"
+    small = {name: getattr(arguments, name) or "" for name in ("timing_cache", "layers", "plugins")}
+    limits = {"limit_nbytes": arguments.memory or 0, "workspace_nbytes": arguments.workspace or 0, "device": arguments.device or 0}
+    own = parse_choices(arguments.operators or "")
+    options = BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch or "1"), **limits, **small, operators=own)
     if backend == "onnxruntime":
         require_packages(("onnxruntime",), "build", "ONNX Runtime optimises the graphs")
     else:
@@ -155,10 +160,7 @@ def build_options(arguments: argparse.Namespace) -> Any:
 
         if backend != "tensorrt" or not os.environ.get(TENSORRT_PYTHON):
             require_packages((MODULES[backend],), EXTRAS[backend], f"{backend} engines are compiled by it", tensorrt_fix(backend, ""))
-    small = {name: getattr(arguments, name) or "" for name in ("timing_cache", "layers", "plugins")}
-    limits = {"limit_nbytes": arguments.memory or 0, "workspace_nbytes": arguments.workspace or 0, "device": arguments.device or 0}
-    own = parse_choices(arguments.operators or "")
-    return BuildOptions(backend, arguments.precision or "fp32", targets, parse_batch(arguments.batch or "1"), **limits, **small, operators=own)
+    return options
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

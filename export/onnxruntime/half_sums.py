@@ -1,6 +1,6 @@
 """For ONNX Runtime on a 64-bit ARM only, so for every Jetson: sums of FP16 numbers in FP32, as every GPU and every x86 takes them.
 
-A typed graph should not be judged by what ``SUMS_IN_FP16`` tells of, nor an engine be held against it.
+A typed graph should not be judged by what ``SUMS_IN_FP16`` tells of, nor an engine be held against it. Some it refuses besides: ``AveragePool`` of opset 19.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
+from ...calibration.precision.fp32_rules import NORMS, SUMMING
 from ...runtime.onnxruntime.optimisers import SUMS_IN_FP16
 from ..graph.product_types import PRODUCTS
 from ..graph.set_nodes import set_nodes
 
-SUMMING = {*PRODUCTS, "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "ReduceL2", "Softmax", "LayerNormalization", "InstanceNormalization"}
+ADD_UP = {*PRODUCTS, *NORMS, *SUMMING, "AveragePool", "Softmax"}
 
 
 def sum_in_fp32(model: onnx.ModelProto) -> int:
@@ -29,7 +30,7 @@ def sum_in_fp32(model: onnx.ModelProto) -> int:
     wide: dict[str, str] = {}
     done = 0
     for node in model.graph.node:
-        halves = [name for name in node.input if kinds.get(name) == TensorProto.FLOAT16] if node.op_type in SUMMING else []
+        halves = [name for name in node.input if kinds.get(name) == TensorProto.FLOAT16] if node.op_type in ADD_UP else []
         if not halves:
             nodes.append(node)
             continue
