@@ -5,6 +5,7 @@ import sys
 
 import fake_plans
 import fake_tensorrt
+import kernel_host
 import numpy as np
 import pytest
 from fake_tensorrt import nothing_left
@@ -97,7 +98,11 @@ def test_memory_that_runs_out(gpu, tiny, tmp_path):
         with pytest.raises(OutOfMemoryError, match="OutOfMemory"):
             Pipeline.open(plan)
         nothing_left(gpu)
-    with Pipeline.open(plan) as pipeline:
+
+
+@pytest.mark.skipif(not kernel_host.compiler(), reason="no C++ compiler")
+def test_a_photo_that_memory_does_not_suffice_for(gpu, tiny, tmp_path):
+    with Pipeline.open(fake_plans.gpu_plan(tiny, tmp_path / "x.plan")) as pipeline:
         pipeline.predict(photo())
         gpu.nbytes = gpu.used()
         with pytest.raises(OutOfMemoryError):
