@@ -25,12 +25,13 @@ PACKAGES = ("torch", "triton", "numpy", "cuda-bindings", "pycuda", "onnx", "onnx
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    text = path.read_text() if path.exists() else ""  # a log stays empty where its command was stopped
+    return json.loads(text) if text else None
 
 
 def machine(folder: Path) -> dict[str, Any]:
     """Card, driver, limits and versions: what nvidia-smi told, and where there is none (a Jetson) what depth-doctor did."""
-    text, doctor = (folder / "logs" / "facts.log").read_text(), _doctor(folder)
+    text, doctor = (folder / "logs" / "facts.log").read_text(), _read(folder / "logs" / "doctor.log") or {}
     found = {
         "gpu": re.search(r"\|\s+0\s+(NVIDIA .*?)\s{2,}", text),
         "driver": re.search(r"Driver Version\s*: ([\d.]+)", text),
@@ -45,11 +46,6 @@ def machine(folder: Path) -> dict[str, Any]:
         facts["jetson"] = jetson["says"]
     listed = dict(re.findall(r"^([\w.-]+)\s+(\d\S*)$", text, re.MULTILINE))
     return facts | {"packages": {name: listed[name] for name in PACKAGES if name in listed}}
-
-
-def _doctor(folder: Path) -> dict[str, Any]:
-    file = folder / "logs" / "doctor.log"
-    return json.loads(file.read_text() or "{}") if file.exists() else {}
 
 
 def tests(folder: Path) -> dict[str, Any]:

@@ -38,11 +38,10 @@ def sum_in_fp32(model: onnx.ModelProto) -> int:
             if name not in wide:
                 wide[name] = f"{name}:fp32"
                 nodes.append(helper.make_node("Cast", [name], [wide[name]], name=wide[name], to=TensorProto.FLOAT))
-        sums = [(name, f"{name}:sum") for name in node.output]
-        summing = onnx.NodeProto.FromString(node.SerializeToString())
-        summing.input[:] = [wide.get(name, name) for name in node.input]
-        summing.output[:] = [name and inner for name, inner in sums]
-        nodes += [summing, *(helper.make_node("Cast", [inner], [name], name=inner, to=TensorProto.FLOAT16) for name, inner in sums if name)]
+        sums = {name: f"{name}:sum" for name in node.output if name and kinds.get(name, TensorProto.FLOAT16) == TensorProto.FLOAT16}
+        node.input[:] = [wide.get(name, name) for name in node.input]
+        node.output[:] = [sums.get(name, name) for name in node.output]  # the statistics of a LayerNormalization are FP32 already
+        nodes += [node, *(helper.make_node("Cast", [inner], [name], name=inner, to=TensorProto.FLOAT16) for name, inner in sums.items())]
         done += 1
     set_nodes(model.graph, nodes)
     return done
